@@ -1,0 +1,88 @@
+"""The shape of a model: what is needed, beside the weights, to run it."""
+
+import dataclasses
+import math
+from typing import Any
+
+SAMPLE_RATE = 16_000  # Hz
+MIN_FRAME_PERIOD_MS = 20.0  # the frame period of the convolutional front end
+# (channels, kernel, stride) of the seven convolutions of wav2vec 2.0 (arXiv 2006.11477): 400 samples seen, 320 hop
+WAV2VEC2_CONV_LAYERS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A wav2vec 2.0, with or without the compressor. Defaults are those of Base without a compressor.
+
+    Raises ValueError, naming the field, when a value cannot be a model.
+    """
+
+    conv_layers: tuple[tuple[int, int, int], ...] = WAV2VEC2_CONV_LAYERS  # (channels, kernel, stride) each
+    conv_norm: str = "group"  # "group": GroupNorm after the first convolution (Base); "layer": LayerNorm after each (Large)
+    conv_bias: bool = False
+    projection: bool = True  # a Linear between the front end and the encoder (fairseq leaves it out for equal widths)
+    dim: int = 768
+    ffn_dim: int = 3072
+    heads: int = 12
+    layers: int = 12
+    pre_norm: bool = False  # LayerNorm before each block (Large) instead of after it (Base)
+    pos_conv_kernel: int = 128
+    pos_conv_groups: int = 16
+    activation: str = "gelu"  # of the feed-forward blocks: "gelu" or "relu"
+    normalize: bool = False  # the wave is brought to mean 0 and variance 1 first
+    compressor: str = "none"  # "cif" or "none"
+
+    def __post_init__(self) -> None:
+        layers = tuple(tuple(int(value) for value in layer) for layer in self.conv_layers)
+        object.__setattr__(self, "conv_layers", layers)
+        if not layers or any(len(layer) != 3 or min(layer) < 1 for layer in layers):
+            raise ValueError(f"conv_layers must be (channels, kernel, stride) triples above 0, found {layers}")
+        if any(kernel < stride for _, kernel, stride in layers):
+            raise ValueError(f"conv_layers must have kernels at least as long as their strides, found {layers}")
+        for name, choices in {
+            "conv_norm": ("group", "layer"),
+            "activation": ("gelu", "relu"),
+            "compressor": ("cif", "none"),
+        }.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
+        for name in ("dim", "ffn_dim", "heads", "layers", "pos_conv_kernel", "pos_conv_groups"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a whole number above 0, found {getattr(self, name)!r}")
+        for name in ("heads", "pos_conv_groups"):
+            if self.dim % getattr(self, name):
+                raise ValueError(f"dim {self.dim} must be a multiple of {name} {getattr(self, name)}")
+
+    @property
+    def conv_dim(self) -> int:
+        """Width of the front end's output."""
+        return self.conv_layers[-1][0]
+
+    @property
+    def hop(self) -> int:
+        """Samples between the starts of two frames of the front end (320)."""
+        return math.prod(stride for _, _, stride in self.conv_layers)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame of the front end sees (400)."""
+        field = 1
+        for _, kernel, stride in reversed(self.conv_layers):
+            field = (field - 1) * stride + kernel
+        return field
+
+    def num_frames(self, samples: int) -> int:
+        """Frames that the front end makes of so many samples (works on integer tensors too)."""
+        return (samples - self.receptive_field) // self.hop + 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; ``ModelConfig.from_dict`` is the inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
+        """Raises ValueError for a key that no field has."""
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown model config keys {unknown}")
+        return cls(**values)
