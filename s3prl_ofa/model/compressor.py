@@ -1,0 +1,60 @@
+"""The compressor: predicts alpha from the frames of the front end and compresses them at any rate.
+
+One piece of code for inference and for training, under the reference's parameter names (``cif_subsampler.alpha_fn``).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .cif import CifPlan, apply_cif, plan_cif
+from .packing import pad, spread
+from .rate import mix
+
+KERNEL = 5  # frames that the predictor sees around each frame
+
+
+class AlphaPredictor(nn.Module):
+    """Convolution over time, LayerNorm, ReLU, Linear, sigmoid: one alpha in (0, 1) a frame."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.cnn = nn.Conv1d(dim, dim, KERNEL, padding=KERNEL // 2)
+        self.layer = nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, 1))
+
+    def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        """From rows (frames of the batch, dim) to alpha (frames of the batch,) in float64.
+
+        An utterance sees zeros beyond its ends, whatever stands beside it in the batch.
+        """
+        layout, positions = spread(rows, lengths, gap=KERNEL // 2)
+        hidden = self.cnn(layout.t()[None])[0].t()
+        if positions is not None:
+            hidden = hidden[positions]
+        norm, _, linear = self.layer
+        # The last steps in float32: a half-precision alpha would move the number of frames.
+        hidden = F.relu(F.layer_norm(hidden.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps))
+        logit = F.linear(hidden, linear.weight.float(), linear.bias.float())
+        return torch.sigmoid(logit[:, 0].double())
+
+
+class Compressor(nn.Module):
+    """Alpha predictor, rate and continuous integrate-and-fire together."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.alpha_fn = AlphaPredictor(dim)
+
+    def alpha(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, longest) float64, zeros after each utterance's end; rows (frames of the batch, dim)."""
+        return pad(self.alpha_fn(rows, lengths), lengths.to(rows.device))
+
+    @staticmethod
+    def plan(alpha: Tensor, lambd: Tensor, lengths: Tensor) -> CifPlan:
+        """How alpha (batch, longest) compresses utterances of ``lengths`` (batch,) at ``lambd`` (batch,)."""
+        return plan_cif(mix(alpha, lambd), lengths)
+
+    @staticmethod
+    def compress(rows: Tensor, plan: CifPlan) -> Tensor:
+        """Rows (frames of the batch, dim) to (output frames of the batch, dim)."""
+        return apply_cif(rows, plan)

@@ -1,0 +1,123 @@
+"""The transformer encoder of wav2vec 2.0, on rows: the frames of all utterances of a batch, one after the other."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import ModelConfig
+from .packing import pad, positions_of, spread, starts_of, unpad, valid_mask
+
+# Utterances attend in groups of similar length, each padded to its longest: at most this much longer than the shortest.
+GROUP_RATIO = 1.3
+
+
+class AttentionGroup:
+    """Utterances of similar length that attend in one call, and where their rows stand in the batch."""
+
+    def __init__(self, lengths: Tensor, members: Tensor, device: torch.device) -> None:
+        self.lengths = lengths[members]
+        own_starts = starts_of(lengths)[members]
+        everything = len(members) == len(lengths) and bool((members == torch.arange(len(lengths))).all())
+        self.rows = None if everything else positions_of(self.lengths, own_starts).to(device)
+        ragged = int(self.lengths.min()) < int(self.lengths.max())
+        # (utterances, 1 head, 1 query, keys): keys beyond an utterance's end are not attended to
+        self.mask = valid_mask(self.lengths)[:, None, None].to(device) if ragged else None
+
+
+def attention_groups(lengths: Tensor, device: torch.device) -> list[AttentionGroup]:
+    """Splits utterances of ``lengths`` (batch,), on the CPU, into groups of similar length."""
+    if int(lengths.max()) <= GROUP_RATIO * int(lengths.min()):
+        return [AttentionGroup(lengths, torch.arange(len(lengths)), device)]
+    order = torch.argsort(lengths)
+    groups, begin = [], 0
+    sorted_lengths = lengths[order].tolist()
+    for index, length in enumerate(sorted_lengths):
+        if length > GROUP_RATIO * sorted_lengths[begin]:
+            groups.append(AttentionGroup(lengths, order[begin:index], device))
+            begin = index
+    return [*groups, AttentionGroup(lengths, order[begin:], device)]
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each with a residual; LayerNorm after (Base) or before (Large) each."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.pre_norm = config.pre_norm
+        self.activation = F.gelu if config.activation == "gelu" else F.relu
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)  # query, key and value in one product
+        self.out = nn.Linear(config.dim, config.dim)
+        self.fc1 = nn.Linear(config.dim, config.ffn_dim)
+        self.fc2 = nn.Linear(config.ffn_dim, config.dim)
+        self.attention_norm = nn.LayerNorm(config.dim)
+        self.final_norm = nn.LayerNorm(config.dim)
+
+    def forward(self, rows: Tensor, groups: list[AttentionGroup]) -> Tensor:
+        """Rows (frames of the batch, dim) to rows of the same shape."""
+        if self.pre_norm:
+            rows = rows + self.attend(self.attention_norm(rows), groups)
+            return rows + self.feed_forward(self.final_norm(rows))
+        rows = self.attention_norm(rows + self.attend(rows, groups))
+        return self.final_norm(rows + self.feed_forward(rows))
+
+    def feed_forward(self, rows: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(rows)))
+
+    def attend(self, rows: Tensor, groups: list[AttentionGroup]) -> Tensor:
+        """Self-attention within each utterance."""
+        qkv = self.qkv(rows)
+        if groups[0].rows is None:
+            return self.out(self.attend_group(qkv, groups[0]))
+        attended = torch.empty_like(rows)
+        for group in groups:
+            attended = attended.index_copy(0, group.rows, self.attend_group(qkv[group.rows], group))
+        return self.out(attended)
+
+    def attend_group(self, qkv: Tensor, group: AttentionGroup) -> Tensor:
+        """(frames of the group, 3 * dim) to (frames of the group, dim)."""
+        padded = pad(qkv, group.lengths)
+        batch, frames, width = padded.shape
+        query, key, value = padded.view(batch, frames, 3, self.heads, width // 3 // self.heads).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=group.mask)
+        return unpad(attended.transpose(1, 2).reshape(batch, frames, width // 3), group.lengths)
+
+
+class Encoder(nn.Module):
+    """Positional convolution and transformer layers."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.pre_norm = config.pre_norm
+        self.pos_conv = nn.Conv1d(
+            config.dim,
+            config.dim,
+            config.pos_conv_kernel,
+            padding=config.pos_conv_kernel // 2,
+            groups=config.pos_conv_groups,
+        )
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.dim)
+
+    def positions(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        """Positional information (frames of the batch, dim): a wide grouped convolution over time and a GELU."""
+        layout, where = spread(rows, lengths, gap=self.pos_conv.kernel_size[0] // 2)
+        # an even kernel gives one frame more than it got; it is the last one
+        convolved = self.pos_conv(layout.t()[None])[0].t()[: len(layout)]
+        return F.gelu(convolved if where is None else convolved[where])
+
+    def forward(self, rows: Tensor, lengths: Tensor, layers: int) -> list[Tensor]:
+        """The input of each of the first ``layers`` layers and the output of the last: layers + 1 tensors of rows.
+
+        rows: (frames of the batch, dim). lengths: (batch,) on the CPU.
+        """
+        rows = rows + self.positions(rows, lengths)
+        if not self.pre_norm:
+            rows = self.norm(rows)
+        groups = attention_groups(lengths, rows.device)
+        hidden_states = [rows]
+        for layer in self.layers[:layers]:
+            hidden_states.append(layer(hidden_states[-1], groups))
+        if self.pre_norm and layers == len(self.layers):
+            hidden_states[-1] = self.norm(hidden_states[-1])
+        return hidden_states

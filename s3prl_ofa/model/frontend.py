@@ -1,0 +1,157 @@
+"""The convolutional front end: waves to one frame every 20 ms.
+
+All utterances of a batch stand in one long wave, each at a multiple of the hop, so every convolution is a matrix product
+over the whole batch, time first, without padding. The few frames that would see two utterances are dropped at the end.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import ModelConfig
+from .packing import positions_of, starts_of
+
+BLOCK = 4  # output frames that share one set of first-layer weights; utterances start at multiples of it
+NORM_EPS = 1e-5
+# Output frames computed at a time: on a CPU the activations stay in its caches, on a GPU the launches are few.
+CHUNK = {"cpu": 128, "cuda": 8192}
+
+
+class FrontEnd(nn.Module):
+    """Seven strided convolutions, as in wav2vec 2.0, with GroupNorm on the first or LayerNorm on each.
+
+    Weights are kept as matrices (kernel * channels in, channels out): row j * channels + c belongs to step j of the
+    kernel. GroupNorm here has one channel a group. Its mean and variance over time come from the utterance's own
+    samples alone and need no pass over the activations: for a linear convolution y = W u of windows u,
+    mean(y) = W mean(u) and var(y) = W cov(u) W^T, so normalising is another set of weights, one an utterance.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels_in = (1, *(channels for channels, _, _ in config.conv_layers[:-1]))
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        self.norm_weights, self.norm_biases = nn.ParameterList(), nn.ParameterList()
+        for index, (inputs, (channels, kernel, _)) in enumerate(zip(channels_in, config.conv_layers, strict=True)):
+            weight = torch.empty(kernel * inputs, channels)
+            self.weights.append(nn.init.normal_(weight, std=(2.0 / (kernel * inputs)) ** 0.5))
+            if config.conv_bias:
+                self.biases.append(torch.zeros(channels))
+            if config.conv_norm == "layer" or index == 0:
+                self.norm_weights.append(torch.ones(channels))
+                self.norm_biases.append(torch.zeros(channels))
+
+    def forward(self, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """From waves (samples,) each, float32, to rows (frames of the batch, channels) and frames (batch,) on the CPU."""
+        config = self.config
+        samples = torch.tensor([len(wave) for wave in waves])
+        lengths = config.num_frames(samples)
+        # Whole blocks that hold every sample, so that the normalisation sees each window of the utterance.
+        blocks = -(-samples // (config.hop * BLOCK))
+        wave = self.lay_out(waves, blocks)
+        kernel_1, first_bias = self.first_layer(wave, samples, blocks)
+
+        frames = int(blocks.sum()) * BLOCK
+        chunk = CHUNK.get(wave.device.type, CHUNK["cuda"])
+        pieces = [
+            self.convolve(wave, start, min(start + chunk, frames), kernel_1, first_bias)
+            for start in range(0, frames, chunk)
+        ]
+        rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        if len(waves) == 1:
+            return rows[: int(lengths[0])], lengths
+        return rows[positions_of(lengths, starts_of(blocks * BLOCK)).to(rows.device)], lengths
+
+    def lay_out(self, waves: list[Tensor], blocks: Tensor) -> Tensor:
+        """One wave that holds all, each in its own blocks, and zeros for the last window to look into."""
+        size = self.config.hop * BLOCK
+        _, kernel, stride = self.config.conv_layers[0]
+        parts = []
+        for wave, count in zip(waves, blocks.tolist(), strict=True):
+            parts += [wave, wave.new_zeros(count * size - len(wave))]
+        return torch.cat([*parts, waves[0].new_zeros(kernel - stride)])
+
+    def windows(self, wave: Tensor, start_block: int, num_blocks: int) -> Tensor:
+        """(blocks, windows a block, kernel) view of the first convolution's windows."""
+        _, kernel, stride = self.config.conv_layers[0]
+        size = self.config.hop * BLOCK
+        shape = (num_blocks, size // stride, kernel)
+        return wave.as_strided(shape, (size, stride, 1), wave.storage_offset() + start_block * size)
+
+    def first_layer(self, wave: Tensor, samples: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Kernel (blocks or 1, kernel, channels) and bias (blocks or 1, 1, channels) of the first convolution."""
+        weight = self.weights[0]
+        bias = self.biases[0] if self.config.conv_bias else None
+        if self.config.conv_norm == "layer":
+            return weight[None], None if bias is None else bias[None, None]
+        _, kernel, stride = self.config.conv_layers[0]
+        utterance = torch.repeat_interleave(torch.arange(len(blocks)), blocks).to(wave.device)
+        count = ((samples - kernel) // stride + 1).to(wave.device)
+
+        # Sums of windows and of their products, by utterance, over windows that lie inside it. In float64: the
+        # covariance is a difference of large numbers when the wave has an offset.
+        windows = self.windows(wave, 0, int(blocks.sum())).double()
+        first_window = (starts_of(blocks) * (self.config.hop * BLOCK // stride)).to(wave.device)
+        window = torch.arange(windows.shape[0] * windows.shape[1], device=wave.device).view(windows.shape[:2])
+        inside = window < (first_window + count)[utterance][:, None]
+        windows = windows * inside[..., None]
+        zeros = windows.new_zeros(len(blocks), kernel, kernel + 1)
+        sums = torch.cat([windows.transpose(1, 2) @ windows, windows.sum(1)[..., None]], -1)
+        moments = zeros.index_add(0, utterance, sums) / count[:, None, None]
+        second, mean = moments[..., :-1], moments[..., -1]
+        covariance = second - mean[:, :, None] * mean[:, None, :]
+
+        # A bias of the convolution shifts the mean and is taken out again by the normalisation.
+        exact = weight.double()
+        variance = torch.einsum("kc,bkj,jc->bc", exact, covariance, exact).clamp(min=0.0)
+        scale = self.norm_weights[0].double() * torch.rsqrt(variance + NORM_EPS)
+        shift = self.norm_biases[0].double() - (mean @ exact) * scale
+        kernel_1 = (exact * scale[:, None, :]).to(weight.dtype)
+        return kernel_1[utterance], shift.to(weight.dtype)[utterance][:, None]
+
+    def convolve(self, wave: Tensor, start: int, stop: int, kernel_1: Tensor, first_bias: Tensor | None) -> Tensor:
+        """Output frames [start, stop) of the one long wave: (stop - start, channels). start is at a block."""
+        config, dtype = self.config, self.weights[0].dtype
+        samples = config.receptive_field + (stop - start - 1) * config.hop
+        first, size = start // BLOCK, config.hop * BLOCK
+        # The last frames look into the next block. At the end of the wave there is none, and the last frame, which is
+        # never one of an utterance, is not made.
+        count = min(-(-samples // size), len(wave) // size - first)
+        windows = self.windows(wave, first, count).to(dtype)
+        block = slice(first, first + len(windows)) if len(kernel_1) > 1 else slice(0, 1)
+        kernel_1 = kernel_1[block].expand(len(windows), -1, -1)
+        if first_bias is None:
+            hidden = torch.bmm(windows, kernel_1)
+        else:
+            hidden = torch.baddbmm(first_bias[block].expand(len(windows), -1, -1), windows, kernel_1)
+        hidden = self.activate(hidden.flatten(0, 1), 0)
+        for index in range(1, len(config.conv_layers)):
+            hidden = self.activate(self.convolution(hidden, index), index)
+        return hidden[: stop - start]
+
+    def convolution(self, rows: Tensor, index: int) -> Tensor:
+        """One strided convolution over rows (time, channels) as matrix products on views of them.
+
+        A kernel of 3 with stride 2 is a product over pairs of rows plus one over every second row.
+        """
+        channels, kernel, stride = self.config.conv_layers[index]
+        inputs = rows.shape[1]
+        outputs = (rows.shape[0] - kernel) // stride + 1
+        result = None
+        for step in range(0, kernel, stride):
+            width = min(stride, kernel - step) * inputs
+            view = rows.as_strided((outputs, width), (stride * inputs, 1), rows.storage_offset() + step * inputs)
+            part = self.weights[index][step * inputs : step * inputs + width]
+            if result is not None:
+                result = torch.addmm(result, view, part)
+            elif self.config.conv_bias:
+                result = torch.addmm(self.biases[index], view, part)
+            else:
+                result = view @ part
+        return result
+
+    def activate(self, rows: Tensor, index: int) -> Tensor:
+        """LayerNorm, where the layer has one over channels, and GELU."""
+        if self.config.conv_norm == "layer":
+            rows = F.layer_norm(rows, rows.shape[1:], self.norm_weights[index], self.norm_biases[index], NORM_EPS)
+        return F.gelu(rows)

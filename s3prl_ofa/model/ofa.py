@@ -1,0 +1,200 @@
+"""The whole model: waves in, hidden states at any frame period from 20 to 90 ms out.
+
+    waves -> front end (20 ms frames) -> LayerNorm -> compressor -> projection -> encoder -> hidden states
+
+Every step works on rows, the frames of all utterances laid end to end (see packing.py), so an utterance's features
+depend neither on its neighbours in the batch nor on padding.
+"""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .cif import CifPlan, crossing_times, owners
+from .compressor import Compressor
+from .config import SAMPLE_RATE, ModelConfig
+from .encoder import Encoder
+from .frontend import FrontEnd
+from .names import from_fairseq, to_fairseq
+from .packing import pad
+from .rate import check_frame_period, check_lambd, solve_lambd, wanted_frames
+from .storage import write_safetensors
+from .waves import check_waves, normalize_wave
+
+logger = logging.getLogger(__name__)
+
+Waves = Sequence[Tensor | np.ndarray]
+PerUtterance = float | Sequence[float] | Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractOutput:
+    """Features of a batch, padded with zeros, and where their frames lie in time.
+
+    hidden_states: layers + 1 tensors (batch, frames, dim): the input of each layer, then the encoder's output.
+    lengths: (batch,) int64, valid frames.
+    times: (batch, frames, 2) float64, start and end of every frame in seconds.
+    lambd: (batch,) float64, the lambd that was used.
+    frame_period_ms: (batch,) float64, the mean period that came out: 1000 * seconds / frames.
+    input_lengths: (batch,) int64, 20 ms frames before compression.
+    frame_index: (batch, 20 ms frames) int64, the frame that covers each 20 ms frame.
+    alpha_sum: (batch,) float64, the sum of the predictor's alpha; None where it was not needed (lambd 0 throughout).
+    """
+
+    hidden_states: tuple[Tensor, ...]
+    lengths: Tensor
+    times: Tensor
+    lambd: Tensor
+    frame_period_ms: Tensor
+    input_lengths: Tensor
+    frame_index: Tensor
+    alpha_sum: Tensor | None
+
+
+class OFAWav2Vec2(nn.Module):
+    """wav2vec 2.0 (arXiv 2006.11477) with once-for-all sequence compression (arXiv 2211.02332), for inference.
+
+    Made in eval mode with parameters that need no gradient; ``requires_grad_(True)`` opens it for fine-tuning (there is
+    no dropout). A checkpoint is read by ``s3prl_ofa.load``.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.front_end = FrontEnd(config)
+        self.feature_norm = nn.LayerNorm(config.conv_dim)
+        self.compressor = Compressor(config.conv_dim) if config.compressor == "cif" else None
+        self.projection = nn.Linear(config.conv_dim, config.dim) if config.projection else nn.Identity()
+        self.encoder = Encoder(config)
+        self.requires_grad_(False).eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.feature_norm.weight.device
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Takes weights under fairseq's names; those of pretraining alone (quantizer, mask_emb, ...) are passed over.
+
+        Raises ValueError naming the weights that are missing, unknown or of another shape.
+        """
+        own = from_fairseq(weights, self.config, {name: tensor.shape for name, tensor in self.state_dict().items()})
+        self.load_state_dict(own)
+
+    def weights(self) -> dict[str, Tensor]:
+        """All weights under fairseq's names, on the CPU, in the model's dtype."""
+        return to_fairseq({name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}, self.config)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes safetensors with the config in its metadata; ``s3prl_ofa.load`` reads it back bit for bit."""
+        write_safetensors(path, self.config, self.weights())
+
+    def frames(self, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The front end's normalised output: rows (frames of the batch, conv dim), and frames (batch,) on the CPU."""
+        if self.config.normalize:
+            waves = [normalize_wave(wave) for wave in waves]
+        rows, lengths = self.front_end(waves)
+        return self.feature_norm(rows), lengths
+
+    def alpha(self, wavs: Waves) -> tuple[Tensor, Tensor]:
+        """The predictor's alpha (batch, 20 ms frames), float64, zeros after each end, and the 20 ms frames (batch,).
+
+        Raises ValueError for bad waves and for a checkpoint without a compressor.
+        """
+        if self.compressor is None:
+            raise ValueError("this checkpoint has no compressor, so it has no alpha")
+        rows, lengths = self.frames(check_waves(wavs, self.config.receptive_field, self.device))
+        return self.compressor.alpha(rows, lengths), lengths.to(rows.device)
+
+    def extract(
+        self,
+        wavs: Waves,
+        lambd: PerUtterance | None = None,
+        frame_period_ms: PerUtterance | None = None,
+        layers: int | None = None,
+        allow_beyond_one: bool = False,
+    ) -> ExtractOutput:
+        """Hidden states of a batch at a chosen rate.
+
+        wavs: list of 1-D float tensors or arrays (samples,), 16 kHz mono, at least 400 samples each.
+        lambd: a number in [0, 2), or one an utterance; 0 is no compression (20 ms), 1 the model's own alpha.
+        frame_period_ms: instead of lambd, the mean frame period, 20 or more, or one an utterance; the number of frames
+            that is nearest to it is met exactly, with the lambd that gives it.
+        layers: stop after so many layers of the encoder (0: only its input); all by default.
+        allow_beyond_one: let a frame period use lambd above 1 where lambd 1 gives too many frames; without it the
+            nearest reachable rate is used, with a warning in the log.
+
+        Without lambd and frame_period_ms, lambd is 0. Raises ValueError for bad waves, rates and layers.
+        """
+        if lambd is not None and frame_period_ms is not None:
+            raise ValueError("give lambd or frame_period_ms, not both")
+        if layers is None:
+            layers = self.config.layers
+        if isinstance(layers, bool) or not isinstance(layers, int) or not 0 <= layers <= self.config.layers:
+            raise ValueError(f"layers must be a whole number from 0 to {self.config.layers}, found {layers!r}")
+        waves = check_waves(wavs, self.config.receptive_field, self.device)
+        seconds = torch.tensor([len(wave) for wave in waves], dtype=torch.float64, device=self.device) / SAMPLE_RATE
+        # Rates are checked before any work is done.
+        if frame_period_ms is not None:
+            rate = check_frame_period(frame_period_ms, len(waves)).to(self.device)
+        else:
+            rate = check_lambd(0.0 if lambd is None else lambd, len(waves)).to(self.device)
+
+        rows, host_lengths = self.frames(waves)
+        input_lengths = host_lengths.to(self.device)
+        frames = None if frame_period_ms is None else wanted_frames(seconds, rate, input_lengths)
+        compressed = bool((rate != 0).any()) if frames is None else bool((frames != input_lengths).any())
+        compressed = compressed or rate.requires_grad
+        if compressed and self.compressor is None:
+            raise ValueError("this checkpoint has no compressor: only lambd 0 (a frame period of 20 ms) is possible")
+        alpha_sum = None
+        if compressed:
+            alpha = self.compressor.alpha(rows, host_lengths)
+            alpha_sum = alpha.detach().sum(1)
+            if frames is not None:
+                rate = self.lambd_for(frames, alpha_sum, input_lengths, rate, allow_beyond_one)
+            plan = self.compressor.plan(alpha, rate, input_lengths)
+            rows = self.compressor.compress(rows, plan)
+        else:
+            rate = torch.zeros_like(rate)
+            plan = uncompressed_plan(input_lengths)
+        lengths = plan.lengths.cpu()
+
+        hidden_states = self.encoder(self.projection(rows), lengths, layers)
+        return ExtractOutput(
+            hidden_states=tuple(pad(state, lengths) for state in hidden_states),
+            lengths=plan.lengths,
+            times=crossing_times(plan) * (self.config.hop / SAMPLE_RATE),
+            lambd=rate,
+            frame_period_ms=1000.0 * seconds / plan.lengths,
+            input_lengths=input_lengths,
+            frame_index=owners(plan),
+            alpha_sum=alpha_sum,
+        )
+
+    @staticmethod
+    def lambd_for(
+        frames: Tensor, alpha_sum: Tensor, input_lengths: Tensor, periods_ms: Tensor, allow_beyond_one: bool
+    ) -> Tensor:
+        """The lambd (batch,) for the wanted ``frames`` (batch,); says in the log where they cannot be reached."""
+        solved, reached = solve_lambd(frames, alpha_sum, input_lengths, allow_beyond_one)
+        if not bool(reached.all()):
+            unreached = (~reached).nonzero()[:, 0].tolist()
+            logger.warning(
+                "frame period of %s ms is longer than lambd 1 gives for utterance(s) %s; lambd 1 is used "
+                "(allow_beyond_one=True goes further)",
+                ", ".join(f"{value:g}" for value in sorted(set(periods_ms[unreached].tolist()))),
+                ", ".join(map(str, unreached)),
+            )
+        return solved
+
+
+def uncompressed_plan(input_lengths: Tensor) -> CifPlan:
+    """The plan in which every frame fires: what lambd 0 gives, without asking the predictor."""
+    frame = torch.arange(int(input_lengths.max()), device=input_lengths.device, dtype=torch.float64)
+    lengths = input_lengths[:, None].double()
+    return CifPlan(torch.minimum(frame, lengths), torch.minimum(frame + 1, lengths), input_lengths, input_lengths)

@@ -1,0 +1,59 @@
+"""Utterances of different lengths laid end to end, so that no frame of padding is ever computed.
+
+Everything between the wave and the hidden states works on *rows*: the frames of all utterances of a batch, one after
+the other, (frames of the whole batch, dim). Only operations that look along time need to know where an utterance ends;
+they get a layout with gaps of zeros from :func:`spread`.
+"""
+
+import torch
+from torch import Tensor
+
+
+def starts_of(lengths: Tensor, gap: int = 0) -> Tensor:
+    """(batch,) position of each utterance's first row when ``gap`` rows stand between utterances."""
+    return torch.cumsum(lengths + gap, 0) - (lengths + gap)
+
+
+def positions_of(lengths: Tensor, starts: Tensor) -> Tensor:
+    """(rows,) position of each row in a layout in which utterance b begins at ``starts[b]``."""
+    shift = torch.repeat_interleave(starts - starts_of(lengths), lengths)
+    return torch.arange(shift.numel(), device=lengths.device) + shift
+
+
+def spread(rows: Tensor, lengths: Tensor, gap: int) -> tuple[Tensor, Tensor | None]:
+    """Lays rows (rows, dim) out with ``gap`` rows of zeros between utterances, for a convolution along time.
+
+    Returns the layout (positions, dim) and the position of each row in it, or None where they are the same.
+    """
+    if len(lengths) == 1:
+        return rows, None
+    positions = positions_of(lengths, starts_of(lengths, gap)).to(rows.device)
+    layout = rows.new_zeros(int((lengths + gap).sum()) - gap, rows.shape[1])
+    return layout.index_copy(0, positions, rows), positions
+
+
+def pad(rows: Tensor, lengths: Tensor) -> Tensor:
+    """From rows (rows, ...) to (batch, longest, ...), zeros after each utterance's end. A view where that is possible."""
+    batch, longest = len(lengths), int(lengths.max())
+    if rows.shape[0] == batch * longest:
+        return rows.view(batch, longest, *rows.shape[1:])
+    starts = torch.arange(batch, device=lengths.device) * longest
+    layout = rows.new_zeros(batch * longest, *rows.shape[1:])
+    layout = layout.index_copy(0, positions_of(lengths, starts).to(rows.device), rows)
+    return layout.view(batch, longest, *rows.shape[1:])
+
+
+def unpad(padded: Tensor, lengths: Tensor) -> Tensor:
+    """From (batch, longest, ...) to rows (rows, ...), dropping the padding: the inverse of :func:`pad`."""
+    batch, longest = padded.shape[:2]
+    rows = padded.reshape(batch * longest, *padded.shape[2:])
+    if int(lengths.sum()) == batch * longest:
+        return rows
+    starts = torch.arange(batch, device=lengths.device) * longest
+    return rows[positions_of(lengths, starts).to(rows.device)]
+
+
+def valid_mask(lengths: Tensor, longest: int | None = None) -> Tensor:
+    """(batch, longest) True where an utterance has a frame."""
+    longest = int(lengths.max()) if longest is None else longest
+    return torch.arange(longest, device=lengths.device) < lengths[:, None]

@@ -1,0 +1,50 @@
+"""Checking of what comes in: a batch of waves."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import SAMPLE_RATE
+
+NORM_EPS = 1e-5
+
+
+def check_waves(waves: Sequence[Tensor | np.ndarray], shortest: int, device: torch.device) -> list[Tensor]:
+    """A batch as float32 tensors (samples,) on ``device``.
+
+    Raises ValueError, naming the utterance, when one is not a 1-D float tensor or array, has fewer than ``shortest``
+    samples or a value that is not finite, or when the batch is empty or no list.
+    """
+    expected = f"a list of 1-D float tensors or arrays, {SAMPLE_RATE} Hz mono"
+    if not isinstance(waves, list | tuple):
+        shape = f" of shape {tuple(waves.shape)}" if hasattr(waves, "shape") else ""
+        raise ValueError(f"waves must be {expected}, found {type(waves).__name__}{shape}; put a single wave into a list")
+    if not waves:
+        raise ValueError(f"waves must be {expected}, found an empty list")
+    checked = []
+    for index, wave in enumerate(waves):
+        if isinstance(wave, np.ndarray) and wave.dtype.kind == "f":
+            wave = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
+        if not isinstance(wave, Tensor) or not wave.is_floating_point():
+            found = f"{wave.dtype} values" if hasattr(wave, "dtype") else type(wave).__name__
+            raise ValueError(f"utterance {index} must be a 1-D float tensor or array, found {found}")
+        if wave.dim() != 1:
+            raise ValueError(f"utterance {index} must be 1-D (samples,), found shape {tuple(wave.shape)}; mix to mono first")
+        if len(wave) < shortest:
+            raise ValueError(
+                f"utterance {index} has {len(wave)} samples; at least {shortest} are needed "
+                f"({1000 * shortest / SAMPLE_RATE:g} ms at {SAMPLE_RATE} Hz)"
+            )
+        checked.append(wave.to(device, torch.float32))
+    finite = torch.stack([torch.isfinite(wave).all() for wave in checked]).tolist()
+    if not all(finite):
+        raise ValueError(f"utterance {finite.index(False)} holds NaN or infinite samples; finite values are expected")
+    return checked
+
+
+def normalize_wave(wave: Tensor) -> Tensor:
+    """Brings a wave (samples,) to mean 0 and variance 1 over its own samples."""
+    return F.layer_norm(wave, wave.shape, eps=NORM_EPS)
