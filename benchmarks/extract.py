@@ -1,0 +1,181 @@
+"""How fast hidden states come out, beside other wav2vec 2.0s of the same size with random weights.
+
+    python benchmarks/extract.py --threads 2 --dtype float32
+
+Every contender does the same work (all hidden states of the same wave, same dtype, same threads) and takes its turn in
+every round, so that what else the machine does meets all alike. Each row goes to the csv as soon as it is measured: the
+median over rounds, its ratio to a row of the same run, and what it ran on.
+"""
+
+import argparse
+import csv
+import importlib.metadata
+import os
+import pathlib
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from s3prl_ofa.model import SAMPLE_RATE, ModelConfig, OFAWav2Vec2
+from s3prl_ofa.superb.shims import apply_shims
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "extract.csv"
+PACKAGES = ("torch", "torchaudio", "transformers", "s3prl")
+SECONDS = 10.0
+PERIODS_MS = (40.0, 60.0, 90.0)
+# The logit of a mean alpha of 2/9, as a trained model has it, so that 90 ms is reached within lambd 1.
+TRAINED_LOGIT = -1.2528
+RAGGED = (1.0, 20.0, 16)  # seconds of the shortest, of the longest, utterances
+Contender = Callable[[], object]
+
+
+def ours(dtype: torch.dtype, device: torch.device) -> OFAWav2Vec2:
+    """Base with a compressor."""
+    model = OFAWav2Vec2(ModelConfig(compressor="cif")).to(device, dtype)
+    with torch.no_grad():
+        model.compressor.alpha_fn.layer[2].weight.mul_(0.1)
+        model.compressor.alpha_fn.layer[2].bias.fill_(TRAINED_LOGIT)
+    return model
+
+
+def peers(dtype: torch.dtype, device: torch.device) -> dict[str, Callable[[Tensor], object]]:
+    """Base, without a compressor, as others have it: a function of waves (batch, samples) each."""
+    from s3prl.upstream.wav2vec2.wav2vec2_model import Wav2Vec2Config as S3PRLConfig
+    from s3prl.upstream.wav2vec2.wav2vec2_model import Wav2Vec2Model as S3PRLModel
+    from torchaudio.models import wav2vec2_base
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    transformers_model = Wav2Vec2Model(Wav2Vec2Config()).eval().to(device, dtype)
+    torchaudio_model = wav2vec2_base().eval().to(device, dtype)
+    s3prl_config = S3PRLConfig(quantize_targets=True, final_dim=256)
+    s3prl_model = S3PRLModel(s3prl_config).eval().to(device, dtype)
+    return {
+        "transformers": lambda waves: transformers_model(waves, output_hidden_states=True),
+        "torchaudio": lambda waves: torchaudio_model.extract_features(waves),
+        "s3prl": lambda waves: s3prl_model(waves, padding_mask=None, mask=False, features_only=True),
+    }
+
+
+def measure(contenders: dict[str, Contender], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each contender in each round, after one round to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in tqdm(range(rounds + 1), unit="round", leave=False):
+        for name, run in contenders.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            begin = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def machine(device: torch.device) -> str:
+    """The processor's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        info = pathlib.Path("/proc/cpuinfo").read_text()
+        name = next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def write(rows: list[dict[str, object]], path: pathlib.Path) -> None:
+    """Appends rows to the csv and prints them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+    for row in rows:
+        print(f"{row['benchmark']:8} {row['contender']:22} {row['median_s']:>9} s  {row['ratio']:>6} of {row['ratio_to']}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    apply_shims()
+    model = ours(dtype, device)
+    common = {
+        "dtype": args.dtype,
+        "device": args.device,
+        "threads": args.threads,
+        "machine": machine(device),
+        "rounds": args.rounds,
+        **{package: importlib.metadata.version(package) for package in PACKAGES},
+    }
+
+    def record(benchmark: str, contenders: dict[str, Contender], audio: float, ratio_to: Callable[[dict], str]) -> None:
+        medians = {
+            name: statistics.median(values) for name, values in measure(contenders, args.rounds, device).items()
+        }
+        base = ratio_to(medians)
+        rows = [
+            {
+                "benchmark": benchmark,
+                "contender": name,
+                "audio_s": round(audio, 2),
+                "median_s": round(median, 4),
+                "ratio": round(median / medians[base], 3),
+                "ratio_to": base,
+                **common,
+            }
+            for name, median in medians.items()
+        ]
+        write(rows, args.out)
+
+    with torch.inference_mode():
+        wave = 0.1 * torch.randn(int(SECONDS * SAMPLE_RATE), device=device)
+        batch = wave[None].to(dtype)
+        record(
+            "peers",
+            {"ours": lambda: model.extract([wave])}
+            | {name: (lambda run=run: run(batch)) for name, run in peers(dtype, device).items()},
+            SECONDS,
+            lambda medians: min((name for name in medians if name != "ours"), key=medians.get),
+        )
+        record(
+            "rates",
+            {"ours 20 ms": lambda: model.extract([wave])}
+            | {
+                f"ours {period:g} ms": lambda period=period: model.extract(
+                    [wave], frame_period_ms=period, allow_beyond_one=True
+                )
+                for period in PERIODS_MS
+            },
+            SECONDS,
+            lambda medians: "ours 20 ms",
+        )
+        shortest, longest, count = RAGGED
+        lengths = torch.linspace(shortest, longest, count)
+        ragged = [0.1 * torch.randn(int(length * SAMPLE_RATE), device=device) for length in lengths.tolist()]
+        equal = [0.1 * torch.randn(int(lengths.mean() * SAMPLE_RATE), device=device) for _ in range(count)]
+        record(
+            "batch",
+            {"ours equal lengths": lambda: model.extract(equal), "ours 1 to 20 s": lambda: model.extract(ragged)},
+            float(lengths.sum()),
+            lambda medians: "ours equal lengths",
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""A wav2vec 2.0 whose frame period is chosen at run time, for S3PRL and on its own.
+
+``s3prl_ofa.load`` reads a checkpoint of any known format. Importing this package imports nothing heavy: torch comes with
+the first use of ``load``, S3PRL only with ``s3prl_ofa.superb``.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .checkpoint import load
+
+__all__ = ["__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        from .checkpoint import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

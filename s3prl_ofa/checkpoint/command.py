@@ -1,0 +1,26 @@
+"""``s3prl-ofa convert IN OUT``."""
+
+import argparse
+import logging
+
+from .conversion import FORMATS, convert
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", metavar="IN", help="a checkpoint of any known format: a file or a Hugging Face folder"
+    )
+    parser.add_argument(
+        "target", metavar="OUT", help="what to write: *.safetensors, *.pt (fairseq) or a folder (Hugging Face)"
+    )
+    parser.add_argument("--to", choices=FORMATS, help="the format of OUT, where its name does not say it")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status; raises UsageError or CheckpointError, see ``convert``."""
+    written = convert(args.source, args.target, args.to, args.force)
+    logger.info("written: %s", written)
+    return 0

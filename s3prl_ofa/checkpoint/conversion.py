@@ -1,0 +1,81 @@
+"""Writing a checkpoint in another format."""
+
+import json
+import os
+import pathlib
+import tempfile
+
+import torch
+
+from ..errors import UsageError
+from ..files import atomic_path
+from ..model.storage import write_safetensors
+from . import fairseq_format, huggingface, s3prl_format
+from .contents import Checkpoint
+from .reading import read_checkpoint
+
+SUFFIXES = {".safetensors": "safetensors", ".pt": "fairseq", ".pth": "fairseq", "": "huggingface"}
+FORMATS = ("safetensors", "fairseq", "s3prl", "huggingface")
+FOLDER_FILES = {huggingface.CONFIG, huggingface.PREPROCESSOR, huggingface.WEIGHTS}
+
+
+def convert(
+    source: str | os.PathLike, target: str | os.PathLike, to: str | None = None, force: bool = False
+) -> pathlib.Path:
+    """Writes the checkpoint ``source``, of any known format, to ``target`` in the format ``to``; gives ``target`` back.
+
+    Without ``to`` the target's name says it: ``.safetensors``; ``.pt`` or ``.pth`` is fairseq; no suffix is a Hugging
+    Face folder. Weights are kept bit for bit where the target has the same parametrisation, weights of pretraining and
+    fairseq's configuration where it has a place for them; the state of a training run (optimizer, step) is not.
+
+    Raises UsageError for an unknown format, an existing target without ``force``, or a model that the target's format
+    cannot hold; CheckpointError for a source that cannot be read.
+    """
+    source, target = pathlib.Path(source), pathlib.Path(target)
+    to = to or SUFFIXES.get(target.suffix)
+    if to not in FORMATS:
+        raise UsageError(f"{target}: the format must be one of {', '.join(FORMATS)}, found {to or target.suffix!r}")
+    check_target(target, to == "huggingface", force)
+    checkpoint = read_checkpoint(source)
+    if to == "huggingface":
+        write_folder(target, checkpoint)
+    elif to == "safetensors":
+        metadata = {"model_cfg": json.dumps(checkpoint.model_cfg), "task_cfg": json.dumps(checkpoint.task_cfg)}
+        write_safetensors(target, checkpoint.config, checkpoint.weights, metadata)
+    else:
+        state = (fairseq_format if to == "fairseq" else s3prl_format).write_state(checkpoint)
+        with atomic_path(target) as temporary:
+            torch.save(state, temporary)
+    return target
+
+
+def check_target(target: pathlib.Path, folder: bool, force: bool) -> None:
+    """Refuses, before any work, a target that stands in the way."""
+    if not target.exists():
+        return
+    if not force:
+        raise UsageError(f"{target} exists; --force (force=True) replaces it")
+    if target.is_dir() != folder:
+        kinds = ("a folder", "a file") if folder else ("a file", "a folder")
+        raise UsageError(f"{target} would become {kinds[0]} but is {kinds[1]}; remove it or choose another name")
+    others = sorted({entry.name for entry in target.iterdir()} - FOLDER_FILES) if folder else []
+    if others:
+        raise UsageError(f"{target} holds {others[0]}, which is no part of a model; choose another folder")
+
+
+def write_folder(target: pathlib.Path, checkpoint: Checkpoint) -> None:
+    """Writes a Hugging Face folder beside ``target`` and renames it, so that a reader never meets half of one."""
+    huggingface.check_expressible(checkpoint)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        new, old = pathlib.Path(scratch, "new"), pathlib.Path(scratch, "old")
+        new.mkdir()
+        huggingface.write_folder(new, checkpoint)
+        if target.exists():
+            target.rename(old)  # removed with the scratch folder
+        try:
+            new.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise

@@ -1,0 +1,341 @@
+"""fairseq's checkpoints, which are also the reference's: configuration and weights, read and written.
+
+A file is a dict with ``model`` (the state dict) and either ``cfg`` (a nested configuration) or, in older files,
+``args`` (one flat Namespace).
+"""
+
+import ast
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..model.config import SAMPLE_RATE, ModelConfig
+from .contents import COMPRESSOR, Checkpoint, as_weights, codebook_sizes, named, split_weight_norm
+from .safe_pickle import plain, unwrap
+
+logger = logging.getLogger(__name__)
+
+MODEL_NAMES = ("wav2vec2", "ofa_wav2vec2")
+CTC_NAME = "wav2vec_ctc"
+CTC_PREFIX = "w2v_encoder.w2v_model."
+CTC_HEAD = "w2v_encoder.proj."
+MAX_CONV_LAYERS = 64
+MAX_EXPRESSION = 2_000  # characters
+
+
+# --- one row for each field of ModelConfig: how fairseq calls it, its default there, both directions ---
+
+
+def whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"must be a whole number, found {value!r}")
+    return value
+
+
+def boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, found {value!r}")
+    return value
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be a word, found {value!r}")
+    return value
+
+
+def parse_conv_layers(value: Any) -> tuple[tuple[int, int, int], ...]:
+    """(channels, kernel, stride) of each convolution, from fairseq's Python expression or from the list it means.
+
+    Only lists or tuples of whole numbers, ``+`` between lists and ``*`` with a whole number are understood; nothing is
+    evaluated. Raises ValueError for anything else and for more than 64 layers.
+    """
+    if isinstance(value, str):
+        if len(value) > MAX_EXPRESSION:
+            raise ValueError(f"is {len(value)} characters long; expected at most {MAX_EXPRESSION}")
+        try:
+            value = literal(ast.parse(value.strip(), mode="eval").body)
+        except (SyntaxError, RecursionError, MemoryError) as error:
+            raise ValueError(f"is not a list expression, found {value[:80]!r}") from error
+    if not isinstance(value, list | tuple) or len(value) > MAX_CONV_LAYERS:
+        raise ValueError(f"must be a list of at most {MAX_CONV_LAYERS} layers, found {str(value)[:80]}")
+    for layer in value:
+        if not isinstance(layer, list | tuple) or len(layer) != 3:
+            raise ValueError(f"must hold (channels, kernel, stride) triples, found {str(layer)[:80]}")
+    return tuple(tuple(whole(number) for number in layer) for layer in value)
+
+
+def literal(node: ast.expr) -> Any:
+    """The value of a node that is a whole number, a list or tuple, a sum of lists or a list times a number."""
+    if isinstance(node, ast.Constant):
+        return whole(node.value)
+    if isinstance(node, ast.List | ast.Tuple):
+        return [literal(item) for item in node.elts]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mult):
+        left, right = literal(node.left), literal(node.right)
+        if isinstance(node.op, ast.Mult) and isinstance(left, int):
+            left, right = right, left
+        if isinstance(node.op, ast.Mult) and isinstance(left, list) and isinstance(right, int):
+            if len(left) * right > MAX_CONV_LAYERS:
+                raise ValueError(f"has more than {MAX_CONV_LAYERS} layers")
+            return left * right
+        if isinstance(node.op, ast.Add) and isinstance(left, list) and isinstance(right, list):
+            return left + right
+    raise ValueError(f"may hold only lists, whole numbers, + and *, found {ast.unparse(node)[:80]}")
+
+
+CONV_NORMS = {"default": "group", "layer_norm": "layer"}
+
+
+def conv_norm(value: Any) -> str:
+    if not isinstance(value, str) or value not in CONV_NORMS:
+        raise ValueError(f"must be one of {', '.join(CONV_NORMS)}, found {value!r}")
+    return CONV_NORMS[value]
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One setting: its name in ModelConfig and in fairseq, fairseq's default, and both directions."""
+
+    ours: str
+    theirs: str
+    default: Any
+    read: Callable[[Any], Any]
+    write: Callable[[Any], Any] = lambda value: value
+
+
+MODEL_FIELDS = (
+    Field(
+        "conv_layers",
+        "conv_feature_layers",
+        "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2",
+        parse_conv_layers,
+        lambda layers: str([tuple(layer) for layer in layers]),
+    ),
+    Field(
+        "conv_norm", "extractor_mode", "default", conv_norm, {ours: theirs for theirs, ours in CONV_NORMS.items()}.get
+    ),
+    Field("conv_bias", "conv_bias", False, boolean),
+    Field("dim", "encoder_embed_dim", 768, whole),
+    Field("ffn_dim", "encoder_ffn_embed_dim", 3072, whole),
+    Field("heads", "encoder_attention_heads", 12, whole),
+    Field("layers", "encoder_layers", 12, whole),
+    Field("pre_norm", "layer_norm_first", False, boolean),
+    Field("pos_conv_kernel", "conv_pos", 128, whole),
+    Field("pos_conv_groups", "conv_pos_groups", 16, whole),
+    Field("activation", "activation_fn", "gelu", text),
+)
+NORMALIZE = Field("normalize", "normalize", False, boolean)  # of the task
+# Settings that change what the model computes in a way that this package does not have.
+ONLY = {"layer_type": "transformer", "pos_conv_depth": 1, "quantize_input": False, "crop_seq_to_multiple": 1}
+
+# What an old flat Namespace says about the model and the task, among everything else that was on the command line.
+OTHER_MODEL_KEYS = """
+    dropout attention_dropout activation_dropout encoder_layerdrop dropout_input dropout_features final_dim logit_temp
+    quantize_targets same_quantizer target_glu feature_grad_mult quantizer_depth quantizer_factor latent_vars
+    latent_groups latent_dim latent_temp mask_length mask_prob mask_selection mask_other no_mask_overlap mask_min_space
+    mask_channel_length mask_channel_prob mask_channel_selection mask_channel_other no_mask_channel_overlap
+    mask_channel_min_space num_negatives negatives_from_everywhere cross_sample_negatives codebook_negatives
+    subsample mixup mixup_distro upper_lambd target_ratio card_loss seg_loss frame_loss fixed_subsample_ratio
+""".split()  # noqa: SIM905, as a list it would be fifty lines
+MODEL_KEYS = {*(field.theirs for field in MODEL_FIELDS), *ONLY, *OTHER_MODEL_KEYS}
+TASK_KEYS = {"data", "normalize", "sample_rate", "enable_padding", "max_sample_size", "min_sample_size", "labels"}
+
+
+# --- reading ---
+
+
+def read_state(state: dict[str, Any]) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """Config, weights, model_cfg and task_cfg of a fairseq file, pretrained or fine-tuned with CTC.
+
+    Raises CheckpointError, without the file's name.
+    """
+    weights = as_weights(state.get("model"), "its model entry")
+    if state.get("cfg") is not None:
+        cfg = unwrap(state["cfg"])
+        if not isinstance(cfg, dict):
+            raise CheckpointError(
+                f"its cfg entry is {type(cfg).__name__}; expected a configuration with model and task"
+            )
+        model_cfg, task_cfg = plain(cfg.get("model")), plain(cfg.get("task"))
+    elif state.get("args") is not None:
+        model_cfg, task_cfg = split_namespace(unwrap(state["args"]))
+    else:
+        raise CheckpointError("its cfg and args entries are empty; expected fairseq's configuration in one of them")
+    for name, section in {"model": model_cfg, "task": task_cfg}.items():
+        if not isinstance(section, dict):
+            raise CheckpointError(f"its configuration has no {name} section; expected one")
+    if model_name(model_cfg) == CTC_NAME:
+        model_cfg, task_cfg, weights = inside_ctc(model_cfg, task_cfg, weights)
+    return read_config(model_cfg, task_cfg, weights), weights, model_cfg, task_cfg
+
+
+def model_name(model_cfg: dict[str, Any]) -> Any:
+    """fairseq's name of the model's class; older configurations have it under arch."""
+    return model_cfg.get("_name") or model_cfg.get("arch")
+
+
+def split_namespace(args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Model and task configuration from the flat arguments of an older file."""
+    if not isinstance(args, dict):
+        raise CheckpointError(f"its args entry is {type(args).__name__}; expected fairseq's arguments")
+    model_cfg = {"_name": plain(args.get("arch"))} if args.get("arch") else {}
+    if model_cfg.get("_name") == CTC_NAME:
+        model_cfg["w2v_args"] = plain(args.get("w2v_args"))
+    model_cfg |= {key: plain(value) for key, value in args.items() if key in MODEL_KEYS}
+    task_cfg = {"_name": args["task"]} if isinstance(args.get("task"), str) else {}
+    return model_cfg, task_cfg | {key: plain(value) for key, value in args.items() if key in TASK_KEYS}
+
+
+def inside_ctc(
+    model_cfg: dict[str, Any], task_cfg: dict[str, Any], weights: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """The wav2vec 2.0 inside a model fine-tuned with CTC and its configuration; the output layer is left out."""
+    inner = model_cfg.get("w2v_args")
+    if not isinstance(inner, dict):
+        raise CheckpointError(
+            "its model is fine-tuned with CTC, but w2v_args does not hold the configuration it began with"
+        )
+    if isinstance(inner.get("model"), dict) and isinstance(inner.get("task"), dict):
+        inner_model, inner_task = inner["model"], inner["task"]
+    else:
+        inner_model, inner_task = split_namespace(inner)
+    unknown = {name for name in weights if not name.startswith((CTC_PREFIX, CTC_HEAD))}
+    if unknown:
+        raise CheckpointError(f"unknown weights {named(unknown)}; expected {CTC_PREFIX}* and {CTC_HEAD}*")
+    logger.info("the output layer of the CTC model (%s*) is left out", CTC_HEAD)
+    kept = {name.removeprefix(CTC_PREFIX): weight for name, weight in weights.items() if name.startswith(CTC_PREFIX)}
+    # Waves have to be prepared as in fine-tuning, where the two differ.
+    inner_task = inner_task | {key: task_cfg[key] for key in ("normalize",) if task_cfg.get(key) is not None}
+    return inner_model, inner_task, as_weights(kept, f"its {CTC_PREFIX}* part")
+
+
+def read_config(model_cfg: dict[str, Any], task_cfg: dict[str, Any], weights: dict[str, Tensor]) -> ModelConfig:
+    """ModelConfig from fairseq's configuration; what it leaves out or leaves null has fairseq's default.
+
+    Whether there is a compressor and a projection is seen from the weights. The reference's ``subsample: fixed``
+    (average pooling) has no weights of its own: such a file is read as a plain wav2vec 2.0, and it is said.
+    """
+    name = model_name(model_cfg)
+    if name not in (*MODEL_NAMES, None):
+        raise CheckpointError(f"its model is {name!r}; expected one of {', '.join(MODEL_NAMES)}, {CTC_NAME}")
+    for key, only in ONLY.items():
+        if model_cfg.get(key) not in (only, None):
+            raise CheckpointError(f"its model has {key} {model_cfg[key]!r}; only {only!r} is supported")
+    values = {}
+    for section, field in [*((model_cfg, field) for field in MODEL_FIELDS), (task_cfg, NORMALIZE)]:
+        value = section.get(field.theirs)
+        try:
+            values[field.ours] = field.read(field.default if value is None else value)
+        except ValueError as error:
+            raise CheckpointError(f"its {field.theirs} {error}") from error
+    compressed = model_cfg.get("subsample") == "cif" or any(key.startswith(COMPRESSOR) for key in weights)
+    if model_cfg.get("subsample") == "fixed":
+        logger.warning("the model was trained with subsample: fixed, which is not applied: it is read as a plain one")
+    values["compressor"] = "cif" if compressed else "none"
+    values["projection"] = "post_extract_proj.weight" in weights
+    try:
+        config = ModelConfig(**values)
+    except ValueError as error:
+        raise CheckpointError(f"its configuration cannot be a model: {error}") from error
+    if not config.projection and config.conv_dim != config.dim:
+        raise CheckpointError(
+            f"the weight post_extract_proj.weight is missing; it is needed between widths {config.conv_dim} and "
+            f"{config.dim}"
+        )
+    return config
+
+
+# --- writing ---
+
+
+def fairseq_parts(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """model_cfg, task_cfg and weights with which fairseq makes and fills its pretraining model.
+
+    Known configuration is kept, the rest follows from the model. fairseq's model always has what pretraining needs, so
+    where the checkpoint lacks it (a fine-tuned or a Hugging Face model) newly drawn weights stand in, and it is said.
+    """
+    config, weights = checkpoint.config, split_weight_norm(drop_needless_projection(checkpoint))
+    model_cfg = {"_name": "wav2vec2"} | {
+        field.theirs: field.write(getattr(config, field.ours)) for field in MODEL_FIELDS
+    }
+    if config.compressor == "cif":
+        model_cfg |= {"subsample": "cif", "mixup": True}
+    model_cfg |= pretraining_sizes(weights) | checkpoint.model_cfg
+    model_cfg["_name"] = model_cfg["_name"] or "wav2vec2"
+    model_cfg["quantize_targets"] = any(name.startswith("quantizer.") for name in weights)
+    task_cfg = {"_name": "audio_pretraining", "data": "", "sample_rate": SAMPLE_RATE, "normalize": config.normalize}
+    task_cfg |= checkpoint.task_cfg
+    return model_cfg, task_cfg, with_pretraining_weights(config, weights, model_cfg)
+
+
+def drop_needless_projection(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """fairseq has no projection between equal widths: one that changes nothing is left out, another is refused."""
+    config, weights = checkpoint.config, dict(checkpoint.weights)
+    if not config.projection or config.conv_dim != config.dim:
+        return weights
+    weight, bias = weights.pop("post_extract_proj.weight"), weights.pop("post_extract_proj.bias")
+    if not torch.equal(weight.float(), torch.eye(config.dim)) or bias.any():
+        raise CheckpointError(
+            f"its front end and encoder are both {config.dim} wide with a projection between them, which fairseq's "
+            "model does not have; convert it to safetensors"
+        )
+    return weights
+
+
+def pretraining_sizes(weights: dict[str, Tensor]) -> dict[str, Any]:
+    """fairseq's settings for the quantizer and the final projection, from the shapes of their weights."""
+    sizes = {}
+    if "final_proj.weight" in weights:
+        sizes["final_dim"] = weights["final_proj.weight"].shape[0]
+    codebook = codebook_sizes(weights)
+    if codebook:
+        groups, codes, width = codebook
+        sizes |= {"latent_groups": groups, "latent_vars": codes, "latent_dim": groups * width}
+    return sizes
+
+
+def with_pretraining_weights(
+    config: ModelConfig, weights: dict[str, Tensor], model_cfg: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Adds what fairseq's strict loading would miss, drawn from a fixed seed: converting twice gives the same."""
+    final_dim = whole(model_cfg.get("final_dim") or 0)
+    final_dim = final_dim if final_dim > 0 else config.dim
+    shapes = {"mask_emb": (config.dim,), "final_proj.weight": (final_dim, config.dim), "final_proj.bias": (final_dim,)}
+    if not model_cfg["quantize_targets"]:
+        shapes |= {"project_q.weight": (final_dim, config.conv_dim), "project_q.bias": (final_dim,)}
+    missing = {name: shape for name, shape in shapes.items() if name not in weights}
+    if missing:
+        logger.warning("there are no weights %s for pretraining: new ones are written", named(set(missing)))
+    generator = torch.Generator().manual_seed(0)
+    for name, shape in missing.items():
+        bound = shape[-1] ** -0.5
+        weights[name] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    return weights
+
+
+def write_state(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The dict that fairseq's own saving would write, without the state of training."""
+    model_cfg, task_cfg, weights = fairseq_parts(checkpoint)
+    return {
+        "args": None,
+        "cfg": {"_name": None, "model": model_cfg, "task": task_cfg, "criterion": {"_name": "wav2vec"}},
+        "model": {name: weight.clone() for name, weight in weights.items()},
+        "criterion": {},
+        "optimizer_history": [
+            {
+                "criterion_name": "Wav2vecCriterion",
+                "optimizer_name": "FairseqAdam",
+                "lr_scheduler_state": {},
+                "num_updates": 0,
+            }
+        ],
+        "task_state": {},
+        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
+        "last_optimizer_state": None,
+    }

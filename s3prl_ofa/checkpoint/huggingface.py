@@ -1,0 +1,294 @@
+"""Hugging Face's wav2vec 2.0 folders: ``config.json``, the weights, ``preprocessor_config.json``."""
+
+import json
+import logging
+import pathlib
+import re
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import CheckpointError, UsageError
+from ..model.config import SAMPLE_RATE, ModelConfig
+from ..model.names import PRETRAINING
+from .contents import Checkpoint, as_weights, codebook_sizes, named, split_weight_norm
+from .safe_pickle import read_torch_file
+
+logger = logging.getLogger(__name__)
+
+CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
+PROCESSOR = "processor_config.json"  # where transformers 5 puts the same, under feature_extractor, beside a tokenizer
+WEIGHT_FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+PREFIX = "wav2vec2."  # of the model inside a model with a head
+HEADS = ("lm_head.", "projector.", "classifier.", "layer_weights")  # of fine-tuned models, left out
+
+# --- one row a setting: ModelConfig's name, Hugging Face's, the default there ---
+
+FIELDS = (
+    ("conv_norm", "feat_extract_norm", "group"),
+    ("conv_bias", "conv_bias", False),
+    ("dim", "hidden_size", 768),
+    ("ffn_dim", "intermediate_size", 3072),
+    ("heads", "num_attention_heads", 12),
+    ("layers", "num_hidden_layers", 12),
+    ("pre_norm", "do_stable_layer_norm", False),
+    ("pos_conv_kernel", "num_conv_pos_embeddings", 128),
+    ("pos_conv_groups", "num_conv_pos_embedding_groups", 16),
+    ("activation", "hidden_act", "gelu"),
+)
+CONV_FIELDS = (  # the three numbers of ModelConfig.conv_layers
+    ("conv_dim", (512,) * 7),
+    ("conv_kernel", (10, 3, 3, 3, 3, 2, 2)),
+    ("conv_stride", (5, 2, 2, 2, 2, 2, 2)),
+)
+# Settings that change what the model computes in a way that this package does not have.
+ONLY = {
+    "model_type": "wav2vec2",
+    "feat_extract_activation": "gelu",
+    "layer_norm_eps": 1e-5,
+    "add_adapter": False,
+    "adapter_attn_dim": None,
+}
+# Kept when the source is a fairseq file: fairseq's name, Hugging Face's.
+TRAINING_FIELDS = (
+    ("dropout", "hidden_dropout"),
+    ("attention_dropout", "attention_dropout"),
+    ("activation_dropout", "activation_dropout"),
+    ("dropout_input", "feat_proj_dropout"),
+    ("dropout_features", "feat_quantizer_dropout"),
+    ("encoder_layerdrop", "layerdrop"),
+    ("logit_temp", "contrastive_logits_temperature"),
+    ("num_negatives", "num_negatives"),
+)
+
+# --- one row a family of weights: Hugging Face's name, fairseq's; {} is the number of a layer ---
+
+FAMILIES = (
+    ("masked_spec_embed", "mask_emb"),
+    ("feature_extractor.conv_layers.{}.conv", "feature_extractor.conv_layers.{}.0"),
+    ("feature_projection.layer_norm", "layer_norm"),
+    ("feature_projection.projection", "post_extract_proj"),
+    ("encoder.pos_conv_embed.conv", "encoder.pos_conv.0"),
+    ("encoder.layer_norm", "encoder.layer_norm"),
+    *(
+        (f"encoder.layers.{{}}.attention.{part}_proj", f"encoder.layers.{{}}.self_attn.{part}_proj")
+        for part in ("q", "k", "v", "out")
+    ),
+    ("encoder.layers.{}.layer_norm", "encoder.layers.{}.self_attn_layer_norm"),
+    ("encoder.layers.{}.feed_forward.intermediate_dense", "encoder.layers.{}.fc1"),
+    ("encoder.layers.{}.feed_forward.output_dense", "encoder.layers.{}.fc2"),
+    ("encoder.layers.{}.final_layer_norm", "encoder.layers.{}.final_layer_norm"),
+)
+CONV_NORM = {  # fairseq has GroupNorm and LayerNorm at different places
+    "group": ("feature_extractor.conv_layers.{}.layer_norm", "feature_extractor.conv_layers.{}.2"),
+    "layer": ("feature_extractor.conv_layers.{}.layer_norm", "feature_extractor.conv_layers.{}.2.1"),
+}
+PRETRAINING_FAMILIES = (  # beside the model in Wav2Vec2ForPreTraining
+    ("quantizer.codevectors", "quantizer.vars"),
+    ("quantizer.weight_proj", "quantizer.weight_proj"),
+    ("project_q", "project_q"),
+    ("project_hid", "final_proj"),
+)
+PARAMETER = r"(|\.weight|\.bias|\.weight_g|\.weight_v|\.parametrizations\.weight\.original[01])"
+
+
+def rename(name: str, families: list[tuple[str, str]]) -> str | None:
+    """The name in the second column of ``families`` for one in the first; None when no row fits."""
+    for source, target in families:
+        match = re.fullmatch(re.escape(source).replace(r"\{\}", r"(\d+)") + PARAMETER, name)
+        if match:
+            return target.format(*match.groups()) + match.groups()[-1]
+    return None
+
+
+# --- reading ---
+
+
+def read_folder(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Config and weights of a Wav2Vec2Model, or of the one inside a model with a head.
+
+    The heads of fine-tuned models are left out, those of pretraining kept. Whether waves are normalised is said by
+    ``preprocessor_config.json`` or ``processor_config.json``; without either it is Hugging Face's default, yes. Raises
+    CheckpointError, without the folder's name.
+    """
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(
+            f"a folder without {CONFIG}; expected a Hugging Face wav2vec 2.0 model or a checkpoint file"
+        )
+    config = read_config(read_json(folder / CONFIG), reads_normalized(folder))
+    families = [*FAMILIES, CONV_NORM[config.conv_norm], *PRETRAINING_FAMILIES]
+    weights, unknown = {}, set()
+    for name, weight in read_weights(folder).items():
+        ours = rename(name.removeprefix(PREFIX), families)
+        if ours is not None:
+            weights[ours] = weight
+        elif name.startswith(HEADS):
+            logger.info("the head's weight %s is left out", name)
+        else:
+            unknown.add(name)
+    if unknown:
+        raise CheckpointError(f"unknown weights {named(unknown)}; expected those of a Hugging Face wav2vec 2.0")
+    return config, as_weights(weights, "its weights")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path.name} holds a {type(values).__name__}; expected names and values")
+    return values
+
+
+def reads_normalized(folder: pathlib.Path) -> bool:
+    """Whether the model expects waves of mean 0 and variance 1."""
+    if (folder / PREPROCESSOR).is_file():
+        values = read_json(folder / PREPROCESSOR)
+    elif (folder / PROCESSOR).is_file():
+        values = read_json(folder / PROCESSOR).get("feature_extractor")
+        values = values if isinstance(values, dict) else {}
+    else:
+        logger.warning("%s has no %s: its waves are normalised, as is Hugging Face's default", folder, PREPROCESSOR)
+        return True
+    value = values.get("do_normalize", True)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"do_normalize of the feature extractor is {value!r}; expected true or false")
+    return value
+
+
+def read_config(values: dict[str, Any], normalize: bool) -> ModelConfig:
+    """ModelConfig from what ``config.json`` says; what it leaves out has Hugging Face's default."""
+    for key, only in ONLY.items():
+        if values.get(key, only) != only:
+            raise CheckpointError(f"{CONFIG} says {key} {values[key]!r}; only {only!r} is supported")
+    if "model_type" not in values:
+        raise CheckpointError(f"{CONFIG} says no model_type; expected 'wav2vec2'")
+    columns = []
+    for key, default in CONV_FIELDS:
+        column = values.get(key, default)
+        if not isinstance(column, list | tuple) or not all(type(number) is int for number in column):
+            raise CheckpointError(f"{CONFIG} says {key} {column!r}; expected a list of whole numbers")
+        columns.append(column)
+    if len({len(column) for column in columns}) != 1:
+        raise CheckpointError(f"{CONFIG} has {', '.join(key for key, _ in CONV_FIELDS)} of different lengths")
+    ours = {"conv_layers": tuple(zip(*columns, strict=True)), "normalize": normalize, "projection": True}
+    for field, key, default in FIELDS:
+        ours[field] = values.get(key, default)
+        if type(ours[field]) is not type(default):
+            raise CheckpointError(f"{CONFIG} says {key} {ours[field]!r}; expected a value like {default!r}")
+    try:
+        return ModelConfig(**ours)
+    except ValueError as error:
+        raise CheckpointError(f"{CONFIG} cannot be a model: {error}") from error
+
+
+def read_weights(folder: pathlib.Path) -> dict[str, Tensor]:
+    """All weights of the folder, from one file or from the parts that an index lists."""
+    found = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(f"a folder without weights; expected one of {', '.join(WEIGHT_FILES)}")
+    if found.suffix != ".json":
+        return read_weight_file(found)
+    parts = read_json(found).get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
+        raise CheckpointError(f"{found.name} has no weight_map from weights to file names")
+    weights = {}
+    for part in sorted(set(parts.values())):
+        # An index must not lead out of its folder.
+        if pathlib.PurePath(part).name != part or not (folder / part).is_file():
+            raise CheckpointError(f"{found.name} lists {part!r}; there is no such file in the folder")
+        weights |= read_weight_file(folder / part)
+    missing = set(parts) - set(weights)
+    if missing:
+        raise CheckpointError(f"{found.name} lists weights {named(missing)}; the parts do not hold them")
+    return weights
+
+
+def read_weight_file(path: pathlib.Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        return as_weights(read_torch_file(path), path.name)
+    try:
+        return as_weights(load_file(path), path.name)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the library has its own exceptions for damage, beside OSError and the like
+        raise CheckpointError(f"{path.name} cannot be read as safetensors ({error})") from error
+
+
+# --- writing ---
+
+
+def check_expressible(checkpoint: Checkpoint) -> None:
+    """Raises UsageError for a model that Hugging Face's wav2vec 2.0 cannot hold."""
+    if checkpoint.config.compressor != "none":
+        raise UsageError(
+            f"{checkpoint.path} has a compressor, which a Hugging Face wav2vec 2.0 cannot hold; "
+            "convert it to safetensors, fairseq or s3prl"
+        )
+
+
+def write_folder(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
+    """Writes the three files into an existing folder.
+
+    A checkpoint with all that pretraining needs becomes a Wav2Vec2ForPreTraining, another a Wav2Vec2Model; what neither
+    holds is left out, and it is said.
+    """
+    check_expressible(checkpoint)
+    config, weights = checkpoint.config, split_weight_norm(checkpoint.weights)
+    if not config.projection:  # Hugging Face's model always has one: here one that changes nothing
+        like = weights["layer_norm.weight"]
+        weights["post_extract_proj.weight"] = torch.eye(config.dim, dtype=like.dtype)
+        weights["post_extract_proj.bias"] = torch.zeros(config.dim, dtype=like.dtype)
+
+    backwards = [(ours, theirs) for theirs, ours in [*FAMILIES, CONV_NORM[config.conv_norm]]]
+    heads_backwards = [(ours, theirs) for theirs, ours in PRETRAINING_FAMILIES]
+    body = {name: theirs for name in weights if (theirs := rename(name, backwards))}
+    heads = {name: theirs for name in weights if (theirs := rename(name, heads_backwards))}
+    for_pretraining = len(heads) == 7 and "mask_emb" in weights
+    names = {name: PREFIX + theirs for name, theirs in body.items()} | heads if for_pretraining else body
+    left_out = set(weights) - set(names)
+    unknown = {name for name in left_out if not PRETRAINING.match(name)}
+    if unknown:
+        raise CheckpointError(f"unknown weights {named(unknown)}; expected those of a wav2vec 2.0")
+    if left_out:
+        logger.warning("the weights %s are left out: the Hugging Face model has no place for them", named(left_out))
+
+    values = config_values(checkpoint, for_pretraining)
+    extractor = {
+        "do_normalize": config.normalize,
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": config.conv_norm == "layer",
+        "sampling_rate": SAMPLE_RATE,
+    }
+    for name, content in {CONFIG: values, PREPROCESSOR: extractor}.items():
+        (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    tensors = {names[name]: weight.contiguous() for name, weight in weights.items() if name in names}
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+
+
+def config_values(checkpoint: Checkpoint, for_pretraining: bool) -> dict[str, Any]:
+    """What ``config.json`` is to say."""
+    config, weights = checkpoint.config, checkpoint.weights
+    values = {"architectures": ["Wav2Vec2ForPreTraining" if for_pretraining else "Wav2Vec2Model"], **ONLY}
+    values |= {key: getattr(config, field) for field, key, _ in FIELDS}
+    values |= {
+        key: list(column) for (key, _), column in zip(CONV_FIELDS, zip(*config.conv_layers, strict=True), strict=True)
+    }
+    values |= {theirs: checkpoint.model_cfg[ours] for ours, theirs in TRAINING_FIELDS if ours in checkpoint.model_cfg}
+    if "mask_emb" not in weights:  # the model has that weight only if something is to be masked in training
+        values |= {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+    if for_pretraining:
+        groups, codes, width = codebook_sizes(weights)
+        values |= {
+            "codevector_dim": groups * width,
+            "num_codevector_groups": groups,
+            "num_codevectors_per_group": codes,
+            "proj_codevector_dim": weights["project_q.weight"].shape[0],
+        }
+    return values

@@ -1,0 +1,112 @@
+"""Reading a checkpoint of any known format."""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ..errors import CheckpointError
+from ..model import OFAWav2Vec2
+from ..model.storage import read_safetensors
+from . import fairseq_format, huggingface, s3prl_format
+from .contents import Checkpoint, as_weights, check_sizes, named
+from .safe_pickle import PICKLE_MAGIC, ZIP_MAGIC, read_torch_file
+
+GIT_LFS_MAGIC = b"version https://git-lfs"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def load(
+    path: str | os.PathLike, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> OFAWav2Vec2:
+    """The model of a checkpoint of any known format, in eval mode, on ``device`` in ``dtype``.
+
+    Formats: the reference's and fairseq's, S3PRL's converted ones, a Hugging Face wav2vec 2.0 folder, our safetensors.
+    Nothing in the file is run. Raises CheckpointError naming the file, what was found and what was expected, and
+    ValueError for a dtype that is not floating point.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, found {dtype}")
+    checkpoint = read_checkpoint(path)
+    model = OFAWav2Vec2(checkpoint.config)
+    with naming(checkpoint.path):
+        model.load_weights(checkpoint.weights)
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
+    """Configuration and weights of a checkpoint of any known format; the format is seen from the content.
+
+    Raises CheckpointError naming the file when it is missing, damaged, not safe to read, not a checkpoint or not of a
+    model that this package has.
+    """
+    path = pathlib.Path(path)
+    with naming(path):
+        if path.is_dir():
+            config, weights = huggingface.read_folder(path)
+            checkpoint = Checkpoint(config, weights, {}, {}, "huggingface", path)
+        else:
+            checkpoint = read_file(path)
+        check_sizes(checkpoint.config, checkpoint.weights)
+    return checkpoint
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+    """Makes every ValueError of reading, and the system's, a CheckpointError that begins with the file's name."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        text = text.removeprefix(f"{path}: ")
+        raise CheckpointError(f"{path}: {text}") from error
+
+
+def read_file(path: pathlib.Path) -> Checkpoint:
+    """A checkpoint in one file. Raises CheckpointError."""
+    if not path.exists():
+        raise CheckpointError("no such file; expected a checkpoint file or the folder of a Hugging Face model")
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise CheckpointError("an empty file; expected a checkpoint")
+    if head.startswith(GIT_LFS_MAGIC):
+        raise CheckpointError("a pointer of git-lfs, not the file itself; fetch it with git lfs pull")
+    if head[8:9] == b"{":
+        return read_own(path)
+    if not head.startswith((ZIP_MAGIC, PICKLE_MAGIC)):
+        raise CheckpointError(f"begins with {head[:8]!r}; expected what torch.save or safetensors writes")
+    return read_torch_state(path, read_torch_file(path))
+
+
+def read_own(path: pathlib.Path) -> Checkpoint:
+    """Our own safetensors; fairseq's configuration, where the source had it, is in the metadata."""
+    config, weights, metadata = read_safetensors(path)
+    cfg = {}
+    for key in ("model_cfg", "task_cfg"):
+        cfg[key] = json.loads(metadata.get(key, "{}"))
+        if not isinstance(cfg[key], dict):
+            raise CheckpointError(f"{key} in its metadata holds a {type(cfg[key]).__name__}; expected names and values")
+    weights = as_weights(weights, "its content")
+    return Checkpoint(config, weights, cfg["model_cfg"], cfg["task_cfg"], "safetensors", path)
+
+
+def read_torch_state(path: pathlib.Path, state: Any) -> Checkpoint:
+    """Tells fairseq's files from S3PRL's by their keys."""
+    if not isinstance(state, dict):
+        raise CheckpointError(f"holds a {type(state).__name__}; expected the dict of a fairseq or S3PRL checkpoint")
+    if set(s3prl_format.KEYS) <= set(state):
+        return Checkpoint(*s3prl_format.read_state(state), "s3prl", path)
+    if "model" in state and ("cfg" in state or "args" in state):
+        return Checkpoint(*fairseq_format.read_state(state), "fairseq", path)
+    if (path.parent / huggingface.CONFIG).is_file():
+        raise CheckpointError("looks like a part of a Hugging Face model; give its folder")
+    found = named({str(key) for key in state}) or "nothing"
+    raise CheckpointError(
+        f"holds the entries {found}; expected model with cfg or args (fairseq), or "
+        f"{', '.join(s3prl_format.KEYS)} (S3PRL)"
+    )

@@ -1,0 +1,30 @@
+"""S3PRL's converted checkpoints: fairseq's weights and two parts of its configuration, under other names."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..model.config import ModelConfig
+from .contents import Checkpoint, as_weights
+from .fairseq_format import fairseq_parts, read_config
+from .safe_pickle import plain
+
+KEYS = ("task_cfg", "model_cfg", "model_weight")
+
+
+def read_state(state: dict[str, Any]) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """Config, weights, model_cfg and task_cfg. Raises CheckpointError, without the file's name."""
+    weights = as_weights(state["model_weight"], "its model_weight entry")
+    model_cfg, task_cfg = plain(state["model_cfg"]), plain(state["task_cfg"])
+    for name, section in {"model_cfg": model_cfg, "task_cfg": task_cfg}.items():
+        if not isinstance(section, dict):
+            raise CheckpointError(f"its {name} entry is {type(section).__name__}; expected a configuration")
+    return read_config(model_cfg, task_cfg, weights), weights, model_cfg, task_cfg
+
+
+def write_state(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The dict that S3PRL's own conversion of the same fairseq file would write."""
+    model_cfg, task_cfg, weights = fairseq_parts(checkpoint)
+    weights = {name: weight.clone() for name, weight in weights.items()}
+    return {"task_cfg": task_cfg, "model_cfg": model_cfg, "model_weight": weights}

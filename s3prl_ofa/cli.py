@@ -1,0 +1,105 @@
+"""The command line, ``s3prl-ofa <command>``: wiring only. What a command does stands in its own module."""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from .errors import CheckpointError, UsageError
+from .version import __version__
+
+INTERRUPTED = 130  # what shells use for Ctrl-C: 128 + SIGINT
+
+
+class Command(NamedTuple):
+    """Where a command lives. The module is imported when the command is chosen, so that ``--help`` is immediate."""
+
+    module: str
+    help: str
+    add_arguments: str | None = "add_arguments"  # None: the command reads its own arguments
+    run: str = "run"
+
+
+COMMANDS = {
+    "extract": Command("s3prl_ofa.extract.command", "features, lengths and times of audio files, to disk"),
+    "info": Command("s3prl_ofa.info", "what a checkpoint holds, and its table of lambd against frame period"),
+    "run_downstream": Command("s3prl_ofa.superb.run_downstream", "S3PRL's runner with ofa_wav2vec2 in it", None),
+    "link": Command("s3prl_ofa.superb.link", "put the upstream into a source checkout of S3PRL"),
+    "unlink": Command("s3prl_ofa.superb.link", "take it out again", "add_unlink_arguments", "run_unlink"),
+    "prepare": Command("s3prl_ofa.superb.prepare", "from corpora to the files that the tasks need"),
+    "convert": Command("s3prl_ofa.checkpoint.command", "a checkpoint from one format to another"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
+
+
+def one_line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+def build_parser() -> Parser:
+    width = max(map(len, COMMANDS))
+    parser = Parser(
+        prog="s3prl-ofa",
+        description="A wav2vec 2.0 whose frame period is chosen at run time.",
+        epilog="commands:\n" + "\n".join(f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"s3prl-ofa {__version__}")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for debugging")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("command", choices=COMMANDS, metavar="command", help="one of those below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see: s3prl-ofa <command> --help")
+    return parser
+
+
+def run_command(name: str, arguments: Sequence[str]) -> int:
+    """Runs one command and returns its exit status."""
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    run = getattr(module, command.run)
+    if command.add_arguments is None:
+        return run(list(arguments)) or 0
+    parser = Parser(prog=f"s3prl-ofa {name}", description=command.help)
+    getattr(module, command.add_arguments)(parser)
+    return run(parser.parse_args(arguments)) or 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status: 0 well, 1 a failed run, 2 bad use, 130 interrupted."""
+    options = build_parser().parse_args(argv)
+    # After the command too, where most people put it; none of S3PRL's options has this name.
+    debug = options.debug or "--debug" in options.arguments
+    arguments = [argument for argument in options.arguments if argument != "--debug"]
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)]
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    prefix = f"s3prl-ofa {options.command}"
+    try:
+        return run_command(options.command, arguments)
+    except KeyboardInterrupt:
+        print(f"{prefix}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (``| head``); keep Python from complaining about it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (UsageError, CheckpointError) as error:
+        status, message = 2, one_line(error)
+        if debug:
+            raise
+    except Exception as error:
+        status, message = 1, one_line(error) or "no message"
+        if not isinstance(error, ValueError):
+            message = f"{type(error).__name__}: {message}"
+        if debug:
+            raise
+    print(f"{prefix}: error: {message}", file=sys.stderr)
+    return status

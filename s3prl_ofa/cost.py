@@ -1,0 +1,34 @@
+"""What a model costs to run, in multiply-accumulates (MACs), computed from its shape."""
+
+import torch
+
+from .model import SAMPLE_RATE, ModelConfig
+from .model.compressor import KERNEL
+
+
+def macs(config: ModelConfig, samples: int, frames: int) -> int:
+    """MACs of one utterance of so many samples whose hidden states have so many frames.
+
+    Convolutions, linear layers and the two products of attention are counted; norms, activations and the sum of
+    integrate-and-fire are left out (below a hundredth). Frames equal to ``config.num_frames(samples)`` mean lambd 0,
+    where the alpha predictor does not run.
+    """
+    total, length, width = 0, samples, 1
+    for channels, kernel, stride in config.conv_layers:
+        length = (length - kernel) // stride + 1
+        total += length * width * channels * kernel
+        width = channels
+    if config.compressor == "cif" and frames != length:
+        total += length * (width * width * KERNEL + width)
+    if config.projection:
+        total += frames * width * config.dim
+    total += frames * config.dim * (config.dim // config.pos_conv_groups) * config.pos_conv_kernel
+    attention = 4 * frames * config.dim**2 + 2 * frames**2 * config.dim
+    feed_forward = 2 * frames * config.dim * config.ffn_dim
+    return total + config.layers * (attention + feed_forward)
+
+
+def macs_per_second(config: ModelConfig, samples: torch.Tensor, frames: torch.Tensor) -> float:
+    """MACs a second of audio over several utterances: samples (utterances,), frames (utterances,)."""
+    total = sum(macs(config, *pair) for pair in zip(samples.tolist(), frames.tolist(), strict=True))
+    return total * SAMPLE_RATE / int(samples.sum())

@@ -1,0 +1,273 @@
+"""``s3prl-ofa extract AUDIO... --ckpt C --out DIR``: hidden states of many files at a chosen rate, to disk."""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tqdm
+import tqdm.contrib.logging
+
+from ..audio import SAMPLE_RATE, AudioError, duration, load_audio
+from ..errors import UsageError
+from .inputs import Utterance, find_utterances, make_batches
+from .store import ERRORS, Store, open_store
+from .writers import WRITERS, Writer, get_writer
+
+if TYPE_CHECKING:
+    from ..model import OFAWav2Vec2
+
+logger = logging.getLogger(__name__)
+
+DTYPES = ("float32", "float16", "bfloat16")
+BATCH_SECONDS = 120.0  # of audio; Base in float32 then needs some 2 GB
+REPORTED = 10  # bad files named at the end; all of them are in errors.jsonl
+
+Loaded = list[tuple[Utterance, np.ndarray]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("audio", nargs="+", metavar="AUDIO", help="audio files, or folders that are searched for them")
+    parser.add_argument("--ckpt", required=True, help="a checkpoint of any known format")
+    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="where the features go")
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument("--lambd", type=float, metavar="L", help="the rate: 0 (no compression, the default) to below 2")
+    rate.add_argument("--frame-period-ms", type=float, metavar="P", help="the rate as a mean frame period, from 20")
+    parser.add_argument(
+        "--allow-beyond-one", action="store_true", help="let a frame period use lambd above 1 where 1 is too short"
+    )
+    parser.add_argument("--format", default="npy", choices=WRITERS, help="of the output files (default: npy)")
+    parser.add_argument(
+        "--layer", metavar="K", help="hidden state K: 0, the encoder's input, to the last layer (default); or 'all'"
+    )
+    parser.add_argument(
+        "--batch-seconds", type=float, default=BATCH_SECONDS, metavar="S", help="of audio in a batch (default: 120)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the model (default: float32)")
+    parser.add_argument("--force", action="store_true", help="start again, removing what DIR holds from earlier runs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status: 0 when all files are done, 1 when some could not be used. Raises UsageError, CheckpointError."""
+    # All that can be refused is refused before the first file is read.
+    writer = get_writer(args.format)
+    rate = check_rate(args)
+    if not (args.batch_seconds > 0 and math.isfinite(args.batch_seconds)):
+        raise UsageError(f"--batch-seconds must be a number above 0, found {args.batch_seconds:g}")
+    utterances = find_utterances(args.audio)
+    model = load_model(args)
+    layer = check_layer(args.layer, model.config.layers)
+    if model.compressor is None and rate not in ({"lambd": 0.0}, {"frame_period_ms": 20.0}):
+        raise UsageError(f"{args.ckpt} has no compressor: only --lambd 0 (a frame period of 20 ms) is possible")
+    settings = {
+        **rate,
+        "allow_beyond_one": args.allow_beyond_one,
+        "layer": layer,
+        "dtype": args.dtype,
+        "format": args.format,
+        "checkpoint": fingerprint(model),  # last: with another dtype it differs too, and the dtype is the thing to name
+    }
+    with open_store(args.out, settings, args.force) as store:
+        extraction = Extraction(model, rate, args.allow_beyond_one, layer, writer, store)
+        return extraction.run(utterances, args.batch_seconds)
+
+
+def check_rate(args: argparse.Namespace) -> dict[str, float]:
+    """The rate as the keyword argument of ``extract``. Raises UsageError when it is out of range."""
+    from ..model.rate import check_frame_period, check_lambd
+
+    try:
+        if args.frame_period_ms is not None:
+            check_frame_period(args.frame_period_ms, 1)
+            return {"frame_period_ms": args.frame_period_ms}
+        lambd = 0.0 if args.lambd is None else args.lambd
+        check_lambd(lambd, 1)
+        return {"lambd": lambd}
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def check_layer(layer: str | None, layers: int) -> int | str:
+    """A hidden state's number, or "all"."""
+    if layer is None:
+        return layers
+    if layer == "all":
+        return layer
+    if not layer.isdecimal() or int(layer) > layers:
+        raise UsageError(f"--layer must be a whole number from 0 to {layers}, or all; found {layer}")
+    return int(layer)
+
+
+def load_model(args: argparse.Namespace) -> "OFAWav2Vec2":
+    """The model on its device. Raises UsageError for a device that is not there, CheckpointError."""
+    import torch
+
+    from ..checkpoint import load
+
+    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        detail = str(error).splitlines()[0]
+        raise UsageError(f"--device {name} cannot be used ({detail}); expected cpu, cuda, cuda:1, ...") from None
+    return load(args.ckpt, device=name, dtype=getattr(torch, args.dtype))
+
+
+def fingerprint(model: "OFAWav2Vec2") -> str:
+    """A hash of config and weights: the same for the same model in whatever format and place it was."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    for name, tensor in sorted(model.weights().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclasses.dataclass
+class Extraction:
+    """One run: what to compute, where to put it, and what went wrong."""
+
+    model: "OFAWav2Vec2"
+    rate: dict[str, float]
+    allow_beyond_one: bool
+    layer: int | str
+    writer: Writer
+    store: Store
+    errors: list[tuple[Utterance, str]] = dataclasses.field(default_factory=list)
+    done: int = 0
+    unreached: int = 0  # utterances that cannot be as slow as the wanted frame period
+
+    def run(self, utterances: list[Utterance], batch_seconds: float) -> int:
+        """Extracts what is not finished yet; returns the exit status."""
+        todo = [utterance for utterance in utterances if not self.store.is_finished(utterance)]
+        batches = make_batches(self.durations(todo), batch_seconds)
+        total = sum(seconds for batch in batches for _, seconds in batch)
+        # The model warns for every batch, by number in the batch; one count at the end says more.
+        logging.getLogger("s3prl_ofa.model").setLevel(logging.ERROR)
+        try:
+            with (
+                tqdm.contrib.logging.logging_redirect_tqdm(),
+                tqdm.tqdm(total=round(total, 1), unit="s", unit_scale=True, desc="audio", disable=None) as bar,
+            ):
+                for seconds, loaded in self.loaded(batches):
+                    self.extract(loaded)
+                    bar.update(seconds)
+        finally:
+            logging.getLogger("s3prl_ofa.model").setLevel(logging.NOTSET)
+        self.report(len(utterances), len(utterances) - len(todo))
+        return 1 if self.errors else 0
+
+    def durations(self, utterances: list[Utterance]) -> Iterator[tuple[Utterance, float]]:
+        """Utterances with their seconds; those that cannot be opened become errors."""
+        for utterance in tqdm.tqdm(utterances, desc="headers", leave=False, disable=None):
+            try:
+                yield utterance, duration(utterance.path)
+            except AudioError as error:
+                self.fail(utterance, str(error))
+
+    def loaded(self, batches: list[list[tuple[Utterance, float]]]) -> Iterator[tuple[float, Loaded]]:
+        """(seconds, waves) batch by batch; the next batch is read while the model works on this one."""
+        with concurrent.futures.ThreadPoolExecutor(1) as executor:
+            waiting = [executor.submit(self.load, batch) for batch in batches[:1]]
+            for index, batch in enumerate(batches):
+                loaded = waiting.pop().result()
+                waiting = [executor.submit(self.load, following) for following in batches[index + 1 : index + 2]]
+                yield sum(seconds for _, seconds in batch), loaded
+
+    def load(self, batch: list[tuple[Utterance, float]]) -> Loaded:
+        waves = []
+        shortest = self.model.config.receptive_field
+        for utterance, _ in batch:
+            try:
+                wave = load_audio(utterance.path)
+                if len(wave) < shortest:
+                    raise AudioError(f"too short: {len(wave)} samples at {SAMPLE_RATE} Hz, at least {shortest} are needed")
+                waves.append((utterance, wave))
+            except AudioError as error:
+                self.fail(utterance, str(error))
+        return waves
+
+    def extract(self, loaded: Loaded) -> None:
+        """Runs the model on a batch and writes it; a batch that fails is tried again one by one, to find the culprit."""
+        if not loaded:
+            return
+        layers = None if self.layer == "all" else self.layer
+        waves = [wave for _, wave in loaded]
+        out = None
+        try:
+            out = self.model.extract(waves, layers=layers, allow_beyond_one=self.allow_beyond_one, **self.rate)
+        except (ValueError, RuntimeError, MemoryError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+        if out is None and len(loaded) == 1:
+            self.fail(loaded[0][0], reason)
+            return
+        if out is None:
+            # Not within the except: the exception would keep the failed batch's activations in memory.
+            logger.info("a batch of %d failed (%s); trying one by one", len(loaded), reason)
+            for pair in loaded:
+                self.extract([pair])
+            return
+        for index, (utterance, wave) in enumerate(loaded):
+            frames = int(out.lengths[index])
+            states = [as_array(state[index, :frames]) for state in out.hidden_states]
+            features = np.stack(states) if self.layer == "all" else states[-1]
+            times = out.times[index, :frames].cpu().numpy()
+            self.write(utterance, features, times, len(wave) / SAMPLE_RATE, float(out.lambd[index]))
+
+    def write(
+        self, utterance: Utterance, features: np.ndarray, times: np.ndarray, seconds: float, lambd: float
+    ) -> None:
+        path = self.writer(self.store.folder, utterance.name, features, times)
+        frames = len(times)
+        self.store.add(
+            {
+                "name": utterance.name,
+                "file": path.relative_to(self.store.folder).as_posix(),
+                "frames": frames,
+                "seconds": seconds,
+                "lambd": lambd,
+                "frame_period_ms": 1000 * seconds / frames,
+                "audio": str(utterance.path),
+                "size": utterance.size,
+                "mtime_ns": utterance.mtime_ns,
+            }
+        )
+        self.done += 1
+        wanted = self.rate.get("frame_period_ms")
+        if wanted is not None and frames > max(1, round(1000 * seconds / wanted)):
+            self.unreached += 1
+
+    def fail(self, utterance: Utterance, reason: str) -> None:
+        self.errors.append((utterance, reason))
+        self.store.add_error(utterance, reason)
+
+    def report(self, total: int, finished_before: int) -> None:
+        """What was done, and every file that could not be used, on stderr."""
+        say = [f"{self.done} of {total} files extracted to {self.store.folder}, {finished_before} were there already"]
+        if self.unreached:
+            say.append(
+                f"{self.unreached} cannot be as slow as {self.rate['frame_period_ms']:g} ms and have lambd 1 "
+                "(--allow-beyond-one goes further)"
+            )
+        if self.errors:
+            say.append(f"{len(self.errors)} could not be used (all in {self.store.folder / ERRORS}):")
+            say += [f"  {utterance.path}: {reason}" for utterance, reason in self.errors[:REPORTED]]
+        print("\n".join(say), file=sys.stderr)
+
+
+def as_array(state: Any) -> np.ndarray:
+    """A hidden state (frames, dim) as float32 or float16; numpy has no bfloat16."""
+    import torch
+
+    state = state.float() if state.dtype == torch.bfloat16 else state
+    return state.cpu().numpy()

@@ -1,0 +1,67 @@
+"""Which audio files are meant, what their outputs are called, and which of them go through the model together."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+from ..audio import find_audio
+from ..errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """One audio file. ``name`` is its path below the common folder with its own ending, so that no two share one."""
+
+    path: pathlib.Path
+    name: str
+    size: int  # bytes
+    mtime_ns: int
+
+
+def find_utterances(arguments: Sequence[str | os.PathLike]) -> list[Utterance]:
+    """Every file that is named, and every audio file below every folder that is named, each once.
+
+    Names are relative to the one folder (or the folder of the one file) given, else to the deepest folder that holds
+    all that was given. Raises UsageError when an argument does not exist or nothing is found.
+    """
+    files: dict[pathlib.Path, None] = {}
+    roots = []
+    for argument in arguments:
+        path = pathlib.Path(os.path.abspath(argument))
+        if path.is_dir():
+            roots.append(path)
+            files.update(dict.fromkeys(find_audio(path)))
+        elif path.exists():
+            roots.append(path.parent)
+            files[path] = None
+        else:
+            raise UsageError(f"{argument}: no such file or folder; expected audio files, or folders of them")
+    if not files:
+        raise UsageError(f"no audio found below {', '.join(map(str, arguments))}; expected files that soundfile reads")
+    root = os.path.commonpath(roots)
+    utterances = []
+    for path in files:
+        status = path.stat()
+        name = path.relative_to(root).as_posix()
+        utterances.append(Utterance(path, name, status.st_size, status.st_mtime_ns))
+    return utterances
+
+
+def make_batches(
+    utterances: Iterable[tuple[Utterance, float]], batch_seconds: float
+) -> list[list[tuple[Utterance, float]]]:
+    """(utterance, seconds) pairs in batches of at most ``batch_seconds``, similar lengths together, longest first.
+
+    Longest first, because what does not fit into memory then fails at the start. An utterance longer than
+    ``batch_seconds`` is a batch of its own.
+    """
+    batches: list[list[tuple[Utterance, float]]] = []
+    room = 0.0
+    for utterance, seconds in sorted(utterances, key=lambda pair: (-pair[1], pair[0].name)):
+        if not batches or seconds > room:
+            batches.append([])
+            room = batch_seconds
+        batches[-1].append((utterance, seconds))
+        room -= seconds
+    return batches

@@ -1,0 +1,134 @@
+"""The output folder: its settings, its index of finished utterances, its list of bad files.
+
+``settings.json`` says what the features were made with; another setting is refused, so that a folder never holds a
+mixture. ``index.jsonl`` gets one line an utterance after its features are in place. So a process that is killed loses
+only what it was working on.
+"""
+
+import contextlib
+import fcntl
+import json
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import UsageError
+from ..files import atomic_path
+from .inputs import Utterance
+from .writers import FEATURES, TIMES
+
+LEFTOVER = re.compile(r"\..+\.\w{8}\.(npy|safetensors|h5)")  # what files.atomic_path calls its temporary files
+SETTINGS, INDEX, ERRORS, LOCK = "settings.json", "index.jsonl", "errors.jsonl", ".lock"
+
+
+class Store:
+    """An output folder, opened by ``open_store``."""
+
+    def __init__(self, folder: pathlib.Path, finished: dict[str, dict[str, Any]]) -> None:
+        self.folder = folder
+        self.finished = finished  # rows of the index by name
+
+    def is_finished(self, utterance: Utterance) -> bool:
+        """Whether its features are there, and the audio is still what it was."""
+        row = self.finished.get(utterance.name)
+        if row is None or (row["size"], row["mtime_ns"]) != (utterance.size, utterance.mtime_ns):
+            return False
+        return (self.folder / row["file"]).exists()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Notes an utterance as finished; its files must be in place."""
+        append_line(self.folder / INDEX, row)
+
+    def add_error(self, utterance: Utterance, reason: str) -> None:
+        append_line(self.folder / ERRORS, {"name": utterance.name, "audio": str(utterance.path), "error": reason})
+
+
+def append_line(path: pathlib.Path, row: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+@contextlib.contextmanager
+def open_store(folder: pathlib.Path, settings: dict[str, Any], force: bool) -> Iterator[Store]:
+    """The store in ``folder``, held by this process alone until the block ends.
+
+    ``force`` starts again: what the folder holds from earlier runs is removed. Raises UsageError when the folder cannot
+    be written, holds other things, holds features of other settings (without ``force``), or is in use.
+    """
+    prepare_folder(folder)
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{folder} is in use by another extract; wait for it, or give another --out") from None
+        if force:
+            remove_results(folder)
+        check_settings(folder, settings)
+        remove_leftovers(folder)
+        (folder / ERRORS).unlink(missing_ok=True)
+        yield Store(folder, read_index(folder))
+
+
+def prepare_folder(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        with atomic_path(folder / ".probe"):
+            pass
+        (folder / ".probe").unlink()
+    except OSError as error:
+        raise UsageError(f"--out {folder} cannot be written ({error.strerror}); expected a folder to write to") from None
+    if names and SETTINGS not in names:
+        raise UsageError(f"--out {folder} holds other files; expected an empty folder or one of an earlier extract")
+
+
+def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
+    """Writes the settings into a new folder; in an old one they must be the same."""
+    path = folder / SETTINGS
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+        return
+    try:
+        earlier = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        raise UsageError(f"{path} cannot be read; give --force to start again, or another --out") from None
+    for key in [*settings, *earlier]:
+        if earlier.get(key) != settings.get(key):
+            raise UsageError(
+                f"--out {folder} holds features with {key} {earlier.get(key)}, asked was {settings.get(key)}; "
+                "give --force to start again, or another --out"
+            )
+
+
+def read_index(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Rows by name. A last line that a killed process left unfinished is dropped from the file too."""
+    path = folder / INDEX
+    rows: dict[str, dict[str, Any]] = {}
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            rows[row["name"]] = row
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows.values()), "utf-8")
+    return rows
+
+
+def remove_results(folder: pathlib.Path) -> None:
+    """Only what extract itself makes, and only in a folder that its settings file marks as its own."""
+    if not (folder / SETTINGS).exists():
+        return
+    for name in (FEATURES, TIMES):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (INDEX, ERRORS, SETTINGS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: pathlib.Path) -> None:
+    """Removes the temporary files of a killed process."""
+    for name in (FEATURES, TIMES):
+        for path in (folder / name).rglob(".*"):
+            if LEFTOVER.fullmatch(path.name):
+                path.unlink()

@@ -1,0 +1,107 @@
+"""``s3prl-ofa info CKPT``: what a checkpoint holds, and which frame periods it gives on real audio."""
+
+import argparse
+import json
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from .audio import SAMPLE_RATE, AudioError, load_audio
+from .errors import UsageError
+from .extract.inputs import find_utterances
+
+if TYPE_CHECKING:
+    import torch
+
+    from .model import OFAWav2Vec2
+
+BUNDLED_AUDIO = pathlib.Path(__file__).parent / "demo" / "audio" / "test"
+LAMBDS = tuple(step / 10 for step in range(11))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ckpt", metavar="CKPT", help="a checkpoint of any known format")
+    parser.add_argument(
+        "--audio", nargs="+", metavar="FILES", help="what the table is measured on: files or folders (default: bundled)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the answer. Raises UsageError for audio that cannot be used, CheckpointError."""
+    from .checkpoint import load, read_checkpoint
+
+    utterances = find_utterances(args.audio or [BUNDLED_AUDIO])
+    checkpoint = read_checkpoint(args.ckpt)
+    model = load(args.ckpt)
+    waves = []
+    for utterance in utterances:
+        try:
+            waves.append(load_audio(utterance.path))
+        except AudioError as error:
+            raise UsageError(f"{utterance.path}: {error}") from None
+    result = {
+        "checkpoint": str(args.ckpt),
+        "format": checkpoint.format,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "config": model.config.to_dict(),
+        "audio": ", ".join(args.audio) if args.audio else "bundled (synthetic speech)",
+        "utterances": len(waves),
+        "seconds": sum(map(len, waves)) / SAMPLE_RATE,
+        **measure(model, waves),
+    }
+    print(json.dumps(result, indent=1) if args.json else as_text(result))
+    return 0
+
+
+def measure(model: "OFAWav2Vec2", waves: list[Any]) -> dict[str, Any]:
+    """Mean alpha over all frames, and for every lambd the frame periods that come out, utterance by utterance.
+
+    The formula period = 20 / (1 - lambd (1 - mean alpha)) says what lambd gives before the number of frames is
+    rounded down; the table has what is really got. Without a compressor the table has lambd 0 alone.
+    """
+    import torch
+
+    from .cost import macs_per_second
+
+    samples = torch.tensor([len(wave) for wave in waves])
+    input_lengths = torch.tensor([model.config.num_frames(length) for length in samples.tolist()])
+    alphas = [] if model.compressor is None else [model.alpha([wave])[0][0] for wave in waves]
+    table = []
+    for lambd in LAMBDS if alphas else LAMBDS[:1]:
+        frames = input_lengths
+        if lambd:
+            frames = torch.stack([frames_at(model, alpha, lambd) for alpha in alphas])
+        periods = 1000 * samples.double() / SAMPLE_RATE / frames
+        table.append(
+            {
+                "lambd": lambd,
+                "frame_period_ms": float(periods.mean()),
+                "shortest_ms": float(periods.min()),
+                "longest_ms": float(periods.max()),
+                "macs_per_second": macs_per_second(model.config, samples, frames),
+            }
+        )
+    mean_alpha = float(torch.cat(alphas).mean()) if alphas else None
+    return {"mean_alpha": mean_alpha, "table": table}
+
+
+def frames_at(model: "OFAWav2Vec2", alpha: "torch.Tensor", lambd: float) -> "torch.Tensor":
+    """Number of frames of one utterance with alpha (20 ms frames,)."""
+    lengths = alpha.new_tensor([len(alpha)]).long()
+    return model.compressor.plan(alpha[None], alpha.new_tensor([lambd]), lengths).lengths[0]
+
+
+def as_text(result: dict[str, Any]) -> str:
+    lines = [f"{key:12} {result[key]}" for key in ("checkpoint", "format")]
+    lines.append(f"{'parameters':12} {result['parameters']:,}")
+    lines.append(f"{'audio':12} {result['audio']}: {result['utterances']} utterances, {result['seconds']:.1f} s")
+    alpha = "none (no compressor: 20 ms only)" if result["mean_alpha"] is None else f"{result['mean_alpha']:.3f}"
+    lines += [f"{'mean alpha':12} {alpha}", "config"]
+    lines += [f"  {key:16} {value}" for key, value in result["config"].items()]
+    lines += ["", "lambd  frame period (ms)  shortest  longest  GMAC a second of audio"]
+    for row in result["table"]:
+        lines.append(
+            f"{row['lambd']:5.1f}  {row['frame_period_ms']:17.1f}  {row['shortest_ms']:8.1f}  {row['longest_ms']:7.1f}"
+            f"  {row['macs_per_second'] / 1e9:22.3f}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,189 @@
+"""Before CTC training: do the frames of the training utterances hold their labels at the chosen rate?
+
+CTC needs a frame for every label, and one more for a blank between two equal labels. An utterance with fewer frames
+has no alignment; S3PRL's ``zero_infinity`` then gives it a loss of zero, and nothing says that it was not learned from.
+"""
+
+import dataclasses
+import importlib
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import soundfile
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.model.cif import plan_cif
+from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS, SAMPLE_RATE
+from s3prl_ofa.model.ofa import OFAWav2Vec2
+from s3prl_ofa.model.rate import mix, solve_lambd, wanted_frames
+
+from .rate_options import NATIVE, RateOptions
+from .tasks import S3PRL_DOWNSTREAM, complete_s3prl
+
+MAX_INFEASIBLE = 0.01  # of the training utterances
+# A large corpus is sampled: so many of each stratum, the strata made by labels a second. Utterances whose labels do not
+# fit are those with the most labels a second, so the first strata are thin, and little is lost in the last.
+STRATA = (0.005, 0.02, 0.1, 1.0)  # where each stratum ends, as a share of the corpus, densest first
+SAMPLES_A_STRATUM = 100
+BATCH_SECONDS = 120.0  # of audio at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """path: its audio. samples: its length. needed: the frames that CTC needs for its labels."""
+
+    path: str
+    samples: int
+    needed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CtcCheck:
+    """What the check found.
+
+    utterances: of the training set. checked: those whose frames were counted; the rest is estimated from them.
+    infeasible: utterances with fewer frames than CTC needs, with the given ``repeat``. needed_repeat: the smallest
+    repeat that leaves at most 1% of them. frame_period_ms: the mean period of the frames that CTC sees.
+    """
+
+    utterances: int
+    checked: int
+    infeasible: int
+    repeat: int
+    needed_repeat: int
+    frame_period_ms: float
+
+    @property
+    def too_many(self) -> bool:
+        return self.needed_repeat > self.repeat
+
+    def __str__(self) -> str:
+        sampled = f" (estimated from {self.checked})" if self.checked < self.utterances else ""
+        share = 100 * self.infeasible / self.utterances
+        found = (
+            f"{self.infeasible} of {self.utterances} training utterances{sampled}, {share:.1f}%, have fewer frames than CTC "
+            f"needs for their labels at {self.frame_period_ms:.1f} ms a frame"
+        )
+        return f"{found}; --repeat {self.needed_repeat} would do, --repeat auto chooses it" if self.too_many else found
+
+
+def check_ctc(downstream: str, config: dict[str, Any], upstream: Any) -> CtcCheck | None:
+    """Checks the training set of asr or pr; None for another task.
+
+    config: as ``tasks.resolve_config`` gives it. upstream: an ``UpstreamExpert``, of which ``model`` and ``options`` are
+    used. At lambd 0 and for upsampled frames the audio itself is not needed.
+    """
+    if downstream in ("asr", S3PRL_DOWNSTREAM["asr"]):
+        labelled = asr_labels(config)
+    elif downstream in ("pr", S3PRL_DOWNSTREAM["pr"]):
+        labelled = pr_labels(config)
+    else:
+        return None
+    if not labelled:
+        raise UsageError("the training set is empty")
+    utterances = [
+        Utterance(path, soundfile.info(path).frames, frames_needed(labels))
+        for path, labels in tqdm(labelled, desc="lengths", unit="file", dynamic_ncols=True, leave=False)
+    ]
+    sample, weights = choose(utterances)
+    frames = count_frames(upstream.model, upstream.options, sample)
+    return judge(sample, weights, frames, upstream.options.repeat)
+
+
+def frames_needed(labels: Sequence[int]) -> int:
+    """Labels, and a blank between each two equal neighbours."""
+    return len(labels) + sum(first == second for first, second in zip(labels, labels[1:], strict=False))
+
+
+def asr_labels(config: dict[str, Any]) -> list[tuple[str, list[int]]]:
+    """(audio path, label ids) of the training set, through S3PRL's own dataset and dictionary."""
+    asr = importlib.import_module("s3prl.downstream.asr.expert")
+    datarc = config["downstream_expert"]["datarc"]
+    dataset = asr.SequenceDataset("train", 1, asr.Dictionary.load(datarc["dict_path"]), **datarc)
+    names = [name for batch in dataset.X for name in batch]
+    return [(f"{datarc['libri_root']}/{name}", dataset.Y[dataset._parse_x_name(name)].tolist()) for name in names]
+
+
+def pr_labels(config: dict[str, Any]) -> list[tuple[str, list[int]]]:
+    """The same for the training set of S3PRL's ctc."""
+    complete_s3prl(None)
+    data = importlib.import_module("s3prl.downstream.ctc.data")
+    text = importlib.import_module("s3prl.downstream.ctc.text")
+    expert = config["downstream_expert"]
+    dataset, _ = data.create_dataset("train", text.load_text_encoder(**expert["text"]), **expert["corpus"])
+    return list(zip(map(str, dataset.file_list), dataset.text, strict=True))
+
+
+def choose(utterances: list[Utterance], seed: int = 0) -> tuple[list[Utterance], list[float]]:
+    """The utterances to look at, and how many of the corpus each stands for."""
+    ranked = sorted(utterances, key=lambda utterance: -utterance.needed / max(utterance.samples, 1))
+    drawn, weights, start = [], [], 0
+    for end in (round(share * len(ranked)) for share in STRATA):
+        stratum = ranked[start:end]
+        start = end
+        taken = random.Random(seed).sample(stratum, min(SAMPLES_A_STRATUM, len(stratum)))
+        drawn += taken
+        weights += [len(stratum) / len(taken)] * len(taken)
+    return drawn, weights
+
+
+@torch.no_grad()
+def count_frames(model: OFAWav2Vec2, options: RateOptions, utterances: list[Utterance]) -> list[int]:
+    """The frames that the upstream will give for each utterance, before any repetition.
+
+    Only the front end and the predictor of the model are run, and not even these where the number is known without.
+    """
+    whole = [model.config.num_frames(utterance.samples) for utterance in utterances]
+    period_ms = options.frame_period_ms
+    if options.frames != NATIVE or not (options.lambd or (period_ms or MIN_FRAME_PERIOD_MS) > MIN_FRAME_PERIOD_MS):
+        return whole
+    counts = [0] * len(utterances)
+    with tqdm(total=len(utterances), desc="frames", unit="utterance", dynamic_ncols=True, leave=False) as bar:
+        for batch in batches(utterances):
+            waves = [torch.from_numpy(soundfile.read(utterances[i].path, dtype="float32")[0]) for i in batch]
+            alpha, lengths = model.alpha(waves)
+            seconds = torch.tensor([len(wave) / SAMPLE_RATE for wave in waves], device=alpha.device)
+            found = plan_cif(mix(alpha, rate(options, alpha, lengths, seconds)), lengths).lengths.tolist()
+            for index, count in zip(batch, found, strict=True):
+                counts[index] = count
+            bar.update(len(batch))
+    return counts
+
+
+def rate(options: RateOptions, alpha: Tensor, lengths: Tensor, seconds: Tensor) -> Tensor:
+    """The lambd (batch,) that the model uses for these utterances."""
+    if options.frame_period_ms is None:
+        return torch.full_like(alpha[:, 0], options.lambd)
+    frames = wanted_frames(seconds, torch.full_like(seconds, options.frame_period_ms), lengths)
+    return solve_lambd(frames, alpha.sum(1), lengths)[0]
+
+
+def batches(utterances: list[Utterance]) -> list[list[int]]:
+    """Indices of utterances of similar length, together at most ``BATCH_SECONDS``, or one that is longer."""
+    found: list[list[int]] = []
+    total = 0
+    for index in sorted(range(len(utterances)), key=lambda index: utterances[index].samples):
+        total += utterances[index].samples
+        if not found or total > BATCH_SECONDS * SAMPLE_RATE:
+            found.append([])
+            total = utterances[index].samples
+        found[-1].append(index)
+    return found
+
+
+def judge(sample: list[Utterance], weights: list[float], frames: list[int], repeat: int) -> CtcCheck:
+    """Counts, weighting each utterance of the sample with those it stands for."""
+    total = sum(weights)
+    repeats = [-(-utterance.needed // count) for utterance, count in zip(sample, frames, strict=True)]
+
+    def infeasible(times: int) -> float:
+        return sum(weight for weight, needed in zip(weights, repeats, strict=True) if needed > times)
+
+    enough = next(times for times in range(1, max(repeats) + 1) if infeasible(times) <= MAX_INFEASIBLE * total)
+    milliseconds = sum(w * 1000 * utterance.samples / SAMPLE_RATE for w, utterance in zip(weights, sample, strict=True))
+    seen = sum(weight * count * repeat for weight, count in zip(weights, frames, strict=True))
+    return CtcCheck(round(total), len(sample), round(infeasible(repeat)), repeat, enough, milliseconds / seen)

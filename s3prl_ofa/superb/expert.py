@@ -1,0 +1,105 @@
+"""The upstream: waves in, hidden states with their lengths out, in the form S3PRL takes.
+
+A plain ``nn.Module``: S3PRL's ``UpstreamBase`` adds forward hooks, which are not needed here, and S3PRL itself.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s3prl_ofa.checkpoint import load
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS, SAMPLE_RATE
+from s3prl_ofa.model.ofa import ExtractOutput
+from s3prl_ofa.superb.rate_options import NATIVE, RateOptions, read_model_config
+
+DOWNSAMPLE_RATE = 320  # samples a 20 ms frame; S3PRL asks for one constant, whatever the rate
+
+
+@dataclasses.dataclass
+class Measured:
+    """What went through an upstream since it was last reset: compressed frames, before any repetition."""
+
+    utterances: int = 0
+    seconds: float = 0.0
+    frames: int = 0
+
+    def add(self, samples: int, out: ExtractOutput) -> None:
+        self.utterances += len(out.lengths)
+        self.seconds += samples / SAMPLE_RATE
+        self.frames += int(out.lengths.sum())
+
+    @property
+    def frame_period_ms(self) -> float:
+        """The mean frame period that came out; NaN before the first utterance."""
+        return 1000 * self.seconds / self.frames if self.frames else math.nan
+
+
+class UpstreamExpert(nn.Module):
+    """An upstream of S3PRL's.
+
+    ckpt: a checkpoint of any known format.
+    model_config: a YAML file, inline YAML or a mapping with lambd, frame_period_ms, frames, repeat (see RateOptions).
+    refresh: S3PRL passes it to every upstream; it matters where checkpoints are downloaded.
+    options: the same options as keyword arguments; they win over ``model_config``.
+
+    Raises CheckpointError for the checkpoint and UsageError for the options. The parameters require gradients, as S3PRL
+    expects of an upstream: it decides between frozen and fine-tuned (``-f``) by ``torch.no_grad``.
+    """
+
+    def __init__(
+        self,
+        ckpt: str | os.PathLike,
+        model_config: str | os.PathLike | Mapping[str, Any] | None = None,
+        refresh: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.options = RateOptions.layered(read_model_config(model_config), options)
+        self.model = load(ckpt).requires_grad_(True)
+        period_ms = self.options.frame_period_ms or MIN_FRAME_PERIOD_MS
+        if self.model.config.compressor == "none" and (self.options.lambd or period_ms > MIN_FRAME_PERIOD_MS):
+            raise UsageError(f"{ckpt} has no compressor, so only lambd 0 is possible; asked for {self.options}")
+        self.measured = Measured()
+
+    @property
+    def native_frames(self) -> bool:
+        """Whether the frames have no constant rate, so that their lengths must be read from the output."""
+        return self.options.frames == NATIVE
+
+    def get_downsample_rates(self, key: str | None = None) -> int:
+        """Samples a frame: 320 (20 ms) always. With native frames read ``hidden_states_len`` instead."""
+        return DOWNSAMPLE_RATE
+
+    def forward(self, wavs: list[Tensor]) -> dict[str, Any]:
+        """Hidden states of a batch of waves, each (samples,) at 16 kHz.
+
+        Returns ``hidden_states`` (layers + 1 tensors (batch, frames, dim)), ``hidden_states_len`` (batch,) int64,
+        ``last_hidden_state``, and each layer once more as ``hidden_state_0``, ... so that S3PRL's ``-s`` can pick one.
+        """
+        out = self.model.extract(wavs, lambd=self.options.lambd, frame_period_ms=self.options.frame_period_ms)
+        self.measured.add(sum(len(wav) for wav in wavs), out)
+        if self.native_frames:
+            states = [state.repeat_interleave(self.options.repeat, dim=1) for state in out.hidden_states]
+            lengths = out.lengths * self.options.repeat
+        else:
+            states, lengths = upsample(out), out.input_lengths
+        layers = {f"hidden_state_{index}": state for index, state in enumerate(states)}
+        return {"hidden_states": states, "hidden_states_len": lengths, "last_hidden_state": states[-1], **layers}
+
+
+def upsample(out: ExtractOutput) -> list[Tensor]:
+    """Hidden states (batch, 20 ms frames, dim) in which each compressed frame stands where it came from.
+
+    After its end an utterance goes on with its last frame, not with zeros: S3PRL takes lengths from the number of
+    samples and rounds them up, and for the longest utterance of a batch it repeats the last frame itself.
+    """
+    frame = torch.arange(out.frame_index.shape[1], device=out.frame_index.device)
+    last = (out.lengths - 1)[:, None]
+    index = torch.where(frame < out.input_lengths[:, None], out.frame_index.minimum(last), last)
+    return [state.gather(1, index[:, :, None].expand(-1, -1, state.shape[2])) for state in out.hidden_states]

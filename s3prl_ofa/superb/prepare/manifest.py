@@ -1,0 +1,23 @@
+"""fairseq's manifests: which audio to pretrain on."""
+
+import pathlib
+import random
+
+from s3prl_ofa.files import atomic_path
+
+
+def divide(files: list[pathlib.Path], valid_fraction: float, seed: int) -> dict[str, list[pathlib.Path]]:
+    """Files for train and valid, drawn the same way for the same files and seed; with a fraction above 0 at least one
+    for valid."""
+    count = round(len(files) * valid_fraction)
+    if valid_fraction > 0:
+        count = min(max(count, 1), len(files) - 1)
+    valid = set(random.Random(seed).sample(sorted(files), count))
+    return {"train": [path for path in files if path not in valid], "valid": [path for path in files if path in valid]}
+
+
+def write_manifest(path: pathlib.Path, root: pathlib.Path, samples: dict[pathlib.Path, int]) -> None:
+    """The root in the first line, then a line of path below it, tab and samples for every file."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(f"{root}\n")
+        file.writelines(f"{audio.relative_to(root).as_posix()}\t{count}\n" for audio, count in samples.items())

@@ -1,0 +1,120 @@
+"""The options of the upstream: the rate, and in which form the compressed frames are handed to S3PRL.
+
+They come from keyword arguments, from S3PRL's ``-g`` (a YAML file or inline YAML) and from our command line, and are
+written back as inline YAML, so that an experiment of S3PRL keeps them among its arguments.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
+from s3prl_ofa.model.rate import MAX_LAMBD
+
+UPSAMPLED, NATIVE = "upsampled", "native"
+FRAMES = (UPSAMPLED, NATIVE)
+RATE_KEYS = ("lambd", "frame_period_ms")  # two ways to say the same thing
+
+
+@dataclasses.dataclass(frozen=True)
+class RateOptions:
+    """How the upstream runs. Raises UsageError naming the option and its choices when a value is not one.
+
+    lambd: in [0, 2); or frame_period_ms: mean frame period in ms, 20 or more. Neither: lambd 0, 20 ms.
+    frames: "upsampled" repeats each compressed frame over the 20 ms frames it came from, as unmodified S3PRL expects;
+        "native" gives the compressed frames with their true lengths.
+    repeat: with native frames, how often each is repeated, so that CTC finds as many frames as labels.
+    """
+
+    lambd: float | None = None
+    frame_period_ms: float | None = None
+    frames: str = UPSAMPLED
+    repeat: int = 1
+
+    def __post_init__(self) -> None:
+        if self.lambd is not None and self.frame_period_ms is not None:
+            raise UsageError("give lambd or frame_period_ms, not both")
+        if self.lambd is not None and not (is_number(self.lambd) and 0 <= self.lambd < MAX_LAMBD):
+            raise UsageError(f"lambd must be a number in [0, {MAX_LAMBD:g}), found {self.lambd!r}")
+        period = self.frame_period_ms
+        if period is not None and not (is_number(period) and MIN_FRAME_PERIOD_MS <= period < math.inf):
+            raise UsageError(f"frame_period_ms must be a number of at least {MIN_FRAME_PERIOD_MS:g}, found {period!r}")
+        if self.frames not in FRAMES:
+            raise UsageError(f"frames must be one of {', '.join(FRAMES)}, found {self.frames!r}")
+        if isinstance(self.repeat, bool) or not isinstance(self.repeat, int) or self.repeat < 1:
+            raise UsageError(f"repeat must be a whole number of at least 1, found {self.repeat!r}")
+        if self.repeat > 1 and self.frames != NATIVE:
+            raise UsageError(f"repeat {self.repeat} needs frames {NATIVE}, found frames {self.frames}")
+
+    @classmethod
+    def layered(cls, *layers: Mapping[str, Any]) -> "RateOptions":
+        """Options from mappings, a later one winning over those before it; a value of None counts as not given.
+
+        Raises UsageError for a key that is no option.
+        """
+        options: dict[str, Any] = {}
+        for layer in layers:
+            unknown = sorted(str(key) for key in layer if key not in OPTION_NAMES)
+            if unknown:
+                raise UsageError(f"unknown upstream option {', '.join(unknown)}; choices: {', '.join(OPTION_NAMES)}")
+            given = {key: value for key, value in layer.items() if value is not None}
+            if all(key in given for key in RATE_KEYS):
+                raise UsageError("give lambd or frame_period_ms, not both")
+            if any(key in given for key in RATE_KEYS):
+                options = {key: value for key, value in options.items() if key not in RATE_KEYS}
+            options.update(given)
+        return cls(**options)
+
+    def to_yaml(self) -> str:
+        """Inline YAML of what is not at its default, frames always: ``{frames: native, lambd: 0.5}``.
+
+        It holds no ``=``, at which S3PRL's ``-o`` would split it.
+        """
+        values = {key: value for key, value in dataclasses.asdict(self).items() if value != OPTION_DEFAULTS[key]}
+        return yaml.safe_dump({"frames": self.frames, **values}, default_flow_style=True, width=math.inf).strip()
+
+    def __str__(self) -> str:
+        if self.frame_period_ms is not None:
+            rate = f"frame period {self.frame_period_ms:g} ms"
+        else:
+            rate = f"lambd {self.lambd or 0:g}"
+        return f"{rate}, {self.frames} frames" + (f", each {self.repeat} times" if self.repeat > 1 else "")
+
+
+OPTION_DEFAULTS = {field.name: field.default for field in dataclasses.fields(RateOptions)}
+OPTION_NAMES = tuple(OPTION_DEFAULTS)
+
+
+def is_number(value: object) -> bool:
+    """A real number; a YAML ``yes`` or NaN is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def read_model_config(model_config: str | os.PathLike | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options in S3PRL's ``model_config``: a mapping, a YAML file or inline YAML such as ``{lambd: 0.5}``.
+
+    Raises UsageError when it is none of these.
+    """
+    if model_config is None:
+        return {}
+    if isinstance(model_config, Mapping):
+        return dict(model_config)
+    text = os.fspath(model_config)
+    source = f"model_config {text!r}"
+    if os.path.isfile(text):
+        with open(text, encoding="utf-8") as file:
+            text = file.read()
+    try:
+        options = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+    if options is None:
+        return {}
+    if not isinstance(options, dict):
+        raise UsageError(f"{source} must be a YAML file or inline YAML such as '{{lambd: 0.5, frames: native}}'")
+    return options

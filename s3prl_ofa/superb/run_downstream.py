@@ -1,0 +1,327 @@
+"""``s3prl-ofa run_downstream``: S3PRL's own runner, with the rate kept with the experiment.
+
+S3PRL's parser, its reading of configs and checkpoints and its runner are used as they are. Its module gives three
+places to step in: the parser (our options are added, and what it found is put right before anything is written), the
+result of ``get_downstream_args`` (the rate is settled, labels are counted against frames) and the runner (kept, to read
+what went through its upstream).
+"""
+
+import argparse
+import builtins
+import contextlib
+import copy
+import dataclasses
+import importlib
+import importlib.util
+import logging
+import pathlib
+import tempfile
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+import torch
+import yaml
+
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.files import atomic_path
+from s3prl_ofa.superb import register, tasks
+from s3prl_ofa.superb.ctc_check import check_ctc
+from s3prl_ofa.superb.expert import Measured
+from s3prl_ofa.superb.rate_options import FRAMES, NATIVE, OPTION_NAMES, RateOptions, read_model_config
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+ROOTS = {
+    "librispeech": ("ROOT", "LibriSpeech: the folder that holds its splits"),
+    "voxceleb1": ("ROOT", "VoxCeleb1: the folder that holds dev/wav and test/wav"),
+    "prepared": ("DIR", "what s3prl-ofa prepare all wrote: bucket lengths, lexicon, speaker list"),
+    "bucket": ("DIR", "bucket lengths for asr"),
+    "lexicon": ("FILE[,FILE]", "pronunciations for pr"),
+    "speaker_list": ("FILE", "which utterances train, choose and test sid"),
+    "splits": ("TRAIN,DEV,TEST", "folders of LibriSpeech, several joined by +"),
+}
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command. Raises UsageError for bad use; what goes wrong while S3PRL runs is raised as it is."""
+    logging.getLogger("s3prl_ofa").setLevel(logging.INFO)  # S3PRL logs at this level, and what we put right is said
+    run_downstream(argv)
+    return 0
+
+
+def run_downstream(argv: Sequence[str]) -> Measured | None:
+    """Runs S3PRL's ``run_downstream`` with these arguments, its own and ours.
+
+    Returns what went through the upstream (utterances, seconds, frames), or None for an upstream that is not ours.
+    """
+    from s3prl import run_downstream as s3prl_run
+
+    experiment = Experiment()
+    runners = []
+
+    class KeptRunner(s3prl_run.Runner):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            runners.append(self)
+
+    original_get_args = s3prl_run.get_downstream_args
+
+    def get_downstream_args() -> tuple[argparse.Namespace, dict[str, Any], list[str]]:
+        with tempfile.TemporaryDirectory() as folder, experiment.no_empty_folder():
+            parser = CombinedParser(argv, lambda args: experiment.before_reading(args, pathlib.Path(folder)))
+            with replaced(s3prl_run, argparse=types.SimpleNamespace(ArgumentParser=lambda: parser)):
+                args, config, backups = original_get_args()
+            experiment.before_running(args, config)
+        return args, config, backups
+
+    # S3PRL also replaces the builtin isinstance, for good; the rest of this process needs the real one.
+    with (
+        replaced(builtins, isinstance=isinstance),
+        replaced(s3prl_run, get_downstream_args=get_downstream_args, Runner=KeptRunner),
+        once(logging.getLogger("s3prl_ofa.model.ofa")),
+    ):
+        s3prl_run.main()
+    upstream = runners[-1].upstream.model
+    measured = getattr(getattr(upstream, "module", upstream), "measured", None)
+    if measured is not None:
+        logger.info(
+            "measured frame period: %.2f ms over %d utterances (%.1f s, %d frames)",
+            measured.frame_period_ms,
+            measured.utterances,
+            measured.seconds,
+            measured.frames,
+        )
+    return measured
+
+
+class CombinedParser(argparse.ArgumentParser):
+    """What S3PRL's ``get_downstream_args`` gets for its parser: it adds its options to ours.
+
+    argv: what to parse. adapt: is given what was found, ours and S3PRL's options together, and returns what S3PRL sees.
+    """
+
+    def __init__(self, argv: Sequence[str], adapt: Callable[[argparse.Namespace], argparse.Namespace]) -> None:
+        super().__init__(
+            prog="s3prl-ofa run_downstream",
+            description="S3PRL's run_downstream with the upstream ofa_wav2vec2. -d also takes asr, pr and sid, and -c "
+            "is SUPERB's config of the task by default. The rate is kept with the experiment, so -e goes on with it.",
+        )
+        self.argv = list(argv)
+        self.adapt = adapt
+        group = self.add_argument_group("options of s3prl-ofa")
+        rate = group.add_mutually_exclusive_group()
+        rate.add_argument("--lambd", type=float, metavar="L", help="0 (20 ms a frame, the default) up to, not with, 2")
+        rate.add_argument("--frame-period-ms", type=float, metavar="P", help="mean frame period, 20 or more")
+        group.add_argument(
+            "--frames", choices=FRAMES, help="native (default): the compressed frames; upsampled: repeated to 20 ms"
+        )
+        group.add_argument(
+            "--repeat",
+            type=lambda value: value if value == AUTO else int(value),
+            metavar="N|auto",
+            help="repeat each native frame, for CTC; auto: as often as the training labels need",
+        )
+        group.add_argument("--mini", action="store_true", help="the small config, for minutes on two CPU cores")
+        for name, (metavar, text) in ROOTS.items():
+            group.add_argument("--" + name.replace("_", "-"), metavar=metavar, help=text)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def parse_args(self) -> argparse.Namespace:
+        return self.adapt(super().parse_args(self.argv))
+
+
+class Experiment:
+    """One call: what was asked for beyond S3PRL's own options, and how it changes what S3PRL is about to do."""
+
+    def __init__(self) -> None:
+        self.rate: dict[str, Any] = {}  # of RateOptions, as the command line gave them
+        self.repeat_auto = False
+        self.resumed = False
+        self.new_folder: pathlib.Path | None = None
+
+    def before_reading(self, args: argparse.Namespace, folder: pathlib.Path) -> argparse.Namespace:
+        """Takes our options out of ``args`` and puts S3PRL's right, before S3PRL reads or writes a file.
+
+        folder: a place for the config that S3PRL is to read.
+        """
+        ours = {name: take(args, name) for name in (*OPTION_NAMES, "mini", *ROOTS)}
+        self.repeat_auto = ours["repeat"] == AUTO
+        self.rate = {name: ours[name] for name in OPTION_NAMES if ours[name] not in (None, AUTO)}
+        RateOptions.layered({"frames": NATIVE}, self.rate)  # says at once what is out of range
+        args.downstream = tasks.S3PRL_DOWNSTREAM.get(args.downstream, args.downstream)
+        self.resumed = self.has_past(args)
+        given = [name for name in ("mini", *ROOTS) if ours[name]]
+        if self.resumed and given:
+            logger.warning("the experiment has its own config and data: %s counts for nothing", ", ".join(given))
+        if not self.resumed:
+            self.check_new(args)
+            self.new_folder = pathlib.Path(args.expdir)
+            if self.new_folder.exists():
+                self.new_folder = None
+            if args.config is None or args.downstream in tasks.S3PRL_DOWNSTREAM.values():
+                roots = {name: ours[name] for name in ROOTS}
+                config = tasks.resolve_config(args.downstream, args.config, ours["mini"], roots)
+                args.config = str(folder / "config.yaml")
+                write_yaml(pathlib.Path(args.config), config)
+        return args
+
+    @staticmethod
+    def has_past(args: argparse.Namespace) -> bool:
+        """Whether S3PRL will go on with an earlier experiment (``-e``, or ``-a`` and there is one)."""
+        if args.past_exp:
+            past = pathlib.Path(args.past_exp)
+            if not (past.is_file() or any(past.glob("states-*.ckpt"))):
+                raise UsageError(f"-e {past}: there is neither a checkpoint nor a folder with states-*.ckpt")
+            return True
+        expdir = args.expdir or f"result/downstream/{args.expname}"
+        return bool(args.auto_resume) and any(pathlib.Path(expdir).glob("states-*.ckpt"))
+
+    def check_new(self, args: argparse.Namespace) -> None:
+        """A new experiment needs a folder, an upstream and a task; ours also a checkpoint."""
+        if args.expdir is None and args.expname is None:
+            raise UsageError("say where the experiment goes: -n NAME (result/downstream/NAME) or -p FOLDER")
+        args.expdir = args.expdir or f"result/downstream/{args.expname}"
+        if args.upstream is None:
+            raise UsageError("say which upstream: -u ofa_wav2vec2 -k CHECKPOINT")
+        if args.hub == "torch" and not hasattr(importlib.import_module("s3prl.hub"), args.upstream):
+            raise UsageError(f"-u {args.upstream}: S3PRL has no such upstream (--help lists them)")
+        if args.downstream is None:
+            raise UsageError(f"say which task: -d {', '.join(tasks.S3PRL_DOWNSTREAM)} or another of S3PRL's")
+        downstream = importlib.util.find_spec("s3prl.downstream").submodule_search_locations
+        if not any(pathlib.Path(folder, args.downstream, "expert.py").is_file() for folder in downstream):
+            raise UsageError(f"-d {args.downstream}: neither {', '.join(tasks.S3PRL_DOWNSTREAM)} nor a task of S3PRL's")
+        if args.init_ckpt is not None and not pathlib.Path(args.init_ckpt).is_file():
+            raise UsageError(f"-i {args.init_ckpt}: there is no such checkpoint")
+        if not is_ours(args):
+            return
+        if args.upstream_ckpt is None:
+            raise UsageError(f"{args.upstream} needs a checkpoint: -k FILE or URL")
+        if pathlib.Path(args.upstream_ckpt).exists():  # the experiment may be evaluated from another folder
+            args.upstream_ckpt = str(pathlib.Path(args.upstream_ckpt).resolve())
+
+    def before_running(self, args: argparse.Namespace, config: dict[str, Any]) -> None:
+        """Settles device and rate and completes S3PRL, once it has read its arguments, config and checkpoint."""
+        if args.device.startswith("cuda") and not torch.cuda.is_available():
+            logger.info("there is no CUDA here: --device %s becomes cpu", args.device)
+            args.device = "cpu"
+        resolved = copy.deepcopy(config)
+        if is_ours(args):
+            options = self.settle_rate(args)
+            args.upstream_model_config = options.to_yaml()
+            if args.mode == "train" and not self.resumed:
+                options = self.check_training(args, config, options)
+                args.upstream_model_config = options.to_yaml()
+            logger.info("%s runs at %s", args.upstream, options)
+        elif self.rate or self.repeat_auto:
+            given = ", ".join("--" + name.replace("_", "-") for name in (*self.rate, *["repeat"] * self.repeat_auto))
+            raise UsageError(f"{given} needs the upstream ofa_wav2vec2, found {args.upstream}")
+        expdir = pathlib.Path(args.expdir)
+        if args.downstream in tasks.S3PRL_DOWNSTREAM.values():
+            tasks.complete_s3prl(expdir)
+        if not self.resumed:
+            args.config = str(expdir / "config.yaml")
+            write_yaml(pathlib.Path(args.config), resolved)
+
+    def settle_rate(self, args: argparse.Namespace) -> RateOptions:
+        """The rate of the command line on top of what the experiment was trained with, or of ``-g`` for a new one."""
+        stored = args.upstream_model_config
+        if self.resumed:
+            base = read_model_config(stored)
+        elif args.init_ckpt and stored is None:
+            # ``-i`` takes weights alone; the rate that they were trained with belongs to them all the same.
+            base = read_model_config(trained_model_config(args.init_ckpt))
+        else:
+            return RateOptions.layered({"frames": NATIVE}, read_model_config(stored), self.rate)
+        trained, options = RateOptions.layered(base), RateOptions.layered(base, self.rate)
+        if options != trained:
+            logger.info("the experiment was trained at %s; it now runs at %s", trained, options)
+        return options
+
+    def check_training(self, args: argparse.Namespace, config: dict[str, Any], options: RateOptions) -> RateOptions:
+        """Loads the checkpoint once before anything is written, and counts frames against labels for CTC.
+
+        Returns the options with ``repeat`` settled; SpecAug's widths in ``config`` are brought to the frame period.
+        """
+        entry = register.ENTRIES[args.upstream]
+        expert = entry(args.upstream_ckpt, refresh=args.upstream_refresh, model_config=options.to_yaml())
+        args.upstream_refresh = False  # done
+        check = check_ctc(args.downstream, config, expert.to(args.device))
+        if check is None:
+            return options
+        if check.too_many and not (self.repeat_auto and options.frames == NATIVE):
+            raise UsageError(str(check))
+        logger.info("%s", check)
+        if self.repeat_auto and options.frames == NATIVE:
+            options = dataclasses.replace(options, repeat=check.needed_repeat)
+        if options.frames == NATIVE and config.get("specaug") and "config.specaug" not in (args.override or ""):
+            period_ms = check.frame_period_ms * check.repeat / options.repeat
+            config.update(tasks.scale_specaug(config, period_ms))
+            logger.info("SpecAug's widths along time are scaled from 20 ms to %.1f ms a frame", period_ms)
+        return options
+
+    @contextlib.contextmanager
+    def no_empty_folder(self) -> Iterator[None]:
+        """Takes the experiment folder away again when S3PRL made it and nothing came of it."""
+        try:
+            yield
+        except BaseException:
+            if self.new_folder is not None and self.new_folder.is_dir():
+                with contextlib.suppress(OSError):
+                    self.new_folder.rmdir()  # only if empty
+            raise
+
+
+def is_ours(args: argparse.Namespace) -> bool:
+    return args.upstream in register.ENTRIES
+
+
+def take(args: argparse.Namespace, name: str) -> Any:
+    value = getattr(args, name)
+    delattr(args, name)
+    return value
+
+
+def trained_model_config(checkpoint: str) -> str | None:
+    """The ``-g`` that S3PRL stored in a checkpoint of its own."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    return getattr(stored.get("Args"), "upstream_model_config", None)
+
+
+def write_yaml(path: pathlib.Path, config: dict[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def once(source: logging.Logger) -> Iterator[None]:
+    """Lets through each message of a logger once: what holds for a batch holds for thousands of them."""
+    seen = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        known = record.msg in seen
+        seen.add(record.msg)
+        return not known
+
+    source.addFilter(is_new)
+    try:
+        yield
+    finally:
+        source.removeFilter(is_new)
+
+
+@contextlib.contextmanager
+def replaced(module: Any, **values: Any) -> Iterator[None]:
+    """Other values for names of a module, until the block ends; a value may also be the present one, to be kept."""
+    before = {name: getattr(module, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(module, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)

@@ -1,0 +1,67 @@
+"""What the tests share."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+SAMPLE_RATE = 16_000  # Hz
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """The tests run in several processes; more threads in each would only get in the way."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint() -> pathlib.Path:
+    """The tiny checkpoint of the reference: conv width 32, 2 layers of 32."""
+    return GOLDEN / "ref_tiny.pt"
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden_checkpoint):
+    import s3prl_ofa
+
+    return s3prl_ofa.load(golden_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def make_wave():
+    """A function (seconds, seed=0, rate=16000) -> float32 wave (samples,): noise through a slow envelope."""
+
+    def make(seconds: float, seed: int = 0, rate: int = SAMPLE_RATE) -> np.ndarray:
+        samples = round(seconds * rate)
+        noise = np.random.default_rng(seed).standard_normal(samples)
+        envelope = 0.55 + 0.45 * np.sin(2 * np.pi * 3 * np.arange(samples) / rate)
+        return (0.1 * envelope * noise).astype(np.float32)
+
+    return make
+
+
+@pytest.fixture
+def audio_folder(tmp_path, make_wave) -> pathlib.Path:
+    """Four good files of several formats, rates and channel counts; two differ in their ending alone."""
+    folder = tmp_path / "audio"
+    (folder / "deep" / "er").mkdir(parents=True)
+    soundfile.write(folder / "a.flac", make_wave(1.0, 1), SAMPLE_RATE)
+    soundfile.write(folder / "a.wav", make_wave(0.7, 2, 8_000), 8_000)
+    stereo = np.stack([make_wave(0.5, 3, 44_100), make_wave(0.5, 4, 44_100)], 1)
+    soundfile.write(folder / "deep" / "b.mp3", stereo, 44_100)
+    soundfile.write(folder / "deep" / "er" / "c.opus", make_wave(0.8, 5, 48_000), 48_000, format="OGG", subtype="OPUS")
+    (folder / "notes.txt").write_text("no audio")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mini_librispeech() -> pathlib.Path:
+    """Five hours of real speech; its place is in the variable OFA_MINI_LIBRISPEECH."""
+    root = os.environ.get("OFA_MINI_LIBRISPEECH")
+    if not root or not pathlib.Path(root, "utterances.tsv").is_file():
+        pytest.skip("real speech is not at hand: set OFA_MINI_LIBRISPEECH to the folder of mini_librispeech")
+    return pathlib.Path(root)

@@ -1,0 +1,458 @@
+"""Every known format is read, and what is not one is told apart in one sentence."""
+
+import argparse
+import json
+import pickle
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from s3prl_ofa.checkpoint import load, read_checkpoint
+from s3prl_ofa.checkpoint.contents import split_weight_norm
+from s3prl_ofa.checkpoint.fairseq_format import parse_conv_layers
+from s3prl_ofa.checkpoint.safe_pickle import Container, plain
+from s3prl_ofa.errors import CheckpointError
+from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
+from s3prl_ofa.model.names import merge_weight_norm
+
+GOLDEN = Path(__file__).parent / "golden"
+REF_TINY = GOLDEN / "ref_tiny.pt"
+CONV = "[(32, 10, 5)] + [(32, 3, 2)] * 4 + [(32,2,2)] + [(32,2,2)]"
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return torch.load(REF_TINY, weights_only=True)
+
+
+@pytest.fixture
+def save(tmp_path):
+    def write(state, zipped=True):
+        torch.save(state, tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
+        return tmp_path / "model.pt"
+
+    return write
+
+
+def same_as_reference(path):
+    """The checkpoint at ``path`` has the config and the weights of the reference's file."""
+    expected, found = read_checkpoint(REF_TINY), read_checkpoint(path)
+    assert found.config == expected.config
+    assert set(found.weights) == set(expected.weights)
+    assert all(torch.equal(found.weights[name], weight) for name, weight in expected.weights.items())
+    return found
+
+
+def test_reference_file(reference):
+    """The reference's own file: its config, its weights with those of pretraining, its configuration sections."""
+    checkpoint = read_checkpoint(REF_TINY)
+    assert checkpoint.format == "fairseq" and checkpoint.path == REF_TINY
+    assert checkpoint.config == ModelConfig(
+        conv_layers=((32, 10, 5), *((32, 3, 2),) * 4, *((32, 2, 2),) * 2),
+        projection=False,
+        dim=32,
+        ffn_dim=64,
+        heads=4,
+        layers=2,
+        pos_conv_kernel=16,
+        pos_conv_groups=4,
+        compressor="cif",
+    )
+    assert {"mask_emb", "quantizer.vars", "encoder.pos_conv.0.weight_g"} <= set(checkpoint.weights)
+    assert checkpoint.model_cfg == reference["cfg"]["model"] and checkpoint.task_cfg == reference["cfg"]["task"]
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_loaded_reference_computes_the_golden_values(reference, save, zipped):
+    """The loaded model is the reference's, from either of torch's file formats, in eval mode, without gradients."""
+    model = load(save(reference, zipped))
+    assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
+    golden = np.load(GOLDEN / "ref_tiny_golden.npz")
+    out = model.extract([np.load(GOLDEN / "ref_tiny_wav_1s.npy").squeeze()], lambd=0.5)
+    np.testing.assert_allclose(out.hidden_states[-1], golden["1s/lambd0.5/x"], atol=1e-4)
+
+
+def test_load_takes_device_and_dtype():
+    """``load`` puts the model where and in which dtype it was asked; a dtype that cannot hold weights is refused."""
+    assert load(REF_TINY, device=torch.device("cpu"), dtype=torch.bfloat16).feature_norm.weight.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        load(REF_TINY, dtype=torch.int8)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_old_file_with_namespace(reference, save, zipped):
+    """fairseq's older files: one flat Namespace, no cfg; of its arguments only the model's and the task's are kept."""
+    model_cfg = {key: value for key, value in reference["cfg"]["model"].items() if key != "_name"}
+    args = argparse.Namespace(
+        **model_cfg, arch="wav2vec2", task="audio_pretraining", normalize=False, lr=[0.1], data="d"
+    )
+    path = save({"args": args, "cfg": None, "model": reference["model"], "extra_state": {"epoch": 1}}, zipped)
+    found = same_as_reference(path)
+    assert found.model_cfg["_name"] == "wav2vec2" and found.model_cfg["final_dim"] == 16 and "lr" not in found.model_cfg
+    assert found.task_cfg == {"_name": "audio_pretraining", "data": "d", "normalize": False}
+
+
+@pytest.fixture
+def omegaconf(monkeypatch):
+    """Classes under omegaconf's names, laid out as its own pickles are, which fail when they are built by a reader."""
+
+    def make(module, name):
+        def refuse(self, state):
+            raise AssertionError(f"{name} was built")
+
+        made = type(name, (), {"__module__": module, "__qualname__": name, "__setstate__": refuse})
+        monkeypatch.setattr(sys.modules[module], name, made, raising=False)
+        return made
+
+    for module in ("omegaconf", "omegaconf.dictconfig", "omegaconf.listconfig", "omegaconf.nodes", "omegaconf.base"):
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    classes = {
+        "dict": make("omegaconf.dictconfig", "DictConfig"),
+        "list": make("omegaconf.listconfig", "ListConfig"),
+        "node": make("omegaconf.nodes", "AnyNode"),
+        "int": make("omegaconf.nodes", "IntegerNode"),
+        "container metadata": make("omegaconf.base", "ContainerMetadata"),
+        "metadata": make("omegaconf.base", "Metadata"),
+    }
+
+    def wrap(value, parent=None):
+        from collections import defaultdict
+        from typing import Any
+
+        kind = type(value).__name__ if type(value) in (dict, list, int) else "node"
+        made, metadata = classes[kind](), classes["metadata" if kind in ("node", "int") else "container metadata"]()
+        metadata.__dict__.update(ref_type=Any, object_type=dict, optional=True, resolver_cache=defaultdict(dict))
+        content = value
+        if kind == "dict":
+            content = {key: wrap(item, made) for key, item in value.items()}
+        elif kind == "list":
+            content = [wrap(item, made) for item in value]
+        made.__dict__.update(
+            _metadata=metadata, _parent=parent, **{"_val" if kind in ("node", "int") else "_content": content}
+        )
+        return made
+
+    return wrap
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_old_file_with_omegaconf(reference, save, monkeypatch, omegaconf, zipped):
+    """fairseq's middle-aged files: cfg made of omegaconf's classes, a loss that is a numpy number. Nothing is built."""
+    state = {
+        "args": None,
+        "cfg": omegaconf(reference["cfg"]),
+        "model": reference["model"],
+        "extra_state": {"val_loss": np.float64(2.5), "curve": np.arange(3.0)},
+    }
+    path = save(state, zipped)
+    monkeypatch.undo()
+    found = same_as_reference(path)
+    assert found.model_cfg == reference["cfg"]["model"] and found.task_cfg == reference["cfg"]["task"]
+
+
+@pytest.mark.parametrize("core", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
+def test_numpy_numbers_of_old_and_new_numpy(reference, save, core):
+    """numpy moved its number maker between versions 1 and 2: files of both are read."""
+    path = save({"cfg": reference["cfg"], "model": reference["model"], "loss": np.float64(2.5)}, zipped=False)
+    data = path.read_bytes()
+    spelling = b"numpy._core.multiarray" if b"numpy._core.multiarray" in data else b"numpy.core.multiarray"
+    path.write_bytes(data.replace(spelling, core))
+    same_as_reference(path)
+
+
+def test_ctc_model_gives_the_wav2vec2_inside(reference, save, caplog):
+    """A model fine-tuned with CTC: the wav2vec 2.0 inside with its own config; the letters' layer is left out."""
+    inside = {f"w2v_encoder.w2v_model.{name}": weight for name, weight in reference["model"].items()}
+    head = {"w2v_encoder.proj.weight": torch.zeros(9, 32), "w2v_encoder.proj.bias": torch.zeros(9)}
+    model_cfg = {
+        "_name": "wav2vec_ctc",
+        "w2v_args": {"model": reference["cfg"]["model"], "task": reference["cfg"]["task"]},
+    }
+    cfg = {"model": model_cfg, "task": {"_name": "audio_finetuning", "normalize": True, "labels": "ltr"}}
+    found = read_checkpoint(save({"cfg": cfg, "model": {**inside, **head}}))
+    assert found.config.normalize and found.config.layers == 2 and found.config.compressor == "cif"
+    assert found.task_cfg["_name"] == "audio_pretraining" and set(found.weights) == set(reference["model"])
+
+    w2v_args = argparse.Namespace(**{**reference["cfg"]["model"], "arch": "wav2vec2", "normalize": False})
+    args = argparse.Namespace(arch="wav2vec_ctc", task="audio_pretraining", normalize=False, w2v_args=w2v_args)
+    assert read_checkpoint(save({"args": args, "model": {**inside, **head}})).config == read_checkpoint(REF_TINY).config
+
+    with pytest.raises(CheckpointError, match=r"unknown weights decoder\.weight"):
+        read_checkpoint(save({"cfg": cfg, "model": {**inside, "decoder.weight": torch.zeros(1)}}))
+    with pytest.raises(CheckpointError, match="w2v_args"):
+        read_checkpoint(save({"cfg": {"model": {"_name": "wav2vec_ctc"}, "task": {}}, "model": inside}))
+
+
+def test_s3prl_converted_file(reference, save):
+    """S3PRL's own layout of a converted file."""
+    state = {
+        "task_cfg": reference["cfg"]["task"],
+        "model_cfg": reference["cfg"]["model"],
+        "model_weight": reference["model"],
+    }
+    found = same_as_reference(save(state))
+    assert found.format == "s3prl" and found.model_cfg == reference["cfg"]["model"]
+
+
+def test_own_file_is_read_bit_for_bit(tmp_path):
+    """``model.save`` and ``load`` are inverse, for a model with a compressor."""
+    model = load(REF_TINY)
+    model.save(tmp_path / "own.safetensors")
+    again = load(tmp_path / "own.safetensors")
+    assert again.config == model.config
+    weights = again.weights()
+    assert all(torch.equal(weights[name], weight) for name, weight in model.weights().items())
+
+
+def test_missing_settings_have_fairseqs_defaults(save):
+    """What a configuration leaves out or leaves null is wav2vec 2.0 Base, as in fairseq."""
+    config = ModelConfig(layers=1)
+    weights = OFAWav2Vec2(config).weights()
+    path = save(
+        {"cfg": {"model": {"_name": "wav2vec2", "encoder_layers": 1, "conv_pos": None}, "task": {}}, "model": weights}
+    )
+    assert read_checkpoint(path).config == config
+
+
+def test_fixed_subsampling_is_a_plain_model(reference, save, caplog):
+    """The reference's ``subsample: fixed`` has no weights: the file is a plain wav2vec 2.0."""
+    cfg = {"model": {**reference["cfg"]["model"], "subsample": "fixed"}, "task": {}}
+    weights = {name: weight for name, weight in reference["model"].items() if not name.startswith("cif_")}
+    assert read_checkpoint(save({"cfg": cfg, "model": weights})).config.compressor == "none"
+    assert "fixed, which is not applied" in caplog.text
+
+
+def test_only_model_and_task_sections_matter(reference, save):
+    """Odd values in other sections, or in arguments that say nothing about the model, do not stand in the way."""
+    same_as_reference(save({"cfg": {**reference["cfg"], "common": {"odd": b"1"}}, "model": reference["model"]}))
+    args = argparse.Namespace(**reference["cfg"]["model"], arch="wav2vec2", odd=b"1")
+    same_as_reference(save({"args": args, "model": reference["model"]}))
+
+
+def test_new_names_of_weight_norm(reference, save):
+    """Newer torch's names of the positional convolution's two halves mean the same."""
+    weights = dict(reference["model"])
+    for old, new in {"weight_g": "original0", "weight_v": "original1"}.items():
+        weights[f"encoder.pos_conv.0.parametrizations.weight.{new}"] = weights.pop(f"encoder.pos_conv.0.{old}")
+    same_as_reference(save({"cfg": reference["cfg"], "model": weights}))
+
+
+def test_split_weight_norm_is_the_inverse_of_merging(reference):
+    """A whole positional convolution comes back from its two halves, also where a step of the kernel is zero."""
+    torch.manual_seed(0)
+    whole = torch.randn(8, 2, 5)
+    whole[..., 3] = 0
+    halves = split_weight_norm({"encoder.pos_conv.0.weight": whole})
+    assert halves["encoder.pos_conv.0.weight_g"].shape == (1, 1, 5)
+    torch.testing.assert_close(merge_weight_norm(halves)["encoder.pos_conv.0.weight"], whole)
+
+
+# --- errors ---
+
+
+def without(weights, name):
+    return {key: weight for key, weight in weights.items() if key != name}
+
+
+WRONG_STATES = {
+    "unknown weight": (lambda cfg, w: {"cfg": cfg, "model": {**w, "encoder.extra": torch.zeros(1)}}, r"encoder\.extra"),
+    "missing weight": (
+        lambda cfg, w: {"cfg": cfg, "model": without(w, "layer_norm.bias")},
+        r"missing layer_norm\.bias",
+    ),
+    "missing big weight": (
+        lambda cfg, w: {"cfg": cfg, "model": without(w, "encoder.pos_conv.0.weight_v")},
+        r"pos_conv\.0\.weight_v is missing",
+    ),
+    "missing layer": (
+        lambda cfg, w: {"cfg": cfg, "model": {k: v for k, v in w.items() if "encoder.layers.1." not in k}},
+        r"weights for 1 layers; its configuration asks for 2",
+    ),
+    "wrong shape": (
+        lambda cfg, w: {"cfg": cfg, "model": {**w, "layer_norm.weight": torch.zeros(31)}},
+        r"layer_norm\.weight has shape \(31,\); its configuration asks for \(32,\)",
+    ),
+    "wrong small shape": (
+        lambda cfg, w: {"cfg": cfg, "model": {**w, "layer_norm.bias": torch.zeros(31)}},
+        r"layer_norm\.bias of shape \(31,\) instead of \(32,\)",
+    ),
+    "missing projection": (
+        lambda cfg, w: {"cfg": changed(cfg, encoder_embed_dim=64), "model": w},
+        r"post_extract_proj\.weight is missing; it is needed between widths 32 and 64",
+    ),
+    "missing compressor": (
+        lambda cfg, w: {"cfg": cfg, "model": {k: v for k, v in w.items() if not k.startswith("cif_")}},
+        r"missing cif_subsampler",
+    ),
+    "huge config": (lambda cfg, w: {"cfg": changed(cfg, encoder_layers=10**9), "model": w}, r"asks for 1000000000"),
+    "hubert": (
+        lambda cfg, w: {"cfg": changed(cfg, _name="hubert"), "model": w},
+        r"model is 'hubert'; expected one of wav2vec2",
+    ),
+    "data2vec": (lambda cfg, w: {"cfg": changed(cfg, _name="data2vec_audio"), "model": w}, r"'data2vec_audio'"),
+    "conformer": (
+        lambda cfg, w: {"cfg": changed(cfg, layer_type="conformer"), "model": w},
+        r"layer_type 'conformer'; only",
+    ),
+    "deep pos conv": (lambda cfg, w: {"cfg": changed(cfg, pos_conv_depth=5), "model": w}, r"pos_conv_depth 5; only 1"),
+    "quantized input": (lambda cfg, w: {"cfg": changed(cfg, quantize_input=True), "model": w}, r"quantize_input True"),
+    "activation": (
+        lambda cfg, w: {"cfg": changed(cfg, activation_fn="tanh"), "model": w},
+        r"activation must be one of",
+    ),
+    "extractor": (
+        lambda cfg, w: {"cfg": changed(cfg, extractor_mode="x"), "model": w},
+        r"extractor_mode must be one of",
+    ),
+    "list extractor": (
+        lambda cfg, w: {"cfg": changed(cfg, extractor_mode=["x"]), "model": w},
+        r"extractor_mode must be one of",
+    ),
+    "text number": (
+        lambda cfg, w: {"cfg": changed(cfg, encoder_layers="2"), "model": w},
+        r"encoder_layers must be a whole",
+    ),
+    "text truth": (
+        lambda cfg, w: {"cfg": changed(cfg, conv_bias="yes"), "model": w},
+        r"conv_bias must be true or false",
+    ),
+    "number text": (lambda cfg, w: {"cfg": changed(cfg, activation_fn=3), "model": w}, r"activation_fn must be a word"),
+    "no config": (lambda cfg, w: {"cfg": None, "args": None, "model": w}, r"cfg and args entries are empty"),
+    "odd config": (lambda cfg, w: {"cfg": [1], "model": w}, r"cfg entry is list"),
+    "odd args": (lambda cfg, w: {"args": [1], "model": w}, r"args entry is list"),
+    "no task": (lambda cfg, w: {"cfg": {"model": cfg["model"]}, "model": w}, r"no task section"),
+    "bytes in config": (lambda cfg, w: {"cfg": changed(cfg, dropout=b"1"), "model": w}, r"holds a bytes"),
+    "no weights": (lambda cfg, w: {"cfg": cfg, "model": {}}, r"model entry is empty; expected a state dict"),
+    "text weights": (lambda cfg, w: {"cfg": cfg, "model": {"mask_emb": "text"}}, r"holds a str under 'mask_emb'"),
+    "integer weights": (
+        lambda cfg, w: {"cfg": cfg, "model": {**w, "mask_emb": torch.zeros(2, dtype=torch.int64)}},
+        r"mask_emb is of torch\.int64",
+    ),
+    "sparse weights": (
+        lambda cfg, w: {"cfg": cfg, "model": {**w, "mask_emb": torch.eye(2).to_sparse()}},
+        r"mask_emb is sparse",
+    ),
+    "other entries": (
+        lambda cfg, w: {"state_dict": w, "epoch": 1},
+        r"entries epoch, state_dict; expected model with cfg",
+    ),
+    "nothing": (lambda cfg, w: {}, r"entries nothing"),
+    "a list": (lambda cfg, w: [1, 2], r"holds a list"),
+    "odd s3prl": (lambda cfg, w: {"task_cfg": 1, "model_cfg": {}, "model_weight": w}, r"task_cfg entry is int"),
+}
+
+
+def changed(cfg, **values):
+    return {**cfg, "model": {**cfg["model"], **values}}
+
+
+@pytest.mark.parametrize("case", WRONG_STATES)
+def test_wrong_content_is_one_sentence(reference, save, case):
+    """What does not fit is a CheckpointError in one line with the file, what was found and what was expected."""
+    make, message = WRONG_STATES[case]
+    path = save(make(reference["cfg"], reference["model"]))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+WRONG_FILES = {
+    "empty": (b"", "an empty file"),
+    "text": (b"<!DOCTYPE html><html>not found</html>", r"begins with b'<!DOCTYP'"),
+    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "pointer of git-lfs"),
+    "zip": (b"PK\x03\x04 and nothing more", "damaged, cut short or not a checkpoint"),
+    "pickle": (pickle.dumps([1], protocol=2), "not a checkpoint"),
+    "safetensors": (b"\x10\0\0\0\0\0\0\0{nothing more", "not a readable safetensors file"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FILES)
+def test_not_a_checkpoint(tmp_path, case):
+    """A file that is no checkpoint is told by what it is."""
+    content, message = WRONG_FILES[case]
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_checkpoint(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_torchscript_is_refused(tmp_path):
+    """An archive of a program, which torch.load would run, is told by what it is."""
+    torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)).save(tmp_path / "program.pt")
+    with pytest.raises(CheckpointError, match="TorchScript"):
+        read_checkpoint(tmp_path / "program.pt")
+
+
+def test_missing_file_and_strange_folder(tmp_path):
+    """A missing file and a folder that is no Hugging Face model are named."""
+    with pytest.raises(CheckpointError, match=r"absent\.pt: no such file"):
+        read_checkpoint(tmp_path / "absent.pt")
+    with pytest.raises(CheckpointError, match="a folder without config.json"):
+        read_checkpoint(tmp_path)
+
+
+def test_strange_metadata_of_an_own_file(tmp_path):
+    """Metadata of an own file that is not what we write is an error, not a crash."""
+    from s3prl_ofa.model.storage import write_safetensors
+
+    model, path = load(REF_TINY), tmp_path / "own.safetensors"
+    write_safetensors(path, model.config, model.weights(), {"model_cfg": "[1]"})
+    with pytest.raises(CheckpointError, match="model_cfg in its metadata holds a list"):
+        read_checkpoint(path)
+    write_safetensors(path, model.config, model.weights(), {"model_cfg": "{"})
+    with pytest.raises(CheckpointError, match=r"own\.safetensors"):
+        read_checkpoint(path)
+
+
+def test_endless_configuration_is_refused():
+    """A configuration that contains itself, or that a few bytes make huge, ends in an error."""
+    loop = Container()
+    loop.state = {"_content": [loop]}
+    with pytest.raises(CheckpointError, match="more than 32 levels"):
+        plain(loop)
+    bomb = [0]
+    for _ in range(30):
+        bomb = [bomb, bomb]
+    with pytest.raises(CheckpointError, match="100000 values"):
+        plain(bomb)
+
+
+# --- the expression of the convolutions ---
+
+
+def test_conv_layers_are_parsed():
+    """fairseq's expressions, and lists as they come from JSON, give the same triples."""
+    expected = ((32, 10, 5), *((32, 3, 2),) * 4, *((32, 2, 2),) * 2)
+    assert parse_conv_layers(CONV) == expected
+    assert parse_conv_layers("[(32, 10, 5)] + 4 * [[32, 3, 2]] + [(32, 2, 2)] * 2") == expected
+    assert parse_conv_layers(json.loads(json.dumps(expected))) == expected
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("__import__('os').system('true')", "may hold only lists"),
+        ("[(512, 10, 5)] * 10**9", "may hold only"),
+        ("[(512, 10, 5)] * 1000000000", "more than 64 layers"),
+        ("[(1, 1, 1)] * 64 + [(1, 1, 1)]", "at most 64"),
+        ("[(1, 1, 1) for _ in 'a']", "may hold only"),
+        ("[(1, 1)]", "triples"),
+        ("[(1, 1, 'x')]", "whole number"),
+        ("[(1, 1, True)]", "whole number"),
+        ("7", "must be a list"),
+        ("[(1,", "not a list expression"),
+        ("\0", "."),
+        ("(" * 500 + ")" * 500, "not a list expression"),
+        ("[" * 3000, "characters long"),
+        (3, "must be a list"),
+    ],
+)
+def test_conv_layers_are_never_evaluated(expression, message):
+    """Anything else in the expression is an error; nothing is called, nothing grows without bound."""
+    with pytest.raises(ValueError, match=message):
+        parse_conv_layers(expression)

@@ -1,0 +1,335 @@
+"""``s3prl-ofa extract``: features of many files to disk."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import soundfile
+import torch
+
+from s3prl_ofa import cli
+from s3prl_ofa.audio import load_audio
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.extract import command, writers
+from s3prl_ofa.extract.inputs import Utterance, find_utterances, make_batches
+from s3prl_ofa.model import SAMPLE_RATE, ModelConfig, OFAWav2Vec2
+
+
+@pytest.fixture
+def extract(golden_checkpoint, tmp_path):
+    """Runs the command; the output folder is ``tmp_path / "out"``."""
+
+    def run(*arguments, ckpt=golden_checkpoint, out=tmp_path / "out") -> int:
+        return cli.main(["extract", *map(str, arguments), "--ckpt", str(ckpt), "--out", str(out)])
+
+    return run
+
+
+def read_index(out) -> dict:
+    rows = [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
+    return {row["name"]: row for row in rows}
+
+
+def test_features_are_the_models(extract, audio_folder, golden_model, tmp_path):
+    """Files of mixed formats, rates and channels give what the model gives for the resampled wave, with times, and
+    the index holds frames, seconds, lambd and period; a.flac and a.wav do not collide and folders are kept."""
+    assert extract(audio_folder, "--lambd", 0.7) == 0
+    out, index = tmp_path / "out", read_index(tmp_path / "out")
+    assert set(index) == {"a.flac", "a.wav", "deep/b.mp3", "deep/er/c.opus"}
+    for name, row in index.items():
+        wave = load_audio(audio_folder / name)
+        expected = golden_model.extract([wave], lambd=0.7)
+        features = np.load(out / "features" / f"{name}.npy")
+        assert np.abs(features - expected.hidden_states[-1][0].numpy()).max() < 1e-5
+        assert np.abs(np.load(out / "times" / f"{name}.npy") - expected.times[0].numpy()).max() < 1e-5
+        assert row["frames"] == len(features) == int(expected.lengths[0])
+        assert (row["lambd"], row["seconds"]) == (0.7, len(wave) / SAMPLE_RATE)
+        assert row["frame_period_ms"] == pytest.approx(float(expected.frame_period_ms[0]))
+        assert out / row["file"] == out / "features" / f"{name}.npy"
+
+
+@pytest.mark.parametrize("layer", ["0", "1", "2", "all"])
+def test_layers(extract, audio_folder, golden_model, tmp_path, layer):
+    """--layer k is hidden state k, all is all of them."""
+    assert extract(audio_folder / "a.flac", "--layer", layer) == 0
+    states = golden_model.extract([load_audio(audio_folder / "a.flac")]).hidden_states
+    expected = np.stack([state[0].numpy() for state in states])
+    expected = expected if layer == "all" else expected[int(layer)]
+    features = np.load(tmp_path / "out" / "features" / "a.flac.npy")
+    assert features.shape == expected.shape and np.abs(features - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", list(writers.WRITERS))
+def test_writers(tmp_path, name):
+    """Every writer gives features and times back, and leaves no other file."""
+    features, times = np.random.rand(5, 3).astype(np.float32), np.random.rand(5, 2)
+    path = writers.get_writer(name)(tmp_path, "deep/a.flac", features, times)
+    if name == "npy":
+        read = {"features": np.load(path), "times": np.load(tmp_path / "times" / "deep" / "a.flac.npy")}
+    elif name == "safetensors":
+        read = safetensors.numpy.load_file(path)
+    else:
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(path) as file:
+            read = {key: file[key][:] for key in file}
+    assert np.array_equal(read["features"], features) and np.array_equal(read["times"], times)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == (2 if name == "npy" else 1)
+
+
+def test_hdf5_without_h5py(extract, audio_folder, monkeypatch, capsys):
+    """A missing optional package is one sentence that says how to get it, before any work."""
+    find_spec = writers.importlib.util.find_spec
+    monkeypatch.setattr(writers.importlib.util, "find_spec", lambda name: None if name == "h5py" else find_spec(name))
+    assert extract(audio_folder, "--format", "hdf5") == 2
+    assert "pip install 's3prl-ofa[hdf5]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision(extract, audio_folder, tmp_path, dtype):
+    """float16 is kept; numpy has no bfloat16, which becomes float32. Values stay near those of float32."""
+    assert extract(audio_folder / "a.flac", "--dtype", dtype, "--lambd", 0.5) == 0
+    assert extract(audio_folder / "a.flac", "--lambd", 0.5, out=tmp_path / "full") == 0
+    half, full = (np.load(tmp_path / name / "features" / "a.flac.npy") for name in ("out", "full"))
+    assert half.dtype == (np.float16 if dtype == "float16" else np.float32)
+    assert abs(len(half) - len(full)) <= 1
+    common = min(len(half), len(full))
+    assert np.corrcoef(half[:common].ravel().astype(float), full[:common].ravel())[0, 1] > 0.99
+
+
+def test_frame_period_and_unreachable(extract, audio_folder, tmp_path, capsys):
+    """The period is met; what cannot be as slow is counted once at the end and is met with --allow-beyond-one."""
+    assert extract(audio_folder, "--frame-period-ms", 40) == 0
+    for row in read_index(tmp_path / "out").values():
+        assert row["frames"] == round(row["seconds"] * 25)
+    assert extract(audio_folder, "--frame-period-ms", 200, out=tmp_path / "slow") == 0
+    assert "cannot be as slow as 200 ms" in capsys.readouterr().err
+    assert extract(audio_folder, "--frame-period-ms", 200, "--allow-beyond-one", out=tmp_path / "beyond") == 0
+    assert "cannot be" not in capsys.readouterr().err
+    for row in read_index(tmp_path / "beyond").values():
+        assert row["frames"] == max(1, round(row["seconds"] * 5)) and row["lambd"] > 1
+
+
+def test_bad_files_do_not_stop_the_rest(extract, audio_folder, make_wave, tmp_path, capsys):
+    """Corrupt, empty, too short and NaN files are named with their reason at the end and in errors.jsonl; the others
+    are extracted; the exit status is 1."""
+    (audio_folder / "corrupt.wav").write_bytes(b"RIFF but no more")
+    (audio_folder / "empty.wav").write_bytes(b"")
+    soundfile.write(audio_folder / "short.wav", make_wave(0.02), SAMPLE_RATE)
+    nan = make_wave(0.3)
+    nan[7] = np.nan
+    soundfile.write(audio_folder / "nan.wav", nan, SAMPLE_RATE, subtype="FLOAT")
+    flac = audio_folder / "cut.flac"
+    soundfile.write(flac, make_wave(2.0), SAMPLE_RATE)
+    flac.write_bytes(flac.read_bytes()[: flac.stat().st_size // 2])
+    assert extract(audio_folder) == 1
+    assert set(read_index(tmp_path / "out")) == {"a.flac", "a.wav", "deep/b.mp3", "deep/er/c.opus"}
+    rows = [json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
+    errors = {row["name"]: row["error"] for row in rows}
+    assert set(errors) == {"corrupt.wav", "empty.wav", "short.wav", "nan.wav", "cut.flac"}
+    assert "320 samples" in errors["short.wav"] and "400" in errors["short.wav"]
+    said = capsys.readouterr().err
+    assert "4 of 9 files extracted" in said and all(name in said for name in errors)
+    # Once they are mended, only they are done, and the list of errors goes.
+    for name in errors:
+        soundfile.write(audio_folder / name, make_wave(0.3), SAMPLE_RATE)
+    assert extract(audio_folder) == 0
+    assert "5 of 9 files extracted" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "errors.jsonl").exists()
+
+
+def test_resume(extract, audio_folder, make_wave, tmp_path, capsys):
+    """Finished files are skipped; new and changed ones, and those whose output is gone, are done."""
+    assert extract(audio_folder, "--lambd", 0.5) == 0
+    out = tmp_path / "out"
+    before = {path: path.stat().st_mtime_ns for path in (out / "features").rglob("*.npy")}
+    assert extract(audio_folder, "--lambd", 0.5) == 0
+    assert "0 of 4 files extracted" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "features").rglob("*.npy")}
+    soundfile.write(audio_folder / "a.flac", make_wave(0.4, 9), SAMPLE_RATE)
+    soundfile.write(audio_folder / "new.flac", make_wave(0.4, 9), SAMPLE_RATE)
+    (out / "features" / "a.wav.npy").unlink()
+    assert extract(audio_folder, "--lambd", 0.5) == 0
+    assert "3 of 5 files extracted" in capsys.readouterr().err
+    assert read_index(out)["a.flac"]["seconds"] == 0.4
+    assert len((out / "index.jsonl").read_text().splitlines()) == 7  # the old rows stay until the next start
+    assert extract(audio_folder, "--lambd", 0.5) == 0
+    assert len((out / "index.jsonl").read_text().splitlines()) == 5
+
+
+def test_torn_index_and_leftovers(extract, audio_folder, tmp_path, capsys):
+    """What a killed process leaves (half a line, a temporary file) does no harm and is cleared away."""
+    assert extract(audio_folder) == 0
+    index = tmp_path / "out" / "index.jsonl"
+    index.write_text(index.read_text()[:-20])
+    leftover = tmp_path / "out" / "features" / ".a.flac.abcd_123.npy"
+    leftover.write_bytes(b"half")
+    capsys.readouterr()
+    assert extract(audio_folder) == 0
+    assert "1 of 4 files extracted" in capsys.readouterr().err
+    assert len(read_index(tmp_path / "out")) == 4 and not leftover.exists()
+
+
+def test_other_settings_are_refused(extract, audio_folder, tmp_path, capsys):
+    """Another checkpoint, rate, layer, dtype or format in the same folder is refused by name; --force starts again."""
+    assert extract(audio_folder, "--lambd", 0.5) == 0
+    other = tmp_path / "other.safetensors"
+    shape = {"dim": 32, "ffn_dim": 64, "heads": 4, "layers": 2, "compressor": "cif"}
+    OFAWav2Vec2(ModelConfig(((32, 10, 5), *((32, 3, 2),) * 6), **shape)).save(other)
+    for arguments, name in {
+        ("--lambd", 0.6): "lambd",
+        ("--lambd", 0.5, "--layer", 1): "layer",
+        ("--lambd", 0.5, "--dtype", "bfloat16"): "dtype",
+        ("--lambd", 0.5, "--format", "safetensors"): "format",
+        ("--frame-period-ms", 40): "frame_period_ms",
+    }.items():
+        assert extract(audio_folder, *arguments) == 2
+        said = capsys.readouterr().err
+        assert f" {name} " in said and "--force" in said
+    assert extract(audio_folder, "--lambd", 0.5, ckpt=other) == 2
+    assert " checkpoint " in capsys.readouterr().err
+    assert extract(audio_folder, "--lambd", 0.6, "--format", "safetensors", "--force") == 0
+    assert {path.suffix for path in (tmp_path / "out" / "features").rglob("*.*")} == {".safetensors"}
+    assert {row["lambd"] for row in read_index(tmp_path / "out").values()} == {0.6}
+
+
+def test_same_model_in_another_format(extract, audio_folder, golden_model, tmp_path, capsys):
+    """The checkpoint is known by its weights: a converted file goes on where the original stopped."""
+    assert extract(audio_folder) == 0
+    golden_model.save(tmp_path / "same.safetensors")
+    capsys.readouterr()
+    assert extract(audio_folder, ckpt=tmp_path / "same.safetensors") == 0
+    assert "0 of 4 files extracted" in capsys.readouterr().err
+
+
+def test_refused_before_work(extract, audio_folder, golden_checkpoint, tmp_path, capsys):
+    """Bad rates, layers, devices, checkpoints, inputs and output folders: exit 2 and one line, nothing written."""
+    out = tmp_path / "out"
+    (tmp_path / "nothing").mkdir()
+    for arguments, words in {
+        (audio_folder, "--lambd", 2): "[0, 2)",
+        (audio_folder, "--lambd", -0.1): "[0, 2)",
+        (audio_folder, "--lambd", "nan"): "[0, 2)",
+        (audio_folder, "--lambd", "fast"): "fast",
+        (audio_folder, "--frame-period-ms", 19): "20",
+        (audio_folder, "--lambd", 0.5, "--frame-period-ms", 40): "not allowed with",
+        (audio_folder, "--layer", 3): "0 to 2",
+        (audio_folder, "--layer", "top"): "0 to 2",
+        (audio_folder, "--batch-seconds", 0): "above 0",
+        (audio_folder, "--device", "abacus"): "abacus",
+        (audio_folder / "missing",): "no such file",
+        (tmp_path / "nothing",): "no audio found",
+    }.items():
+        status = exit_status(extract, arguments)
+        said = capsys.readouterr().err
+        assert status == 2 and words in said and said.count("\n") == 1, (arguments, said)
+    assert extract(audio_folder, ckpt=tmp_path / "missing.pt") == 2
+    assert "no such file" in capsys.readouterr().err
+    assert not out.exists()
+    assert extract(audio_folder, out=golden_checkpoint / "below") == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert extract(audio_folder, "--force", out=audio_folder) == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert (audio_folder / "notes.txt").exists()
+
+
+def exit_status(extract, arguments) -> int:
+    """The exit status, whether argparse ended the run or the command did."""
+    try:
+        return extract(*arguments)
+    except SystemExit as end:
+        return end.code
+
+
+def test_no_compressor(extract, audio_folder, tmp_path, capsys):
+    """A plain wav2vec 2.0 is extracted at 20 ms; another rate is refused before work."""
+    plain = tmp_path / "plain.safetensors"
+    config = ModelConfig(((32, 10, 5), *((32, 3, 2),) * 4, *((32, 2, 2),) * 2), dim=32, ffn_dim=64, heads=4, layers=1)
+    OFAWav2Vec2(config).save(plain)
+    assert extract(audio_folder, "--lambd", 0.5, ckpt=plain) == 2
+    assert "no compressor" in capsys.readouterr().err
+    assert extract(audio_folder, ckpt=plain) == 0
+
+
+def test_in_use(extract, audio_folder, tmp_path, capsys):
+    """Two runs do not write into one folder at the same time."""
+    from s3prl_ofa.extract.store import open_store
+
+    with open_store(tmp_path / "out", {}, False):
+        assert extract(audio_folder) == 2
+    assert "in use" in capsys.readouterr().err
+
+
+def test_killed(golden_checkpoint, make_wave, tmp_path):
+    """After kill -9 every file in place is whole, the index holds what was finished, and a new run does the rest."""
+    folder, out = tmp_path / "audio", tmp_path / "out"
+    folder.mkdir()
+    for index in range(150):
+        soundfile.write(folder / f"{index:03}.wav", make_wave(1.0 + index / 1000, index), SAMPLE_RATE)
+    arguments = ["extract", str(folder), "--ckpt", str(golden_checkpoint), "--out", str(out), "--batch-seconds", "2"]
+    process = subprocess.Popen([sys.executable, "-m", "s3prl_ofa", *arguments], stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list((out / "features").glob("[0-9]*.npy"))) < 5:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "finished before it could be killed"
+    done = list((out / "features").glob("[0-9]*.npy"))
+    assert 5 <= len(done) < 150
+    for path in done:
+        assert len(np.load(path)) == len(np.load(out / "times" / path.name))
+    before = {path: path.stat().st_mtime_ns for path in done}
+    names = set(read_index(out))
+    assert cli.main(arguments) == 0
+    assert len(read_index(out)) == 150
+    untouched = [path for path in done if path.name.removesuffix(".npy") in names]
+    assert untouched and all(before[path] == path.stat().st_mtime_ns for path in untouched)
+
+
+def test_names_never_collide(tmp_path, make_wave):
+    """The same relative path below two folders gives two names; a file given twice is done once."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        soundfile.write(tmp_path / folder / "a.wav", make_wave(0.1), SAMPLE_RATE)
+    both = find_utterances([tmp_path / "one", tmp_path / "two", tmp_path / "one" / "a.wav"])
+    assert sorted(utterance.name for utterance in both) == ["one/a.wav", "two/a.wav"]
+    with pytest.raises(UsageError, match="no such file"):
+        find_utterances([tmp_path / "three"])
+
+
+def test_batches_hold_similar_lengths():
+    """Longest first, never above the limit unless one utterance alone is, every utterance once."""
+    seconds = [1.0, 9.0, 2.0, 8.0, 3.0, 30.0, 0.5]
+    pairs = [(Utterance(None, str(value), 0, 0), value) for value in seconds]
+    batches = make_batches(pairs, 10.0)
+    values = [[value for _, value in batch] for batch in batches]
+    assert values == [[30.0], [9.0], [8.0], [3.0, 2.0, 1.0, 0.5]]
+
+
+def test_failing_batch_is_split(audio_folder, golden_model, tmp_path, monkeypatch, capsys):
+    """When a batch does not fit into memory its utterances are tried one by one, and only the culprit is reported."""
+    extract = golden_model.extract
+
+    def small_memory(waves, **options):
+        if sum(map(len, waves)) > 15_000:
+            raise torch.OutOfMemoryError("out of memory")
+        return extract(waves, **options)
+
+    monkeypatch.setattr(golden_model, "extract", small_memory)
+    monkeypatch.setattr(command, "load_model", lambda args: golden_model)
+    arguments = ["extract", str(audio_folder), "--ckpt", "any", "--out", str(tmp_path / "out")]
+    assert cli.main(arguments) == 1
+    assert set(read_index(tmp_path / "out")) == {"a.wav", "deep/b.mp3", "deep/er/c.opus"}
+    assert "a.flac: out of memory" in capsys.readouterr().err
+
+
+def test_real_speech(extract, mini_librispeech, tmp_path):
+    """On real speech the number of frames is the wanted one for every utterance that can reach it."""
+    speaker = sorted((mini_librispeech / "audio").iterdir())[0]
+    assert extract(speaker, "--frame-period-ms", 50) == 0
+    rows = read_index(tmp_path / "out").values()
+    assert len(rows) > 5 and all(row["frames"] == round(row["seconds"] * 20) for row in rows)

@@ -1,0 +1,88 @@
+"""The upstream's options: keyword arguments, S3PRL's -g and the command line."""
+
+import pytest
+import yaml
+
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.superb.rate_options import RateOptions, read_model_config
+
+
+def test_defaults_are_no_compression_for_unmodified_s3prl():
+    """Without options the rate is lambd 0 and frames are upsampled, the default for plain S3PRL and torch.hub."""
+    options = RateOptions()
+    assert (options.lambd, options.frame_period_ms, options.frames, options.repeat) == (None, None, "upsampled", 1)
+
+
+@pytest.mark.parametrize("text", ["{lambd: 0.5, frames: native, repeat: 2}", "lambd: 0.5\nframes: native\nrepeat: 2\n"])
+def test_model_config_inline_or_file(text, tmp_path):
+    """-g takes inline YAML and a YAML file, to the same effect."""
+    (tmp_path / "rate.yaml").write_text(text)
+    expected = RateOptions(lambd=0.5, frames="native", repeat=2)
+    assert RateOptions.layered(read_model_config(text)) == expected
+    assert RateOptions.layered(read_model_config(tmp_path / "rate.yaml")) == expected
+    assert RateOptions.layered(read_model_config({"lambd": 0.5, "frames": "native", "repeat": 2})) == expected
+
+
+@pytest.mark.parametrize("empty", [None, "", "{}", {}])
+def test_no_model_config(empty):
+    """S3PRL passes None where there is no -g, and an empty one says nothing either."""
+    assert RateOptions.layered(read_model_config(empty)) == RateOptions()
+
+
+def test_later_layers_win_and_a_rate_replaces_a_rate():
+    """Keyword arguments win over model_config, and a period given there replaces a lambd given here."""
+    stored = {"lambd": 0.5, "frames": "native", "repeat": 2}
+    assert RateOptions.layered(stored, {"lambd": 0.7, "repeat": None}) == RateOptions(0.7, None, "native", 2)
+    assert RateOptions.layered(stored, {"frame_period_ms": 40.0}) == RateOptions(None, 40.0, "native", 2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [RateOptions(), RateOptions(lambd=0.5, frames="native", repeat=3), RateOptions(frame_period_ms=33.3), RateOptions(0)],
+)
+def test_inline_yaml_goes_there_and_back(options):
+    """What is stored with an experiment reads back the same; it holds no =, at which S3PRL's -o would split it."""
+    text = options.to_yaml()
+    assert "=" not in text and "\n" not in text
+    assert text.startswith("{") and isinstance(yaml.safe_load(text), dict)
+    assert RateOptions.layered(read_model_config(text)) == options
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lambd": 2.0}, ["lambd", "[0, 2)", "2.0"]),
+        ({"lambd": -0.1}, ["lambd", "[0, 2)"]),
+        ({"lambd": float("nan")}, ["lambd", "nan"]),
+        ({"lambd": True}, ["lambd", "True"]),
+        ({"lambd": "fast"}, ["lambd", "fast"]),
+        ({"frame_period_ms": 19.9}, ["frame_period_ms", "20", "19.9"]),
+        ({"frame_period_ms": float("inf")}, ["frame_period_ms", "inf"]),
+        ({"lambd": 0.5, "frame_period_ms": 40.0}, ["not both"]),
+        ({"frames": "both"}, ["frames", "upsampled", "native", "both"]),
+        ({"frames": "native", "repeat": 0}, ["repeat", "0"]),
+        ({"frames": "native", "repeat": 1.5}, ["repeat", "1.5"]),
+        ({"frames": "upsampled", "repeat": 2}, ["repeat", "native", "upsampled"]),
+        ({"lamda": 0.5}, ["lamda", "lambd", "frame_period_ms", "frames", "repeat"]),
+    ],
+)
+def test_bad_options_name_the_option_and_its_choices(options, words):
+    """A wrong value or key is one sentence with what was found and what was expected."""
+    with pytest.raises(UsageError) as error:
+        RateOptions.layered(options)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("text", ["0.5", "no/such/file.yaml", "[1, 2]", "{lambd: 0.5"])
+def test_bad_model_config(text):
+    """-g that is neither a file nor inline YAML says so, with an example."""
+    with pytest.raises(UsageError, match="model_config"):
+        read_model_config(text)
+
+
+def test_the_log_line_says_it_all():
+    """The rate is said in words in the log."""
+    assert str(RateOptions()) == "lambd 0, upsampled frames"
+    assert str(RateOptions(frame_period_ms=40.0, frames="native", repeat=2)) == (
+        "frame period 40 ms, native frames, each 2 times"
+    )
