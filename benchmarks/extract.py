@@ -99,7 +99,7 @@ def write(rows: list[dict[str, object]], path: pathlib.Path) -> None:
             writer.writeheader()
         writer.writerows(rows)
     for row in rows:
-        print(f"{row['benchmark']:8} {row['contender']:22} {row['median_s']:>9} s  {row['ratio']:>6} of {row['ratio_to']}")
+        print("{benchmark:8} {contender:22} {median_s:>9} s  {ratio:>6} of {ratio_to}".format(**row))
 
 
 def main() -> None:
@@ -125,9 +125,7 @@ def main() -> None:
     }
 
     def record(benchmark: str, contenders: dict[str, Contender], audio: float, ratio_to: Callable[[dict], str]) -> None:
-        medians = {
-            name: statistics.median(values) for name, values in measure(contenders, args.rounds, device).items()
-        }
+        medians = {name: statistics.median(values) for name, values in measure(contenders, args.rounds, device).items()}
         base = ratio_to(medians)
         rows = [
             {

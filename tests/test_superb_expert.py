@@ -42,7 +42,9 @@ def test_upsampled_frames_stand_where_they_came_from(wavs):
             assert torch.equal(state[row, : plain.input_lengths[row]], compressed[row, index])
             # S3PRL rounds lengths up: it shall find the last frame there, not zeros
             last = compressed[row, plain.lengths[row] - 1]
-            assert torch.equal(state[row, plain.input_lengths[row] :], last.expand_as(state[row, plain.input_lengths[row] :]))
+            assert torch.equal(
+                state[row, plain.input_lengths[row] :], last.expand_as(state[row, plain.input_lengths[row] :])
+            )
     assert output["last_hidden_state"] is output["hidden_states"][-1]
 
 

@@ -38,7 +38,12 @@ def test_later_layers_win_and_a_rate_replaces_a_rate():
 
 @pytest.mark.parametrize(
     "options",
-    [RateOptions(), RateOptions(lambd=0.5, frames="native", repeat=3), RateOptions(frame_period_ms=33.3), RateOptions(0)],
+    [
+        RateOptions(),
+        RateOptions(lambd=0.5, frames="native", repeat=3),
+        RateOptions(frame_period_ms=33.3),
+        RateOptions(0),
+    ],
 )
 def test_inline_yaml_goes_there_and_back(options):
     """What is stored with an experiment reads back the same; it holds no =, at which S3PRL's -o would split it."""

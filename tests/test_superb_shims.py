@@ -65,7 +65,9 @@ def fake_torchaudio(tmp_path, extension: str):
     package = tmp_path / "torchaudio"
     (package / "_extension").mkdir(parents=True)
     (package / "__init__.py").write_text("from . import _extension\nfrom .parts import part\n")
-    (package / "parts.py").write_text("from torchaudio._extension import fail_if_no_align\npart = fail_if_no_align(len)\n")
+    (package / "parts.py").write_text(
+        "from torchaudio._extension import fail_if_no_align\npart = fail_if_no_align(len)\n"
+    )
     (package / "_extension" / "__init__.py").write_text(textwrap.dedent(extension))
     return tmp_path
 

@@ -18,6 +18,7 @@ from .packing import pad, unpad, valid_mask
 # frame (0.7 x 1000 is 699.99999 in float32). Sums are made in float64; one that lies this close to an integer is it.
 RELATIVE_SLACK = 2.0**-24
 MAX_SLACK = 2.0**-6  # never more than a 64th of a frame, however long the utterance
+TINY = torch.finfo(torch.float64).tiny  # keeps a division by zero finite where its result is not used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +39,8 @@ class CifPlan:
 def plan_cif(weights: Tensor, input_lengths: Tensor) -> CifPlan:
     """Integrates weights (batch, frames), each in [0, 1], over time.
 
-    Weights at and after ``input_lengths`` (batch,) are ignored. An utterance whose weights do not reach one output frame
-    gets one all the same: its weights are scaled to sum to 1.
+    Weights at and after ``input_lengths`` (batch,) are ignored. An utterance whose weights do not reach one output
+    frame gets one all the same: its weights are scaled to sum to 1.
     """
     weights = weights.double()
     valid = valid_mask(input_lengths, weights.shape[1])
@@ -49,7 +50,7 @@ def plan_cif(weights: Tensor, input_lengths: Tensor) -> CifPlan:
     fires = torch.floor(total.detach() + slack).long()
     # All weights zero (possible only for hand-made weights): every frame counts the same.
     uniform = valid / input_lengths[:, None]
-    scaled = torch.where(total[:, None] > 0, weights / total.clamp(min=torch.finfo(torch.float64).tiny)[:, None], uniform)
+    scaled = torch.where(total[:, None] > 0, weights / total.clamp(min=TINY)[:, None], uniform)
     weights = torch.where(fires[:, None] > 0, weights, scaled)
     end = weights.cumsum(1)
     begin = torch.cat([end.new_zeros(len(end), 1), end[:, :-1]], 1)
@@ -67,15 +68,18 @@ def apply_cif(rows: Tensor, plan: CifPlan) -> Tensor:
     utterance = torch.repeat_interleave(torch.arange(len(plan.lengths), device=rows.device), plan.input_lengths)
     outputs = int(plan.lengths.sum())
 
-    unit = torch.floor(begin.detach())
+    # The unit in which a frame begins. One that begins on an integer touches the unit before with weight 0: nothing at
+    # this rate, but what the gradient needs at lambd 0, where all frames do and any other lambd moves them back.
+    unit = (torch.ceil(begin.detach()) - 1).clamp(min=0)
+    crosses = end > unit + 1
     # half precision would lose what small weights add up to
     dtype = torch.promote_types(rows.dtype, torch.float32)
     wide = rows.to(dtype)
     # one row more than needed takes what is dropped: the tail
     compressed = wide.new_zeros(outputs + 1, rows.shape[1])
     for unit_index, weight in (
-        (unit, torch.minimum(end, unit + 1) - begin),
-        (unit + 1, (end - (unit + 1)).clamp(min=0)),
+        (unit, torch.where(crosses, unit + 1, end) - begin),
+        (unit + 1, torch.where(crosses, end - (unit + 1), 0.0)),
     ):
         inside = unit_index < plan.lengths[utterance]
         target = torch.where(inside, first_output[utterance] + unit_index.long(), outputs)
@@ -93,7 +97,7 @@ def crossing_times(plan: CifPlan) -> Tensor:
     integers = torch.arange(most + 1, device=end.device, dtype=end.dtype).expand(len(end), -1).contiguous()
     frame = torch.searchsorted(end, integers).clamp(max=end.shape[1] - 1)
     width = (end - begin).gather(1, frame)
-    within = (integers - begin.gather(1, frame)) / width.clamp(min=torch.finfo(torch.float64).tiny)
+    within = (integers - begin.gather(1, frame)) / width.clamp(min=TINY)
     times = torch.minimum(frame + within.clamp(0.0, 1.0), plan.input_lengths[:, None].double())
     times[:, 0] = 0.0  # frames of weight zero before the first weight belong to the first output frame
     return torch.stack([times[:, :-1], times[:, 1:]], -1) * valid_mask(plan.lengths, most)[..., None]
@@ -123,6 +127,8 @@ def cif(frames: Tensor, weights: Tensor, lengths: Tensor | None = None) -> tuple
         )
     if lengths is None:
         lengths = torch.full((len(frames),), frames.shape[1], device=frames.device)
+    if lengths.shape != (len(frames),) or not bool(((lengths >= 1) & (lengths <= frames.shape[1])).all()):
+        raise ValueError(f"lengths must be {len(frames)} numbers from 1 to {frames.shape[1]}, found {lengths.tolist()}")
     valid = valid_mask(lengths, frames.shape[1])
     if not bool(((weights >= 0) & (weights <= 1) | ~valid).all()):
         raise ValueError("weights must be in [0, 1]: a frame can fire at most once")

@@ -32,9 +32,12 @@ class AlphaPredictor(nn.Module):
         if positions is not None:
             hidden = hidden[positions]
         norm, _, linear = self.layer
-        # The last steps in float32: a half-precision alpha would move the number of frames.
-        hidden = F.relu(F.layer_norm(hidden.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps))
-        logit = F.linear(hidden, linear.weight.float(), linear.bias.float())
+        # The last steps never in half precision: its alpha would move the number of frames.
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        hidden = F.layer_norm(
+            hidden.to(dtype), norm.normalized_shape, norm.weight.to(dtype), norm.bias.to(dtype), norm.eps
+        )
+        logit = F.linear(F.relu(hidden), linear.weight.to(dtype), linear.bias.to(dtype))
         return torch.sigmoid(logit[:, 0].double())
 
 
@@ -46,8 +49,11 @@ class Compressor(nn.Module):
         self.alpha_fn = AlphaPredictor(dim)
 
     def alpha(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, longest) float64, zeros after each utterance's end; rows (frames of the batch, dim)."""
-        return pad(self.alpha_fn(rows, lengths), lengths.to(rows.device))
+        """Alpha (batch, longest) in float64, zeros after each utterance's end.
+
+        rows: (frames of the batch, dim). lengths: (batch,) on the CPU.
+        """
+        return pad(self.alpha_fn(rows, lengths), lengths)
 
     @staticmethod
     def plan(alpha: Tensor, lambd: Tensor, lengths: Tensor) -> CifPlan:

@@ -18,7 +18,7 @@ class ModelConfig:
     """
 
     conv_layers: tuple[tuple[int, int, int], ...] = WAV2VEC2_CONV_LAYERS  # (channels, kernel, stride) each
-    conv_norm: str = "group"  # "group": GroupNorm after the first convolution (Base); "layer": LayerNorm after each (Large)
+    conv_norm: str = "group"  # "group": GroupNorm on the first convolution (Base); "layer": LayerNorm on each (Large)
     conv_bias: bool = False
     projection: bool = True  # a Linear between the front end and the encoder (fairseq leaves it out for equal widths)
     dim: int = 768
@@ -52,6 +52,9 @@ class ModelConfig:
         for name in ("heads", "pos_conv_groups"):
             if self.dim % getattr(self, name):
                 raise ValueError(f"dim {self.dim} must be a multiple of {name} {getattr(self, name)}")
+
+        if not self.projection and self.conv_dim != self.dim:
+            raise ValueError(f"without a projection conv_layers must end with dim {self.dim}, found {self.conv_dim}")
 
     @property
     def conv_dim(self) -> int:

@@ -1,7 +1,8 @@
 """The convolutional front end: waves to one frame every 20 ms.
 
-All utterances of a batch stand in one long wave, each at a multiple of the hop, so every convolution is a matrix product
-over the whole batch, time first, without padding. The few frames that would see two utterances are dropped at the end.
+All utterances of a batch stand in one long wave, each at a multiple of the hop, so every convolution is a matrix
+product over the whole batch, time first, without padding. The few frames that would see two utterances are dropped at
+the end.
 """
 
 import torch
@@ -42,9 +43,12 @@ class FrontEnd(nn.Module):
                 self.norm_biases.append(torch.zeros(channels))
 
     def forward(self, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """From waves (samples,) each, float32, to rows (frames of the batch, channels) and frames (batch,) on the CPU."""
+        """From float32 waves (samples,) to rows (frames of the batch, channels) and frames (batch,) on the CPU."""
         config = self.config
         samples = torch.tensor([len(wave) for wave in waves])
+        if config.conv_norm == "group":
+            # The normalisation takes any offset out again; without it the float32 products keep their precision.
+            waves = [wave - wave.mean() for wave in waves]
         lengths = config.num_frames(samples)
         # Whole blocks that hold every sample, so that the normalisation sees each window of the utterance.
         blocks = -(-samples // (config.hop * BLOCK))

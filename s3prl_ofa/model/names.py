@@ -1,7 +1,7 @@
 """Fairseq's names for the weights (the reference's too, and those of our files) and this model's own.
 
-Each family of weights is renamed by one rule; what the model keeps in another form (convolutions as matrices, query, key
-and value together) is brought into it here, once, at load.
+Each family of weights is renamed by one rule; what the model keeps in another form (convolutions as matrices, query,
+key and value together) is brought into it here, once, at load.
 """
 
 import re
@@ -75,18 +75,19 @@ def merge_weight_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def from_fairseq(
-    weights: dict[str, Tensor], config: ModelConfig, shapes: dict[str, torch.Size]
-) -> dict[str, Tensor]:
+def from_fairseq(weights: dict[str, Tensor], config: ModelConfig, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
     """This model's state dict from weights under fairseq's names.
 
-    ``shapes``: what this model expects, by its own names. Raises ValueError naming every weight that is missing, unknown
-    or of another shape.
+    ``shapes``: what this model expects, by its own names. Raises ValueError naming every weight that is missing,
+    unknown or of another shape.
     """
     weights = merge_weight_norm(weights)
-    fairseq_shapes = {name: tensor.shape for name, tensor in to_fairseq(
-        {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, config
-    ).items()}
+    fairseq_shapes = {
+        name: tensor.shape
+        for name, tensor in to_fairseq(
+            {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, config
+        ).items()
+    }
     given = {name for name in weights if not PRETRAINING.match(name)}
     problems = [f"missing {name}" for name in sorted(set(fairseq_shapes) - given)]
     problems += [f"unknown {name}" for name in sorted(given - set(fairseq_shapes))]

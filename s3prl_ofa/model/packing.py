@@ -33,7 +33,7 @@ def spread(rows: Tensor, lengths: Tensor, gap: int) -> tuple[Tensor, Tensor | No
 
 
 def pad(rows: Tensor, lengths: Tensor) -> Tensor:
-    """From rows (rows, ...) to (batch, longest, ...), zeros after each utterance's end. A view where that is possible."""
+    """From rows (rows, ...) to (batch, longest, ...), zeros after each utterance's end; a view where possible."""
     batch, longest = len(lengths), int(lengths.max())
     if rows.shape[0] == batch * longest:
         return rows.view(batch, longest, *rows.shape[1:])

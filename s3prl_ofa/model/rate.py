@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .cif import TINY
 from .config import MIN_FRAME_PERIOD_MS
 
 MAX_LAMBD = 2.0  # exclusive: at 2 no frame would be left
@@ -25,9 +26,9 @@ def per_utterance(value: float | Sequence[float] | Tensor, batch: int, name: str
         values = value.double() if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"{name} must be a number, or one number an utterance, found {value!r}") from None
-    if values.dim() > 1 or values.numel() not in (1, batch):
+    if values.shape not in ((), (batch,)):
         raise ValueError(f"{name} must be one number or {batch} (one an utterance), found shape {tuple(values.shape)}")
-    return values.reshape(-1).expand(batch)
+    return values.expand(batch)
 
 
 def check_lambd(lambd: float | Sequence[float] | Tensor, batch: int) -> Tensor:
@@ -70,11 +71,10 @@ def solve_lambd(
     ``allow_beyond_one`` such an utterance gets lambd 1, the nearest rate, and counts as not reached.
     """
     wanted, total, alpha_sum = frames.double(), input_lengths.double(), alpha_sum.double()
-    tiny = torch.finfo(torch.float64).tiny
-    up_to_one = ((total - wanted) / (total - alpha_sum).clamp(min=tiny)).clamp(0.0, 1.0)
+    up_to_one = ((total - wanted) / (total - alpha_sum).clamp(min=TINY)).clamp(0.0, 1.0)
     # lambd 1 drops the tail, so it gives floor(A) frames, and at least one
     reached_by_one = wanted >= torch.floor(alpha_sum).clamp(min=1)
     if not allow_beyond_one:
         return up_to_one, reached_by_one
-    beyond_one = (MAX_LAMBD - wanted / alpha_sum.clamp(min=tiny)).clamp(1.0, MAX_LAMBD - 1e-9)
+    beyond_one = (MAX_LAMBD - wanted / alpha_sum.clamp(min=TINY)).clamp(1.0, MAX_LAMBD - 1e-9)
     return torch.where(reached_by_one, up_to_one, beyond_one), torch.ones_like(reached_by_one)

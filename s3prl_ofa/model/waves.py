@@ -21,7 +21,8 @@ def check_waves(waves: Sequence[Tensor | np.ndarray], shortest: int, device: tor
     expected = f"a list of 1-D float tensors or arrays, {SAMPLE_RATE} Hz mono"
     if not isinstance(waves, list | tuple):
         shape = f" of shape {tuple(waves.shape)}" if hasattr(waves, "shape") else ""
-        raise ValueError(f"waves must be {expected}, found {type(waves).__name__}{shape}; put a single wave into a list")
+        found = f"{type(waves).__name__}{shape}"
+        raise ValueError(f"waves must be {expected}, found {found}; put a single wave into a list")
     if not waves:
         raise ValueError(f"waves must be {expected}, found an empty list")
     checked = []
@@ -32,7 +33,7 @@ def check_waves(waves: Sequence[Tensor | np.ndarray], shortest: int, device: tor
             found = f"{wave.dtype} values" if hasattr(wave, "dtype") else type(wave).__name__
             raise ValueError(f"utterance {index} must be a 1-D float tensor or array, found {found}")
         if wave.dim() != 1:
-            raise ValueError(f"utterance {index} must be 1-D (samples,), found shape {tuple(wave.shape)}; mix to mono first")
+            raise ValueError(f"utterance {index} must be 1-D (samples,), found shape {tuple(wave.shape)}; mix to mono")
         if len(wave) < shortest:
             raise ValueError(
                 f"utterance {index} has {len(wave)} samples; at least {shortest} are needed "
@@ -46,5 +47,5 @@ def check_waves(waves: Sequence[Tensor | np.ndarray], shortest: int, device: tor
 
 
 def normalize_wave(wave: Tensor) -> Tensor:
-    """Brings a wave (samples,) to mean 0 and variance 1 over its own samples."""
-    return F.layer_norm(wave, wave.shape, eps=NORM_EPS)
+    """Brings a wave (samples,) to mean 0 and variance 1 over its own samples, computed in float64."""
+    return F.layer_norm(wave.double(), wave.shape, eps=NORM_EPS).to(wave.dtype)

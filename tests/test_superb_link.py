@@ -1,0 +1,193 @@
+"""link and unlink: the upstream folder in a source checkout of S3PRL."""
+
+import argparse
+import importlib.util
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.resources import folder
+from s3prl_ofa.superb import link as linking
+
+CKPT = pathlib.Path(__file__).parent / "golden" / "ref_tiny.pt"
+
+
+def installed_s3prl() -> pathlib.Path:
+    return pathlib.Path(importlib.util.find_spec("s3prl").submodule_search_locations[0])
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """S3PRL as it lies in a source checkout: the package in a folder s3prl, beside a setup.py."""
+    root = tmp_path / "checkout"
+    root.mkdir()
+    (root / "setup.py").write_text("")
+    shutil.copytree(installed_s3prl(), root / "s3prl", ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """The files by which a checkout is known, and no more."""
+    package = tmp_path / "bare" / "s3prl"
+    for name in linking.CHECKOUT_FILES:
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(installed_s3prl() / name, package / name)
+    return package.parent
+
+
+def contents(root: pathlib.Path) -> dict:
+    return {
+        str(path.relative_to(root)): os.readlink(path) if path.is_symlink() else path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def test_link_and_unlink_leave_no_trace(bare):
+    """unlink gives back the checkout byte for byte, whether the checkout or its s3prl folder is named."""
+    (bare / "s3prl" / "hub.py").chmod(0o640)
+    before = contents(bare)
+    target = linking.link(bare)
+    assert target == bare / "s3prl" / "upstream" / "ofa_wav2vec2"
+    assert target.is_symlink() and target.samefile(folder("upstream") / "ofa_wav2vec2")
+    assert {"__init__.py", "hubconf.py", "expert.py"} <= {path.name for path in target.iterdir()}
+    changed = contents(bare)
+    assert {name for name in changed if changed.get(name) != before.get(name)} == {
+        "s3prl/hub.py",
+        "s3prl/upstream/ofa_wav2vec2",
+    }
+    linking.link(bare)  # again: nothing more
+    assert contents(bare) == changed
+    linking.unlink(bare / "s3prl")
+    assert contents(bare) == before
+    assert (bare / "s3prl" / "hub.py").stat().st_mode & 0o777 == 0o640
+    with pytest.raises(UsageError, match="not linked"):
+        linking.unlink(bare)
+
+
+def test_link_copies_where_links_cannot_be_made(bare, monkeypatch):
+    """Without symbolic links the folder is copied, renewed with --force when it is out of date, and unlinked as well."""
+
+    def refuse(self, *args, **kwargs):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(pathlib.Path, "symlink_to", refuse)
+    before = contents(bare)
+    target = linking.link(bare)
+    assert not target.is_symlink() and (target / "expert.py").is_file()
+    linking.link(bare)
+    (target / "expert.py").write_text("# of an older version\n")
+    with pytest.raises(UsageError, match="--force"):
+        linking.link(bare)
+    linking.link(bare, force=True)
+    assert (target / "expert.py").read_bytes() == (folder("upstream") / "ofa_wav2vec2" / "expert.py").read_bytes()
+    linking.unlink(bare)
+    assert contents(bare) == before
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_folder_of_somebody_else_stays(bare, tmp_path, kind):
+    """A folder or link of that name that is not ours is neither overwritten, even with force, nor removed."""
+    target = bare / "s3prl" / "upstream" / "ofa_wav2vec2"
+    if kind == "folder":
+        target.mkdir()
+        (target / "expert.py").write_text("# theirs\n")
+    else:
+        (tmp_path / "theirs").mkdir()
+        target.symlink_to(tmp_path / "theirs")
+    before = contents(bare)
+    for refused in (lambda: linking.link(bare, force=True), lambda: linking.unlink(bare)):
+        with pytest.raises(UsageError, match="ofa_wav2vec2"):
+            refused()
+    assert contents(bare) == before
+
+
+def test_a_dangling_link_of_ours_is_renewed(bare, tmp_path):
+    """After the project was moved its old link points nowhere: --force renews it, unlink removes it."""
+    target = bare / "s3prl" / "upstream" / "ofa_wav2vec2"
+    target.symlink_to(tmp_path / "moved" / "upstream" / "ofa_wav2vec2")
+    with pytest.raises(UsageError, match="--force"):
+        linking.link(bare)
+    linking.link(bare, force=True)
+    assert target.samefile(folder("upstream") / "ofa_wav2vec2")
+
+
+def test_what_is_no_checkout_is_refused(tmp_path, bare):
+    """A missing folder, another folder, the installed S3PRL, a hub.py of another kind: refused, nothing written."""
+    with pytest.raises(UsageError, match="no folder"):
+        linking.link(tmp_path / "nowhere")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UsageError, match="not a checkout"):
+        linking.link(tmp_path / "other")
+    shutil.copytree(bare, tmp_path / "site-packages")
+    with pytest.raises(UsageError, match="installed S3PRL"):
+        linking.link(tmp_path / "site-packages")
+    (bare / "s3prl" / "hub.py").write_text("# upstreams are found some other way\n")
+    before = contents(bare)
+    with pytest.raises(UsageError, match="hub.py"):
+        linking.link(bare)
+    assert contents(bare) == before
+
+
+def test_the_commands_take_their_arguments(bare):
+    """s3prl-ofa link and unlink are wired to the functions."""
+    for add, run in (
+        (linking.add_arguments, linking.run),
+        (linking.add_unlink_arguments, linking.run_unlink),
+    ):
+        parser = argparse.ArgumentParser()
+        add(parser)
+        run(parser.parse_args([str(bare)]))
+    with pytest.raises(UsageError):
+        linking.unlink(bare)
+
+
+def test_a_linked_checkout_runs_by_itself(checkout):
+    """In a linked checkout its own run_downstream.py offers -u ofa_wav2vec2, and S3PRL's runner builds it.
+
+    The checkout's first line imports torchaudio, which must work by itself there; where it does not (torchaudio for CUDA
+    beside a torch without it), it is mended here in a sitecustomize.
+    """
+    linking.link(checkout)
+    (checkout / "sitecustomize.py").write_text("from s3prl_ofa.superb import shims\nshims.torchaudio_import()\n")
+    repo = pathlib.Path(linking.__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout), str(repo)])}
+    code = f"""
+import s3prl, pathlib, sys
+assert pathlib.Path(s3prl.__file__).is_relative_to({str(checkout)!r}), s3prl.__file__
+sys.argv = ["run_downstream.py", "--help"]
+import s3prl.run_downstream as run
+from s3prl import hub
+from s3prl.downstream.runner import Runner
+import argparse, torch
+assert hub.ofa_wav2vec2.__module__ == "s3prl_ofa.superb.register"
+import s3prl.upstream.ofa_wav2vec2.expert as expert
+args = argparse.Namespace(init_ckpt=None, upstream="ofa_wav2vec2", upstream_ckpt={str(CKPT)!r}, device="cpu",
+    upstream_model_config="{{lambd: 0.5, frames: native}}", upstream_refresh=False, upstream_trainable=False,
+    upstream_feature_selection="hidden_states", upstream_layer_selection=None, upstream_feature_normalize=False)
+runner = object.__new__(Runner)
+runner.args, runner.init_ckpt = args, {{}}
+runner.upstream = runner._get_upstream()
+assert isinstance(runner.upstream.model, expert.UpstreamExpert)
+featurizer = runner._get_featurizer().model
+wavs = [torch.randn(32000)]
+with torch.no_grad():
+    output = runner.upstream.model(wavs)
+assert len(featurizer(wavs, output)[0]) == int(output["hidden_states_len"][0]) < 99
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=checkout / "s3prl", env=environment)
+    help_text = subprocess.run(
+        [sys.executable, "run_downstream.py", "-h"],
+        cwd=checkout / "s3prl",
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert help_text.returncode == 0, help_text.stderr
+    assert "'ofa_wav2vec2'" in help_text.stdout.replace("\n", "").replace(" " * 24, "")
