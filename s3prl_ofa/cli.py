@@ -5,7 +5,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
 from .errors import CheckpointError, UsageError
@@ -81,9 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in options.arguments if argument != "--debug"]
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)]
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-    prefix = f"s3prl-ofa {options.command}"
+    return guarded(f"s3prl-ofa {options.command}", lambda: run_command(options.command, arguments), debug)
+
+
+def guarded(prefix: str, run: Callable[[], int], debug: bool = False) -> int:
+    """The exit status of ``run``; what it raises becomes one line on stderr, or with ``debug`` stays a traceback."""
     try:
-        return run_command(options.command, arguments)
+        return run()
     except KeyboardInterrupt:
         print(f"{prefix}: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -91,15 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output went away (``| head``); keep Python from complaining about it once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (UsageError, CheckpointError) as error:
-        status, message = 2, one_line(error)
-        if debug:
-            raise
     except Exception as error:
-        status, message = 1, one_line(error) or "no message"
-        if not isinstance(error, ValueError):
-            message = f"{type(error).__name__}: {message}"
         if debug:
             raise
-    print(f"{prefix}: error: {message}", file=sys.stderr)
-    return status
+        message = one_line(error) or "no message"
+        if isinstance(error, UsageError | CheckpointError):
+            status = 2
+        else:
+            status = 1
+            message = message if isinstance(error, ValueError) else f"{type(error).__name__}: {message}"
+        print(f"{prefix}: error: {message}", file=sys.stderr)
+        return status

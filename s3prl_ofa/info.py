@@ -3,6 +3,7 @@
 import argparse
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .audio import SAMPLE_RATE, AudioError, load_audio
@@ -53,11 +54,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def measure(model: "OFAWav2Vec2", waves: list[Any]) -> dict[str, Any]:
+def measure(model: "OFAWav2Vec2", waves: list[Any], lambds: Sequence[float] = LAMBDS) -> dict[str, Any]:
     """Mean alpha over all frames, and for every lambd the frame periods that come out, utterance by utterance.
 
     The formula period = 20 / (1 - lambd (1 - mean alpha)) says what lambd gives before the number of frames is
-    rounded down; the table has what is really got. Without a compressor the table has lambd 0 alone.
+    rounded down; the table has what is really got. A checkpoint without a compressor has lambd 0 alone.
     """
     import torch
 
@@ -67,7 +68,7 @@ def measure(model: "OFAWav2Vec2", waves: list[Any]) -> dict[str, Any]:
     input_lengths = torch.tensor([model.config.num_frames(length) for length in samples.tolist()])
     alphas = [] if model.compressor is None else [model.alpha([wave])[0][0] for wave in waves]
     table = []
-    for lambd in LAMBDS if alphas else LAMBDS[:1]:
+    for lambd in lambds if alphas else (0.0,):
         frames = input_lengths
         if lambd:
             frames = torch.stack([frames_at(model, alpha, lambd) for alpha in alphas])

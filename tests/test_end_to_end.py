@@ -224,6 +224,7 @@ def test_model_config_file_and_command_line(command, tmp_path):
         (("-m", "train", "-d", "sid", "-p", "exp", "--lambd", "0.5", "--frame-period-ms", "40"), "--lambd"),
         (("-m", "train", "-d", "sid", "-p", "exp", "--frame-period-ms", "10"), "20"),
         (("-m", "train", "-d", "sid", "-p", "exp", "--repeat", "0"), "repeat"),
+        (("-m", "train", "-d", "sid", "-p", "exp", "--repeat", "some"), "whole number or auto"),
         (("-m", "train", "-d", "sid", "-p", "exp", "--repeat", "2", "--frames", "upsampled"), "native"),
         (("-m", "train", "-d", "sid", "-p", "exp", "-g", "0.5"), "model_config"),
         (("-m", "train", "-d", "sid", "-p", "exp", "-c", "nosuch.yaml"), "nosuch.yaml"),

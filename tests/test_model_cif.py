@@ -7,7 +7,7 @@ import torch
 from models import slow_cif
 
 from s3prl_ofa.model import cif
-from s3prl_ofa.model.cif import apply_cif, crossing_times, owners, plan_cif
+from s3prl_ofa.model.cif import crossing_times, owners, plan_cif
 from s3prl_ofa.model.compressor import Compressor
 from s3prl_ofa.model.packing import unpad
 from s3prl_ofa.model.rate import mix
@@ -43,7 +43,7 @@ def expected_frames(frames: torch.Tensor, weights: torch.Tensor) -> torch.Tensor
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch,longest,dim", [(1, 1, 3), (1, 2, 1), (4, 7, 2), (3, 40, 5), (8, 90, 4), (2, 300, 3)])
 def test_equals_a_slow_exact_loop(batch, longest, dim, dtype):
-    """Promise: one vectorised CIF, the same as integrating frame by frame; padding is ignored and comes out as zeros."""
+    """Promise: one vectorised CIF, the same as integrating frame by frame; padding is ignored, and zeros come out."""
     tolerance = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
     for seed in range(6):
         frames, weights, lengths = random_case(seed, batch, longest, dim, dtype)

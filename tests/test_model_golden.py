@@ -100,8 +100,8 @@ def test_cif_outputs_are_the_reference_s(core, case):
 def test_cif_gradients_are_the_reference_s(core, case):
     """Promise: the CIF goldens' gradients in the frames and in the weights, row by row.
 
-    The tail in a shorter row's padding has a gradient in the reference. One more frame, of zeros, whose weight fills the
-    last output frame, makes that tail a fired frame here as well.
+    The tail in a shorter row's padding has a gradient in the reference. One more frame, of zeros, whose weight fills
+    the last output frame, makes that tail a fired frame here as well.
     """
     names = ("x", "a", "w", "gx", "ga")
     frames, weights, out_grad, expected_x, expected_a = (torch.from_numpy(core[f"cif/{case}/{name}"]) for name in names)

@@ -1,5 +1,6 @@
 """The rate: what lambd and frame_period_ms accept, and that a wanted frame period is met exactly."""
 
+import dataclasses
 import logging
 import math
 import random
@@ -41,7 +42,8 @@ def bad_rates(good):
 
 
 @pytest.mark.parametrize(
-    "name,value", [("lambd", value) for value in bad_rates(0.5)] + [("frame_period_ms", value) for value in bad_rates(40)]
+    "name,value",
+    [("lambd", value) for value in bad_rates(0.5)] + [("frame_period_ms", value) for value in bad_rates(40)],
 )
 def test_a_rate_that_is_no_number_or_of_another_count_is_refused(model, waves, name, value):
     """Promise: the rate is a number or one an utterance; anything else is a ValueError that names the option."""
@@ -144,7 +146,10 @@ def check_period(model, waves, periods, caplog, allow_beyond_one=False):
 def test_frame_periods_are_met_exactly(model, waves, caplog):
     """Promise: the number of frames is round(1000 seconds / period) for every utterance that can reach it, over the
     whole range of periods; where it cannot, lambd is 1 and a warning says so."""
-    missed = [check_period(model, waves, [period] * len(waves), caplog) for period in [*np.linspace(20, 90, 36), 110, 150, 400]]
+    missed = [
+        check_period(model, waves, [period] * len(waves), caplog)
+        for period in [*np.linspace(20, 90, 36), 110, 150, 400]
+    ]
     assert missed[0] == 0 and missed[-1] > 0
 
 
@@ -264,7 +269,9 @@ def test_wanted_frames_is_the_rounded_quotient():
     assert found.dtype == torch.int64
     assert (found - torch.tensor(expected)).abs().max() <= 1
     assert (found == torch.tensor(expected)).double().mean() > 0.999
-    exact = wanted_frames(torch.tensor([1.0, 5.0, 0.025]).double(), torch.tensor([40.0, 50, 90]).double(), total[:3] + 99)
+    exact = wanted_frames(
+        torch.tensor([1.0, 5.0, 0.025]).double(), torch.tensor([40.0, 50, 90]).double(), total[:3] + 99
+    )
     assert exact.tolist() == [25, 100, 1]
 
 
@@ -282,16 +289,14 @@ def test_alpha_is_the_slow_model_s():
 
 
 def test_a_plain_model_has_lambd_0_only(waves):
-    """Promise: a plain wav2vec 2.0 loads and runs at lambd 0 (or 20 ms) only; another rate, or alpha, is a clear error."""
-    import dataclasses
-
+    """Promise: a plain wav2vec 2.0 runs at lambd 0 (or 20 ms) only; another rate, or alpha, is a clear error."""
     plain = random_model(dataclasses.replace(BASE, compressor="none"))
     assert not any(name.startswith("cif_subsampler") for name in plain.weights())
     weights = {name: value for name, value in random_weights(BASE).items() if not name.startswith("cif_subsampler")}
     plain = OFAWav2Vec2(dataclasses.replace(BASE, compressor="none"))
     plain.load_weights(weights)
     expected = random_model(BASE).extract(waves)
-    for rate in ({}, {"lambd": 0}, {"lambd": [0.0] * len(waves)}):
+    for rate in ({}, {"lambd": 0}, {"lambd": [0.0] * len(waves)}, {"frame_period_ms": 20}):
         out = plain.extract(waves, **rate)
         assert out.alpha_sum is None
         assert torch.equal(out.hidden_states[-1], expected.hidden_states[-1])

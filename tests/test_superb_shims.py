@@ -23,10 +23,9 @@ def torchaudio():
     return importlib.import_module("torchaudio")
 
 
-def python(code: str, *paths) -> str:
-    """Runs code in a fresh Python that finds modules in ``paths`` first; returns what it prints."""
-    code = f"import sys; sys.path[:0] = {[str(path) for path in paths]!r}\n" + textwrap.dedent(code)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def python(code: str) -> str:
+    """Runs code in a fresh Python; returns what it prints."""
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 
@@ -61,64 +60,63 @@ def test_every_shim_says_why():
     assert "issues/575" in shims.ISSUE and shims.ISSUE in shims.__doc__
 
 
-def fake_torchaudio(tmp_path, extension: str):
-    package = tmp_path / "torchaudio"
-    (package / "_extension").mkdir(parents=True)
-    (package / "__init__.py").write_text("from . import _extension\nfrom .parts import part\n")
-    (package / "parts.py").write_text(
-        "from torchaudio._extension import fail_if_no_align\npart = fail_if_no_align(len)\n"
-    )
-    (package / "_extension" / "__init__.py").write_text(textwrap.dedent(extension))
-    return tmp_path
+@pytest.fixture
+def fake_torchaudio(tmp_path, monkeypatch):
+    """A function that puts a torchaudio with this ``_extension`` where the real one was, until the test ends."""
+    real = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "torchaudio"}
+    shims.forget_modules("torchaudio")
+
+    def make(extension: str) -> None:
+        package = tmp_path / "torchaudio"
+        (package / "_extension").mkdir(parents=True)
+        (package / "__init__.py").write_text("from . import _extension\nfrom .parts import part\n")
+        part = "import torchaudio.early\nfrom ._extension import fail_if_no_align\npart = fail_if_no_align(len)\n"
+        (package / "parts.py").write_text(part)
+        (package / "early.py").write_text("")
+        (package / "_extension" / "__init__.py").write_text("import torchaudio.early\n" + textwrap.dedent(extension))
+        monkeypatch.syspath_prepend(str(tmp_path))
+
+    yield make
+    shims.forget_modules("torchaudio")
+    sys.modules.update(real)
 
 
-def test_torchaudio_for_another_cuda(tmp_path):
+def test_torchaudio_for_another_cuda(fake_torchaudio, monkeypatch):
     """torchaudio refuses a torch of another CUDA version: it is imported all the same, with its native part."""
-    extension = """
-    import torch
-    if torch.version.cuda is not None and torch.version.cuda != "13.0":
-        raise RuntimeError("Detected that PyTorch and TorchAudio were compiled with different CUDA versions.")
-    native, fail_if_no_align = True, lambda function: function
-    """
-    code = """
-    import torch
-    torch.version.cuda = "13.2"
-    from s3prl_ofa.superb import shims
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    fake_torchaudio("""
+        import torch
+        if torch.version.cuda is not None and torch.version.cuda != "13.0":
+            raise RuntimeError("Detected that PyTorch and TorchAudio were compiled with different CUDA versions.")
+        native, fail_if_no_align = True, lambda function: function
+    """)
     assert shims.torchaudio_import()
-    import torchaudio
+    torchaudio = importlib.import_module("torchaudio")
     assert torchaudio._extension.native and torchaudio.part is len
     assert torch.version.cuda == "13.2"
     assert not shims.torchaudio_import()
-    """
-    python(code, fake_torchaudio(tmp_path, extension))
 
 
-def test_torchaudio_for_cuda_beside_torch_without(tmp_path):
+def test_torchaudio_for_cuda_beside_torch_without(fake_torchaudio):
     """torchaudio's libraries cannot be loaded: it is imported without them."""
-    code = """
-    from s3prl_ofa.superb import shims
+    fake_torchaudio("raise OSError('libc10_cuda.so: cannot open shared object file')")
     assert shims.torchaudio_import()
-    import torchaudio
+    torchaudio = importlib.import_module("torchaudio")
+    assert torchaudio.early  # imported by the attempt that failed, and by the one that did not
     assert torchaudio.part is len and not torchaudio._extension._IS_TORCHAUDIO_EXT_AVAILABLE
-    """
-    python(code, fake_torchaudio(tmp_path, "raise OSError('libc10_cuda.so: cannot open shared object file')"))
 
 
-def test_a_working_torchaudio_is_left_alone(tmp_path):
-    """Where torchaudio imports, nothing is done; where it fails for another reason, that is said."""
-    code = """
-    from s3prl_ofa.superb import shims
+def test_a_working_torchaudio_is_left_alone(fake_torchaudio):
+    """Where torchaudio imports, nothing is done."""
+    fake_torchaudio("fail_if_no_align = lambda function: function")
     assert not shims.torchaudio_import()
-    """
-    python(code, fake_torchaudio(tmp_path / "good", "fail_if_no_align = lambda function: function"))
-    code = """
-    from s3prl_ofa.superb import shims
-    try:
+
+
+def test_another_failure_of_torchaudio_is_not_hidden(fake_torchaudio):
+    """Where torchaudio fails for another reason, that is said."""
+    fake_torchaudio("raise RuntimeError('something else')")
+    with pytest.raises(RuntimeError, match="something else"):
         shims.torchaudio_import()
-    except RuntimeError as error:
-        print(error)
-    """
-    assert python(code, fake_torchaudio(tmp_path / "bad", "raise RuntimeError('something else')")) == "something else"
 
 
 def test_names_are_added_only_where_they_are_missing(monkeypatch, torchaudio):

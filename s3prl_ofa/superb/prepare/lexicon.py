@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 
 GIVEN, CMUDICT, PREDICTED = "given lexicon", "cmudict", "g2p_en"
 POSSESSIVE = "'S"
-SIBILANTS = frozenset("S Z SH ZH CH JH".split())
-VOICELESS = frozenset("P T K F TH".split())
+SIBILANTS = frozenset({"S", "Z", "SH", "ZH", "CH", "JH"})
+VOICELESS = frozenset({"P", "T", "K", "F", "TH"})
 
 
 def pronounce(words: Iterable[str], given: dict[str, list[str]]) -> dict[str, tuple[list[str], str]]:
@@ -34,7 +34,7 @@ def pronounce(words: Iterable[str], given: dict[str, list[str]]) -> dict[str, tu
             strange = [phone for phone in given[word] if phone not in known]
             if strange:
                 raise UsageError(
-                    f"the lexicon gives {word} the phone {strange[0]}; the phones are those of cmudict, with stress (AH0)"
+                    f"the lexicon gives {word} the phone {strange[0]}; phones are those of cmudict, with stress (AH0)"
                 )
             found[word] = given[word], GIVEN
     open_words = [word for word in words if word not in found]

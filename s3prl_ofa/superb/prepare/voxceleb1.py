@@ -5,7 +5,7 @@ import random
 import re
 from collections import defaultdict
 
-from s3prl_ofa.audio import SUFFIXES
+from s3prl_ofa.audio import find_audio
 from s3prl_ofa.errors import UsageError
 
 TRAIN, DEV, TEST = 1, 2, 3  # as the list's first column says it
@@ -18,11 +18,9 @@ def find_files(root: pathlib.Path) -> dict[str, pathlib.Path]:
 
     Raises UsageError when there are none, and for a speaker that S3PRL has no class for.
     """
-    files = {}
+    files: dict[str, pathlib.Path] = {}
     for wav in sorted(root.glob("*/wav")):
-        for path in sorted(wav.rglob("*")):
-            if path.suffix.lower() in SUFFIXES:
-                files[path.relative_to(wav).as_posix()] = path
+        files.update({path.relative_to(wav).as_posix(): path for path in find_audio(wav)})
     if not files:
         raise UsageError(f"{root} holds no audio at */wav/idXXXXX/...")
     for speaker in sorted({name.split("/")[0] for name in files}):
@@ -60,9 +58,10 @@ def make_list(names: list[str], seed: int) -> dict[str, int]:
             recordings[name.rpartition("/")[0]].append(name)
         units = list(recordings.values()) if len(recordings) >= 3 else [[name] for name in files]
         random.Random(f"{seed} {speaker}").shuffle(units)
-        for part in (TEST, DEV):
+        # what must be left for the other parts: development and training, then training
+        for part, left in ((TEST, 2), (DEV, 1)) if len(units) > 2 else ():
             taken = 0
-            while len(units) > part - 1 and taken < HELD_OUT * len(files):
+            while len(units) > left and taken < HELD_OUT * len(files):
                 unit = units.pop()
                 parts.update(dict.fromkeys(unit, part))
                 taken += len(unit)

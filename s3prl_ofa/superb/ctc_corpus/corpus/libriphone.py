@@ -43,7 +43,7 @@ class LibriPhoneDataset(LibriDataset):
             for word in words:
                 if self.tokenizer.unk_idx in self.tokenizer.encode(" ".join(self.lexicon[word])):
                     raise UsageError(
-                        f"the lexicon gives {word} the phones {' '.join(self.lexicon[word])}, and the config's vocab_file "
-                        f"does not know all of them (vowels carry their stress, as in AH0)"
+                        f"the lexicon gives {word} the phones {' '.join(self.lexicon[word])}, and the config's "
+                        f"vocab_file does not know all of them (vowels carry their stress, as in AH0)"
                     )
         return ids

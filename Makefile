@@ -1,0 +1,27 @@
+# make demo: speaker identification on the bundled audio at three rates, through S3PRL, with a table at the end
+# make test: lint, formatting, all tests
+# Both make .venv first, or mend it; nothing but a Python 3.11 to 3.13 with venv and pip is needed.
+
+CKPT ?= s3prl_ofa/demo/tiny.safetensors
+LAMBDS ?= 0 0.5 1
+PYTHON_IN_VENV := .venv/bin/python
+# Tests run in two processes; a second thread in each would only get in the way.
+TEST_PROCESSES ?= 2
+
+.PHONY: demo test venv clean
+
+demo:
+	@.ci/venv
+	@$(PYTHON_IN_VENV) -m s3prl_ofa.demo --ckpt "$(CKPT)" --lambds $(LAMBDS)
+
+test:
+	@.ci/venv test
+	@$(PYTHON_IN_VENV) -m ruff check .
+	@$(PYTHON_IN_VENV) -m ruff format --check .
+	@OMP_NUM_THREADS=1 $(PYTHON_IN_VENV) -m pytest -n $(TEST_PROCESSES) --cov --cov-fail-under=90
+
+venv:
+	@.ci/venv test
+
+clean:
+	rm -rf .venv build dist demo *.egg-info .coverage* .pytest_cache .ruff_cache
