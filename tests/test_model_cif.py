@@ -67,6 +67,19 @@ def test_frames_in_half_precision_take_weights_of_any_precision(dtype):
     torch.testing.assert_close(found.double(), expected, rtol=0.01, atol=0.03)
 
 
+@pytest.mark.parametrize("dtype", DTYPES[2:])
+def test_many_small_weights_add_up_in_half_precision(dtype):
+    """Promise: half precision loses nothing in the sum: a frame made of a thousand others is as good as one of two."""
+    frames = torch.ones(1, 10_000, 1, dtype=dtype)
+    found, lengths = cif(frames, torch.full((1, 10_000), 1e-3, dtype=torch.float64))
+    assert lengths.tolist() == [10]
+    torch.testing.assert_close(found, torch.ones(1, 10, 1, dtype=dtype), rtol=0, atol=2e-3)
+    frames, weights, _ = random_case(0, 1, 400, 8)
+    expected, _ = cif(frames.to(dtype).double(), weights / 8)
+    found, _ = cif(frames.to(dtype), weights / 8)
+    assert (found == expected.to(dtype)).double().mean() > 0.95  # rounded once, at the end
+
+
 @pytest.mark.parametrize(
     "weight,count,frames",
     [(0.1, 100, 10), (0.7, 1000, 700), (0.25, 4, 1), (1 / 3, 3, 1), (0.9, 10, 9), (0.1, HOUR, 18_000)]
@@ -110,8 +123,9 @@ def test_integer_crossings_inside_an_utterance_are_not_off_by_one():
 
 
 def test_a_sum_clearly_below_an_integer_is_not_rounded_up():
-    """Promise: output length is the floor of the sum; the slack for rounding is no more than that, at an hour too."""
-    for count, missing in ((100, 1e-4), (1000, 1e-3), (HOUR, 0.05)):
+    """Promise: output length is the floor of the sum; the slack for rounding is no more than that, at an hour and
+    beyond too."""
+    for count, missing in ((100, 1e-4), (1000, 1e-3), (HOUR, 0.05), (12 * HOUR, 0.05)):
         weights = torch.full((1, count), 0.5, dtype=torch.float64)
         weights[0, count // 2] -= missing
         assert cif(torch.zeros(1, count, 1), weights)[1].tolist() == [count // 2 - 1]

@@ -274,6 +274,9 @@ def test_no_gradient_graph_unless_asked(model, waves):
     with torch.no_grad():
         out = model.extract(waves, lambd=torch.tensor(0.5, requires_grad=True))
     assert not any(state.requires_grad for state in out.hidden_states)
+    with torch.inference_mode():
+        same = model.extract(waves, lambd=0.5)
+    assert torch.equal(same.hidden_states[-1], out.hidden_states[-1])
 
 
 @pytest.mark.parametrize("lambd", [0.0, 0.35, 0.8, 1.3])

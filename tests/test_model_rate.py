@@ -288,6 +288,21 @@ def test_alpha_is_the_slow_model_s():
             torch.testing.assert_close(alpha[row, : lengths[row]], expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_alpha_is_not_rounded_to_half_precision(waves, dtype):
+    """Promise: lengths never go off by one in half precision models: what comes after the predictor's convolution is
+    computed in full, from the same (rounded) weights."""
+    name = "cif_subsampler.alpha_fn"
+    weights = {key: weight.to(dtype).float() for key, weight in random_weights(BASE).items()}
+    weights[f"{name}.cnn.weight"].zero_()  # the convolution gives its bias alone, which half precision holds exactly
+    model = OFAWav2Vec2(BASE)
+    model.load_weights(weights)
+    slow = SlowModel(BASE, weights)
+    expected = slow.alpha(torch.zeros(1, 24, dtype=torch.float64))
+    alpha, lengths = model.to(dtype).alpha(waves[-1:])
+    torch.testing.assert_close(alpha, expected.expand_as(alpha), rtol=0, atol=1e-6)
+
+
 def test_a_plain_model_has_lambd_0_only(waves):
     """Promise: a plain wav2vec 2.0 runs at lambd 0 (or 20 ms) only; another rate, or alpha, is a clear error."""
     plain = random_model(dataclasses.replace(BASE, compressor="none"))

@@ -121,7 +121,7 @@ def test_damaged_files_are_refused(tmp_path, damage):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["metadata", "json", "key", "value", "list"])
+@pytest.mark.parametrize("kind", ["metadata", "json", "key", "value", "list", "format"])
 def test_safetensors_of_others_are_refused(tmp_path, kind):
     """Promise: a safetensors file that is not ours, or whose config cannot be, is a CheckpointError that names it."""
     path = tmp_path / "model.safetensors"
@@ -136,6 +136,7 @@ def test_safetensors_of_others_are_refused(tmp_path, kind):
         "key": metadata | {key: json.dumps(values | {"colour": "blue"})},
         "value": metadata | {key: json.dumps(values | {"heads": 5})},
         "list": metadata | {key: "[1, 2]"},
+        "format": {name: "of a later version" if name == "format" else text for name, text in metadata.items()},
     }[kind]
     safetensors.torch.save_file(random_weights(BASE), path, changed)
     with pytest.raises(CheckpointError, match="model.safetensors"):

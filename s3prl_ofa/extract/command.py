@@ -200,7 +200,7 @@ class Extraction:
         return waves
 
     def extract(self, loaded: Loaded) -> None:
-        """Runs the model on a batch and writes it; a batch that fails is tried again one by one, to find the culprit."""
+        """Runs the model on a batch and writes it; one that fails is tried again one by one, to find the culprit."""
         if not loaded:
             return
         layers = None if self.layer == "all" else self.layer

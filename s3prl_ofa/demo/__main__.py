@@ -1,0 +1,8 @@
+"""``python -m s3prl_ofa.demo``; ``make demo`` calls it."""
+
+import sys
+
+from .run import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""The command line: wiring, exit statuses, one line for an error."""
+
+import json
+import logging
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from s3prl_ofa import __version__, cli, errors
+
+ROOT = pathlib.Path(cli.__file__).parents[1]
+
+
+def run(*arguments, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "s3prl_ofa", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
+
+
+@pytest.fixture
+def fake_command(monkeypatch):
+    """Makes ``s3prl-ofa fake`` run the given function."""
+
+    def install(function):
+        module = type(sys)("fake_command_module")
+        module.run = function
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(cli.COMMANDS, "fake", cli.Command(module.__name__, "", add_arguments=None))
+
+    return install
+
+
+def test_help_and_version_are_quick():
+    """--help names every command and imports nothing heavy; --version says the version."""
+    code = (
+        "import sys; from s3prl_ofa import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 's3prl', 'torchaudio', 'fairseq', 'soundfile'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for name in ("extract", "info", "run_downstream", "link", "unlink", "prepare", "convert"):
+        assert f"\n  {name} " in done.stdout
+    assert run("--version").stdout == f"s3prl-ofa {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["extract", "info", "link", "unlink", "prepare", "convert"])
+def test_every_command_has_help(command, capsys):
+    """Every command is wired to its module."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert end.value.code == 0
+    assert f"usage: s3prl-ofa {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["dance"],
+        ["extract"],
+        ["extract", "--out"],
+        ["info"],
+        ["info", "missing.pt"],
+        ["convert", "missing.pt", "to.safetensors"],
+        ["link", "no-checkout"],
+        ["unlink", "no-checkout"],
+        ["prepare", "nothing"],
+        ["run_downstream", "-m", "train", "--lambd", "7"],
+    ],
+)
+def test_bad_use_is_one_line_and_2(arguments, tmp_path, monkeypatch, capsys):
+    """Bad use ends with status 2 and one line on stderr, without a traceback."""
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = cli.main(arguments)
+    except SystemExit as end:
+        status = end.code
+    said = capsys.readouterr().err
+    assert status == 2
+    assert "error: " in said and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (errors.UsageError("found this,\nexpected that"), 2, "found this, expected that"),
+        (errors.CheckpointError("x.pt: no"), 2, "x.pt: no"),
+        (ValueError("a bad value"), 1, "a bad value"),
+        (OSError(28, "No space left on device"), 1, "OSError: [Errno 28] No space left on device"),
+        (RuntimeError(), 1, "RuntimeError: no message"),
+        (KeyboardInterrupt(), 130, None),
+    ],
+)
+def test_errors_become_a_line_and_a_status(fake_command, capsys, error, status, line):
+    """2 for what the user can mend, 1 for a failed run, 130 for Ctrl-C; with --debug the traceback stays."""
+
+    def fail(arguments):
+        raise error
+
+    fake_command(fail)
+    assert cli.main(["fake"]) == status
+    expected = "s3prl-ofa fake: interrupted\n" if line is None else f"s3prl-ofa fake: error: {line}\n"
+    assert capsys.readouterr().err == expected
+    for arguments in (["--debug", "fake"], ["fake", "--debug"]):
+        if line is not None:
+            with pytest.raises(type(error)):
+                cli.main(arguments)
+
+
+def test_own_arguments_are_passed_on(fake_command):
+    """A command that reads its own arguments (S3PRL's options) gets all but --debug, and its status is returned."""
+    seen = []
+    fake_command(lambda arguments: seen.append(arguments) or 5)
+    assert cli.main(["fake", "-m", "train", "-v", "x", "--debug"]) == 5
+    assert seen == [["-m", "train", "-v", "x"]]
+
+
+def test_verbose_sets_the_level(fake_command, monkeypatch):
+    """-v and -vv set the level of the log."""
+    levels = []
+    monkeypatch.setattr(logging, "basicConfig", lambda **options: levels.append(options["level"]))
+    fake_command(lambda arguments: 0)
+    for options in ([], ["-v"], ["-vv"]):
+        assert cli.main([*options, "fake"]) == 0
+    assert levels == [logging.WARNING, logging.INFO, logging.DEBUG]
+
+
+def test_interrupt_of_a_process(golden_checkpoint, tmp_path, make_wave):
+    """Ctrl-C in the middle of real work: one line and 130."""
+    import soundfile
+
+    for index in range(300):
+        soundfile.write(tmp_path / f"{index}.wav", make_wave(1.0, index), 16_000)
+    out = tmp_path / "out"
+    command = ["extract", tmp_path, "--ckpt", golden_checkpoint, "--out", out, "--batch-seconds", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "s3prl_ofa", *map(str, command)], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    while process.poll() is None and not (out / "index.jsonl").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130 and said == "s3prl-ofa extract: interrupted\n"
+
+
+def test_reader_goes_away(golden_checkpoint):
+    """``s3prl-ofa info ... | head -1`` prints no complaint."""
+    command = f"{sys.executable} -m s3prl_ofa info {golden_checkpoint} | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.startswith("checkpoint ") and done.stderr == ""
+
+
+def test_info(golden_checkpoint, golden_model, capsys):
+    """The config, the mean alpha and the table: 11 rates, each period what extract gives on the bundled audio."""
+    from s3prl_ofa.audio import find_audio, load_audio
+    from s3prl_ofa.info import BUNDLED_AUDIO
+
+    assert cli.main(["info", str(golden_checkpoint), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["format"] == "fairseq" and result["config"]["dim"] == 32
+    assert result["parameters"] == sum(parameter.numel() for parameter in golden_model.parameters())
+    assert [row["lambd"] for row in result["table"]] == [step / 10 for step in range(11)]
+    waves = [load_audio(path) for path in find_audio(BUNDLED_AUDIO)]
+    for row in result["table"]:
+        periods = golden_model.extract(waves, lambd=row["lambd"]).frame_period_ms
+        assert row["frame_period_ms"] == pytest.approx(float(periods.mean()))
+        formula = 20 / (1 - row["lambd"] * (1 - result["mean_alpha"]))
+        assert row["frame_period_ms"] == pytest.approx(formula, rel=0.03)
+    costs = [row["macs_per_second"] for row in result["table"]]
+    assert costs[1:] == sorted(costs[1:], reverse=True)
+    assert cli.main(["info", str(golden_checkpoint)]) == 0
+    text = capsys.readouterr().out
+    assert f"mean alpha   {result['mean_alpha']:.3f}" in text and "\n  1.0  " in text
+
+
+def test_info_of_given_audio(golden_checkpoint, audio_folder, capsys):
+    """--audio measures on other files; one that cannot be read is bad use."""
+    assert cli.main(["info", str(golden_checkpoint), "--audio", str(audio_folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["utterances"] == 4
+    (audio_folder / "bad.wav").write_bytes(b"bad")
+    assert cli.main(["info", str(golden_checkpoint), "--audio", str(audio_folder)]) == 2
+    assert "bad.wav" in capsys.readouterr().err
+
+
+def test_info_without_compressor(tmp_path, capsys):
+    """A plain wav2vec 2.0 has one line, at 20 ms."""
+    from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
+
+    OFAWav2Vec2(ModelConfig(dim=32, ffn_dim=64, heads=4, layers=1)).save(tmp_path / "plain.safetensors")
+    assert cli.main(["info", str(tmp_path / "plain.safetensors"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["mean_alpha"] is None and [row["lambd"] for row in result["table"]] == [0.0]
+
+
+@pytest.mark.parametrize("dim", [32, 256])
+@pytest.mark.parametrize("lambd", [0.0, 1.0])
+def test_macs(make_wave, dim, lambd):
+    """The cost that is computed from the shape is what PyTorch counts while the model runs, but for some 5% that the
+    front end's blocks add."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from s3prl_ofa.cost import macs
+    from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
+
+    convolutions = ((32, 10, 5), *((32, 3, 2),) * 4, *((32, 2, 2),) * 2)
+    config = ModelConfig(convolutions, dim=dim, ffn_dim=4 * dim, heads=4, layers=3, compressor="cif")
+    wave = make_wave(5.0)
+    with FlopCounterMode(display=False) as counter:
+        frames = int(OFAWav2Vec2(config).extract([wave], lambd=lambd).lengths[0])
+    attention = 2 * frames**2 * dim * config.layers  # which PyTorch does not count on the CPU
+    assert macs(config, len(wave), frames) == pytest.approx(counter.get_total_flops() / 2 + attention, rel=0.07)

@@ -1,0 +1,150 @@
+"""What an installation holds, and what importing it costs."""
+
+import importlib.metadata
+import pathlib
+import re
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+import s3prl_ofa
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "torchaudio", "s3prl", "fairseq", "transformers", "librosa")
+
+
+def in_new_process(code: str, cwd=ROOT) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_is_light():
+    """``import s3prl_ofa`` imports neither S3PRL nor fairseq nor torchaudio (nor torch), and has a version."""
+    found = in_new_process(f"import s3prl_ofa, sys; print([name for name in {HEAVY} if name in sys.modules])")
+    assert found.strip() == "[]"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", s3prl_ofa.__version__)
+
+
+def test_load_needs_no_s3prl(golden_checkpoint):
+    """Loading and running a model imports neither S3PRL nor fairseq nor torchaudio."""
+    code = (
+        "import s3prl_ofa, sys, numpy\n"
+        f"model = s3prl_ofa.load({str(golden_checkpoint)!r})\n"
+        "model.extract([numpy.zeros(16000, numpy.float32)], lambd=0.5)\n"
+        "print([name for name in ('s3prl', 'fairseq', 'torchaudio', 'transformers') if name in sys.modules])"
+    )
+    assert in_new_process(code).strip() == "[]"
+
+
+def test_unknown_name():
+    """The lazy module still says what it does not have."""
+    with pytest.raises(AttributeError, match="loda"):
+        _ = s3prl_ofa.loda
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> pathlib.Path:
+    """The package, built in a copy of what it is built from: building leaves files behind."""
+    import shutil
+
+    copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("s3prl_ofa", "upstream", "downstream_configs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    command = [sys.executable, "setup.py", "-q", "bdist_wheel", "--dist-dir", str(out)]
+    subprocess.run(command, cwd=copy, check=True, capture_output=True)
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def test_wheel_is_complete(wheel):
+    """Every module, the upstream folder, the task settings, the demo's audio and checkpoint are in the wheel; nothing
+    of the tests or benchmarks is."""
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "s3prl_ofa").rglob("*.py")}
+    for folder in ("upstream", "downstream_configs"):
+        files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        expected |= {f"s3prl_ofa/{path.relative_to(ROOT).as_posix()}" for path in files}
+    demo = [path for path in (ROOT / "s3prl_ofa" / "demo").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    expected |= {path.relative_to(ROOT).as_posix() for path in demo}
+    assert expected <= names, sorted(expected - names)
+    assert all(name.startswith(("s3prl_ofa/", "s3prl_ofa-")) for name in names)
+
+
+def test_wheel_works(wheel, tmp_path):
+    """What lies outside the package in the repository is found inside it once installed."""
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(tmp_path)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import s3prl_ofa.upstream.ofa_wav2vec2, s3prl_ofa.resources as resources\n"
+        "from s3prl_ofa.info import BUNDLED_AUDIO\n"
+        "from s3prl_ofa.audio import find_audio\n"
+        f"assert s3prl_ofa.__file__.startswith({str(tmp_path)!r})\n"
+        "assert (resources.folder('downstream_configs') / 'sid_mini.yaml').is_file()\n"
+        "assert (resources.folder('upstream') / 'ofa_wav2vec2' / 'hubconf.py').is_file()\n"
+        "print(len(find_audio(BUNDLED_AUDIO)))"
+    )
+    assert in_new_process(code, cwd=tmp_path).strip() == "24"
+
+
+def test_metadata(wheel):
+    """Version, licence, Python and the command are in the metadata; S3PRL's version is exact."""
+    with zipfile.ZipFile(wheel) as file:
+        (folder,) = {name.split("/")[0] for name in file.namelist() if ".dist-info/" in name}
+        metadata = file.read(f"{folder}/METADATA").decode()
+        entry_points = file.read(f"{folder}/entry_points.txt").decode()
+    assert f"\nVersion: {s3prl_ofa.__version__}\n" in metadata
+    assert re.search(r"^Requires-Python: (>=3.11,<3.14|<3.14,>=3.11)$", metadata, re.M)
+    assert "Requires-Dist: s3prl==0.4.18\n" in metadata and "License" in metadata
+    assert "s3prl-ofa = s3prl_ofa.cli:main" in entry_points
+
+
+def test_constraints_are_what_runs():
+    """The versions of constraints.txt are those that these tests run with (a local build such as +cpu counts as the
+    same); where they are not, the tests say nothing about them."""
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    for name in ("torch", "torchaudio", "s3prl"):
+        assert name in pins
+    other = {}
+    for name, version in pins.items():
+        try:
+            installed = importlib.metadata.version(name).split("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if installed != version:
+            other[name] = (installed, version)
+    assert not other, f"installed and pinned versions differ: {other}"
+
+
+def test_bundled_checkpoint_is_the_golden_one(golden_model):
+    """The demo's checkpoint is the tiny reference one in this project's format."""
+    import torch
+
+    bundled = s3prl_ofa.load(ROOT / "s3prl_ofa" / "demo" / "tiny.safetensors").weights()
+    golden = golden_model.weights()
+    assert bundled.keys() == golden.keys()
+    assert all(torch.equal(bundled[name], golden[name]) for name in golden)
+
+
+def test_bundled_audio():
+    """Small, 16 kHz, laid out as VoxCeleb1 with ids in S3PRL's range, every listed file there and in three splits."""
+    import soundfile
+
+    folder = ROOT / "s3prl_ofa" / "demo" / "audio"
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 3_000_000
+    rows = [line.split() for line in (folder / "veri_test_class.txt").read_text().splitlines()]
+    assert {split for split, _ in rows} == {"1", "2", "3"}
+    assert len({name for _, name in rows}) == len(rows) == len(list(folder.rglob("*.opus")))
+    speakers = {name.split("/")[0] for _, name in rows}
+    assert len(speakers) >= 4 and all(0 <= int(speaker[2:]) - 10001 < 1251 for speaker in speakers)
+    for split, name in rows:
+        (path,) = folder.glob(f"*/wav/{name}")
+        info = soundfile.info(path)
+        assert info.samplerate == 16_000 and info.channels == 1 and 2.0 <= info.duration <= 4.5
+        assert (split == "3") == (path.relative_to(folder).parts[0] == "test")
+    assert "synthe" in (folder / "README.md").read_text()
