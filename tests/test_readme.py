@@ -1,9 +1,9 @@
 """Every example of the README runs.
 
 The blocks of one language run in their order in one folder, where what the examples name exists: checkpoint.pt,
-speech.flac, audio, LibriSpeech, VoxCeleb1, s3prl (a source checkout) and s3prl-ofa (this repository). A comment before a
-block can change that: ``<!-- test: skip, REASON -->`` leaves it out, ``<!-- test: append TEXT -->`` adds TEXT to each of
-its commands, to make them short.
+speech.flac, audio, LibriSpeech, VoxCeleb1, s3prl (a source checkout) and s3prl-ofa (this repository). A comment before
+a block can change that: ``<!-- test: skip, REASON -->`` leaves it out, ``<!-- test: append TEXT -->`` adds TEXT to each
+of its commands, to make them short.
 """
 
 import importlib.util
@@ -117,7 +117,8 @@ def test_bash_examples(reader_folder):
 def test_python_examples(reader_folder):
     """Every Python example runs, each in a process of its own, and gives shapes that fit together."""
     checks = {
-        "out.times": "assert out.times.shape[:2] == out.hidden_states[-1].shape[:2]; s3prl_ofa.load('checkpoint.safetensors')",
+        "out.times": "assert out.times.shape[:2] == out.hidden_states[-1].shape[:2]\n"
+        "s3prl_ofa.load('checkpoint.safetensors')",
         "S3PRLUpstream": "assert hidden_states[0].shape[1] == int(lengths[0].max()) < 99",
         "torch.hub": "assert result['hidden_states'][-1].shape[:2] == (2, 99)",
     }

@@ -46,6 +46,9 @@ class ModelConfig:
         }.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
+        for name in ("conv_bias", "projection", "pre_norm", "normalize"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, found {getattr(self, name)!r}")
         for name in ("dim", "ffn_dim", "heads", "layers", "pos_conv_kernel", "pos_conv_groups"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a whole number above 0, found {getattr(self, name)!r}")

@@ -53,12 +53,13 @@ class FrontEnd(nn.Module):
         # Whole blocks that hold every sample, so that the normalisation sees each window of the utterance.
         blocks = -(-samples // (config.hop * BLOCK))
         wave = self.lay_out(waves, blocks)
-        kernel_1, first_bias = self.first_layer(wave, samples, blocks)
+        utterance = torch.repeat_interleave(torch.arange(len(waves)), blocks).to(wave.device)
+        kernels, biases = self.first_layer(wave, samples, blocks, utterance)
 
         frames = int(blocks.sum()) * BLOCK
         chunk = CHUNK.get(wave.device.type, CHUNK["cuda"])
         pieces = [
-            self.convolve(wave, start, min(start + chunk, frames), kernel_1, first_bias)
+            self.convolve(wave, start, min(start + chunk, frames), kernels, biases, utterance)
             for start in range(0, frames, chunk)
         ]
         rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
@@ -82,14 +83,18 @@ class FrontEnd(nn.Module):
         shape = (num_blocks, size // stride, kernel)
         return wave.as_strided(shape, (size, stride, 1), wave.storage_offset() + start_block * size)
 
-    def first_layer(self, wave: Tensor, samples: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Kernel (blocks or 1, kernel, channels) and bias (blocks or 1, 1, channels) of the first convolution."""
+    def first_layer(
+        self, wave: Tensor, samples: Tensor, blocks: Tensor, utterance: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Kernels (utterances or 1, kernel, channels) and biases (the same, 1, channels) of the first convolution.
+
+        utterance: (blocks,) whose each block is.
+        """
         weight = self.weights[0]
         bias = self.biases[0] if self.config.conv_bias else None
         if self.config.conv_norm == "layer":
             return weight[None], None if bias is None else bias[None, None]
         _, kernel, stride = self.config.conv_layers[0]
-        utterance = torch.repeat_interleave(torch.arange(len(blocks)), blocks).to(wave.device)
         count = ((samples - kernel) // stride + 1).to(wave.device)
 
         # Sums of windows and of their products, by utterance, over windows that lie inside it. In float64: the
@@ -98,7 +103,7 @@ class FrontEnd(nn.Module):
         first_window = (starts_of(blocks) * (self.config.hop * BLOCK // stride)).to(wave.device)
         window = torch.arange(windows.shape[0] * windows.shape[1], device=wave.device).view(windows.shape[:2])
         inside = window < (first_window + count)[utterance][:, None]
-        windows = windows * inside[..., None]
+        windows.mul_(inside[..., None])
         zeros = windows.new_zeros(len(blocks), kernel, kernel + 1)
         sums = torch.cat([windows.transpose(1, 2) @ windows, windows.sum(1)[..., None]], -1)
         moments = zeros.index_add(0, utterance, sums) / count[:, None, None]
@@ -110,10 +115,11 @@ class FrontEnd(nn.Module):
         variance = torch.einsum("kc,bkj,jc->bc", exact, covariance, exact).clamp(min=0.0)
         scale = self.norm_weights[0].double() * torch.rsqrt(variance + NORM_EPS)
         shift = self.norm_biases[0].double() - (mean @ exact) * scale
-        kernel_1 = (exact * scale[:, None, :]).to(weight.dtype)
-        return kernel_1[utterance], shift.to(weight.dtype)[utterance][:, None]
+        return (exact * scale[:, None]).to(weight.dtype), shift.to(weight.dtype)[:, None]
 
-    def convolve(self, wave: Tensor, start: int, stop: int, kernel_1: Tensor, first_bias: Tensor | None) -> Tensor:
+    def convolve(
+        self, wave: Tensor, start: int, stop: int, kernels: Tensor, biases: Tensor | None, utterance: Tensor
+    ) -> Tensor:
         """Output frames [start, stop) of the one long wave: (stop - start, channels). start is at a block."""
         config, dtype = self.config, self.weights[0].dtype
         samples = config.receptive_field + (stop - start - 1) * config.hop
@@ -122,12 +128,17 @@ class FrontEnd(nn.Module):
         # never one of an utterance, is not made.
         count = min(-(-samples // size), len(wave) // size - first)
         windows = self.windows(wave, first, count).to(dtype)
-        block = slice(first, first + len(windows)) if len(kernel_1) > 1 else slice(0, 1)
-        kernel_1 = kernel_1[block].expand(len(windows), -1, -1)
-        if first_bias is None:
-            hidden = torch.bmm(windows, kernel_1)
+
+        def own(values: Tensor) -> Tensor:
+            """What is one a utterance, or one for all, as one a block."""
+            if len(values) == 1:
+                return values.expand(count, -1, -1)
+            return values[utterance[first : first + count]]
+
+        if biases is None:
+            hidden = torch.bmm(windows, own(kernels))
         else:
-            hidden = torch.baddbmm(first_bias[block].expand(len(windows), -1, -1), windows, kernel_1)
+            hidden = torch.baddbmm(own(biases), windows, own(kernels))
         hidden = self.activate(hidden.flatten(0, 1), 0)
         for index in range(1, len(config.conv_layers)):
             hidden = self.activate(self.convolution(hidden, index), index)
@@ -147,7 +158,7 @@ class FrontEnd(nn.Module):
             view = rows.as_strided((outputs, width), (stride * inputs, 1), rows.storage_offset() + step * inputs)
             part = self.weights[index][step * inputs : step * inputs + width]
             if result is not None:
-                result = torch.addmm(result, view, part)
+                result.addmm_(view, part)
             elif self.config.conv_bias:
                 result = torch.addmm(self.biases[index], view, part)
             else:

@@ -78,8 +78,8 @@ def merge_weight_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def from_fairseq(weights: dict[str, Tensor], config: ModelConfig, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
     """This model's state dict from weights under fairseq's names.
 
-    ``shapes``: what this model expects, by its own names. Raises ValueError naming every weight that is missing,
-    unknown or of another shape.
+    ``shapes``: what this model expects, by its own names. Raises ValueError naming the weights, the first
+    eight of them, that are missing, unknown or of another shape.
     """
     weights = merge_weight_norm(weights)
     fairseq_shapes = {

@@ -86,8 +86,9 @@ class OFAWav2Vec2(nn.Module):
         self.load_state_dict(own)
 
     def weights(self) -> dict[str, Tensor]:
-        """All weights under fairseq's names, on the CPU, in the model's dtype."""
-        return to_fairseq({name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}, self.config)
+        """A copy of all weights under fairseq's names, on the CPU, in the model's dtype."""
+        own = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.state_dict().items()}
+        return to_fairseq(own, self.config)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes safetensors with the config in its metadata; ``s3prl_ofa.load`` reads it back bit for bit."""
@@ -148,7 +149,7 @@ class OFAWav2Vec2(nn.Module):
         input_lengths = host_lengths.to(self.device)
         frames = None if frame_period_ms is None else wanted_frames(seconds, rate, input_lengths)
         compressed = bool((rate != 0).any()) if frames is None else bool((frames != input_lengths).any())
-        compressed = compressed or rate.requires_grad
+        compressed = compressed or (rate.requires_grad and self.compressor is not None)
         if compressed and self.compressor is None:
             raise ValueError("this checkpoint has no compressor: only lambd 0 (a frame period of 20 ms) is possible")
         alpha_sum = None

@@ -56,7 +56,7 @@ def mix(alpha: Tensor, lambd: Tensor) -> Tensor:
 
 
 def wanted_frames(seconds: Tensor, frame_period_ms: Tensor, input_lengths: Tensor) -> Tensor:
-    """(batch,) int64: the number of frames whose mean period is nearest to the wanted one; from 1 to all."""
+    """(batch,) int64: 1000 seconds / frame_period_ms, rounded; from 1 to all input frames."""
     frames = torch.round(1000.0 * seconds.double() / frame_period_ms).long()
     return torch.minimum(frames.clamp(min=1), input_lengths)
 
