@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9, help="for 10 s of audio; fewer, but 3, for more")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -120,12 +120,12 @@ def main() -> None:
         "device": args.device,
         "threads": args.threads,
         "machine": machine(device),
-        "rounds": args.rounds,
         **{package: importlib.metadata.version(package) for package in PACKAGES},
     }
 
     def record(benchmark: str, contenders: dict[str, Contender], audio: float, ratio_to: Callable[[dict], str]) -> None:
-        medians = {name: statistics.median(values) for name, values in measure(contenders, args.rounds, device).items()}
+        rounds = max(3, round(args.rounds * SECONDS / max(SECONDS, audio)))
+        medians = {name: statistics.median(values) for name, values in measure(contenders, rounds, device).items()}
         base = ratio_to(medians)
         rows = [
             {
@@ -135,6 +135,7 @@ def main() -> None:
                 "median_s": round(median, 4),
                 "ratio": round(median / medians[base], 3),
                 "ratio_to": base,
+                "rounds": rounds,
                 **common,
             }
             for name, median in medians.items()

@@ -282,7 +282,7 @@ WRONG_STATES = {
     ),
     "missing projection": (
         lambda cfg, w: {"cfg": changed(cfg, encoder_embed_dim=64), "model": w},
-        r"post_extract_proj\.weight is missing; it is needed between widths 32 and 64",
+        r"without a projection \(post_extract_proj\) conv_layers must end with dim 64, found 32",
     ),
     "missing compressor": (
         lambda cfg, w: {"cfg": cfg, "model": {k: v for k, v in w.items() if not k.startswith("cif_")}},

@@ -240,15 +240,9 @@ def read_config(model_cfg: dict[str, Any], task_cfg: dict[str, Any], weights: di
     values["compressor"] = "cif" if compressed else "none"
     values["projection"] = "post_extract_proj.weight" in weights
     try:
-        config = ModelConfig(**values)
+        return ModelConfig(**values)
     except ValueError as error:
         raise CheckpointError(f"its configuration cannot be a model: {error}") from error
-    if not config.projection and config.conv_dim != config.dim:
-        raise CheckpointError(
-            f"the weight post_extract_proj.weight is missing; it is needed between widths {config.conv_dim} and "
-            f"{config.dim}"
-        )
-    return config
 
 
 # --- writing ---

@@ -70,6 +70,8 @@ def read_file(path: pathlib.Path) -> Checkpoint:
     """A checkpoint in one file. Raises CheckpointError."""
     if not path.exists():
         raise CheckpointError("no such file; expected a checkpoint file or the folder of a Hugging Face model")
+    if not path.is_file():
+        raise CheckpointError("not a regular file; expected a checkpoint file or the folder of a Hugging Face model")
     with path.open("rb") as file:
         head = file.read(64)
     if not head:
@@ -88,7 +90,10 @@ def read_own(path: pathlib.Path) -> Checkpoint:
     config, weights, metadata = read_safetensors(path)
     cfg = {}
     for key in ("model_cfg", "task_cfg"):
-        cfg[key] = json.loads(metadata.get(key, "{}"))
+        try:
+            cfg[key] = json.loads(metadata.get(key, "{}"))
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{key} in its metadata is not JSON ({type(error).__name__})") from None
         if not isinstance(cfg[key], dict):
             raise CheckpointError(f"{key} in its metadata holds a {type(cfg[key]).__name__}; expected names and values")
     weights = as_weights(weights, "its content")

@@ -126,7 +126,8 @@ def cif(frames: Tensor, weights: Tensor, lengths: Tensor | None = None) -> tuple
             f"found {tuple(frames.shape)} and {tuple(weights.shape)}"
         )
     if lengths is None:
-        lengths = torch.full((len(frames),), frames.shape[1], device=frames.device)
+        lengths = torch.full((len(frames),), frames.shape[1])
+    lengths = lengths.to(frames.device)
     if lengths.shape != (len(frames),) or not bool(((lengths >= 1) & (lengths <= frames.shape[1])).all()):
         raise ValueError(f"lengths must be {len(frames)} numbers from 1 to {frames.shape[1]}, found {lengths.tolist()}")
     valid = valid_mask(lengths, frames.shape[1])

@@ -32,12 +32,12 @@ class AlphaPredictor(nn.Module):
         if positions is not None:
             hidden = hidden[positions]
         norm, _, linear = self.layer
-        # The last steps never in half precision: its alpha would move the number of frames.
+        # The last steps never in half precision, nor by autocast: its alpha would move the number of frames.
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        hidden = F.layer_norm(
-            hidden.to(dtype), norm.normalized_shape, norm.weight.to(dtype), norm.bias.to(dtype), norm.eps
-        )
-        logit = F.linear(F.relu(hidden), linear.weight.to(dtype), linear.bias.to(dtype))
+        with torch.autocast(rows.device.type, enabled=False):
+            gain, bias = norm.weight.to(dtype), norm.bias.to(dtype)
+            hidden = F.layer_norm(hidden.to(dtype), norm.normalized_shape, gain, bias, norm.eps)
+            logit = F.linear(F.relu(hidden), linear.weight.to(dtype), linear.bias.to(dtype))
         return torch.sigmoid(logit[:, 0].double())
 
 

@@ -33,9 +33,10 @@ class ModelConfig:
     compressor: str = "none"  # "cif" or "none"
 
     def __post_init__(self) -> None:
-        layers = tuple(tuple(int(value) for value in layer) for layer in self.conv_layers)
+        layers = tuple(tuple(layer) for layer in self.conv_layers)
         object.__setattr__(self, "conv_layers", layers)
-        if not layers or any(len(layer) != 3 or min(layer) < 1 for layer in layers):
+        whole = all(isinstance(value, int) and value > 0 for layer in layers for value in layer)
+        if not layers or not whole or any(len(layer) != 3 for layer in layers):
             raise ValueError(f"conv_layers must be (channels, kernel, stride) triples above 0, found {layers}")
         if any(kernel < stride for _, kernel, stride in layers):
             raise ValueError(f"conv_layers must have kernels at least as long as their strides, found {layers}")
@@ -57,7 +58,9 @@ class ModelConfig:
                 raise ValueError(f"dim {self.dim} must be a multiple of {name} {getattr(self, name)}")
 
         if not self.projection and self.conv_dim != self.dim:
-            raise ValueError(f"without a projection conv_layers must end with dim {self.dim}, found {self.conv_dim}")
+            raise ValueError(
+                f"without a projection (post_extract_proj) conv_layers must end with dim {self.dim}, found {self.conv_dim}"
+            )
 
     @property
     def conv_dim(self) -> int:

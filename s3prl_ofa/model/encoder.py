@@ -69,7 +69,7 @@ class EncoderLayer(nn.Module):
         qkv = self.qkv(rows)
         if groups[0].rows is None:
             return self.out(self.attend_group(qkv, groups[0]))
-        attended = torch.empty_like(rows)
+        attended = qkv.new_empty(rows.shape)  # under autocast another dtype than the rows'
         for group in groups:
             attended = attended.index_copy(0, group.rows, self.attend_group(qkv[group.rows], group))
         return self.out(attended)

@@ -158,7 +158,8 @@ class FrontEnd(nn.Module):
             view = rows.as_strided((outputs, width), (stride * inputs, 1), rows.storage_offset() + step * inputs)
             part = self.weights[index][step * inputs : step * inputs + width]
             if result is not None:
-                result.addmm_(view, part)
+                # not in place: autocast has no in-place products
+                result = torch.addmm(result, view, part)
             elif self.config.conv_bias:
                 result = torch.addmm(self.biases[index], view, part)
             else:

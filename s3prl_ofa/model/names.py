@@ -79,7 +79,7 @@ def from_fairseq(weights: dict[str, Tensor], config: ModelConfig, shapes: dict[s
     """This model's state dict from weights under fairseq's names.
 
     ``shapes``: what this model expects, by its own names. Raises ValueError naming the weights, the first
-    eight of them, that are missing, unknown or of another shape.
+    eight of them, that are missing, unknown, of another shape or not finite.
     """
     weights = merge_weight_norm(weights)
     fairseq_shapes = {
@@ -96,6 +96,8 @@ def from_fairseq(weights: dict[str, Tensor], config: ModelConfig, shapes: dict[s
         for name, shape in fairseq_shapes.items()
         if name in given and weights[name].shape != shape
     ]
+    if not problems:
+        problems = [f"{name} with NaN or infinite values" for name in given if not weights[name].isfinite().all()]
     if problems:
         listed = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise ValueError(f"weights do not fit the model: {listed}")

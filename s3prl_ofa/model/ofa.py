@@ -156,6 +156,11 @@ class OFAWav2Vec2(nn.Module):
         if compressed:
             alpha = self.compressor.alpha(rows, host_lengths)
             alpha_sum = alpha.detach().sum(1)
+            if not bool(torch.isfinite(alpha_sum).all()):
+                raise ValueError(
+                    f"the frames are not finite in {self.feature_norm.weight.dtype}; expected waves in [-1, 1], or a "
+                    "model in bfloat16 or float32"
+                )
             if frames is not None:
                 rate = self.lambd_for(frames, alpha_sum, input_lengths, rate, allow_beyond_one)
             plan = self.compressor.plan(alpha, rate, input_lengths)

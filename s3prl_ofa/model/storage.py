@@ -52,6 +52,6 @@ def read_safetensors(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Te
         )
     try:
         config = ModelConfig.from_dict(json.loads(metadata["config"]))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: the config in its metadata cannot be used ({error})") from None
     return config, weights, metadata

@@ -28,7 +28,8 @@ def check_waves(waves: Sequence[Tensor | np.ndarray], shortest: int, device: tor
     checked = []
     for index, wave in enumerate(waves):
         if isinstance(wave, np.ndarray) and wave.dtype.kind == "f":
-            wave = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
+            # writeable too, as torch wants it: a memory-mapped file is copied
+            wave = torch.from_numpy(np.require(wave, np.float32, ["C", "W"]))
         if not isinstance(wave, Tensor) or not wave.is_floating_point():
             found = f"{wave.dtype} values" if hasattr(wave, "dtype") else type(wave).__name__
             raise ValueError(f"utterance {index} must be a 1-D float tensor or array, found {found}")
