@@ -59,7 +59,8 @@ class ModelConfig:
 
         if not self.projection and self.conv_dim != self.dim:
             raise ValueError(
-                f"without a projection (post_extract_proj) conv_layers must end with dim {self.dim}, found {self.conv_dim}"
+                "without a projection (post_extract_proj) conv_layers must end with dim "
+                f"{self.dim}, found {self.conv_dim}"
             )
 
     @property
