@@ -121,6 +121,43 @@ def test_constraints_are_what_runs():
     assert not other, f"installed and pinned versions differ: {other}"
 
 
+@pytest.mark.parametrize("state", ["no Python", "up to date", "moved"])
+def test_environment_script(tmp_path, state):
+    """.ci/venv says when there is no fitting Python, leaves an environment alone that is up to date, and makes one anew
+    that was made elsewhere (its commands name the old place). The Python here is a stand-in that notes what it does."""
+    import shutil
+
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "venv", tmp_path / ".ci")
+    for name in ("setup.py", "pyproject.toml", "constraints.txt", "s3prl_ofa/version.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\necho "$*" >> calls\n'
+        'case "$*" in *sys.version_info*) exit $BAD;; *sys.version.split*) echo 3.11;; esac\n'
+        f'if [ "$2" = venv ]; then mkdir -p .venv/bin; cp "{python}" .venv/bin/python; fi\n'
+    )
+    python.chmod(0o755)
+
+    def run(bad: int = 0) -> tuple[int, str, str]:
+        (tmp_path / "calls").unlink(missing_ok=True)
+        environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(python), "BAD": str(bad)}
+        done = subprocess.run([tmp_path / ".ci" / "venv", "test"], env=environment, capture_output=True, text=True)
+        return done.returncode, done.stderr, (tmp_path / "calls").read_text()
+
+    if state == "no Python":
+        status, said, calls = run(bad=1)
+        assert status == 2 and "no Python 3.11 to 3.13" in said and "pip install" not in calls
+        return
+    status, _, calls = run()
+    assert status == 0 and "-m venv .venv" in calls and "-m pip install" in calls and "-e .[test]" in calls
+    if state == "moved":
+        (tmp_path / ".venv" / "made-by").write_text("elsewhere 3.11\n")
+    status, _, calls = run()
+    assert status == 0 and ("pip install" in calls) == ("-m venv" in calls) == (state == "moved")
+
+
 def test_bundled_checkpoint_is_the_golden_one(golden_model):
     """The demo's checkpoint is the tiny reference one in this project's format."""
     import torch

@@ -42,9 +42,6 @@ COLUMNS = {
 class FailedRun(RuntimeError):
     """A command of the demo ended with an error."""
 
-    def __str__(self) -> str:
-        return self.args[0]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo and prints its table; returns the exit status, as the command line does."""
