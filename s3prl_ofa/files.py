@@ -6,17 +6,21 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
+STEM = 40  # characters of a file's name in its temporary name; of at most 4 bytes each, where a name may have 255
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Gives a temporary name beside ``path``; when the block ends well the file is renamed to ``path``.
 
     The temporary name keeps the suffix of ``path``, because some writers choose a format by it. When the block raises,
-    the temporary file is removed and whatever stood at ``path`` is untouched. Parent folders are made.
+    the temporary file is removed and whatever stood at ``path`` is untouched. Parent folders are made. Raises OSError
+    (ENAMETOOLONG) when the file system does not take the name of ``path``.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    # Shortened, because a name that just fits has no room for what mkstemp adds.
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:STEM]}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = pathlib.Path(name)
     try:
@@ -28,3 +32,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def printable(path: str | os.PathLike) -> str:
+    """The path for people and reports: bytes of it that are no UTF-8, which no text file takes, become ``\\udcff``."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -37,9 +37,14 @@ def run(args: argparse.Namespace) -> int:
     waves = []
     for utterance in utterances:
         try:
-            waves.append(load_audio(utterance.path))
+            wave = load_audio(utterance.path)
         except AudioError as error:
             raise UsageError(f"{utterance.path}: {error}") from None
+        if len(wave) < (shortest := model.config.receptive_field):
+            raise UsageError(
+                f"{utterance.path}: too short: {len(wave)} samples at {SAMPLE_RATE} Hz, at least {shortest} are needed"
+            )
+        waves.append(wave)
     result = {
         "checkpoint": str(args.ckpt),
         "format": checkpoint.format,

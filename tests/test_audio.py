@@ -1,5 +1,8 @@
 """Reading audio of any format, rate and channel count."""
 
+import os
+import struct
+
 import numpy as np
 import pytest
 import soundfile
@@ -50,6 +53,26 @@ def test_hidden_files_are_no_audio(tmp_path, make_wave):
     assert find_audio(tmp_path) == []
 
 
+@pytest.mark.parametrize(("link", "target"), [("a_loop", "."), ("deep/er/up", "../.."), ("another_way", "deep/er")])
+def test_every_folder_is_searched_once(audio_folder, link, target):
+    """A loop of links, or a second way to a folder, does not give its files again, nor under another name."""
+    expected = find_audio(audio_folder)
+    (audio_folder / link).symlink_to(target)
+    assert find_audio(audio_folder) == expected
+
+
+def test_links_to_folders_are_followed(audio_folder, tmp_path, make_wave):
+    """Folders elsewhere are searched too, once, even when they lead back."""
+    expected = find_audio(audio_folder)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    soundfile.write(elsewhere / "d.wav", make_wave(0.1), SAMPLE_RATE)
+    (elsewhere / "back").symlink_to(audio_folder)
+    (audio_folder / "one").symlink_to(elsewhere)
+    (audio_folder / "two").symlink_to(elsewhere)
+    assert find_audio(audio_folder) == sorted([*expected, audio_folder / "one" / "d.wav"])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "no such file"), (b"", "empty file"), (b"no audio at all" * 99, "cannot be read as audio")],
@@ -71,6 +94,57 @@ def test_damaged(tmp_path, make_wave, name, rate):
     soundfile.write(path, make_wave(3.0, rate=rate), rate)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(AudioError, match="damaged"):
+        load_audio(path)
+
+
+LONG_LIST = b"INFO" + 100 * (b"ICMT" + struct.pack("<I", 40) + b"x" * 40)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "WAVEX", "RF64", "AIFF", "RIFX", "after a long list"])
+def test_cut_short(tmp_path, make_wave, kind):
+    """libsndfile takes a cut WAV or AIFF for a shorter one; here it is refused, and the whole one is not."""
+    path = tmp_path / "a.wav"
+    options = {"format": kind if kind.isupper() and kind != "RIFX" else "WAV"}
+    options["endian"] = "BIG" if kind == "RIFX" else "FILE"
+    soundfile.write(path, make_wave(1.0)[:15_999], SAMPLE_RATE, subtype="PCM_24", **options)
+    whole = path.read_bytes()
+    if kind == "after a long list":
+        whole = whole[:36] + b"LIST" + struct.pack("<I", len(LONG_LIST)) + LONG_LIST + whole[36:]
+        path.write_bytes(whole)
+    assert len(load_audio(path)) == 15_999
+    path.write_bytes(whole[:-4000])
+    for function in (load_audio, duration):
+        with pytest.raises(AudioError, match="cut short: "):
+            function(path)
+
+
+@pytest.mark.parametrize("size", [0xFFFF_FFFF, 0xFFFF_FFFF - 36, 0x7FFF_F000, 0x8000_0000, 2001])
+def test_sizes_that_are_no_promise(tmp_path, size):
+    """What programs write that stream (the largest number) or count a byte of padding (2001) is no cut file."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.ones(1000, np.int16), SAMPLE_RATE)
+    data = path.read_bytes()
+    assert data[36:44] == b"data" + struct.pack("<I", 2000)
+    path.write_bytes(data[:40] + struct.pack("<I", size) + data[44:])
+    assert len(load_audio(path)) == 1000
+
+
+@pytest.mark.parametrize("tail", [b"LIST\x04\0\0\0INFO", b"\0" * 1000, b"junk", b""])
+def test_what_stands_around_the_samples(tmp_path, tail):
+    """Chunks and rubbish after the samples, and an odd number of bytes without padding, are no cut file."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(1001), SAMPLE_RATE, subtype="PCM_U8")
+    data = path.read_bytes()[: 44 + 1001]
+    path.write_bytes(data + (b"\0" + tail if tail else b""))
+    assert len(load_audio(path)) == 1001
+
+
+def test_path_that_is_not_utf8(tmp_path, make_wave):
+    """It is told, and not an exception of another kind."""
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav")
+    soundfile.write(tmp_path / "a.wav", make_wave(0.1), SAMPLE_RATE)
+    os.rename(tmp_path / "a.wav", path)
+    with pytest.raises(AudioError, match="not UTF-8"):
         load_audio(path)
 
 

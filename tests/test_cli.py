@@ -190,6 +190,16 @@ def test_info_of_given_audio(golden_checkpoint, audio_folder, capsys):
     assert "bad.wav" in capsys.readouterr().err
 
 
+def test_info_of_too_short_audio(golden_checkpoint, audio_folder, make_wave, capsys):
+    """What is too short for a frame is named by its path."""
+    import soundfile
+
+    soundfile.write(audio_folder / "short.wav", make_wave(0.02), 16_000)
+    assert cli.main(["info", str(golden_checkpoint), "--audio", str(audio_folder)]) == 2
+    said = capsys.readouterr().err
+    assert f"{audio_folder / 'short.wav'}: too short: 320 samples" in said and "400" in said
+
+
 def test_info_without_compressor(tmp_path, capsys):
     """A plain wav2vec 2.0 has one line, at 20 ms."""
     from s3prl_ofa.model import ModelConfig, OFAWav2Vec2

@@ -1,5 +1,6 @@
 """``s3prl-ofa extract``: features of many files to disk."""
 
+import errno
 import json
 import os
 import signal
@@ -160,6 +161,75 @@ def test_resume(extract, audio_folder, make_wave, tmp_path, capsys):
     assert len((out / "index.jsonl").read_text().splitlines()) == 7  # the old rows stay until the next start
     assert extract(audio_folder, "--lambd", 0.5) == 0
     assert len((out / "index.jsonl").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("output_format", writers.WRITERS)
+def test_resume_needs_all_files(extract, audio_folder, tmp_path, capsys, output_format):
+    """An utterance is done again when any of its files is gone, such as its times."""
+    if output_format == "hdf5":
+        pytest.importorskip("h5py")
+    assert extract(audio_folder, "--format", output_format) == 0
+    written = [path for path in (tmp_path / "out").rglob("c.opus.*") if path.is_file()]
+    assert len(written) == (2 if output_format == "npy" else 1)
+    for path in written:
+        path.unlink()
+        capsys.readouterr()
+        assert extract(audio_folder, "--format", output_format) == 0
+        assert "1 of 4 files extracted" in capsys.readouterr().err and path.exists()
+
+
+def test_other_corpus_of_the_same_names(extract, make_wave, tmp_path, capsys):
+    """Another corpus' features are not overwritten, and nothing is done; a corpus that was moved goes on."""
+    for number, folder in enumerate(("one", "two")):
+        (tmp_path / folder).mkdir()
+        soundfile.write(tmp_path / folder / "001.wav", make_wave(0.3 + number, number), SAMPLE_RATE)
+    soundfile.write(tmp_path / "two" / "000.wav", make_wave(0.3), SAMPLE_RATE)
+    assert extract(tmp_path / "one") == 0
+    before = (tmp_path / "out" / "features" / "001.wav.npy").read_bytes()
+    capsys.readouterr()
+    assert extract(tmp_path / "two") == 2
+    said = capsys.readouterr().err
+    assert f"001.wav is there already, from {tmp_path / 'one' / '001.wav'}; give another --out" in said
+    assert [path.name for path in (tmp_path / "out" / "features").iterdir()] == ["001.wav.npy"]
+    assert (tmp_path / "out" / "features" / "001.wav.npy").read_bytes() == before
+    (tmp_path / "one").rename(tmp_path / "moved")
+    assert extract(tmp_path / "moved") == 0
+    assert "0 of 1 files extracted" in capsys.readouterr().err
+
+
+def test_odd_entries_do_not_stop_the_rest(extract, audio_folder, make_wave, tmp_path, capsys):
+    """A link to nothing, a name that is not UTF-8 and one that is too long for an output's go into the report; a name
+    that just fits is done."""
+    (audio_folder / "gone.wav").symlink_to("nowhere.wav")
+    strange = os.fsdecode(b"caf\xe9.wav")
+    fits, too_long = "f" * 247 + ".wav", "t" * 248 + ".wav"  # with .npy 255 and 256 bytes
+    for name in ("strange.wav", fits, too_long):
+        soundfile.write(audio_folder / name, make_wave(0.1), SAMPLE_RATE)
+    os.rename(audio_folder / "strange.wav", audio_folder / strange)
+    for status in range(2):  # the second time there is an index
+        assert extract(audio_folder) == 1
+        assert set(read_index(tmp_path / "out")) == {"a.flac", "a.wav", "deep/b.mp3", "deep/er/c.opus", fits}
+        rows = [json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text("utf-8").splitlines()]
+        assert {row["name"]: row["error"] for row in rows} == {
+            "gone.wav": "a link to nothing",
+            r"caf\udce9.wav": "its path is not UTF-8, rename it",
+            too_long: "its name is too long to be that of an output too",
+        }
+        said = capsys.readouterr().err
+        assert f"{(5, 0)[status]} of 8 files extracted" in said and r"caf\udce9.wav" in said
+    assert not [path for path in (tmp_path / "out").rglob(".*.npy")]
+
+
+def test_failing_disk_is_no_bad_file(extract, audio_folder, tmp_path, monkeypatch, capsys):
+    """What makes every write fail ends the run; it is not put down to the audio."""
+
+    def full(folder, name, features, times):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(writers.WRITERS, "npy", full)
+    assert extract(audio_folder) == 1
+    assert "error: OSError: [Errno 28] No space left" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "errors.jsonl").exists()
 
 
 def test_torn_index_and_leftovers(extract, audio_folder, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import os
 import pathlib
 import sys
 
@@ -203,6 +204,62 @@ def test_manifest_is_fairseqs(tmp_path, out, make_wave, capsys):
     assert (out / "train.tsv").read_text() == before and "kept" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("there", ["train.tsv", "valid.tsv"])
+def test_half_a_manifest_is_not_overwritten(there, tmp_path, out, make_wave, capsys):
+    """Where one of the two files is, it is named and kept; --force makes both anew."""
+    (tmp_path / "audio").mkdir()
+    for index in range(4):
+        soundfile.write(tmp_path / "audio" / f"{index}.wav", make_wave(0.1), 16_000)
+    out.mkdir()
+    (out / there).write_text("mine")
+    assert prepare("manifest", tmp_path / "audio", "--out", out) == 2
+    assert f"{out / there} is there already" in capsys.readouterr().err
+    assert (out / there).read_text() == "mine" and len(list(out.iterdir())) == 1
+    assert prepare("manifest", tmp_path / "audio", "--out", out, "--force") == 0
+    assert (out / there).read_text() != "mine" and len(list(out.iterdir())) == 2
+
+
+def test_origins_are_not_overwritten(corpora, out, capsys):
+    """The lexicon's second file is kept like the first."""
+    out.mkdir()
+    (out / "lexicon_origin.tsv").write_text("mine")
+    command = ["lexicon", "--librispeech", corpora, "--out", out, "--lexicon", corpora / "prepared" / "lexicon.txt"]
+    assert prepare(*command) == 2
+    assert "lexicon_origin.tsv is there already" in capsys.readouterr().err
+    assert (out / "lexicon_origin.tsv").read_text() == "mine"
+    assert prepare(*command, "--force") == 0
+    assert (out / "lexicon_origin.tsv").read_text() != "mine"
+
+
+def test_the_first_lexicon_counts(corpora, out, tmp_path):
+    """Of several lexicons the first that has a word gives its phones."""
+    (tmp_path / "own.txt").write_text("CAT D AO1 G\n")
+    lexicons = [tmp_path / "own.txt", corpora / "prepared" / "lexicon.txt"]
+    assert prepare("lexicon", "--librispeech", corpora, "--out", out, "--lexicon", *lexicons) == 0
+    made = (out / "lexicon.txt").read_text()
+    assert "CAT\tD AO1 G\n" in made and "HAT\tHH AE1 T\n" in made
+
+
+def test_odd_entries_are_left_out(tmp_path, out, make_wave, capsys):
+    """A name that is not UTF-8, a link to nothing and a cut file are named; the rest goes on."""
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    for name in ("a.wav", "b.wav", "cut.wav", "strange.wav"):
+        soundfile.write(audio / name, make_wave(0.2), 16_000)
+    os.rename(audio / "strange.wav", audio / os.fsdecode(b"caf\xe9.wav"))
+    (audio / "gone.wav").symlink_to("nowhere.wav")
+    (audio / "cut.wav").write_bytes((audio / "cut.wav").read_bytes()[:-1000])
+    assert prepare("manifest", audio, "--out", out) == 1
+    report = dict(line.split("\t") for line in (out / "bad_audio.tsv").read_text("utf-8").splitlines())
+    found = {pathlib.Path(path).name: words.partition(":")[0] for path, words in report.items()}
+    assert found == {
+        r"caf\udce9.wav": "its path is not UTF-8, rename it",
+        "gone.wav": "a link to nothing",
+        "cut.wav": "cut short",
+    }
+    assert rf"left out: {audio}/caf\udce9.wav" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -222,6 +279,8 @@ def test_manifest_is_fairseqs(tmp_path, out, make_wave, capsys):
             "line 1: expected",
         ),
         (["lexicon", "--librispeech", "DATA", "--out", "out", "--lexicon", "nowhere"], "no lexicon nowhere"),
+        (["voxceleb1", "--voxceleb1", "DATA", "--out", "out", "--list", "binary"], "binary: not a text"),
+        (["lexicon", "--librispeech", "DATA", "--out", "out", "--lexicon", "binary"], "binary: not a text"),
         (["manifest", "/no/such", "--out", "out"], "no folder /no/such"),
         (["manifest", "DATA", "--out", "out", "--valid-fraction", "1"], "--valid-fraction must be"),
         (["manifest", "DATA/prepared", "--out", "out"], "none of 0 audio files can be used"),
@@ -231,6 +290,7 @@ def test_manifest_is_fairseqs(tmp_path, out, make_wave, capsys):
 def test_bad_use_is_one_line(arguments, words, corpora, tmp_path, monkeypatch, capsys):
     """Bad use: one line on stderr that says what was found, exit status 2, nothing written."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "binary").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
     try:
         status = prepare(*(argument.replace("DATA", str(corpora)) for argument in arguments))
     except SystemExit as exit_:

@@ -3,6 +3,7 @@
 import argparse
 import concurrent.futures
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -18,6 +19,7 @@ import tqdm.contrib.logging
 
 from ..audio import SAMPLE_RATE, AudioError, duration, load_audio
 from ..errors import UsageError
+from ..files import printable
 from .inputs import Utterance, find_utterances, make_batches
 from .store import ERRORS, Store, open_store
 from .writers import WRITERS, Writer, get_writer
@@ -149,6 +151,7 @@ class Extraction:
 
     def run(self, utterances: list[Utterance], batch_seconds: float) -> int:
         """Extracts what is not finished yet; returns the exit status."""
+        # All of them first, because a name that another file's features have must stop the run before it does anything.
         todo = [utterance for utterance in utterances if not self.store.is_finished(utterance)]
         batches = make_batches(self.durations(todo), batch_seconds)
         total = sum(seconds for batch in batches for _, seconds in batch)
@@ -229,7 +232,14 @@ class Extraction:
     def write(
         self, utterance: Utterance, features: np.ndarray, times: np.ndarray, seconds: float, lambd: float
     ) -> None:
-        path = self.writer(self.store.folder, utterance.name, features, times)
+        try:
+            path = self.writer(self.store.folder, utterance.name, features, times)
+        except OSError as error:
+            # Of all that can go wrong with writing only this is about the one file.
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            self.fail(utterance, "its name is too long to be that of an output too")
+            return
         frames = len(times)
         self.store.add(
             {
@@ -263,7 +273,7 @@ class Extraction:
             )
         if self.errors:
             say.append(f"{len(self.errors)} could not be used (all in {self.store.folder / ERRORS}):")
-            say += [f"  {utterance.path}: {reason}" for utterance, reason in self.errors[:REPORTED]]
+            say += [f"  {printable(utterance.path)}: {reason}" for utterance, reason in self.errors[:REPORTED]]
         print("\n".join(say), file=sys.stderr)
 
 

@@ -15,7 +15,7 @@ class Utterance:
 
     path: pathlib.Path
     name: str
-    size: int  # bytes
+    size: int  # bytes; -1 where it cannot be looked at, such as a link to nothing
     mtime_ns: int
 
 
@@ -42,9 +42,12 @@ def find_utterances(arguments: Sequence[str | os.PathLike]) -> list[Utterance]:
     root = os.path.commonpath(roots)
     utterances = []
     for path in files:
-        status = path.stat()
-        name = path.relative_to(root).as_posix()
-        utterances.append(Utterance(path, name, status.st_size, status.st_mtime_ns))
+        try:
+            status = path.stat()
+            size, mtime_ns = status.st_size, status.st_mtime_ns
+        except OSError:
+            size, mtime_ns = -1, -1  # reading it will say why
+        utterances.append(Utterance(path, path.relative_to(root).as_posix(), size, mtime_ns))
     return utterances
 
 

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import UsageError
-from ..files import atomic_path
+from ..files import atomic_path, printable
 from .inputs import Utterance
-from .writers import FEATURES, TIMES
+from .writers import FEATURES, TIMES, files_of
 
 LEFTOVER = re.compile(r"\..+\.\w{8}\.(npy|safetensors|h5)")  # what files.atomic_path calls its temporary files
 SETTINGS, INDEX, ERRORS, LOCK = "settings.json", "index.jsonl", "errors.jsonl", ".lock"
@@ -31,18 +31,29 @@ class Store:
         self.finished = finished  # rows of the index by name
 
     def is_finished(self, utterance: Utterance) -> bool:
-        """Whether its features are there, and the audio is still what it was."""
+        """Whether its features are there, and the audio is still what it was.
+
+        Raises UsageError when another file's features have its name. A file of the same size and time elsewhere is
+        taken for the same file, moved.
+        """
         row = self.finished.get(utterance.name)
-        if row is None or (row["size"], row["mtime_ns"]) != (utterance.size, utterance.mtime_ns):
+        if row is None:
             return False
-        return (self.folder / row["file"]).exists()
+        if (row["size"], row["mtime_ns"]) == (utterance.size, utterance.mtime_ns):
+            return all(path.exists() for path in files_of(self.folder, row["file"]))
+        if row["audio"] != str(utterance.path) and utterance.size >= 0:
+            raise UsageError(
+                f"{utterance.name} is there already, from {row['audio']}; give another --out, or --force to start again"
+            )
+        return False
 
     def add(self, row: dict[str, Any]) -> None:
         """Notes an utterance as finished; its files must be in place."""
         append_line(self.folder / INDEX, row)
 
     def add_error(self, utterance: Utterance, reason: str) -> None:
-        append_line(self.folder / ERRORS, {"name": utterance.name, "audio": str(utterance.path), "error": reason})
+        row = {"name": printable(utterance.name), "audio": printable(utterance.path), "error": reason}
+        append_line(self.folder / ERRORS, row)
 
 
 def append_line(path: pathlib.Path, row: dict[str, Any]) -> None:

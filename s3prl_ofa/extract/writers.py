@@ -52,6 +52,14 @@ def write_hdf5(folder: pathlib.Path, name: str, features: np.ndarray, times: np.
 WRITERS: dict[str, Writer] = {"npy": write_npy, "safetensors": write_safetensors, "hdf5": write_hdf5}
 
 
+def files_of(folder: pathlib.Path, file: str) -> list[pathlib.Path]:
+    """All that was written for an utterance; ``file`` is what the writer returned, below ``folder``."""
+    paths = [folder / file]
+    if file.endswith(".npy"):
+        paths.append(folder / TIMES / pathlib.PurePosixPath(file).relative_to(FEATURES))
+    return paths
+
+
 def get_writer(name: str) -> Writer:
     """Raises UsageError when the format is unknown, or its package is not installed."""
     if name not in WRITERS:

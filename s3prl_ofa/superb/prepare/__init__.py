@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 from s3prl_ofa.audio import SAMPLE_RATE, find_audio
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.files import atomic_path
-from s3prl_ofa.superb.corpora import corpus_root, read_lexicon, read_split, read_transcripts, split_names
+from s3prl_ofa.files import atomic_path, printable
+from s3prl_ofa.superb.corpora import corpus_root, read_split, read_transcripts, split_names
 from s3prl_ofa.superb.tasks import SPEAKER_LISTS
 
-from .lexicon import pronounce, summary
+from .lexicon import pronounce, read_given, summary
 from .manifest import divide, write_manifest
 from .scan import Scan, scan
 from .voxceleb1 import find_files, make_list, read_list
@@ -74,9 +74,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     report = args.out / "bad_audio.tsv"
     with atomic_path(report) as temporary:
-        temporary.write_text("".join(f"{path}\t{why}\n" for path, why in sorted(bad.items())), "utf-8")
+        temporary.write_text("".join(f"{printable(path)}\t{why}\n" for path, why in sorted(bad.items())), "utf-8")
     for path, why in sorted(bad.items())[:SHOWN_BAD_FILES]:
-        print(f"left out: {path}: {why}", file=sys.stderr)
+        print(f"left out: {printable(path)}: {why}", file=sys.stderr)
     print(f"{len(bad)} files were left out; all of them are in {report}", file=sys.stderr)
     return 1
 
@@ -112,21 +112,25 @@ def bucket(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
 def lexicon(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
     """Lines of a word, a tab and its phones, for all splits together; beside it where each word's phones came from."""
     root = corpus_root(args.librispeech, "--librispeech", "LibriSpeech")
+    target, origins_target = args.out / "lexicon.txt", args.out / "lexicon_origin.tsv"
+    if origins_target.exists() and not target.exists() and not args.force:
+        raise UsageError(f"{origins_target} is there already, {target.name} is not; --force makes both anew")
 
     def write(path: pathlib.Path) -> str:
+        given = read_given(args.lexicon)
         words = {
             word
             for split in chosen_splits(root)
             for *_, text in read_transcripts(root / split)
             for word in text.split()
         }
-        entries = pronounce(words, read_lexicon(args.lexicon))
+        entries = pronounce(words, given)
         path.write_text("".join(f"{word}\t{' '.join(phones)}\n" for word, (phones, _) in entries.items()), "utf-8")
-        with atomic_path(args.out / "lexicon_origin.tsv") as origins:
+        with atomic_path(origins_target) as origins:
             origins.write_text("".join(f"{word}\t{origin}\n" for word, (_, origin) in entries.items()), "utf-8")
         return f"{len(entries)} words: {summary(entries)}"
 
-    output(args.out / "lexicon.txt", args.force, write)
+    output(target, args.force, write)
 
 
 def voxceleb1(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
@@ -162,8 +166,13 @@ def manifest(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
     if not 0 <= args.valid_fraction < 1:
         raise UsageError(f"--valid-fraction must be at least 0 and below 1, found {args.valid_fraction:g}")
     paths = [args.out / f"{part}.tsv" for part in ("train", "valid")]
-    if all(path.exists() for path in paths) and not args.force:
+    there = [path for path in paths if path.exists()]
+    if there == paths and not args.force:
         return print(f"{paths[0]} and {paths[1].name}: there already, kept (--force makes them anew)")
+    if there and not args.force:
+        # The two are one division of the files: one that is made now need not fit the one that is there.
+        missing = next(path for path in paths if path not in there)
+        raise UsageError(f"{there[0]} is there already, {missing.name} is not; --force makes both anew")
     root = args.audio.resolve()
     samples = measured(find_audio(root), args.jobs, root.name, bad)
     for path, files in zip(paths, divide(list(samples), args.valid_fraction, args.seed).values(), strict=True):

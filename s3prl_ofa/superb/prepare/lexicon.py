@@ -2,12 +2,14 @@
 
 import importlib
 import logging
+import pathlib
 from collections import Counter
 from collections.abc import Iterable
 
 from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.superb.corpora import read_lexicon
 
 from .g2p import LetterToSound, phone_names
 
@@ -17,6 +19,17 @@ GIVEN, CMUDICT, PREDICTED = "given lexicon", "cmudict", "g2p_en"
 POSSESSIVE = "'S"
 SIBILANTS = frozenset({"S", "Z", "SH", "ZH", "CH", "JH"})
 VOICELESS = frozenset({"P", "T", "K", "F", "TH"})
+
+
+def read_given(files: Iterable[str | pathlib.Path]) -> dict[str, list[str]]:
+    """The lexicons as one, a word as the first of them has it. Raises UsageError naming a file that is none."""
+    lexicon: dict[str, list[str]] = {}
+    for path in files:
+        try:
+            lexicon = {**read_lexicon([path]), **lexicon}
+        except UnicodeDecodeError:
+            raise UsageError(f"{path}: not a text in UTF-8; expected a lexicon of lines WORD PHONES") from None
+    return lexicon
 
 
 def pronounce(words: Iterable[str], given: dict[str, list[str]]) -> dict[str, tuple[list[str], str]]:

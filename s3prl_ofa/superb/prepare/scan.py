@@ -37,7 +37,7 @@ def measure(path: pathlib.Path) -> int | str:
 def scan(paths: Iterable[pathlib.Path], jobs: int | None, what: str) -> Scan:
     """Measures files with ``jobs`` processes (all cores if None), with a progress bar that says ``what``.
 
-    Only headers are read: a file that is cut off further on is not noticed.
+    Only headers are read: a compressed file that is cut off further on is not noticed.
     """
     paths = list(paths)
     bar = functools.partial(tqdm, total=len(paths), desc=what, unit="file", dynamic_ncols=True)

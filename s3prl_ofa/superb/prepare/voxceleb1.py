@@ -31,12 +31,16 @@ def find_files(root: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def read_list(path: pathlib.Path) -> dict[str, int]:
-    """A list's part (1, 2 or 3) of every file. Raises UsageError naming a line that is something else."""
+    """A list's part (1, 2 or 3) of every file. Raises UsageError naming the file, and a line that is something else."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not a text in UTF-8; expected a list of lines PART idXXXXX/...") from None
     parts = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         fields = line.split()
         if fields and (len(fields) != 2 or fields[0] not in ("1", "2", "3")):
-            raise UsageError(f"{path}, line {number}: expected 1, 2 or 3 and a file, found {line.strip()!r}")
+            raise UsageError(f"{path}, line {number}: expected 1, 2 or 3 and a file, found {line.strip()[:80]!r}")
         if fields:
             parts[fields[1]] = int(fields[0])
     return parts
