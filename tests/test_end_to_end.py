@@ -230,6 +230,8 @@ def test_model_config_file_and_command_line(command, tmp_path):
         (("-m", "train", "-d", "sid", "-p", "exp", "-c", "nosuch.yaml"), "nosuch.yaml"),
         (("-m", "evaluate", "-d", "sid", "-p", "exp", "-i", "nosuch.ckpt"), "nosuch.ckpt"),
         (("-m", "evaluate", "-e", "nosuch"), "nosuch"),
+        (("-m", "train", "-d", "sid", "-p", __file__), "test_end_to_end.py: this folder cannot be made"),
+        (("-m", "train", "-d", "sid", "-p", f"{__file__}/exp"), "exp: this folder cannot be made"),
         (("-d", "sid", "-p", "exp"), "-m"),
     ],
 )
@@ -244,6 +246,15 @@ def test_bad_use_is_one_sentence_and_leaves_nothing(options, words, command, cap
     assert not pathlib.Path("exp").exists()
 
 
+@pytest.mark.parametrize("override", ["x", "runner.total_steps=2", "config.a=b=c", "args.a.b=1", "config.a=1,,"])
+def test_an_override_that_s3prl_cannot_read(override, capfd, tmp_path):
+    """-o of another form is said with the form that is expected; S3PRL would fail on it or pass over it."""
+    command = ["-m", "train", "-d", "sid", "-p", str(tmp_path / "exp"), "-u", "fbank", "-o", override]
+    assert cli.main(["run_downstream", *command]) == 2
+    assert "config.NAME.NAME=VALUE" in capfd.readouterr().err
+    assert not (tmp_path / "exp").exists()
+
+
 def test_no_upstream_and_no_checkpoint_are_said(command, capfd):
     """Leaving out -u or -k is bad use as well."""
     for upstream, words in (((), "-u ofa_wav2vec2"), (("-u", "ofa_wav2vec2"), "-k FILE")):
@@ -256,12 +267,18 @@ def test_nothing_of_s3prl_or_python_stays_changed(command, corpora):
     import builtins
 
     run = importlib.import_module("s3prl.run_downstream")
-    before = (builtins.isinstance, run.argparse, run.get_downstream_args, run.Runner)
+    runner = importlib.import_module("s3prl.downstream.runner")
+
+    def names():
+        modules = run.argparse, run.os, run.torch, runner.os, runner.torch
+        return builtins.isinstance, run.get_downstream_args, run.Runner, *modules
+
+    before = names()
     assert command("-m", "train", "-d", "sid", "-p", "bad", "--lambd", "2") == 2
     options = ["-m", "train", "-d", "sid", "-p", "exp", "-u", "ofa_wav2vec2", "-k", CKPT, "--lambd", "1", "--mini"]
     options += ["--voxceleb1", str(corpora / "VoxCeleb1"), "--prepared", str(corpora / "prepared")]
     measured = run_downstream([*options, "-o", STEPS.format(1)])
-    assert (builtins.isinstance, run.argparse, run.get_downstream_args, run.Runner) == before
+    assert names() == before
     assert measured.utterances == 2 * len(SPEAKERS) and 20 < measured.frame_period_ms < 200
 
 

@@ -26,6 +26,13 @@ def installed_s3prl() -> pathlib.Path:
     return pathlib.Path(importlib.util.find_spec("s3prl").submodule_search_locations[0])
 
 
+@pytest.fixture(autouse=True)
+def torchaudio_works(request, monkeypatch):
+    """Looking costs a second, so only the test that is about it looks."""
+    if "torchaudio" not in request.node.name:
+        monkeypatch.setattr(linking, "torchaudio_problem", lambda package: None)
+
+
 @pytest.fixture
 def checkout(tmp_path):
     """S3PRL as it lies in a source checkout: the package in a folder s3prl, beside a setup.py."""
@@ -138,6 +145,22 @@ def test_what_is_no_checkout_is_refused(tmp_path, bare):
     with pytest.raises(UsageError, match="hub.py"):
         linking.link(bare)
     assert contents(bare) == before
+
+
+def test_a_torchaudio_that_cannot_be_imported_is_said(bare, caplog, monkeypatch, tmp_path):
+    """The checkout's own script imports torchaudio first: where that fails, linking does not say that it works."""
+    (tmp_path / "torchaudio.py").write_text("raise OSError('libtorch_cuda.so: cannot open shared object file')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with caplog.at_level("INFO"):
+        linking.link(bare)
+    said = [record for record in caplog.records if record.name == linking.logger.name]
+    assert [record.levelname for record in said] == ["WARNING"]
+    assert all(words in said[0].getMessage() for words in ("libtorch_cuda.so", "s3prl-ofa run_downstream works"))
+    caplog.clear()
+    (tmp_path / "torchaudio.py").write_text("")
+    with caplog.at_level("INFO"):
+        linking.link(bare)
+    assert "now works" in caplog.text
 
 
 def test_the_commands_take_their_arguments(bare):

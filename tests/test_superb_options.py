@@ -1,6 +1,8 @@
 """The upstream's options: keyword arguments, S3PRL's -g and the command line."""
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from s3prl_ofa.errors import UsageError
@@ -21,6 +23,17 @@ def test_model_config_inline_or_file(text, tmp_path):
     assert RateOptions.layered(read_model_config(text)) == expected
     assert RateOptions.layered(read_model_config(tmp_path / "rate.yaml")) == expected
     assert RateOptions.layered(read_model_config({"lambd": 0.5, "frames": "native", "repeat": 2})) == expected
+
+
+@pytest.mark.parametrize("half", [np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5), "5e-1"])
+def test_numbers_of_numpy_torch_and_yaml(half):
+    """A scalar of numpy or torch is a number, and so is 5e-1, which YAML 1.1 takes for text; stored as Python's."""
+    options = RateOptions.layered({"lambd": half, "frames": "native", "repeat": np.int64(2)})
+    assert options == RateOptions(0.5, frames="native", repeat=2)
+    assert type(options.lambd) is float and type(options.repeat) is int
+    assert RateOptions.layered(read_model_config(options.to_yaml())) == options
+    assert RateOptions(frame_period_ms=torch.tensor(40)).frame_period_ms == 40
+    assert RateOptions.layered(read_model_config("{lambd: 1e-1}")).lambd == 0.1
 
 
 @pytest.mark.parametrize("empty", [None, "", "{}", {}])
@@ -61,6 +74,11 @@ def test_inline_yaml_goes_there_and_back(options):
         ({"lambd": float("nan")}, ["lambd", "nan"]),
         ({"lambd": True}, ["lambd", "True"]),
         ({"lambd": "fast"}, ["lambd", "fast"]),
+        ({"lambd": "nan"}, ["lambd", "nan"]),
+        ({"lambd": np.bool_(True)}, ["lambd", "True"]),
+        ({"lambd": torch.tensor([0.5, 0.6])}, ["lambd", "0.6"]),
+        ({"frame_period_ms": True}, ["frame_period_ms", "True"]),
+        ({"frames": "native", "repeat": np.bool_(True)}, ["repeat", "True"]),
         ({"frame_period_ms": 19.9}, ["frame_period_ms", "20", "19.9"]),
         ({"frame_period_ms": float("inf")}, ["frame_period_ms", "inf"]),
         ({"lambd": 0.5, "frame_period_ms": 40.0}, ["not both"]),

@@ -12,6 +12,8 @@ import os
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path
@@ -48,8 +50,9 @@ def run_unlink(args: argparse.Namespace) -> None:
 def link(checkout: str | os.PathLike, force: bool = False) -> pathlib.Path:
     """Makes ``-u ofa_wav2vec2`` work in a source checkout of S3PRL; returns the folder that was put there.
 
-    Doing it again changes nothing. Raises UsageError when ``checkout`` is none, when a folder of that name is not ours,
-    or when ours is out of date and ``force`` is not given; nothing is changed then.
+    Doing it again changes nothing. A warning says when the checkout's own script cannot run: the first thing it imports
+    is torchaudio, before anything of ours can mend it. Raises UsageError when ``checkout`` is none, when a folder of
+    that name is not ours, or when ours is out of date and ``force`` is not given; nothing is changed then.
     """
     package = checkout_package(checkout)
     source, target = source_folder(), package / "upstream" / NAME
@@ -67,7 +70,16 @@ def link(checkout: str | os.PathLike, force: bool = False) -> pathlib.Path:
         place(source, target)
     if new_text != text:
         write_hub(hub, new_text)
-    logger.info("%s is in place; run_downstream.py -u %s -k CKPT now works in %s", target, NAME, package)
+    problem = torchaudio_problem(package)
+    if problem is None:
+        logger.info("%s is in place; run_downstream.py -u %s -k CKPT now works in %s", target, NAME, package)
+    else:
+        logger.warning(
+            "%s is in place, but the checkout's own run_downstream.py needs a torchaudio that matches torch (%s); "
+            "s3prl-ofa run_downstream works without",
+            target,
+            problem,
+        )
     return target
 
 
@@ -102,6 +114,15 @@ def checkout_package(checkout: str | os.PathLike) -> pathlib.Path:
                 raise UsageError(f"{package} is an installed S3PRL, not a checkout; use s3prl-ofa run_downstream there")
             return package
     raise UsageError(f"{root} is not a checkout of S3PRL: it has no s3prl folder with {', '.join(CHECKOUT_FILES)}")
+
+
+def torchaudio_problem(package: pathlib.Path) -> str | None:
+    """Why ``import torchaudio`` fails in a fresh Python in this folder, or None where it works."""
+    result = subprocess.run([sys.executable, "-c", "import torchaudio"], cwd=package, capture_output=True, text=True)
+    if result.returncode == 0:
+        return None
+    lines = result.stderr.strip().splitlines()
+    return lines[-1] if lines else f"import torchaudio ends with status {result.returncode}"
 
 
 def source_folder() -> pathlib.Path:

@@ -6,6 +6,7 @@ written back as inline YAML, so that an experiment of S3PRL keeps them among its
 
 import dataclasses
 import math
+import numbers
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,8 @@ RATE_KEYS = ("lambd", "frame_period_ms")  # two ways to say the same thing
 class RateOptions:
     """How the upstream runs. Raises UsageError naming the option and its choices when a value is not one.
 
+    Numbers may be numpy's or torch's, and lambd and frame_period_ms text such as YAML's ``1e-1``; they become Python's.
+
     lambd: in [0, 2); or frame_period_ms: mean frame period in ms, 20 or more. Neither: lambd 0, 20 ms.
     frames: "upsampled" repeats each compressed frame over the 20 ms frames it came from, as unmodified S3PRL expects;
         "native" gives the compressed frames with their true lengths.
@@ -39,17 +42,22 @@ class RateOptions:
     def __post_init__(self) -> None:
         if self.lambd is not None and self.frame_period_ms is not None:
             raise UsageError("give lambd or frame_period_ms, not both")
-        if self.lambd is not None and not (is_number(self.lambd) and 0 <= self.lambd < MAX_LAMBD):
+        lambd, period = (None if value is None else real(value) for value in (self.lambd, self.frame_period_ms))
+        if self.lambd is not None and not (lambd is not None and 0 <= lambd < MAX_LAMBD):
             raise UsageError(f"lambd must be a number in [0, {MAX_LAMBD:g}), found {self.lambd!r}")
-        period = self.frame_period_ms
-        if period is not None and not (is_number(period) and MIN_FRAME_PERIOD_MS <= period < math.inf):
-            raise UsageError(f"frame_period_ms must be a number of at least {MIN_FRAME_PERIOD_MS:g}, found {period!r}")
+        if self.frame_period_ms is not None and not (period is not None and MIN_FRAME_PERIOD_MS <= period < math.inf):
+            raise UsageError(
+                f"frame_period_ms must be a number of at least {MIN_FRAME_PERIOD_MS:g}, found {self.frame_period_ms!r}"
+            )
         if self.frames not in FRAMES:
             raise UsageError(f"frames must be one of {', '.join(FRAMES)}, found {self.frames!r}")
-        if isinstance(self.repeat, bool) or not isinstance(self.repeat, int) or self.repeat < 1:
+        repeat = plain(self.repeat)
+        if isinstance(repeat, bool) or not isinstance(repeat, numbers.Integral) or repeat < 1:
             raise UsageError(f"repeat must be a whole number of at least 1, found {self.repeat!r}")
         if self.repeat > 1 and self.frames != NATIVE:
             raise UsageError(f"repeat {self.repeat} needs frames {NATIVE}, found frames {self.frames}")
+        for name, value in (("lambd", lambd), ("frame_period_ms", period), ("repeat", int(repeat))):
+            object.__setattr__(self, name, value)  # plain numbers, which YAML can hold
 
     @classmethod
     def layered(cls, *layers: Mapping[str, Any]) -> "RateOptions":
@@ -90,9 +98,26 @@ OPTION_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Rat
 OPTION_NAMES = tuple(OPTION_DEFAULTS)
 
 
-def is_number(value: object) -> bool:
-    """A real number; a YAML ``yes`` or NaN is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+def plain(value: Any) -> Any:
+    """The one number in a scalar of numpy or torch; anything else as it is."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return value.item()
+    return value
+
+
+def real(value: Any) -> float | None:
+    """The value as a float; None for what is no real number, as a YAML ``yes`` or NaN.
+
+    Text counts, because YAML 1.1 takes ``1e-1``, without a point, for text.
+    """
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return None if math.isnan(number) else number
 
 
 def read_model_config(model_config: str | os.PathLike | Mapping[str, Any] | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import dataclasses
 import importlib
 import importlib.util
 import logging
+import os
 import pathlib
 import tempfile
 import types
@@ -25,8 +26,20 @@ import yaml
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path
-from s3prl_ofa.superb import register, shims, tasks
+from s3prl_ofa.superb import register, tasks
 from s3prl_ofa.superb.ctc_check import check_ctc
+from s3prl_ofa.superb.experiment import (
+    Instead,
+    SafeSaves,
+    check_free,
+    check_override,
+    held,
+    is_leader,
+    make_folder,
+    newest_readable,
+    past_checkpoints,
+    trained_model_config,
+)
 from s3prl_ofa.superb.expert import Measured
 from s3prl_ofa.superb.rate_options import FRAMES, NATIVE, OPTION_NAMES, RateOptions, read_model_config
 
@@ -41,6 +54,16 @@ ROOTS = {
     "lexicon": ("FILE[,FILE]", "pronunciations for pr"),
     "speaker_list": ("FILE", "which utterances train, choose and test sid"),
     "splits": ("TRAIN,DEV,TEST", "folders of LibriSpeech, several joined by +"),
+}
+# what S3PRL takes from an experiment that is gone on with, whatever the command line says
+S3PRL_STORED = {
+    "upstream": "-u",
+    "downstream": "-d",
+    "config": "-c",
+    "upstream_model_config": "-g",
+    "downstream_variant": "-v",
+    "upstream_layer_selection": "-l",
+    "expdir": "-n or -p",
 }
 
 
@@ -57,8 +80,9 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
     Returns what went through the upstream (utterances, seconds, frames), or None for an upstream that is not ours.
     """
     from s3prl import run_downstream as s3prl_run
+    from s3prl.downstream import runner as s3prl_runner
 
-    experiment = Experiment()
+    experiment, saves = Experiment(), SafeSaves()
     runners = []
 
     class KeptRunner(s3prl_run.Runner):
@@ -69,9 +93,14 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
     original_get_args = s3prl_run.get_downstream_args
 
     def get_downstream_args() -> tuple[argparse.Namespace, dict[str, Any], list[str]]:
-        with tempfile.TemporaryDirectory() as folder, experiment.no_empty_folder():
+        with tempfile.TemporaryDirectory() as folder:
             parser = CombinedParser(argv, lambda args: experiment.before_reading(args, pathlib.Path(folder)))
-            with replaced(s3prl_run, argparse=types.SimpleNamespace(ArgumentParser=lambda: parser)):
+            with replaced(
+                s3prl_run,
+                argparse=types.SimpleNamespace(ArgumentParser=lambda: parser),
+                os=Instead(os, makedirs=experiment.make_folder),
+                torch=Instead(torch, load=lambda *args, **kwargs: experiment.past),
+            ):
                 args, config, backups = original_get_args()
             experiment.before_running(args, config)
         return args, config, backups
@@ -80,6 +109,8 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
     with (
         replaced(builtins, isinstance=isinstance),
         replaced(s3prl_run, get_downstream_args=get_downstream_args, Runner=KeptRunner),
+        replaced(s3prl_runner, os=Instead(os, remove=saves.remove), torch=Instead(torch, save=saves.save)),
+        experiment.folders(),
         once(logging.getLogger("s3prl_ofa.model.ofa")),
     ):
         s3prl_run.main()
@@ -140,8 +171,10 @@ class Experiment:
     def __init__(self) -> None:
         self.rate: dict[str, Any] = {}  # of RateOptions, as the command line gave them
         self.repeat_auto = False
-        self.resumed = False
-        self.new_folder: pathlib.Path | None = None
+        self.past: dict[str, Any] | None = None  # the checkpoint to go on from, as S3PRL stored it
+        self.trained_config: str | None = None  # the ``-g`` in it
+        self.made: list[pathlib.Path] = []  # folders that were not there before
+        self.lock = contextlib.ExitStack()
 
     def before_reading(self, args: argparse.Namespace, folder: pathlib.Path) -> argparse.Namespace:
         """Takes our options out of ``args`` and puts S3PRL's right, before S3PRL reads or writes a file.
@@ -152,16 +185,21 @@ class Experiment:
         self.repeat_auto = ours["repeat"] == AUTO
         self.rate = {name: ours[name] for name in OPTION_NAMES if ours[name] not in (None, AUTO)}
         RateOptions.layered({"frames": NATIVE}, self.rate)  # says at once what is out of range
+        check_override(args.override)
         args.downstream = tasks.S3PRL_DOWNSTREAM.get(args.downstream, args.downstream)
-        self.resumed = self.has_past(args)
-        given = [name for name in ("mini", *ROOTS) if ours[name]]
-        if self.resumed and given:
-            logger.warning("the experiment has its own config and data: %s counts for nothing", ", ".join(given))
-        if not self.resumed:
+        if args.expdir is None and args.expname is not None:
+            args.expdir = f"result/downstream/{args.expname}"
+        # absolute, as the experiment may be gone on with from another folder
+        args.expdir = args.expdir and os.path.abspath(args.expdir)
+        if args.upstream_ckpt is not None and os.path.exists(args.upstream_ckpt):
+            args.upstream_ckpt = os.path.realpath(args.upstream_ckpt)
+        past = past_checkpoints(args.past_exp, args.auto_resume, args.expdir)
+        if past:
+            path, self.past = newest_readable(past)
+            args.past_exp, args.auto_resume = os.path.abspath(path), False
+            self.go_on(args, self.past["Args"], [f"--{option_name(name)}" for name in ("mini", *ROOTS) if ours[name]])
+        else:
             self.check_new(args)
-            self.new_folder = pathlib.Path(args.expdir)
-            if self.new_folder.exists():
-                self.new_folder = None
             if args.config is None or args.downstream in tasks.S3PRL_DOWNSTREAM.values():
                 roots = {name: ours[name] for name in ROOTS}
                 config = tasks.resolve_config(args.downstream, args.config, ours["mini"], roots)
@@ -169,22 +207,37 @@ class Experiment:
                 write_yaml(pathlib.Path(args.config), config)
         return args
 
-    @staticmethod
-    def has_past(args: argparse.Namespace) -> bool:
-        """Whether S3PRL will go on with an earlier experiment (``-e``, or ``-a`` and there is one)."""
-        if args.past_exp:
-            past = pathlib.Path(args.past_exp)
-            if not (past.is_file() or any(past.glob("states-*.ckpt"))):
-                raise UsageError(f"-e {past}: there is neither a checkpoint nor a folder with states-*.ckpt")
-            return True
-        expdir = args.expdir or f"result/downstream/{args.expname}"
-        return bool(args.auto_resume) and any(pathlib.Path(expdir).glob("states-*.ckpt"))
+    def go_on(self, args: argparse.Namespace, stored: argparse.Namespace, given: list[str]) -> None:
+        """Brings what an experiment stored, which S3PRL puts in place of ``args``, to where it is now.
+
+        given: options of the command line that count for nothing here; S3PRL's own that differ are added.
+        """
+        self.trained_config = getattr(stored, "upstream_model_config", None)
+        stored.expdir = os.path.dirname(args.past_exp)
+        for name, option in S3PRL_STORED.items():
+            if getattr(args, name) not in (None, getattr(stored, name, None)):
+                given.append(option)
+        if given:
+            logger.warning(
+                "the experiment has its own config, data and upstream: %s counts for nothing (-o changes its config, "
+                "--lambd and --frame-period-ms its rate, -k the place of its checkpoint)",
+                ", ".join(given),
+            )
+        if args.upstream_ckpt not in (None, stored.upstream_ckpt):
+            logger.info("-k: %s in place of %s", args.upstream_ckpt, stored.upstream_ckpt)
+            stored.upstream_ckpt = args.upstream_ckpt
+        ckpt = stored.upstream_ckpt
+        if is_ours(stored) and not (ckpt.startswith(register.URL_SCHEMES) or os.path.exists(ckpt)):
+            raise UsageError(f"the experiment's upstream is no longer at {ckpt}; say with -k FILE where it is now")
+
+    def make_folder(self, path: str, exist_ok: bool = True) -> None:
+        if make_folder(path):
+            self.made.append(pathlib.Path(path))
 
     def check_new(self, args: argparse.Namespace) -> None:
         """A new experiment needs a folder, an upstream and a task; ours also a checkpoint."""
-        if args.expdir is None and args.expname is None:
+        if args.expdir is None:
             raise UsageError("say where the experiment goes: -n NAME (result/downstream/NAME) or -p FOLDER")
-        args.expdir = args.expdir or f"result/downstream/{args.expname}"
         if args.upstream is None:
             raise UsageError("say which upstream: -u ofa_wav2vec2 -k CHECKPOINT")
         if args.hub == "torch" and not hasattr(importlib.import_module("s3prl.hub"), args.upstream):
@@ -196,49 +249,55 @@ class Experiment:
             raise UsageError(f"-d {args.downstream}: neither {', '.join(tasks.S3PRL_DOWNSTREAM)} nor a task of S3PRL's")
         if args.init_ckpt is not None and not pathlib.Path(args.init_ckpt).is_file():
             raise UsageError(f"-i {args.init_ckpt}: there is no such checkpoint")
-        if not is_ours(args):
-            return
-        if args.upstream_ckpt is None:
+        if is_ours(args) and args.upstream_ckpt is None:
             raise UsageError(f"{args.upstream} needs a checkpoint: -k FILE or URL")
-        if pathlib.Path(args.upstream_ckpt).exists():  # the experiment may be evaluated from another folder
-            args.upstream_ckpt = str(pathlib.Path(args.upstream_ckpt).resolve())
 
     def before_running(self, args: argparse.Namespace, config: dict[str, Any]) -> None:
         """Settles device and rate and completes S3PRL, once it has read its arguments, config and checkpoint."""
         if args.device.startswith("cuda") and not torch.cuda.is_available():
             logger.info("there is no CUDA here: --device %s becomes cpu", args.device)
             args.device = "cpu"
+        args.expdir = os.path.abspath(args.expdir)  # -o may have changed it
+        expdir = pathlib.Path(args.expdir)
+        if args.mode == "train" and is_leader(args):
+            self.lock.enter_context(held(expdir))
+            if self.past is None and not args.auto_resume:
+                check_free(expdir)
         resolved = copy.deepcopy(config)
         if is_ours(args):
             options = self.settle_rate(args)
             args.upstream_model_config = options.to_yaml()
-            if args.mode == "train" and not self.resumed:
+            if args.mode == "train" and self.past is None:
                 options = self.check_training(args, config, options)
                 args.upstream_model_config = options.to_yaml()
             logger.info("%s runs at %s", args.upstream, options)
         elif self.rate or self.repeat_auto:
-            given = ", ".join("--" + name.replace("_", "-") for name in (*self.rate, *["repeat"] * self.repeat_auto))
+            given = ", ".join(f"--{option_name(name)}" for name in (*self.rate, *["repeat"] * self.repeat_auto))
             raise UsageError(f"{given} needs the upstream ofa_wav2vec2, found {args.upstream}")
-        expdir = pathlib.Path(args.expdir)
         if args.downstream in tasks.S3PRL_DOWNSTREAM.values():
             tasks.complete_s3prl(expdir)
-        if not self.resumed:
-            args.config = str(expdir / "config.yaml")
+        if self.past is None:
+            # an evaluation (-i) may go to the folder of a training, whose config stays
+            args.config = str(expdir / ("config.yaml" if args.mode == "train" else f"config_{args.mode}.yaml"))
             write_yaml(pathlib.Path(args.config), resolved)
 
     def settle_rate(self, args: argparse.Namespace) -> RateOptions:
-        """The rate of the command line on top of what the experiment was trained with, or of ``-g`` for a new one."""
-        stored = args.upstream_model_config
-        if self.resumed:
-            base = read_model_config(stored)
-        elif args.init_ckpt and stored is None:
+        """The rate of the command line on top of ``-g`` (or what ``-o`` makes of it), on top of the trained one."""
+        given = args.upstream_model_config
+        if self.past is not None:
+            trained = self.trained_config
+        elif args.init_ckpt:
             # ``-i`` takes weights alone; the rate that they were trained with belongs to them all the same.
-            base = read_model_config(trained_model_config(args.init_ckpt))
+            trained = trained_model_config(args.init_ckpt)
         else:
-            return RateOptions.layered({"frames": NATIVE}, read_model_config(stored), self.rate)
-        trained, options = RateOptions.layered(base), RateOptions.layered(base, self.rate)
-        if options != trained:
-            logger.info("the experiment was trained at %s; it now runs at %s", trained, options)
+            return RateOptions.layered({"frames": NATIVE}, read_model_config(given), self.rate)
+        base = read_model_config(trained)
+        override = read_model_config(given) if given != trained else {}
+        before, options = RateOptions.layered(base), RateOptions.layered(base, override, self.rate)
+        if options != before:
+            logger.info("the experiment was trained at %s; it now runs at %s", before, options)
+        if self.repeat_auto:
+            logger.info("--repeat auto is for a new training: the experiment's own repeat, %d, is used", options.repeat)
         return options
 
     def check_training(self, args: argparse.Namespace, config: dict[str, Any], options: RateOptions) -> RateOptions:
@@ -266,15 +325,19 @@ class Experiment:
         return options
 
     @contextlib.contextmanager
-    def no_empty_folder(self) -> Iterator[None]:
-        """Takes the experiment folder away again when S3PRL made it and nothing came of it."""
+    def folders(self) -> Iterator[None]:
+        """Lets go of the experiment folder at the end, and takes away the folders that S3PRL made for nothing."""
         try:
             yield
-        except BaseException:
-            if self.new_folder is not None and self.new_folder.is_dir():
+        finally:
+            self.lock.close()
+            for folder in self.made:
                 with contextlib.suppress(OSError):
-                    self.new_folder.rmdir()  # only if empty
-            raise
+                    folder.rmdir()  # only if empty
+
+
+def option_name(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def repeat_count(value: str) -> int | str:
@@ -291,13 +354,6 @@ def take(args: argparse.Namespace, name: str) -> Any:
     value = getattr(args, name)
     delattr(args, name)
     return value
-
-
-def trained_model_config(checkpoint: str) -> str | None:
-    """The ``-g`` that S3PRL stored in a checkpoint of its own."""
-    shims.namespace_in_checkpoints()
-    stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    return getattr(stored.get("Args"), "upstream_model_config", None)
 
 
 def write_yaml(path: pathlib.Path, config: dict[str, Any]) -> None:

@@ -1,0 +1,205 @@
+"""The folder of an experiment of S3PRL's: held by one training at a time, and never without a whole checkpoint.
+
+S3PRL removes the oldest ``states-*.ckpt`` before it writes the next one, in place: a kill in between leaves an
+experiment that cannot go on. Here a checkpoint is written beside its place and renamed, and only then is an older one
+removed.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import pathlib
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.files import atomic_path
+from s3prl_ofa.superb import shims
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
+STATES = re.compile(r"states-(\d+)\.ckpt")
+TEMPORARIES = (".states-*.ckpt", ".*best*.ckpt")  # what atomic_path makes of S3PRL's names
+
+
+class Instead:
+    """A module with other values for some of its names, for one other module to use."""
+
+    def __init__(self, module: Any, **values: Any) -> None:
+        self.__dict__.update(values, instead_of=module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.instead_of, name)
+
+
+class SafeSaves:
+    """``torch.save`` and ``os.remove`` for S3PRL's runner, which removes first and then saves."""
+
+    def __init__(self) -> None:
+        self.outdated: list[str] = []
+
+    def remove(self, path: str) -> None:
+        """Remembers the file; it goes when the next ``states-*.ckpt`` is in place."""
+        self.outdated.append(os.path.abspath(path))
+
+    def save(self, states: Any, path: str) -> None:
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            torch.save(states, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if STATES.fullmatch(os.path.basename(path)):
+            for outdated in self.outdated:
+                if outdated != os.path.abspath(path):
+                    pathlib.Path(outdated).unlink(missing_ok=True)
+            self.outdated.clear()
+
+
+def states_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The ``states-<step>.ckpt`` of a folder, the last step first."""
+    steps = {path: int(found[1]) for path in folder.glob("states-*.ckpt") if (found := STATES.fullmatch(path.name))}
+    return sorted(steps, key=steps.__getitem__, reverse=True)
+
+
+def past_checkpoints(past_exp: str | None, auto_resume: bool, expdir: str | None) -> list[pathlib.Path]:
+    """What S3PRL would go on from, the best choice first; empty for a new experiment.
+
+    As in S3PRL, ``-a`` counts before ``-e`` where its folder holds a checkpoint. Raises UsageError when ``-e`` is
+    neither a file nor a folder with ``states-*.ckpt``.
+    """
+    found = states_files(pathlib.Path(expdir)) if auto_resume and expdir else []
+    if found or not past_exp:
+        return found
+    past = pathlib.Path(past_exp)
+    found = [past] if past.is_file() else states_files(past)
+    if not found:
+        raise UsageError(f"-e {past}: there is neither a checkpoint nor a folder with states-*.ckpt")
+    return found
+
+
+def newest_readable(paths: list[pathlib.Path]) -> tuple[pathlib.Path, dict[str, Any]]:
+    """The first of the checkpoints that is whole, and what it holds. Raises UsageError when none is."""
+    for index, path in enumerate(paths):
+        states = read_states(path)
+        if states is None:
+            continue
+        if not {"Args", "Config"} <= states.keys():
+            raise UsageError(f"-e {path}: it holds no experiment of S3PRL's run_downstream")
+        for skipped in paths[:index]:
+            logger.warning("%s cannot be read (cut off while it was written?): going on from %s", skipped, path)
+        return path, states
+    older = ", nor can an older one" if len(paths) > 1 else ""
+    raise UsageError(
+        f"{paths[0]} cannot be read (cut off while it was written?){older}; "
+        f"give another checkpoint with -e FILE, or remove it and train anew"
+    )
+
+
+def read_states(path: str | os.PathLike) -> dict[str, Any] | None:
+    """A checkpoint of S3PRL's, on the CPU; None for a file that is empty, cut off or something else."""
+    shims.namespace_in_checkpoints()
+    try:
+        states = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        if zipfile.is_zipfile(path):  # whole, and with a type in it that torch refuses: torch says which
+            raise
+        return None
+    except (RuntimeError, EOFError, KeyError, ValueError):
+        return None
+    return states if isinstance(states, dict) else None
+
+
+def trained_model_config(checkpoint: str) -> str | None:
+    """The ``-g`` that S3PRL stored in a checkpoint of its own."""
+    stored = read_states(checkpoint)
+    if stored is None:
+        raise UsageError(f"-i {checkpoint} cannot be read: it is cut off, or no checkpoint of S3PRL's")
+    return getattr(stored.get("Args"), "upstream_model_config", None)
+
+
+def make_folder(path: str | os.PathLike) -> bool:
+    """Makes the folder of an experiment; whether it was not there before. Raises UsageError where it cannot be made."""
+    is_new = not os.path.isdir(path)
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path}: this folder cannot be made ({error.strerror}); choose another -n or -p") from error
+    return is_new
+
+
+def check_free(expdir: pathlib.Path) -> None:
+    """Raises UsageError when a new training would overwrite an earlier one."""
+    names = [path.name for pattern in ("states-*.ckpt", "*best*.ckpt", "config.yaml") for path in expdir.glob(pattern)]
+    if any(not name.startswith(".") for name in names):
+        raise UsageError(f"{expdir} holds an experiment; -a or -e goes on with it, or choose another -n or -p")
+
+
+@contextlib.contextmanager
+def held(expdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other trainings out of a folder; one that was killed does not. Raises UsageError when another holds it.
+
+    What a killed one left half written is removed.
+    """
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            stack.enter_context(flocked(expdir / LOCK))
+        for path in (path for pattern in TEMPORARIES for path in expdir.glob(pattern)):
+            logger.info("%s is removed: a killed training left it half written", path)
+            path.unlink(missing_ok=True)
+        yield
+
+
+@contextlib.contextmanager
+def flocked(path: pathlib.Path) -> Iterator[None]:
+    """Holds a lock file, which is there only as long as it is held."""
+    while True:
+        try:
+            file = path.open("a")
+        except OSError as error:
+            raise UsageError(f"{path.parent}: nothing can be written there ({error.strerror})") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"{path.parent}: another process is training there; choose another -n or -p") from None
+            except OSError as error:  # some network file systems have no locks
+                logger.debug("%s cannot be locked: %s", path, error)
+            try:
+                if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    continue  # its holder removed it between our opening and our locking it
+            except FileNotFoundError:
+                continue
+            try:
+                yield
+                return
+            finally:
+                path.unlink(missing_ok=True)
+
+
+def check_override(text: str | None) -> None:
+    """Raises UsageError when S3PRL could not read its ``-o``, or would pass over a part of it."""
+    if text is None or text.lower() == "none":
+        return
+    for option in text.split(",,"):
+        key, *values = (part.strip() for part in option.split("="))
+        section, *names = key.split(".")
+        if len(values) != 1 or not (section == "config" and names or section == "args" and len(names) == 1):
+            raise UsageError(
+                f"-o {option.strip()!r}: args.NAME=VALUE or config.NAME.NAME=VALUE is expected, several joined by ,,"
+            )
+
+
+def is_leader(args: argparse.Namespace) -> bool:
+    """Whether this process, of those that train together, is the one that writes."""
+    return int(os.environ.get("RANK", args.local_rank or 0)) == 0
