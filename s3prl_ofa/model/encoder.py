@@ -89,21 +89,23 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.pre_norm = config.pre_norm
-        self.pos_conv = nn.Conv1d(
+        # In two dimensions, one of them 1, because then torch takes rows as they lie, channels last; some 1.5 times
+        # faster on a CPU than one dimension.
+        self.pos_conv = nn.Conv2d(
             config.dim,
             config.dim,
-            config.pos_conv_kernel,
-            padding=config.pos_conv_kernel // 2,
+            (1, config.pos_conv_kernel),
+            padding=(0, config.pos_conv_kernel // 2),
             groups=config.pos_conv_groups,
-        )
+        ).to(memory_format=torch.channels_last)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
 
     def positions(self, rows: Tensor, lengths: Tensor) -> Tensor:
         """Positional information (frames of the batch, dim): a wide grouped convolution over time and a GELU."""
-        layout, where = spread(rows, lengths, gap=self.pos_conv.kernel_size[0] // 2)
+        layout, where = spread(rows, lengths, gap=self.pos_conv.kernel_size[1] // 2)
         # an even kernel gives one frame more than it got; it is the last one
-        convolved = self.pos_conv(layout.t()[None])[0].t()[: len(layout)]
+        convolved = self.pos_conv(layout[None, None].permute(0, 3, 1, 2))[0, :, 0].t()[: len(layout)]
         return F.gelu(convolved if where is None else convolved[where])
 
     def forward(self, rows: Tensor, lengths: Tensor, layers: int) -> list[Tensor]:

@@ -158,8 +158,9 @@ class FrontEnd(nn.Module):
             view = rows.as_strided((outputs, width), (stride * inputs, 1), rows.storage_offset() + step * inputs)
             part = self.weights[index][step * inputs : step * inputs + width]
             if result is not None:
-                # not in place: autocast has no in-place products
-                result = torch.addmm(result, view, part)
+                # in place saves a copy, but autocast has no products in place
+                autocast = torch.is_autocast_enabled(rows.device.type)
+                result = torch.addmm(result, view, part) if autocast else result.addmm_(view, part)
             elif self.config.conv_bias:
                 result = torch.addmm(self.biases[index], view, part)
             else:

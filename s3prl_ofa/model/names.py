@@ -15,6 +15,7 @@ from .config import ModelConfig
 PRETRAINING = re.compile(
     r"(mask_emb$|quantizer\.|input_quantizer\.|project_q\.|project_inp\.|final_proj\.|target_glu\.|_ema$)"
 )
+POS_CONV = "encoder.pos_conv.weight"  # (dim, dim / groups, 1, kernel) here, without the 1 in fairseq
 # (fairseq's name, this model's name); {} stands for the number of the layer
 RENAMED = (
     ("layer_norm.", "feature_norm."),
@@ -111,6 +112,8 @@ def from_fairseq(weights: dict[str, Tensor], config: ModelConfig, shapes: dict[s
         elif ".qkv." in name:
             layer, kind = name.split(".qkv.")
             own[name] = torch.cat([weights[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"])
+        elif name == POS_CONV:
+            own[name] = weights[fairseq_name(name)].unsqueeze(2)
         else:
             own[name] = weights[fairseq_name(name)]
     return own
@@ -130,6 +133,8 @@ def to_fairseq(own: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]
             layer, kind = name.split(".qkv.")
             for part, piece in zip("qkv", tensor.chunk(3), strict=True):
                 weights[f"{layer}.self_attn.{part}_proj.{kind}"] = piece.contiguous()
+        elif name == POS_CONV:
+            weights[fairseq_name(name)] = tensor.squeeze(2).contiguous()
         else:
             weights[fairseq_name(name)] = tensor
     return weights
