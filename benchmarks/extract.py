@@ -64,8 +64,11 @@ def peers(dtype: torch.dtype, device: torch.device) -> dict[str, Callable[[Tenso
 def measure(contenders: dict[str, Contender], rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each contender in each round, after one round to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
     for turn in tqdm(range(rounds + 1), unit="round", leave=False):
-        for name, run in contenders.items():
+        # Another order every round: what the one before leaves in caches and heap meets all alike.
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            run = contenders[name]
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             begin = time.perf_counter()
@@ -108,6 +111,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=9, help="for 10 s of audio; fewer, but 3, for more")
+    parser.add_argument("--only", choices=("peers", "rates", "batch"), help="one of the three comparisons")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -124,6 +128,8 @@ def main() -> None:
     }
 
     def record(benchmark: str, contenders: dict[str, Contender], audio: float, ratio_to: Callable[[dict], str]) -> None:
+        if args.only not in (None, benchmark):
+            return
         rounds = max(3, round(args.rounds * SECONDS / max(SECONDS, audio)))
         medians = {name: statistics.median(values) for name, values in measure(contenders, rounds, device).items()}
         base = ratio_to(medians)
