@@ -143,7 +143,12 @@ def test_interrupt_of_a_process(golden_checkpoint, tmp_path, make_wave):
     out = tmp_path / "out"
     command = ["extract", tmp_path, "--ckpt", golden_checkpoint, "--out", out, "--batch-seconds", "1"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "s3prl_ofa", *map(str, command)], stderr=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-m", "s3prl_ofa", *map(str, command)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        # A shell's background job, as these tests may be, ignores the signal, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     index = out / "index.jsonl"
     while process.poll() is None and not (index.exists() and index.stat().st_size):
