@@ -1,0 +1,168 @@
+"""The reference's guidance files: a segmentation of every utterance of a fairseq manifest, two tensors each.
+
+``ROOT/alpha/NAME.pt`` holds 1 / length over each segment, (frames,), so that it sums to 1 a segment;
+``ROOT/boundaries/NAME.pt`` the 1-based index of the last frame of each segment, (segments,). NAME is the path in the
+manifest without its last extension. Frames are those of the front end: 400 samples seen, 320 samples apart.
+"""
+
+import io
+import os
+import pathlib
+import pickle
+import zipfile
+
+import torch
+from torch import Tensor
+
+from ..files import atomic_path
+from ..model import SAMPLE_RATE, ModelConfig
+
+ALPHA, BOUNDARIES = "alpha", "boundaries"
+MAX_FRAMES = 50 * 3600 * 24  # a day of speech
+MAX_BYTES = 16 * MAX_FRAMES  # of a file: nothing larger is opened
+FRAMES = ModelConfig()
+
+
+class GuidanceError(ValueError):
+    """A guidance file or manifest cannot be used: one sentence that names the file and why."""
+
+
+def num_frames(samples: int) -> int:
+    """Frames of so many samples at 16 kHz, the length of alpha; 0 for fewer than one frame needs."""
+    return max(0, FRAMES.num_frames(samples))
+
+
+def frame_centres(frames: int) -> Tensor:
+    """Seconds of the middle of what each frame sees, (frames,) float64: frame i is in the segment that holds it."""
+    return (FRAMES.hop * torch.arange(frames, dtype=torch.float64) + FRAMES.receptive_field / 2) / SAMPLE_RATE
+
+
+def guidance_path(root: str | os.PathLike, relative: str | os.PathLike) -> pathlib.Path:
+    """The file of a manifest's entry: only the last extension goes, "v1.2/a/b.flac" is ROOT/v1.2/a/b.pt."""
+    relative = pathlib.PurePosixPath(relative)
+    return pathlib.Path(root, relative.parent, f"{relative.stem}.pt")
+
+
+def read_alpha(root: str | os.PathLike, relative: str | os.PathLike) -> Tensor:
+    """alpha (frames,) float32 of a manifest's entry; ``root`` is the folder "alpha". Raises GuidanceError."""
+    path = guidance_path(root, relative)
+    alpha = read_tensor(path)
+    if not alpha.is_floating_point():
+        raise GuidanceError(f"{path}: holds {alpha.dtype}, expected alpha as floating point numbers")
+    alpha = alpha.float()
+    # NaN fails both comparisons
+    if not bool(((alpha >= 0) & (alpha <= 1)).all()):
+        raise GuidanceError(f"{path}: holds alpha from {alpha.min():g} to {alpha.max():g}, expected 0 to 1")
+    return alpha
+
+
+def read_boundaries(root: str | os.PathLike, relative: str | os.PathLike) -> Tensor:
+    """Boundaries (segments,) int64 of a manifest's entry; ``root`` is the folder "boundaries". Raises GuidanceError."""
+    path = guidance_path(root, relative)
+    boundaries = read_tensor(path)
+    if boundaries.dtype == torch.bool or boundaries.is_floating_point() or boundaries.is_complex():
+        raise GuidanceError(f"{path}: holds {boundaries.dtype}, expected boundaries as whole numbers")
+    boundaries = boundaries.long()
+    if boundaries[0] < 1 or not bool((boundaries[1:] > boundaries[:-1]).all()):
+        raise GuidanceError(f"{path}: expected boundaries that start at 1 or above and increase, found others")
+    return boundaries
+
+
+def read_tensor(path: pathlib.Path) -> Tensor:
+    """The tensor of one dimension in a file, without running anything that it asks for. Raises GuidanceError."""
+    try:
+        if not path.is_file():
+            raise GuidanceError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        if path.stat().st_size > MAX_BYTES:
+            raise GuidanceError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_BYTES}")
+        contents = path.read_bytes()
+        if zipfile.is_zipfile(io.BytesIO(contents)):
+            check_stored(path, contents)
+        tensor = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
+    except GuidanceError:
+        raise
+    except OSError as error:
+        raise GuidanceError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except pickle.UnpicklingError:
+        raise GuidanceError(f"{path}: damaged, or holds more than a tensor; nothing in it was run") from None
+    except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any kind of exception
+        raise GuidanceError(f"{path}: damaged or not written by torch.save ({type(error).__name__})") from None
+    if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
+        raise GuidanceError(f"{path}: holds a {type(tensor).__name__}, expected a plain tensor")
+    # A view of one number can claim any length.
+    if tensor.dim() != 1 or not 1 <= len(tensor) <= MAX_FRAMES:
+        raise GuidanceError(f"{path}: holds shape {tuple(tensor.shape)}, expected (1 to {MAX_FRAMES},)")
+    return tensor
+
+
+def check_stored(path: pathlib.Path, contents: bytes) -> None:
+    """torch.save does not compress; a compressed entry could be of any size once unpacked. Raises GuidanceError."""
+    with zipfile.ZipFile(io.BytesIO(contents)) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise GuidanceError(f"{path}: a compressed archive, expected a file as torch.save writes")
+
+
+def write(folder: str | os.PathLike, relative: str | os.PathLike, boundaries: Tensor, frames: int) -> None:
+    """Writes ``folder/alpha/...`` and ``folder/boundaries/...``, each whole or not at all.
+
+    boundaries: (segments,), see ``alpha_of``. The same content gives the same bytes. Raises GuidanceError, OSError.
+    """
+    boundaries = boundaries.long().clone()
+    pair = {ALPHA: alpha_of(boundaries, frames), BOUNDARIES: boundaries}
+    for name, tensor in pair.items():
+        # torch.save names the archive after the file, and the temporary name is random; a buffer has none
+        buffer = io.BytesIO()
+        torch.save(tensor, buffer)
+        with atomic_path(guidance_path(pathlib.Path(folder, name), relative)) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+
+
+def is_written(folder: str | os.PathLike, relative: str | os.PathLike) -> bool:
+    """Whether both files of an entry are there."""
+    return all(guidance_path(pathlib.Path(folder, name), relative).is_file() for name in (ALPHA, BOUNDARIES))
+
+
+def alpha_of(boundaries: Tensor, frames: int) -> Tensor:
+    """1 / length over each segment, (frames,) float32, and zero after the last boundary.
+
+    boundaries: (segments,) whole numbers, increasing, from 1 to ``frames``. Raises GuidanceError for others.
+    """
+    lengths = torch.diff(boundaries, prepend=boundaries.new_zeros(1))
+    if not len(boundaries) or int(lengths.min()) < 1 or int(boundaries[-1]) > frames:
+        found = f"{len(boundaries)} from {int(boundaries[0])} to {int(boundaries[-1])}" if len(boundaries) else "none"
+        raise GuidanceError(f"boundaries must increase and lie in 1 to {frames} (frames), found {found}")
+    alpha = torch.zeros(frames)
+    alpha[: int(boundaries[-1])] = torch.repeat_interleave(1.0 / lengths, lengths)
+    return alpha
+
+
+def read_manifest(path: str | os.PathLike) -> tuple[pathlib.Path, list[tuple[str, int]]]:
+    """A manifest of fairseq's wav2vec: the root folder, and (path below it, samples) of every utterance.
+
+    Raises GuidanceError naming the file, and the line that is something else.
+    """
+    path = pathlib.Path(path)
+    try:
+        lines = path.read_text("utf-8").split("\n")
+    except OSError as error:
+        raise GuidanceError(f"{path}: cannot be read ({error.strerror or error}); expected a manifest") from None
+    except UnicodeDecodeError:
+        raise GuidanceError(f"{path}: not a text in UTF-8; expected a manifest") from None
+    if not lines[-1]:
+        lines.pop()
+    if not lines or not lines[0].strip() or "\t" in lines[0]:
+        raise GuidanceError(f"{path}, line 1: expected the folder of the audio, found {(lines or [''])[0][:80]!r}")
+    return pathlib.Path(lines[0].strip()), [
+        manifest_entry(line, f"{path}, line {number}") for number, line in enumerate(lines[1:], 2)
+    ]
+
+
+def manifest_entry(line: str, where: str) -> tuple[str, int]:
+    """(path, samples) of a line. Raises GuidanceError."""
+    relative, _, samples = line.strip().partition("\t")
+    if not samples.isdecimal() or not samples.isascii() or int(samples) < 1:
+        raise GuidanceError(f"{where}: expected a path, a tab and a number of samples, found {line[:80]!r}")
+    # Its files would land outside the folder that they are meant for.
+    if relative.startswith("/") or ".." in pathlib.PurePosixPath(relative).parts or not pathlib.PurePath(relative).name:
+        raise GuidanceError(f"{where}: expected a path below the manifest's folder, found {relative!r}")
+    return relative, int(samples)
