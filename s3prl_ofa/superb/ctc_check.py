@@ -144,6 +144,8 @@ def count_frames(model: OFAWav2Vec2, options: RateOptions, utterances: list[Utte
     """
     counts = [model.config.num_frames(utterance.samples) for utterance in utterances]
     period_ms = options.frame_period_ms
+    if options.frames == NATIVE and options.pool:
+        return [-(-count // options.pool) for count in counts]
     if options.frames != NATIVE or not (options.lambd or period_ms):
         return counts
     unknown = list(range(len(utterances)))

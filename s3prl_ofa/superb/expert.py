@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_ofa.checkpoint import load
+from s3prl_ofa.cost import macs
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS, SAMPLE_RATE
 from s3prl_ofa.model.ofa import ExtractOutput
@@ -23,16 +25,20 @@ DOWNSAMPLE_RATE = 320  # samples a 20 ms frame; S3PRL asks for one constant, wha
 
 @dataclasses.dataclass
 class Measured:
-    """What went through an upstream since it was last reset: compressed frames, before any repetition."""
+    """What went through an upstream since it was last reset: compressed frames, before any repetition, and the
+    multiply-accumulates that they cost."""
 
     utterances: int = 0
     seconds: float = 0.0
     frames: int = 0
+    macs: int = 0
 
-    def add(self, samples: int, out: ExtractOutput) -> None:
-        self.utterances += len(out.lengths)
+    def add(self, samples: int, frames: int, macs: int) -> None:
+        """One utterance."""
+        self.utterances += 1
         self.seconds += samples / SAMPLE_RATE
-        self.frames += int(out.lengths.sum())
+        self.frames += frames
+        self.macs += macs
 
     @property
     def frame_period_ms(self) -> float:
@@ -44,7 +50,7 @@ class UpstreamExpert(nn.Module):
     """An upstream of S3PRL's.
 
     ckpt: a checkpoint of any known format.
-    model_config: a YAML file, inline YAML or a mapping with lambd, frame_period_ms, frames, repeat (see RateOptions).
+    model_config: a YAML file, inline YAML or a mapping with the fields of RateOptions.
     refresh: S3PRL passes it to every upstream; it matters where checkpoints are downloaded.
     options: the same options as keyword arguments; they win over ``model_config``.
 
@@ -83,7 +89,11 @@ class UpstreamExpert(nn.Module):
         ``last_hidden_state``, and each layer once more as ``hidden_state_0``, ... so that S3PRL's ``-s`` can pick one.
         """
         out = self.model.extract(wavs, lambd=self.options.lambd, frame_period_ms=self.options.frame_period_ms)
-        self.measured.add(sum(len(wav) for wav in wavs), out)
+        encoded = out.lengths.tolist()
+        if self.options.pool:
+            out = pooled(out, self.options.pool)
+        for wav, before, frames in zip(wavs, encoded, out.lengths.tolist(), strict=True):
+            self.measured.add(len(wav), frames, macs(self.model.config, len(wav), before))
         if self.native_frames:
             states = [state.repeat_interleave(self.options.repeat, dim=1) for state in out.hidden_states]
             lengths = out.lengths * self.options.repeat
@@ -91,6 +101,34 @@ class UpstreamExpert(nn.Module):
             states, lengths = upsample(out), out.input_lengths
         layers = {f"hidden_state_{index}": state for index, state in enumerate(states)}
         return {"hidden_states": states, "hidden_states_len": lengths, "last_hidden_state": states[-1], **layers}
+
+
+def pooled(out: ExtractOutput, size: int) -> ExtractOutput:
+    """The output at lambd 0 with each ``size`` frames averaged into one: a fixed rate, at the encoder's full cost.
+
+    What is left at the end of an utterance makes a frame too, the mean of those that are left.
+    """
+    lengths = -(-out.lengths // size)
+    place = torch.arange(int(lengths.max()), device=lengths.device)
+    counts = (out.lengths[:, None] - size * place).clamp(1, size)  # frames in each mean; of padding, anything but 0
+
+    def mean(state: Tensor) -> Tensor:
+        batch, frames, dim = state.shape
+        padded = F.pad(state, (0, 0, 0, len(place) * size - frames))  # zeros, as there are after each utterance's end
+        return padded.reshape(batch, len(place), size, dim).sum(2) / counts[:, :, None].to(state.dtype)
+
+    first = (size * place).expand(len(lengths), -1)
+    last = torch.minimum(first + size, out.lengths[:, None]).sub(1).clamp(min=0)
+    valid = place < lengths[:, None]
+    times = torch.stack([out.times[..., 0].gather(1, first), out.times[..., 1].gather(1, last)], 2)
+    return dataclasses.replace(
+        out,
+        hidden_states=tuple(mean(state) for state in out.hidden_states),
+        lengths=lengths,
+        times=times * valid[:, :, None],
+        frame_period_ms=out.frame_period_ms * out.lengths / lengths,
+        frame_index=out.frame_index // size,
+    )
 
 
 def upsample(out: ExtractOutput) -> list[Tensor]:

@@ -19,7 +19,9 @@ from s3prl_ofa.model.rate import MAX_LAMBD
 
 UPSAMPLED, NATIVE = "upsampled", "native"
 FRAMES = (UPSAMPLED, NATIVE)
-RATE_KEYS = ("lambd", "frame_period_ms")  # two ways to say the same thing
+RATE_KEYS = ("lambd", "frame_period_ms", "pool")  # three ways to say how fast frames come
+ONE_RATE = "give lambd, frame_period_ms or pool, not more than one"
+MIN_POOL = 2  # 20 ms frames that become one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,20 +30,22 @@ class RateOptions:
 
     Numbers may be numpy's or torch's, and lambd and frame_period_ms text such as YAML's ``1e-1``; they become Python's.
 
-    lambd: in [0, 2); or frame_period_ms: mean frame period in ms, 20 or more. Neither: lambd 0, 20 ms.
+    lambd: in [0, 2); or frame_period_ms: mean frame period in ms, 20 or more; or pool. None of them: lambd 0, 20 ms.
     frames: "upsampled" repeats each compressed frame over the 20 ms frames it came from, as unmodified S3PRL expects;
         "native" gives the compressed frames with their true lengths.
     repeat: with native frames, how often each is repeated, so that CTC finds as many frames as labels.
+    pool: the fixed rate to compare with: at lambd 0, so many hidden states (2 or more) are averaged into one.
     """
 
     lambd: float | None = None
     frame_period_ms: float | None = None
     frames: str = UPSAMPLED
     repeat: int = 1
+    pool: int | None = None
 
     def __post_init__(self) -> None:
-        if self.lambd is not None and self.frame_period_ms is not None:
-            raise UsageError("give lambd or frame_period_ms, not both")
+        if sum(getattr(self, key) is not None for key in RATE_KEYS) > 1:
+            raise UsageError(ONE_RATE)
         lambd, period = (None if value is None else real(value) for value in (self.lambd, self.frame_period_ms))
         if self.lambd is not None and not (lambd is not None and 0 <= lambd < MAX_LAMBD):
             raise UsageError(f"lambd must be a number in [0, {MAX_LAMBD:g}), found {self.lambd!r}")
@@ -51,12 +55,15 @@ class RateOptions:
             )
         if self.frames not in FRAMES:
             raise UsageError(f"frames must be one of {', '.join(FRAMES)}, found {self.frames!r}")
-        repeat = plain(self.repeat)
-        if isinstance(repeat, bool) or not isinstance(repeat, numbers.Integral) or repeat < 1:
+        pool = whole(self.pool)
+        if self.pool is not None and (pool is None or pool < MIN_POOL):
+            raise UsageError(f"pool must be a whole number of at least {MIN_POOL}, found {self.pool!r}")
+        repeat = whole(self.repeat)
+        if repeat is None or repeat < 1:
             raise UsageError(f"repeat must be a whole number of at least 1, found {self.repeat!r}")
         if self.repeat > 1 and self.frames != NATIVE:
             raise UsageError(f"repeat {self.repeat} needs frames {NATIVE}, found frames {self.frames}")
-        for name, value in (("lambd", lambd), ("frame_period_ms", period), ("repeat", int(repeat))):
+        for name, value in (("lambd", lambd), ("frame_period_ms", period), ("repeat", repeat), ("pool", pool)):
             object.__setattr__(self, name, value)  # plain numbers, which YAML can hold
 
     @classmethod
@@ -71,8 +78,8 @@ class RateOptions:
             if unknown:
                 raise UsageError(f"unknown upstream option {', '.join(unknown)}; choices: {', '.join(OPTION_NAMES)}")
             given = {key: value for key, value in layer.items() if value is not None}
-            if all(key in given for key in RATE_KEYS):
-                raise UsageError("give lambd or frame_period_ms, not both")
+            if sum(key in given for key in RATE_KEYS) > 1:
+                raise UsageError(ONE_RATE)
             if any(key in given for key in RATE_KEYS):
                 options = {key: value for key, value in options.items() if key not in RATE_KEYS}
             options.update(given)
@@ -89,6 +96,8 @@ class RateOptions:
     def __str__(self) -> str:
         if self.frame_period_ms is not None:
             rate = f"frame period {self.frame_period_ms:g} ms"
+        elif self.pool is not None:
+            rate = f"{self.pool} averaged 20 ms frames"
         else:
             rate = f"lambd {self.lambd or 0:g}"
         return f"{rate}, {self.frames} frames" + (f", each {self.repeat} times" if self.repeat > 1 else "")
@@ -103,6 +112,12 @@ def plain(value: Any) -> Any:
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         return value.item()
     return value
+
+
+def whole(value: Any) -> int | None:
+    """The value as an int; None for what is no whole number, as a YAML ``yes`` or 1.5."""
+    value = plain(value)
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
 
 
 def real(value: Any) -> float | None:

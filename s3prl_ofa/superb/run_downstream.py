@@ -145,6 +145,7 @@ class CombinedParser(argparse.ArgumentParser):
         rate = group.add_mutually_exclusive_group()
         rate.add_argument("--lambd", type=float, metavar="L", help="0 (20 ms a frame, the default) up to, not with, 2")
         rate.add_argument("--frame-period-ms", type=float, metavar="P", help="mean frame period, 20 or more")
+        rate.add_argument("--pool", type=int, metavar="N", help="at lambd 0, the mean of each N frames: a fixed rate")
         group.add_argument(
             "--frames", choices=FRAMES, help="native (default): the compressed frames; upsampled: repeated to 20 ms"
         )
