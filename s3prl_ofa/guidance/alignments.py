@@ -1,0 +1,137 @@
+"""Segmentations from time alignments: CTM files, Praat TextGrids."""
+
+import gzip
+import math
+import os
+import pathlib
+import zlib
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..model import SAMPLE_RATE
+from .layout import FRAMES, GuidanceError, num_frames
+
+SILENCES = ("SIL", "sil", "<sil>", "sp", "spn", "<eps>")  # and an empty label, and what no interval covers
+SLACK = FRAMES.hop / SAMPLE_RATE  # seconds; aligners round times, so gaps and overlaps below a frame mean nothing
+MAX_OVERRUN = 0.1  # seconds that an alignment may go on after the audio's end; more is that of another recording
+SUFFIX = ".textgrid"
+
+
+class Interval(NamedTuple):
+    start: float  # seconds
+    end: float
+    label: str
+
+
+def read_ctm(path: str | os.PathLike, utterances: Collection[str]) -> dict[str, list[Interval]]:
+    """Intervals of the wanted utterances, from lines ``utterance channel start duration label``, plain or gzipped.
+
+    What follows the label (confidence, word) is not read; lines from ";;" on are comments. Raises GuidanceError naming
+    the file, and the line that is something else.
+    """
+    intervals: dict[str, list[Interval]] = {}
+    open_text = gzip.open if pathlib.Path(path).suffix == ".gz" else open
+    read = 0
+    try:
+        with open_text(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                read += 1
+                fields = line.split()
+                if fields and not fields[0].startswith(";;"):
+                    interval = ctm_interval(fields, f"{path}, line {read}")
+                    if fields[0] in utterances:
+                        intervals.setdefault(fields[0], []).append(interval)
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise GuidanceError(f"{path}: damaged after line {read} ({error})") from None
+    except OSError as error:
+        raise GuidanceError(f"{path}: cannot be read ({error.strerror or error}); expected a CTM file") from None
+    return intervals
+
+
+def ctm_interval(fields: list[str], where: str) -> Interval:
+    """Raises GuidanceError for a line that is something else."""
+    try:
+        start, duration = float(fields[2]), float(fields[3])
+        if 0 <= start < math.inf and 0 <= duration < math.inf:
+            return Interval(start, start + duration, fields[4])
+    except (ValueError, IndexError):
+        pass
+    raise GuidanceError(
+        f"{where}: expected utterance, channel, start and duration in seconds, label; found {' '.join(fields)[:80]!r}"
+    )
+
+
+def find_textgrids(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+    """TextGrids below a folder by their name without ending. Raises GuidanceError when there are none."""
+    found: dict[str, list[pathlib.Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() == SUFFIX and not path.name.startswith("."):
+            found.setdefault(path.stem, []).append(path)
+    if not found:
+        raise GuidanceError(f"{folder}: holds no .TextGrid files")
+    return found
+
+
+def read_textgrid(path: pathlib.Path, tier: str) -> list[Interval]:
+    """The intervals of a tier. Raises GuidanceError naming the file for one that is damaged or has no such tier."""
+    from praatio import textgrid
+
+    try:
+        grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=False, reportingMode="silence")
+    except OSError as error:
+        raise GuidanceError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # praatio indexes into the text as it goes, so damage shows in many ways
+        raise GuidanceError(f"{path}: damaged or no TextGrid ({type(error).__name__})") from None
+    if tier not in grid.tierNames:
+        raise GuidanceError(f"{path}: has the tiers {', '.join(grid.tierNames) or 'none'}, expected {tier}")
+    found = grid.getTier(tier)
+    if not isinstance(found, textgrid.IntervalTier):
+        raise GuidanceError(f"{path}: the tier {tier} holds points, expected intervals")
+    return [Interval(*entry) for entry in found.entries]
+
+
+def boundaries_of(intervals: Iterable[Interval], samples: int, silences: Collection[str], merge: bool) -> Tensor:
+    """Boundaries (segments,) int64 of an utterance of so many samples; the last is its last frame.
+
+    Silence is what has a label of ``silences``, and what no interval covers; adjoining silences are one. It stays a
+    segment, or with ``merge`` becomes a part of the segment before it (at the start: after it). A segment that holds
+    no frame's centre vanishes. Raises GuidanceError for an alignment that overlaps itself or that the audio is too
+    short for.
+    """
+    ends: list[float] = []
+    was_silent = only_silence = True
+    for end, silent in covering(intervals, samples / SAMPLE_RATE, silences):
+        joins = (silent and (merge or was_silent)) or (merge and only_silence)
+        if joins and ends:
+            ends[-1] = end
+        else:
+            ends.append(end)
+        was_silent, only_silence = silent, only_silence and silent
+    return frames_of(ends, num_frames(samples))
+
+
+def covering(intervals: Iterable[Interval], seconds: float, silences: Collection[str]) -> Iterable[tuple[float, bool]]:
+    """(end in seconds, is silence) of segments that leave nothing of the audio out. Raises GuidanceError."""
+    position = 0.0
+    for start, end, label in sorted(intervals):
+        if start < position - SLACK:
+            raise GuidanceError(f"the interval {label} at {start:.2f} s overlaps one that ends at {position:.2f} s")
+        if end > seconds + MAX_OVERRUN:
+            raise GuidanceError(f"the interval {label} ends at {end:.2f} s, the audio at {seconds:.2f} s")
+        if start > position + SLACK:
+            yield start, True
+        position = max(position, end)
+        yield position, not label.strip() or label.strip() in silences
+    if seconds > position + SLACK:
+        yield seconds, True
+
+
+def frames_of(ends: list[float], frames: int) -> Tensor:
+    """Boundaries (segments,) of segments that end at these seconds, by the centres of the frames."""
+    samples = (torch.tensor(ends, dtype=torch.float64) * SAMPLE_RATE).round()
+    before = torch.ceil((samples - FRAMES.receptive_field / 2) / FRAMES.hop).long()  # frames whose centre comes before
+    before[-1] = frames
+    return torch.unique(before.clamp(0, frames)[before > 0])
