@@ -21,6 +21,8 @@ import torch
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path
 from s3prl_ofa.superb import shims
+from s3prl_ofa.superb.exact_resume import KEY as POSITION
+from s3prl_ofa.superb.exact_resume import Position
 
 try:
     import fcntl
@@ -49,12 +51,15 @@ class SafeSaves:
 
     def __init__(self) -> None:
         self.outdated: list[str] = []
+        self.position: Position | None = None  # is saved too, where there is one
 
     def remove(self, path: str) -> None:
         """Remembers the file; it goes when the next ``states-*.ckpt`` is in place."""
         self.outdated.append(os.path.abspath(path))
 
     def save(self, states: Any, path: str) -> None:
+        if self.position is not None:
+            states = {**states, POSITION: self.position.state()}
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             torch.save(states, file)
             file.flush()

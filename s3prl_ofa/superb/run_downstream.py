@@ -28,6 +28,8 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path
 from s3prl_ofa.superb import register, tasks
 from s3prl_ofa.superb.ctc_check import check_ctc
+from s3prl_ofa.superb.exact_resume import KEY as POSITION
+from s3prl_ofa.superb.exact_resume import Position
 from s3prl_ofa.superb.experiment import (
     Instead,
     SafeSaves,
@@ -41,6 +43,7 @@ from s3prl_ofa.superb.experiment import (
     trained_model_config,
 )
 from s3prl_ofa.superb.expert import Measured
+from s3prl_ofa.superb.meter import Meter, keeping_scores
 from s3prl_ofa.superb.rate_options import FRAMES, NATIVE, OPTION_NAMES, RateOptions, read_model_config
 
 logger = logging.getLogger(__name__)
@@ -83,12 +86,16 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
     from s3prl.downstream import runner as s3prl_runner
 
     experiment, saves = Experiment(), SafeSaves()
-    runners = []
+    scores: dict[str, float] = {}
+    meters: list[Meter] = []
 
     class KeptRunner(s3prl_run.Runner):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            runners.append(self)
+        def __init__(self, args: argparse.Namespace, config: dict[str, Any]) -> None:
+            super().__init__(args, config)
+            meters.append(Meter(self, scores))
+            if args.mode == "train" and args.local_rank is None:  # of several processes each has a state of its own
+                saves.position = Position((experiment.past or {}).get(POSITION))
+                saves.position.watch(self)
 
     original_get_args = s3prl_run.get_downstream_args
 
@@ -109,12 +116,20 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
     with (
         replaced(builtins, isinstance=isinstance),
         replaced(s3prl_run, get_downstream_args=get_downstream_args, Runner=KeptRunner),
-        replaced(s3prl_runner, os=Instead(os, remove=saves.remove), torch=Instead(torch, save=saves.save)),
+        replaced(
+            s3prl_runner,
+            os=Instead(os, remove=saves.remove),
+            torch=Instead(torch, save=saves.save),
+            SummaryWriter=keeping_scores(s3prl_runner.SummaryWriter, scores),
+        ),
         experiment.folders(),
         once(logging.getLogger("s3prl_ofa.model.ofa")),
     ):
         s3prl_run.main()
-    upstream = runners[-1].upstream.model
+    (meter,) = meters
+    if is_leader(meter.runner.args):
+        meter.write()
+    upstream = meter.runner.upstream.model
     measured = getattr(getattr(upstream, "module", upstream), "measured", None)
     if measured is not None:
         logger.info(

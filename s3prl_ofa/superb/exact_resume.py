@@ -1,0 +1,91 @@
+"""Going on with a training as if it had never stopped.
+
+S3PRL keeps weights, optimizer, step and epoch. When it goes on it begins the epoch anew with other random numbers, so
+that a run that was cut off ends with another score than one that was not. Here every checkpoint also keeps the states
+of the random number generators, at the epoch's start and now, and how many batches of the epoch are done. On going on,
+the epoch's loader is made from the first, the done batches are passed over, and the second is put back.
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+KEY = "Position"  # in a checkpoint of S3PRL's, beside its Step and Epoch
+
+
+class Position:
+    """Where a training is. Goes on from ``stored``, what ``state`` gave when the checkpoint was saved."""
+
+    def __init__(self, stored: dict[str, Any] | None) -> None:
+        self.stored = stored
+        self.batches = 0  # of this epoch that were begun
+        self.epoch_start = random_state()
+
+    def state(self) -> dict[str, Any]:
+        return {"batches": self.batches, "epoch_start": self.epoch_start, "now": random_state()}
+
+    def watch(self, runner: Any) -> None:
+        """Gives the training batches of a runner of S3PRL's through here."""
+        model = runner.downstream.model
+        get_dataloader = model.get_dataloader
+        train_split = runner.config["runner"].get("train_dataloader", "train")
+
+        def watched(split: str, *args: Any, **kwargs: Any) -> Any:
+            if split != train_split or not model.training:
+                return get_dataloader(split, *args, **kwargs)
+            if self.stored is not None:
+                set_random_state(self.stored["epoch_start"])
+            self.epoch_start = random_state()
+            return Watched(get_dataloader(split, *args, **kwargs), self)
+
+        model.get_dataloader = watched
+
+    def passed_over(self, loader: Any) -> Iterator[Any]:
+        """The batches of an epoch that are still to be done."""
+        stored, self.stored = self.stored, None
+        done = stored["batches"] if stored else 0
+        for self.batches, batch in enumerate(loader, 1):
+            if self.batches > done:
+                yield batch
+            elif self.batches == done:
+                set_random_state(stored["now"])  # before the next batch is drawn
+
+
+class Watched:
+    """A loader whose batches go through a ``Position``."""
+
+    def __init__(self, loader: Any, position: Position) -> None:
+        self.loader, self.position = loader, position
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.position.passed_over(self.loader)
+
+
+def random_state() -> dict[str, Any]:
+    """The states of all generators that S3PRL uses, as tensors and plain values, which torch.load takes as safe."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        torch.cuda.set_rng_state_all(state["cuda"])

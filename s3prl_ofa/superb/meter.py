@@ -1,0 +1,169 @@
+"""What a run of S3PRL scored and cost, measured while it runs and left beside its result as ``measured_<split>.json``.
+
+Speed counts the calls of the upstream, and of featurizer and downstream model, without reading audio, and from the
+second batch on: the first one also pays for what is done only once.
+"""
+
+import json
+import logging
+import os
+import pathlib
+import platform
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from s3prl_ofa.files import atomic_path
+from s3prl_ofa.model.config import SAMPLE_RATE
+
+logger = logging.getLogger(__name__)
+
+COUNTED_BATCHES = 4  # of an upstream that does not count its MACs itself
+
+
+class Meter:
+    """Watches the models of a runner of S3PRL's. ``scores`` holds what was logged last under each tag."""
+
+    def __init__(self, runner: Any, scores: dict[str, float]) -> None:
+        self.runner, self.scores = runner, scores
+        self.device = torch.device(runner.args.device)
+        self.utterances = self.frames = 0
+        self.batches: list[list[float]] = []  # seconds of audio, of the upstream, of the downstream model
+        self.training: list[float] = []  # seconds from one training batch to the next
+        self.moments: list[float] = []  # of the batch at hand: before the upstream, after it
+        self.last_training: float | None = None
+        self.counted: list[list[Tensor]] = []
+        downstream = runner.downstream.model
+        self.hooks = []
+        if runner.args.mode == "evaluate":
+            self.hooks = [
+                runner.upstream.model.register_forward_pre_hook(self.before_upstream),
+                runner.upstream.model.register_forward_hook(self.after_upstream),
+                runner.featurizer.model.register_forward_hook(self.after_featurizer),
+                downstream.register_forward_hook(self.after_downstream),
+            ]
+        elif runner.args.mode == "train":
+            self.hooks = [downstream.register_forward_hook(self.after_training_batch)]
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def before_upstream(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.moments = [self.now()]
+
+    def after_upstream(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.moments.append(self.now())
+        waves = args[0]
+        self.utterances += len(waves)
+        self.batches.append([sum(map(len, waves)) / SAMPLE_RATE])
+        if len(self.counted) < COUNTED_BATCHES:
+            self.counted.append(waves)
+
+    def after_featurizer(self, module: nn.Module, args: tuple[Any, ...], features: Sequence[Tensor]) -> None:
+        self.frames += sum(map(len, features))
+
+    def after_downstream(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        before, between = self.moments
+        self.batches[-1] += [between - before, self.now() - between]
+
+    def after_training_batch(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        now = time.perf_counter()
+        if module.training and self.last_training is not None:
+            self.training.append(now - self.last_training)
+        self.last_training = now if module.training else None  # what follows an evaluation is not a batch's time
+
+    def write(self) -> None:
+        """Writes what was measured into the experiment's folder; an inference of one file has nothing to tell."""
+        for hook in self.hooks:
+            hook.remove()
+        args = self.runner.args
+        if args.mode == "evaluate":
+            found, split = self.evaluated(), args.evaluate_split
+        elif args.mode == "train" and self.training:
+            found, split = {"seconds_a_batch": sum(self.training) / len(self.training)}, "train"
+        else:
+            return
+        found |= {"device": device_name(self.device), "peak_memory_mb": peak_memory_mb(self.device)}
+        with atomic_path(measured_path(args.expdir, split)) as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+    def evaluated(self) -> dict[str, Any]:
+        """utterances, audio_seconds, frames (compressed, not repeated), frame_period_ms, macs_per_second and wall
+        seconds of upstream and downstream, each a second of audio, and the scores by their metric's name."""
+        split = self.runner.args.evaluate_split
+        upstream = getattr(self.runner.upstream.model, "module", self.runner.upstream.model)
+        measured = getattr(upstream, "measured", None)
+        audio = sum(batch[0] for batch in self.batches)
+        steady = self.batches[1:] or self.batches
+        columns = [sum(column) for column in zip(*steady, strict=True)]
+        frames = self.frames if measured is None else measured.frames
+        macs = count_macs(upstream, self.counted) if measured is None else measured.macs / max(measured.seconds, 1e-9)
+        names = {tag: tag.rpartition("/")[2].removeprefix(f"{split}-") for tag in self.scores}
+        return {
+            "split": split,
+            "utterances": self.utterances,
+            "batches": len(self.batches),
+            "audio_seconds": audio,
+            "frames": frames,
+            "frame_period_ms": 1000 * audio / frames if frames else None,
+            "macs_per_second": macs,
+            "upstream_seconds_per_second": columns[1] / columns[0] if columns else None,
+            "downstream_seconds_per_second": columns[2] / columns[0] if columns else None,
+            "scores": {names[tag]: value for tag, value in self.scores.items()},
+        }
+
+
+def measured_path(expdir: str | os.PathLike, split: str) -> pathlib.Path:
+    return pathlib.Path(expdir) / f"measured_{split.replace(os.sep, '_')}.json"
+
+
+def keeping_scores(writer: type, scores: dict[str, float]) -> type:
+    """tensorboardX's ``SummaryWriter``, through which every task of S3PRL logs its scores, that keeps the last ones."""
+
+    class KeepingWriter(writer):
+        def add_scalar(self, tag: str, scalar_value: Any, *args: Any, **kwargs: Any) -> None:
+            scores[tag] = float(scalar_value)
+            super().add_scalar(tag, scalar_value, *args, **kwargs)
+
+    return KeepingWriter
+
+
+@torch.no_grad()
+def count_macs(upstream: nn.Module, batches: list[list[Tensor]]) -> float | None:
+    """MACs a second of audio of an upstream of S3PRL's, as PyTorch counts those of matrix products, convolutions and
+    attention on a few batches; None where it cannot."""
+    seconds = sum(len(wave) for waves in batches for wave in waves) / SAMPLE_RATE
+    try:
+        with FlopCounterMode(display=False) as counter:
+            for waves in batches:
+                upstream(waves)
+    except Exception as error:  # of code that is not ours: a result is not to be lost for want of its cost
+        logger.warning("the MACs of the upstream cannot be counted: %s", error)
+        return None
+    return counter.get_total_flops() / 2 / seconds if seconds else None
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        info = pathlib.Path("/proc/cpuinfo").read_text("utf-8")
+        return next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """MiB: of the GPU what torch had allocated, of the CPU what the whole process took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
