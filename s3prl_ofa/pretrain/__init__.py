@@ -1,1 +1,10 @@
-"""Pretraining: what is trained beyond wav2vec 2.0 itself. Nothing here is imported for inference."""
+"""Pretraining on fairseq's core. Importing this makes once-for-all compression known to fairseq.
+
+After it ``fairseq.checkpoint_utils.load_model_ensemble_and_task`` reads files that were trained here and the
+reference's own, and fairseq trains the reference's configurations. Nothing here is imported for inference.
+"""
+
+# Absolute, because fairseq's common.user_dir imports this folder under the name "pretrain".
+from s3prl_ofa.pretrain.register import register
+
+register()

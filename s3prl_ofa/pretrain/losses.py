@@ -15,12 +15,15 @@ def cardinality_loss(weights: Tensor, lengths: Tensor, target_ratio: float) -> T
     return (weights.sum() / lengths.sum() - target_ratio).abs()
 
 
-def segment_loss(alpha: Tensor, boundaries: Tensor) -> Tensor:
+def segment_loss(alpha: Tensor, boundaries: Tensor, first_part: Tensor | None = None) -> Tensor:
     """L1 distance of the running sum of alpha from 1, 2, 3, ... at the boundaries; mean over all slots, padding too.
 
-    A boundary beyond the last frame counts as one at the last frame.
+    A boundary beyond the last frame counts as one at the last frame. ``first_part`` (batch,): of an utterance that was
+    cropped, how much of its first segment is left, in (0, 1]; the sum is then wanted to be that, and one more each.
     """
     wanted = torch.arange(1, boundaries.shape[1] + 1, device=alpha.device, dtype=alpha.dtype)
+    if first_part is not None:
+        wanted = wanted - (1 - first_part[:, None].to(alpha.dtype))
     running = alpha.cumsum(1).gather(1, (boundaries - 1).clamp(0, alpha.shape[1] - 1))
     distance = (running - wanted).abs()
     return torch.where(boundaries > 0, distance, 0.0).mean()

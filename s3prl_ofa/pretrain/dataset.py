@@ -1,0 +1,181 @@
+"""Waves of a fairseq manifest with their guidance: alpha and boundaries of a segmentation, cropped with the wave."""
+
+import logging
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq.data import FileAudioDataset
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from s3prl_ofa.guidance.layout import FRAMES, GuidanceError, guidance_path, num_frames, read_alpha, read_boundaries
+
+logger = logging.getLogger(__name__)
+
+HOP = FRAMES.hop  # samples
+LENGTH_TOLERANCE = 5  # frames by which guidance made from other features may be longer or shorter
+SHOWN = 3  # file names in one message
+
+
+class GuidedAudioDataset(FileAudioDataset):
+    """fairseq's FileAudioDataset with guidance beside each wave.
+
+    alpha_root, boundaries_root: folders of guidance (see guidance/layout.py), either may be None. bad_guidance: "stop"
+    or "skip", for a file that is missing, damaged or of another length. Crops are drawn from ``crop_seed``, the epoch
+    and the utterance, so a run that was stopped and resumed draws the same. Raises GuidanceError for missing files.
+    """
+
+    def __init__(
+        self,
+        manifest_path: str,
+        *args: Any,
+        alpha_root: str | None = None,
+        boundaries_root: str | None = None,
+        bad_guidance: str = "stop",
+        crop_seed: int = 0,
+        min_sample_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # what gives no frame cannot be trained on
+        shortest = max(min_sample_size or 0, FRAMES.receptive_field)
+        super().__init__(manifest_path, *args, min_sample_size=shortest, **kwargs)
+        self.roots = {"alpha": alpha_root, "boundaries": boundaries_root}
+        self.bad_guidance, self.crop_seed, self.epoch = bad_guidance, crop_seed, 0
+        self.said: set[str] = set()  # utterances about which a warning was given
+        self.check_guidance()
+
+    @property
+    def has_guidance(self) -> bool:
+        return any(self.roots.values())
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.epoch = epoch
+
+    def relative(self, index: int) -> str:
+        """The manifest's name of an utterance."""
+        name = self.fnames[index]
+        return self.text_compressor.decompress(name if isinstance(self.fnames, list) else name.as_py())
+
+    def check_guidance(self) -> None:
+        """Looks for every guidance file before training starts. Raises GuidanceError, or warns, naming the first."""
+        for kind, root in self.roots.items():
+            if not root:
+                continue
+            if not os.path.isdir(root):
+                raise GuidanceError(f"{root}: no such folder; expected the guidance's {kind} files")
+            names = map(self.relative, range(len(self.fnames)))
+            missing = [name for name in names if not guidance_path(root, name).is_file()]
+            if missing:
+                shown = ", ".join(str(guidance_path(root, name)) for name in missing[:SHOWN])
+                shown += " ..." if len(missing) > SHOWN else ""
+                text = f"{len(missing)} of {len(self.fnames)} {kind} files are missing: {shown}"
+                if self.bad_guidance == "stop":
+                    raise GuidanceError(f"{text}; task.bad_guidance=skip trains these without guidance loss")
+                if not self.said.issuperset(missing):  # alpha and boundaries mostly lack the same
+                    logger.warning("%s; they are trained without guidance loss", text)
+                self.said.update(missing)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """id, source (samples,), and where guidance was asked for pseudo_alpha (frames,) and boundaries (segments,).
+
+        Both are None where the utterance is trained without. Raises GuidanceError.
+        """
+        item = super().__getitem__(index)
+        frames = num_frames(len(item["source"]))
+        relative = self.relative(index)
+        try:
+            alpha = self.read(read_alpha, "alpha", relative)
+            if alpha is not None and abs(len(alpha) - frames) > LENGTH_TOLERANCE:
+                raise GuidanceError(
+                    f"{guidance_path(self.roots['alpha'], relative)}: {len(alpha)} frames of guidance for an utterance "
+                    f"of {frames}; was it made for other audio?"
+                )
+            boundaries = self.read(read_boundaries, "boundaries", relative)
+        except GuidanceError as error:
+            if self.bad_guidance == "stop":
+                raise
+            if relative not in self.said:
+                self.said.add(relative)
+                logger.warning("%s; it is trained without guidance loss", error)
+            alpha = boundaries = None
+        if boundaries is not None:
+            boundaries = torch.unique_consecutive(boundaries.clamp(max=frames))
+        return {**item, "pseudo_alpha": alpha, "boundaries": boundaries}
+
+    def read(self, reader, kind: str, relative: str) -> Tensor | None:
+        return reader(self.roots[kind], relative) if self.roots[kind] else None
+
+    def size(self, index: int) -> int:
+        """Samples of an utterance in a batch: never more than the crop."""
+        return min(self.sizes[index], self.max_sample_size)
+
+    def num_tokens(self, index: int) -> int:
+        return self.size(index)
+
+    def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch: ids, and as the model's input ``source`` (batch, samples), ``padding_mask`` where there is padding.
+
+        With guidance the input has ``guidance`` too: guided (batch,), pseudo_alpha (batch, frames), boundaries
+        (batch, segments), first_part (batch,).
+        """
+        if not samples:
+            return {}
+        sizes = [len(sample["source"]) for sample in samples]
+        target = min(max(sizes) if self.pad else min(sizes), self.max_sample_size)
+        cropped = [self.crop(sample, target) for sample in samples]
+        source = pad_sequence([sample["source"] for sample in cropped], batch_first=True)
+        net_input: dict[str, Any] = {"source": source}
+        if any(size < target for size in sizes):
+            lengths = torch.tensor([min(size, target) for size in sizes])
+            net_input["padding_mask"] = torch.arange(target) >= lengths[:, None]
+        if self.has_guidance:
+            net_input["guidance"] = collate_guidance(cropped, self.roots)
+        return {"id": torch.tensor([sample["id"] for sample in samples]), "net_input": net_input}
+
+    def crop(self, sample: dict[str, Any], target: int) -> dict[str, Any]:
+        """The sample with at most ``target`` samples, from a random multiple of the hop on, its guidance with it."""
+        extra = max(0, len(sample["source"]) - target)
+        start = 0
+        if extra:
+            generator = np.random.default_rng([self.crop_seed, self.epoch, sample["id"]])
+            start = int(generator.integers(extra // HOP + 1))
+        source = sample["source"][start * HOP : start * HOP + target]
+        frames = num_frames(len(source))
+        alpha, boundaries, first_part = sample["pseudo_alpha"], sample["boundaries"], 1.0
+        if alpha is not None:
+            alpha = alpha[start : start + frames]
+        if boundaries is not None:
+            boundaries, first_part = crop_boundaries(boundaries, start, frames)
+        return {"source": source, "pseudo_alpha": alpha, "boundaries": boundaries, "first_part": first_part}
+
+
+def crop_boundaries(boundaries: Tensor, start: int, frames: int) -> tuple[Tensor, float]:
+    """Boundaries within frames [start, start + frames), counted from there, and how much of the first segment is left.
+
+    boundaries: (segments,), the 1-based last frames. A segment that does not end inside has no boundary.
+    """
+    inside = boundaries[(boundaries > start) & (boundaries <= start + frames)]
+    if not len(inside):
+        return inside, 1.0
+    before = boundaries[boundaries <= start]
+    begin = int(before[-1]) if len(before) else 0
+    return inside - start, (int(inside[0]) - start) / (int(inside[0]) - begin)
+
+
+def collate_guidance(samples: list[dict[str, Any]], roots: dict[str, str | None]) -> dict[str, Tensor]:
+    """The guidance of a batch, padded with 0 and -1; an utterance without has padding alone."""
+    wanted = {"alpha": "pseudo_alpha", "boundaries": "boundaries"}
+    keys = [key for kind, key in wanted.items() if roots[kind]]
+    guidance = {
+        "guided": torch.tensor([all(sample[key] is not None for key in keys) for sample in samples]),
+        "first_part": torch.tensor([sample["first_part"] for sample in samples]),
+    }
+    none = {"pseudo_alpha": torch.zeros(0), "boundaries": torch.zeros(0, dtype=torch.long)}
+    padding = {"pseudo_alpha": 0.0, "boundaries": -1}
+    for key in keys:
+        rows = [none[key] if sample[key] is None else sample[key] for sample in samples]
+        guidance[key] = pad_sequence(rows, batch_first=True, padding_value=padding[key])
+    return guidance

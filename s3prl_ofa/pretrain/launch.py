@@ -1,0 +1,216 @@
+"""``s3prl-ofa pretrain``: fairseq's trainer with this plugin, a packaged configuration, and one process or many."""
+
+import argparse
+import logging
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import torch
+import yaml
+
+from s3prl_ofa.checkpoint import read_checkpoint
+from s3prl_ofa.checkpoint.contents import split_weight_norm
+from s3prl_ofa.checkpoint.fairseq_format import drop_needless_projection, read_config, write_state
+from s3prl_ofa.cli import Parser
+from s3prl_ofa.errors import CheckpointError, UsageError
+from s3prl_ofa.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+CONFIGS = pathlib.Path(__file__).parent / "configs"
+DEFAULT_CONFIG = "ofa_base_librispeech"
+SHORT = {
+    "data": "folder with the manifests train.tsv and valid.tsv (s3prl-ofa prepare manifest)",
+    "guidance": "folder with alpha/ and boundaries/ (s3prl-ofa guidance)",
+    "init": "checkpoint of any known format to begin from",
+    "out": "folder for checkpoints, logs and TensorBoard; a training that is there is gone on with",
+}
+LAST = "checkpoint_last.pt"
+INIT = "init.pt"
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="s3prl-ofa pretrain",
+        description="Trains a once-for-all wav2vec 2.0 with fairseq.",
+        epilog="Any setting of fairseq's follows as section.name=value, such as optimization.max_update=1000.\n"
+        + "\n".join(f"  {name}=...  {text}" for name, text in SHORT.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+    parser.add_argument(
+        "--config",
+        metavar="NAME",
+        help=f"a packaged configuration ({names}) or a yaml file (default: {DEFAULT_CONFIG})",
+    )
+    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine, one a GPU")
+    parser.add_argument("--config-dir", help="folder of configurations, as fairseq-hydra-train has it")
+    parser.add_argument("--config-name", help="one of them")
+    parser.add_argument("overrides", nargs="*", metavar="name=value", help="see below")
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Trains, in this process or in so many. Raises UsageError, CheckpointError, and what fairseq raises."""
+    args = build_parser().parse_args(argv)
+    for text in args.overrides:
+        if "=" not in text.lstrip("+~"):
+            raise UsageError(f"{text!r}: name=value is expected, such as data=manifests")
+    if args.nproc < 1:
+        raise UsageError(f"--nproc must be at least 1, found {args.nproc}")
+    short = dict(text.split("=", 1) for text in args.overrides if text.split("=", 1)[0] in SHORT)
+    others = [text for text in args.overrides if text.split("=", 1)[0] not in SHORT]
+    if "user_dir" in " ".join(others):
+        raise UsageError("common.user_dir is for fairseq-hydra-train; this command brings the plugin itself")
+    config = config_path(args)
+    if args.nproc > 1 and "RANK" not in os.environ:
+        return launch(args.nproc, argv)
+    out = pathlib.Path(short.get("out", "pretrained")).absolute()
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    settings = [*short_settings(short, out), *machine_settings(config, others, world)]
+    train(config, [*settings, *others], out, short.get("init"))
+    return 0
+
+
+def config_path(args: argparse.Namespace) -> pathlib.Path:
+    """The configuration's file. Raises UsageError when there is none."""
+    if args.config_dir or args.config_name:
+        if args.config or not (args.config_dir and args.config_name):
+            raise UsageError("--config-dir and --config-name belong together, and take the place of --config")
+        path = pathlib.Path(args.config_dir, f"{args.config_name.removesuffix('.yaml')}.yaml")
+    else:
+        name = args.config or DEFAULT_CONFIG
+        path = pathlib.Path(name) if name.endswith((".yaml", ".yml")) else CONFIGS / f"{name}.yaml"
+    if not path.is_file():
+        names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+        raise UsageError(f"there is no configuration {path}; expected a yaml file or one of {names}")
+    return path.absolute()
+
+
+def short_settings(short: dict[str, str], out: pathlib.Path) -> list[str]:
+    """fairseq's settings for data=, guidance= and out=. Raises UsageError for folders that are not there."""
+    settings = [
+        f"checkpoint.save_dir={out / 'checkpoints'}",
+        f"common.tensorboard_logdir={out / 'tensorboard'}",
+        f"hydra.run.dir={out}",
+        "hydra.output_subdir=config",
+        "hydra.job.chdir=false",
+    ]
+    for name in ("data", "guidance"):
+        if name in short and not pathlib.Path(short[name]).is_dir():
+            raise UsageError(f"{name}={short[name]}: there is no such folder; expected the {SHORT[name]}")
+    if "data" in short:
+        settings.append(f"task.data={pathlib.Path(short['data']).absolute()}")
+    if "guidance" in short:
+        root = pathlib.Path(short["guidance"]).absolute()
+        for kind in ("alpha", "boundaries"):
+            if not (root / kind).is_dir():
+                raise UsageError(
+                    f"guidance={short['guidance']}: there is no {kind} in it; `s3prl-ofa guidance` makes it"
+                )
+            settings.append(f"+task.{kind}_root={root / kind}")
+    return settings
+
+
+def machine_settings(config: pathlib.Path, given: Sequence[str], world: int) -> list[str]:
+    """What fairseq must be told about this machine and about the processes that train together."""
+    names = {text.split("=", 1)[0].lstrip("+") for text in given}
+    settings = {}
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        settings["common.cpu"] = "true"
+        settings["common.fp16"] = "false"  # half precision on a CPU is slow where it works at all
+    if world > 1:
+        # under torchrun fairseq would count GPUs to find its place
+        settings |= {
+            "distributed_training.distributed_world_size": world,
+            "distributed_training.distributed_rank": os.environ["RANK"],
+            "distributed_training.device_id": os.environ.get("LOCAL_RANK", 0) if cuda else 0,
+            "distributed_training.distributed_backend": "nccl" if cuda else "gloo",
+            "distributed_training.distributed_init_method": "env://",
+            "distributed_training.distributed_no_spawn": "true",
+            "distributed_training.ddp_backend": "legacy_ddp",
+            # its own way, a broadcast of a pickle, is refused by today's torch
+            "checkpoint.load_checkpoint_on_all_dp_ranks": "true",
+        }
+        # A packaged configuration says what one process has to gather for its batch; more gather less each.
+        every = (yaml.safe_load(config.read_text("utf-8")).get("optimization") or {}).get("update_freq")
+        if config.parent == CONFIGS and every:
+            settings["optimization.update_freq"] = f"[{max(1, round(every[0] / world))}]"
+    else:
+        settings["distributed_training.distributed_world_size"] = 1
+    return [f"++{name}={value}" for name, value in settings.items() if name not in names]
+
+
+def launch(processes: int, argv: Sequence[str]) -> int:
+    """This command once more in each of so many processes, by torchrun; its exit status."""
+    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
+        raise UsageError(f"--nproc {processes}: this machine has {torch.cuda.device_count()} GPUs")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = {**os.environ}
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    return subprocess.run([*torchrun, "-m", "s3prl_ofa", "pretrain", *argv], env=environment).returncode and 1
+
+
+def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: str | None) -> None:
+    """Runs fairseq's own command in this process, with the plugin in it."""
+    try:
+        from fairseq_cli import hydra_train
+
+        import s3prl_ofa.pretrain  # noqa: F401, registers
+    except ImportError as error:
+        raise UsageError(f"pretraining needs fairseq ({error}): pip install 's3prl-ofa[pretrain]'") from None
+    last = out / "checkpoints" / LAST
+    if init is not None:
+        if not last.exists():
+            write_init(init, out / INIT)
+        settings = [*settings, f"checkpoint.finetune_from_model={out / INIT}"]
+    fairseq_main = hydra_train.pre_main
+
+    def main(cfg, **kwargs) -> None:
+        import s3prl_ofa.pretrain  # noqa: F401, in the processes that fairseq starts too
+
+        if init is not None and not last.exists():
+            check_architecture(cfg, init)
+        fairseq_main(cfg, **kwargs)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out as they are
+    hydra_train.pre_main = main
+    argv = sys.argv
+    sys.argv = ["s3prl-ofa pretrain", f"--config-dir={config.parent}", f"--config-name={config.stem}", *settings]
+    try:
+        hydra_train.cli_main()
+    finally:
+        sys.argv, hydra_train.pre_main = argv, fairseq_main
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"trained: {last}\nfeatures from it: s3prl-ofa extract AUDIO --ckpt {last} --lambd 0.5 --out features")
+
+
+def write_init(init: str, target: pathlib.Path) -> None:
+    """Writes a checkpoint of any known format in fairseq's, with the weights it has. Raises CheckpointError.
+
+    Of several processes each writes the same, whole; the last one stays.
+    """
+    checkpoint = read_checkpoint(init)
+    state = write_state(checkpoint)
+    weights = split_weight_norm(drop_needless_projection(checkpoint))
+    state["model"] = {name: weight.clone() for name, weight in weights.items()}
+    with atomic_path(target) as temporary:
+        torch.save(state, temporary)
+
+
+def check_architecture(cfg, init: str) -> None:
+    """Raises CheckpointError naming the first setting in which the checkpoint's model is not the configuration's."""
+    from omegaconf import OmegaConf
+
+    checkpoint = read_checkpoint(init)
+    model_cfg = OmegaConf.to_container(cfg.model, resolve=True, enum_to_str=True)
+    task_cfg = OmegaConf.to_container(cfg.task, resolve=True, enum_to_str=True)
+    wanted = read_config(model_cfg, task_cfg, checkpoint.weights).to_dict()
+    for name, value in checkpoint.config.to_dict().items():
+        if name != "compressor" and wanted[name] != value:
+            raise CheckpointError(f"{init}: its model has {name} {value}, the configuration asks for {wanted[name]}")

@@ -1,0 +1,38 @@
+"""What fairseq 0.12.3 needs on today's torch, and to be killed safely, in one place; nothing is edited on disk."""
+
+import argparse
+import os
+import shutil
+
+import torch
+from fairseq.file_io import PathManager
+
+from s3prl_ofa.files import atomic_path
+
+
+def namespace_in_checkpoints() -> None:
+    """From 2.6 on ``torch.load`` refuses ``argparse.Namespace``, in which fairseq's older files keep their settings."""
+    torch.serialization.add_safe_globals([argparse.Namespace])
+
+
+def atomic_copies() -> None:
+    """fairseq writes one checkpoint whole and copies it to its other names in place: a kill there leaves half a
+    ``checkpoint_last.pt``, from which nothing resumes."""
+    original = PathManager.copy
+    if hasattr(original, "__wrapped__"):
+        return
+
+    def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool | str:
+        if not os.path.isfile(src_path):  # a place that only its path manager knows
+            return original(src_path, dst_path, overwrite)
+        with atomic_path(dst_path) as temporary:
+            shutil.copyfile(src_path, temporary)
+        return True
+
+    copy.__wrapped__ = original
+    PathManager.copy = staticmethod(copy)
+
+
+def apply_mends() -> None:
+    namespace_in_checkpoints()
+    atomic_copies()

@@ -1,0 +1,338 @@
+"""fairseq's wav2vec 2.0 with the compressor before its projection, for pretraining.
+
+    waves -> convolutions (20 ms frames) -> LayerNorm -> compressor -> projection -> masks -> encoder -> InfoNCE
+
+Quantizer, encoder, convolutions and their weights are fairseq's; the compressor is the inference model's, under the
+reference's names. From the compressor on everything is in compressed time: masks, targets, negatives, codes. Padding
+reaches neither statistics nor losses: an utterance's frames are those it has alone.
+"""
+
+import logging
+
+import torch
+from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Model
+from fairseq.modules import GradMultiply
+from torch import Tensor, nn
+
+from s3prl_ofa.checkpoint.fairseq_format import parse_conv_layers
+from s3prl_ofa.model.compressor import Compressor
+from s3prl_ofa.model.packing import pad, positions_of, starts_of, unpad, valid_mask
+from s3prl_ofa.model.rate import check_lambd, mix
+from s3prl_ofa.pretrain.config import OFAModelConfig
+from s3prl_ofa.pretrain.losses import cardinality_loss, frame_loss, segment_loss
+from s3prl_ofa.pretrain.masking import draw_negatives, draw_spans
+from s3prl_ofa.pretrain.rates import draw_lambd
+
+logger = logging.getLogger(__name__)
+
+NORM_EPS = 1e-5
+# Settings of fairseq's masking, negatives and inputs that have no counterpart here, with the only value that works.
+ONLY = {
+    "quantize_input": False,
+    "crop_seq_to_multiple": 1,
+    "negatives_from_everywhere": False,
+    "mask_selection": "static",
+    "no_mask_overlap": False,
+    "mask_dropout": 0.0,
+    "mask_channel_before": False,
+    "mask_channel_selection": "static",
+}
+# Parts that a checkpoint of another kind lacks as a whole, and that may then begin with new weights.
+NEW_PARTS = ("cif_subsampler.", ("quantizer.", "project_q."), "final_proj.", "mask_emb")
+
+
+class OFAPretrainingModel(Wav2Vec2Model):
+    """wav2vec 2.0 trained at many frame periods at once (arXiv 2211.02332).
+
+    ``overwrite_lambd`` (None, a number in [0, 2) or one an utterance) sets the rate for every forward pass. Without it
+    lambd is drawn in training, and 0 in evaluation. Raises ValueError for settings that cannot be.
+    """
+
+    def __init__(self, cfg: OFAModelConfig) -> None:
+        for name, only in ONLY.items():
+            if str(getattr(cfg, name)) != str(only):
+                raise ValueError(f"model.{name} must be {only}, found {getattr(cfg, name)}: it has no place here")
+        if cfg.fixed_subsample_ratio < 1:
+            raise ValueError(f"model.fixed_subsample_ratio must be at least 1, found {cfg.fixed_subsample_ratio}")
+        if not 0 <= cfg.upper_lambd <= 2:
+            raise ValueError(f"model.upper_lambd must be from 0 to 2, found {cfg.upper_lambd}")
+        try:
+            # fairseq evaluates this text as Python; only lists of numbers come so far
+            self.conv_layers_spec = parse_conv_layers(cfg.conv_feature_layers)
+        except ValueError as error:
+            raise ValueError(f"model.conv_feature_layers {error}") from None
+        super().__init__(cfg)
+        self.cif_subsampler = Compressor(self.embed) if cfg.subsample == "cif" else None
+        self.overwrite_lambd: float | Tensor | None = None
+
+    # --- from waves to frames ---
+
+    def frames_of(self, samples: Tensor) -> Tensor:
+        """20 ms frames of so many samples (batch,)."""
+        for _, kernel, stride in self.conv_layers_spec:
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    def convolve(self, source: Tensor, samples: Tensor) -> Tensor:
+        """(batch, frames, channels) from waves (batch, longest) of ``samples`` (batch,).
+
+        GroupNorm, which looks along all of time, gets its mean and variance from an utterance's own frames.
+        """
+        if self.cfg.extractor_mode != "default" or int(samples.min()) == source.shape[1]:
+            return self.feature_extractor(source).transpose(1, 2)
+        first, *others = self.feature_extractor.conv_layers
+        conv, dropout, norm, activation = first
+        hidden = dropout(conv(source.unsqueeze(1)))
+        _, kernel, stride = self.conv_layers_spec[0]
+        counts = ((samples - kernel) // stride + 1).to(hidden.device)
+        hidden = activation(own_group_norm(hidden, counts, norm))
+        for layer in others:
+            hidden = layer(hidden)
+        return hidden.transpose(1, 2)
+
+    # --- the rate ---
+
+    def lambd_of(self, lambd: float | Tensor | None, batch: int) -> Tensor:
+        """lambd (batch,) float64 on the CPU: the given one, ``overwrite_lambd``, a drawn one, or 0."""
+        lambd = self.overwrite_lambd if lambd is None else lambd
+        if lambd is not None:
+            return check_lambd(lambd, batch).cpu()
+        if not self.training:
+            return torch.zeros(batch, dtype=torch.float64)
+        if not self.cfg.mixup:
+            return torch.ones(batch, dtype=torch.float64)
+        count = batch if str(self.cfg.lambd_per) == "utterance" else 1
+        return draw_lambd(str(self.cfg.mixup_distro), count, self.cfg.upper_lambd).expand(batch)
+
+    def compress(
+        self, frames: Tensor, lengths: Tensor, lambd: float | Tensor | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Frames (batch, longest, channels) of ``lengths`` (batch,), on the CPU, at a rate.
+
+        Returns the compressed frames, their lengths (batch,) on the CPU, and with ``subsample: cif`` lambd (batch,),
+        alpha and the weights (batch, longest).
+        """
+        if str(self.cfg.subsample) == "none":
+            return frames, lengths, {}
+        rows = unpad(frames, lengths)
+        if str(self.cfg.subsample) == "fixed":
+            rows, compressed = average_pool(rows, lengths, self.cfg.fixed_subsample_ratio)
+            return pad(rows, compressed), compressed, {}
+        lambd = self.lambd_of(lambd, len(lengths)).to(frames.device)
+        alpha = self.cif_subsampler.alpha(rows, lengths)
+        plan = self.cif_subsampler.plan(alpha, lambd, lengths.to(frames.device))
+        compressed = plan.lengths.cpu()
+        rate = {"lambd": lambd, "alpha": alpha, "weights": mix(alpha, lambd)}
+        return pad(self.cif_subsampler.compress(rows, plan), compressed), compressed, rate
+
+    # --- forward ---
+
+    def forward(
+        self,
+        source: Tensor,
+        padding_mask: Tensor | None = None,
+        mask: bool = True,
+        features_only: bool = False,
+        layer: int | None = None,
+        lambd: float | Tensor | None = None,
+        guidance: dict[str, Tensor] | None = None,
+        corpus_key: object = None,
+    ) -> dict[str, Tensor | int | float | None]:
+        """Waves (batch, samples), with ``padding_mask`` (batch, samples) True on padding, through the model.
+
+        With ``features_only`` the result has ``x`` (batch, frames, dim), ``padding_mask`` (batch, frames) or None,
+        ``features`` (batch, frames, channels), ``layer_results`` as fairseq has them, ``lengths`` and ``lambd``.
+        Otherwise ``x`` are the logits (1 + negatives, masked frames of the batch), the true target first, with the
+        losses beside them. ``layer``: stop after this layer, counted from 0. ``guidance``: see GuidedAudioDataset.
+        Raises ValueError for an utterance without a frame.
+        """
+        samples = torch.full((len(source),), source.shape[1])
+        if padding_mask is not None:
+            samples = (~padding_mask.bool()).sum(1).cpu()
+        lengths = self.frames_of(samples)
+        if int(lengths.min()) < 1:
+            raise ValueError(
+                f"utterance {int(lengths.argmin())} has {int(samples.min())} samples: too short for a frame"
+            )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.feature_grad_mult > 0):
+            frames = self.convolve(source, samples)
+        if self.feature_grad_mult not in (0, 1):
+            frames = GradMultiply.apply(frames, self.feature_grad_mult)
+        valid = valid_mask(lengths, frames.shape[1]).to(frames.device)
+        features_pen = (frames.float().pow(2).mean(2) * valid).sum() / valid.sum()
+
+        compressed, compressed_lengths, rate = self.compress(self.layer_norm(frames), lengths, lambd)
+        x = compressed if self.post_extract_proj is None else self.post_extract_proj(compressed)
+        x = self.dropout_input(x)
+        compressed = self.dropout_features(compressed)
+        masked = None
+        if mask:
+            x, masked = self.mask_frames(x, compressed_lengths)
+        ragged = int(compressed_lengths.min()) < x.shape[1]
+        padding = ~valid_mask(compressed_lengths, x.shape[1]).to(x.device) if ragged else None
+        x, layer_results = self.encoder(x, padding_mask=padding, layer=layer, corpus_key=corpus_key)
+        if features_only:
+            return {
+                "x": x,
+                "padding_mask": padding,
+                "features": compressed,
+                "layer_results": layer_results,
+                "lengths": compressed_lengths.to(x.device),
+                "lambd": rate.get("lambd"),
+            }
+        result = self.contrast(x, compressed, masked, compressed_lengths)
+        return {
+            **result,
+            "padding_mask": padding,
+            "features_pen": features_pen,
+            **self.guidance_losses(rate, lengths, guidance),
+            **statistics(samples, lengths, compressed_lengths, rate),
+        }
+
+    def extract_features(
+        self,
+        source: Tensor,
+        padding_mask: Tensor | None = None,
+        mask: bool = False,
+        layer: int | None = None,
+        corpus_key: object = None,
+    ) -> dict[str, Tensor | int | float | None]:
+        """Hidden states: see ``forward`` with ``features_only``."""
+        return self.forward(source, padding_mask, mask, features_only=True, layer=layer, corpus_key=corpus_key)
+
+    def mask_frames(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """x (batch, frames, dim) with the mask embedding in spans, and where (batch, frames)."""
+        cfg = self.cfg
+        masked = torch.zeros(x.shape[:2], dtype=torch.bool)
+        if cfg.mask_prob > 0:
+            masked = draw_spans(lengths, x.shape[1], cfg.mask_prob, cfg.mask_length)
+        masked = masked.to(x.device)
+        x = torch.where(masked[..., None], self.mask_emb.to(x.dtype), x)
+        if cfg.mask_channel_prob > 0:
+            width = x.shape[2]
+            channels = draw_spans(torch.full((len(x),), width), width, cfg.mask_channel_prob, cfg.mask_channel_length)
+            x = x.masked_fill(channels.to(x.device)[:, None], 0.0)
+        return x, masked
+
+    def contrast(self, x: Tensor, features: Tensor, masked: Tensor | None, lengths: Tensor) -> dict[str, Tensor]:
+        """Logits of masked frames against their own quantized features and those of other masked frames.
+
+        An utterance with a single masked frame has no negatives and gives no targets. Without masks every frame is one.
+        """
+        if masked is None:
+            masked = valid_mask(lengths, x.shape[1]).to(x.device)
+        masked = masked & (masked.sum(1, keepdim=True) >= 2)
+        x, targets = self.final_proj(x[masked]), features[masked]
+        result = {}
+        if self.quantizer is not None and len(targets):
+            quantized = self.quantizer(targets[None], produce_targets=False)
+            targets = quantized["x"][0]
+            result = {name: quantized[name] for name in ("prob_perplexity", "code_perplexity", "num_vars", "temp")}
+            result["diversity"] = (quantized["num_vars"] - quantized["prob_perplexity"]) / quantized["num_vars"]
+        elif self.quantizer is not None:
+            targets = targets.new_zeros(0, self.project_q.in_features)
+        targets = self.project_q(targets)
+        drawn = draw_negatives(masked.sum(1).cpu(), self.n_negatives, self.cross_sample_negatives).to(x.device)
+        negatives = targets[drawn]
+        if self.codebook_negatives > 0 and len(targets):
+            codes = self.quantizer.sample_from_codebook(len(targets), self.codebook_negatives)
+            negatives = torch.cat([negatives, self.project_q(codes.transpose(0, 1))])
+        if self.target_glu is not None:
+            targets, negatives = self.target_glu(targets), self.target_glu(negatives)
+        return {"x": self.compute_preds(x, targets, negatives), **result}
+
+    def get_logits(self, net_output: dict) -> Tensor:
+        """(masked frames, 1 + negatives)."""
+        return net_output["x"].transpose(0, 1)
+
+    def get_targets(self, sample: dict, net_output: dict, expand_steps: bool = True) -> Tensor:
+        """(masked frames,) zeros: the true target stands first."""
+        return torch.zeros(net_output["x"].shape[1], dtype=torch.long, device=net_output["x"].device)
+
+    # --- losses beside InfoNCE ---
+
+    @property
+    def extra_loss_names(self) -> tuple[str, ...]:
+        """What ``get_extra_losses`` gives, in the order of the criterion's ``loss_weights``."""
+        names = ("diversity", "features_pen")
+        return (*names, "card", "seg", "frame") if self.cif_subsampler is not None else names
+
+    def get_extra_losses(self, net_output: dict) -> list[Tensor | None]:
+        return [net_output.get(name) for name in self.extra_loss_names]
+
+    def guidance_losses(
+        self, rate: dict[str, Tensor], lengths: Tensor, guidance: dict[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        """card, seg and frame, each with its weight of the configuration; those of weight 0 are left out."""
+        if not rate:
+            return {}
+        cfg, losses = self.cfg, {}
+        if cfg.card_loss:
+            lengths = lengths.to(rate["weights"].device)
+            losses["card"] = cfg.card_loss * cardinality_loss(rate["weights"], lengths, cfg.target_ratio)
+        if not guidance:
+            return losses
+        alpha = torch.where(guidance["guided"][:, None], rate["alpha"], 0.0)
+        if cfg.seg_loss and "boundaries" in guidance:
+            losses["seg"] = cfg.seg_loss * segment_loss(alpha, guidance["boundaries"], guidance["first_part"])
+        if cfg.frame_loss and "pseudo_alpha" in guidance:
+            losses["frame"] = cfg.frame_loss * frame_loss(alpha, guidance["pseudo_alpha"].to(alpha.dtype))
+        return losses
+
+    # --- weights ---
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+        """Gives a checkpoint that lacks one of this model's parts as a whole this model's new weights for it.
+
+        So training can begin from a plain wav2vec 2.0, or one without what only pretraining needs. A part that is there
+        in part stays as it is, and fairseq's strict loading names what is missing.
+        """
+        super().upgrade_state_dict_named(state_dict, name)
+        prefix = f"{name}." if name else ""
+        own = self.state_dict()
+        for part in NEW_PARTS:
+            starts = tuple(prefix + start for start in (part if isinstance(part, tuple) else (part,)))
+            missing = {prefix + key: value for key, value in own.items() if (prefix + key).startswith(starts)}
+            if missing and not any(key.startswith(starts) for key in state_dict):
+                logger.info("the checkpoint has no %s: it begins with new weights", " and ".join(starts))
+                state_dict.update({key: value.clone() for key, value in missing.items()})
+        return state_dict
+
+
+def own_group_norm(hidden: Tensor, counts: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """GroupNorm with one channel a group of hidden (batch, channels, time) over the first ``counts`` (batch,) steps."""
+    valid = valid_mask(counts, hidden.shape[2])[:, None]
+    counts = counts[:, None, None]
+    wide = hidden.float()
+    mean = (wide * valid).sum(2, keepdim=True) / counts
+    centred = wide - mean
+    variance = (centred.square() * valid).sum(2, keepdim=True) / counts
+    normed = centred * torch.rsqrt(variance + NORM_EPS)
+    return (normed * norm.weight.float()[:, None] + norm.bias.float()[:, None]).type_as(hidden)
+
+
+def average_pool(rows: Tensor, lengths: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
+    """Means over ``ratio`` rows (frames of the batch, channels) at a time, the last of an utterance over what is left.
+
+    lengths: (batch,) on the CPU. Returns the rows and their lengths (batch,), rounded up.
+    """
+    pooled = -(-lengths // ratio)
+    within = positions_of(lengths, torch.zeros_like(lengths))
+    target = torch.repeat_interleave(starts_of(pooled), lengths) + within // ratio
+    sizes = torch.bincount(target, minlength=int(pooled.sum()))
+    target, sizes = target.to(rows.device), sizes.to(rows.device)
+    sums = rows.new_zeros(len(sizes), rows.shape[1]).index_add(0, target, rows)
+    return sums / sizes[:, None].to(rows.dtype), pooled
+
+
+def statistics(samples: Tensor, lengths: Tensor, compressed: Tensor, rate: dict[str, Tensor]) -> dict[str, float]:
+    """Sums over the batch from which frame period, mean alpha and mean lambd are logged."""
+    sums = {
+        "samples": float(samples.sum()),
+        "input_frames": float(lengths.sum()),
+        "frames": float(compressed.sum()),
+        "utterances": float(len(lengths)),
+    }
+    if rate:
+        sums |= {"alpha_sum": float(rate["alpha"].detach().sum()), "lambd_sum": float(rate["lambd"].detach().sum())}
+    return sums

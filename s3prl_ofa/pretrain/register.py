@@ -1,0 +1,44 @@
+"""Makes model, task and criterion known to fairseq.
+
+They stand under names of their own, for ``fairseq-hydra-train common.user_dir=...``, and in the place of fairseq's
+``wav2vec2``, ``audio_pretraining`` and ``wav2vec``, which they extend: the reference changed those three in place, so
+its configurations and checkpoints ask for them by these names.
+"""
+
+from fairseq import criterions, models, tasks
+from hydra.core.config_store import ConfigStore
+
+from s3prl_ofa.pretrain.config import OFACriterionConfig, OFAModelConfig, OFATaskConfig
+from s3prl_ofa.pretrain.criterion import OFAPretrainingCriterion
+from s3prl_ofa.pretrain.mends import apply_mends
+from s3prl_ofa.pretrain.model import OFAPretrainingModel
+from s3prl_ofa.pretrain.task import OFAPretrainingTask
+
+MODEL_NAMES = ("ofa_wav2vec2", "wav2vec2")
+TASK_NAMES = ("ofa_audio_pretraining", "audio_pretraining")
+CRITERION_NAMES = ("ofa_wav2vec", "wav2vec")
+
+
+def register() -> None:
+    """Registers all three; again makes no difference."""
+    apply_mends()
+    if MODEL_NAMES[0] in models.MODEL_REGISTRY:
+        return
+    models.register_model(MODEL_NAMES[0], dataclass=OFAModelConfig)(OFAPretrainingModel)
+    tasks.register_task(TASK_NAMES[0], dataclass=OFATaskConfig)(OFAPretrainingTask)
+    criterions.register_criterion(CRITERION_NAMES[0], dataclass=OFACriterionConfig)(OFAPretrainingCriterion)
+    store = ConfigStore.instance()
+    for group, names, dataclass, registries in (
+        ("model", MODEL_NAMES, OFAModelConfig, (models.MODEL_REGISTRY, models.ARCH_MODEL_REGISTRY)),
+        ("task", TASK_NAMES, OFATaskConfig, (tasks.TASK_REGISTRY,)),
+        ("criterion", CRITERION_NAMES, OFACriterionConfig, (criterions.CRITERION_REGISTRY,)),
+    ):
+        own, theirs = names
+        for registry in registries:
+            registry[theirs] = registry[own]
+        node = dataclass()
+        node._name = theirs
+        store.store(name=theirs, group=group, node=node, provider="fairseq")
+    models.MODEL_DATACLASS_REGISTRY[MODEL_NAMES[1]] = OFAModelConfig
+    tasks.TASK_DATACLASS_REGISTRY[TASK_NAMES[1]] = OFATaskConfig
+    criterions.CRITERION_DATACLASS_REGISTRY[CRITERION_NAMES[1]] = OFACriterionConfig

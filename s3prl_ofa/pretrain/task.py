@@ -1,0 +1,120 @@
+"""fairseq's audio pretraining with guidance, draws that a resumed run repeats, and validation at fixed rates."""
+
+import hashlib
+import logging
+import os
+from typing import Any
+
+import torch
+from fairseq import utils
+from fairseq.data import data_utils
+from fairseq.logging import metrics
+from fairseq.tasks.audio_pretraining import AudioPretrainingTask
+
+from s3prl_ofa.guidance.layout import read_manifest
+from s3prl_ofa.model.rate import check_lambd
+from s3prl_ofa.pretrain.config import OFATaskConfig
+from s3prl_ofa.pretrain.dataset import GuidedAudioDataset
+
+logger = logging.getLogger(__name__)
+
+# Settings of other recipes than wav2vec 2.0, which the dataset here does not have, with the only value that works.
+ONLY = {"labels": None, "binarized_dataset": False, "multi_corpus_keys": None, "precompute_mask_config": None}
+
+
+class OFAPretrainingTask(AudioPretrainingTask):
+    """Pretraining at many rates.
+
+    lambd, masks, negatives, dropout and layerdrop come from the seed, the update, the part of the update and the rank;
+    crops from the seed, the epoch and the utterance.
+    """
+
+    cfg: OFATaskConfig
+
+    def __init__(self, cfg: OFATaskConfig) -> None:
+        super().__init__(cfg)
+        self.update, self.part = -1, 0
+
+    def load_dataset(self, split: str, task_cfg: OFATaskConfig | None = None, **kwargs: Any) -> None:
+        """Raises GuidanceError for a manifest or guidance that cannot be used, ValueError for settings."""
+        cfg = task_cfg or self.cfg
+        for name, only in ONLY.items():
+            if getattr(cfg, name) != only:
+                raise ValueError(f"task.{name} must be {only}, found {getattr(cfg, name)}: it has no place here")
+        check_lambd(list(cfg.valid_lambds), len(cfg.valid_lambds))
+        manifest = os.path.join(utils.split_paths(cfg.data)[0], f"{split}.tsv")
+        read_manifest(manifest)  # says which line is wrong, where fairseq would only stop
+        self.datasets[split] = GuidedAudioDataset(
+            manifest,
+            sample_rate=cfg.sample_rate,
+            max_sample_size=cfg.max_sample_size,
+            min_sample_size=cfg.min_sample_size,
+            pad=cfg.enable_padding,
+            normalize=cfg.normalize,
+            num_buckets=0,
+            alpha_root=cfg.alpha_root,
+            boundaries_root=cfg.boundaries_root,
+            bad_guidance=str(cfg.bad_guidance),
+            crop_seed=cfg.seed,
+        )
+        if not len(self.datasets[split]):
+            raise ValueError(f"{manifest}: no utterance of at least task.min_sample_size samples")
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        self.part = 0 if update_num != self.update else self.part + 1
+        self.update = update_num
+        seed = mixed_seed(self.cfg.seed, update_num, self.part, rank())
+        utils.set_torch_seed(seed)
+        with data_utils.numpy_seed(seed):  # fairseq's layerdrop
+            return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+
+    def valid_step(self, sample, model, criterion):
+        """Loss over all ``valid_lambds``; what is logged of each has ``_lambd0.5`` and so on after its name."""
+        if getattr(unwrapped(model), "cif_subsampler", None) is None:
+            return self.valid_step_at(sample, model, criterion, None)
+        total, size, logged = 0.0, 0, {}
+        for lambd in self.cfg.valid_lambds:
+            loss, sample_size, log = self.valid_step_at(sample, model, criterion, float(lambd))
+            total, size = total + loss, size + sample_size
+            logged |= {f"{key}_lambd{lambd:g}": value for key, value in log.items()}
+            for key in ("loss", "sample_size", "nsentences", "ntokens"):
+                logged[key] = logged.get(key, 0) + log[key]
+        return total, size, logged
+
+    def valid_step_at(self, sample, model, criterion, lambd: float | None):
+        """One rate, with masks and negatives that depend on the utterances alone; training's generator is kept."""
+        part = {**sample, "net_input": {**sample["net_input"], "lambd": lambd}}
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices=devices):
+            utils.set_torch_seed(mixed_seed(self.cfg.seed, *sample["id"].tolist()))
+            return super().valid_step(part, model, criterion)
+
+    def reduce_metrics(self, logging_outputs, criterion) -> None:
+        super().reduce_metrics(logging_outputs, criterion)
+        if self.cfg.max_update and criterion.training:
+            left = max(0, self.cfg.max_update - self.update)
+            metrics.log_derived("hours_left", lambda meters: hours(left, meters))
+
+
+def hours(updates: int, meters) -> float:
+    """Hours for so many updates at the speed that fairseq has measured so far (updates a second)."""
+    speed = meters["ups"].avg if "ups" in meters else 0.0
+    return round(updates / speed / 3600, 2) if speed else float("nan")
+
+
+def rank() -> int:
+    """This process among those that train together."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def unwrapped(model):
+    """The model inside fairseq's distributed wrappers."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model
+
+
+def mixed_seed(*numbers: int) -> int:
+    """A seed that differs in every bit where one of the numbers differs."""
+    digest = hashlib.blake2s(repr(numbers).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
