@@ -64,8 +64,8 @@ SHORT_PIECES = (f"{DATARC}.max_timestep=16000", f"{DATARC}.train_batch_size=1") 
     ],
 )
 def test_cut_off_and_the_same(task, overrides, train, monkeypatch):
-    """Going on from a save in the middle of an epoch and from one at its end gives the weights of a run that was not cut
-    off, bit for bit: order of utterances, random pieces, dropout, SpecAug and the optimizer go on where they were."""
+    """Going on from a save in the middle of an epoch and from one at its end gives the weights of a run that was not
+    cut off, bit for bit: order of utterances, random pieces, dropout, SpecAug and the optimizer go on where they were."""
     assert train(task, "whole", *overrides) == 0
     for step in (4, 8, 10):
         with monkeypatch.context() as patch:
