@@ -30,6 +30,7 @@ COMMANDS = {
     "link": Command("s3prl_ofa.superb.link", "put the upstream into a source checkout of S3PRL"),
     "unlink": Command("s3prl_ofa.superb.link", "take it out again", "add_unlink_arguments", "run_unlink"),
     "prepare": Command("s3prl_ofa.superb.prepare", "from corpora to the files that the tasks need"),
+    "guidance": Command("s3prl_ofa.guidance.command", "what alpha is to learn, from alignments or from speech alone"),
     "pretrain": Command("s3prl_ofa.pretrain.launch", "train a once-for-all wav2vec 2.0 with fairseq", None),
     "convert": Command("s3prl_ofa.checkpoint.command", "a checkpoint from one format to another"),
 }

@@ -1,5 +1,7 @@
 """Segmentations from time alignments: CTM files, Praat TextGrids."""
 
+import collections
+import dataclasses
 import gzip
 import math
 import os
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from ..model import SAMPLE_RATE
 from .layout import FRAMES, GuidanceError, num_frames
+from .work import Entry
 
 SILENCES = ("SIL", "sil", "<sil>", "sp", "spn", "<eps>")  # and an empty label, and what no interval covers
 SLACK = FRAMES.hop / SAMPLE_RATE  # seconds; aligners round times, so gaps and overlaps below a frame mean nothing
@@ -91,6 +94,51 @@ def read_textgrid(path: pathlib.Path, tier: str) -> list[Interval]:
     if not isinstance(found, textgrid.IntervalTier):
         raise GuidanceError(f"{path}: the tier {tier} holds points, expected intervals")
     return [Interval(*entry) for entry in found.entries]
+
+
+@dataclasses.dataclass(frozen=True)
+class FromCtm:
+    """Boundaries of a manifest's entry; an utterance is the entry whose file has its name."""
+
+    intervals: dict[str, list[Interval]]
+    shared: Collection[str]  # names that several entries have
+    silences: Collection[str]
+    merge: bool
+
+    def __call__(self, entry: Entry) -> Tensor:
+        if entry.stem in self.shared:
+            raise GuidanceError(f"no alignment: other files of the manifest are called {entry.stem} too")
+        if entry.stem not in self.intervals:
+            raise GuidanceError("no alignment")
+        return boundaries_of(self.intervals[entry.stem], entry.samples, self.silences, self.merge)
+
+
+@dataclasses.dataclass(frozen=True)
+class FromTextGrids:
+    """Boundaries of a manifest's entry, by the TextGrid of its name: at its place below the folder, or anywhere."""
+
+    folder: pathlib.Path
+    paths: dict[str, list[pathlib.Path]]
+    tier: str
+    shared: Collection[str]
+    silences: Collection[str]
+    merge: bool
+
+    def __call__(self, entry: Entry) -> Tensor:
+        paths = self.paths.get(entry.stem, [])
+        place = self.folder / pathlib.PurePosixPath(entry.relative).parent
+        paths = [path for path in paths if path.parent == place] or paths
+        if not paths:
+            raise GuidanceError("no alignment")
+        if len(paths) > 1 or (entry.stem in self.shared and paths[0].parent != place):
+            raise GuidanceError(f"no alignment at its own place, and several files are called {entry.stem}")
+        return boundaries_of(read_textgrid(paths[0], self.tier), entry.samples, self.silences, self.merge)
+
+
+def shared_names(entries: Iterable[Entry]) -> frozenset[str]:
+    """Names, without folder and ending, that several entries have."""
+    counts = collections.Counter(entry.stem for entry in entries)
+    return frozenset(name for name, count in counts.items() if count > 1)
 
 
 def boundaries_of(intervals: Iterable[Interval], samples: int, silences: Collection[str], merge: bool) -> Tensor:

@@ -37,6 +37,11 @@ def frame_centres(frames: int) -> Tensor:
     return (FRAMES.hop * torch.arange(frames, dtype=torch.float64) + FRAMES.receptive_field / 2) / SAMPLE_RATE
 
 
+def boundary_seconds(boundaries: Tensor) -> Tensor:
+    """Seconds of boundaries (segments,): half way between the centres of a segment's last frame and of the next."""
+    return (FRAMES.hop * (boundaries.double() - 0.5) + FRAMES.receptive_field / 2) / SAMPLE_RATE
+
+
 def guidance_path(root: str | os.PathLike, relative: str | os.PathLike) -> pathlib.Path:
     """The file of a manifest's entry: only the last extension goes, "v1.2/a/b.flac" is ROOT/v1.2/a/b.pt."""
     relative = pathlib.PurePosixPath(relative)

@@ -40,6 +40,9 @@ class BoundaryScores:
         to_line = abs(-over + self.recall - 1) / math.sqrt(2)
         return 1 - (to_target + to_line) / 2
 
+    def __add__(self, other: "BoundaryScores") -> "BoundaryScores":
+        return BoundaryScores(self.hits + other.hits, self.found + other.found, self.wanted + other.wanted)
+
     def __str__(self) -> str:
         return f"precision {self.precision:.3f}, recall {self.recall:.3f}, F1 {self.f1:.3f}, R-value {self.r_value:.3f}"
 

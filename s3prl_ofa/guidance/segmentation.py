@@ -12,7 +12,7 @@ import numpy as np
 from ..model import SAMPLE_RATE
 
 LONGEST = 50  # frames of a segment, 1 s
-CLOSE_ENOUGH = 0.002  # of the wanted period: where the search for a penalty ends
+CLOSE_ENOUGH = 0.005  # of the wanted period: where the search for a penalty ends
 MAX_STEPS = 60
 
 

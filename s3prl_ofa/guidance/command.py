@@ -1,0 +1,229 @@
+"""``s3prl-ofa guidance ctm|textgrid|segment|check``: the files that teach alpha where segments end."""
+
+import argparse
+import functools
+import hashlib
+import importlib.util
+import math
+import os
+import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PERIOD_MS = 90.0  # that of the reference's model at lambd 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the sub-commands, one a source of segmentations, and ``check``."""
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    for name, run_one, text in (
+        ("ctm", ctm, "from time alignments in a CTM file"),
+        ("textgrid", textgrid, "from Praat TextGrids"),
+        ("segment", segment, "from speech alone: segments that one code of a k-means suits, by dynamic programming"),
+        ("check", check, "what is there, missing or broken; also of the reference's guidance"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run_one=run_one)
+        if name == "ctm":
+            help_text = "lines of utterance, channel, start, duration, label; an utterance is the file of its name"
+            command.add_argument("ctm", type=pathlib.Path, metavar="CTM", help=f"{help_text}; plain or .gz")
+        elif name == "textgrid":
+            command.add_argument("textgrids", type=pathlib.Path, metavar="DIR", help="searched for NAME.TextGrid")
+            command.add_argument("--tier", default="phones", help="the tier of the segments (default: phones)")
+        elif name == "check":
+            command.add_argument("root", type=pathlib.Path, metavar="ROOT", help="holds alpha/ and boundaries/")
+            help_text = "other guidance, such as that of alignments, to score the boundaries against"
+            command.add_argument("--against", type=pathlib.Path, metavar="ROOT", help=help_text)
+        help_text = "manifests of prepare manifest, or of fairseq"
+        command.add_argument("--manifest", type=pathlib.Path, nargs="+", required=True, metavar="TSV", help=help_text)
+        command.add_argument("--jobs", type=int, metavar="N", help="processes (default: all cores; 1 on a GPU)")
+        if name in ("ctm", "textgrid"):
+            add_silence_arguments(command)
+        if name == "segment":
+            add_segment_arguments(command)
+        if name != "check":
+            command.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="where the files go")
+            command.add_argument("--force", action="store_true", help="make anew what is there")
+
+
+def add_silence_arguments(command: argparse.ArgumentParser) -> None:
+    from .alignments import SILENCES
+
+    help_text = "silences are segments of their own (default), or belong to the segment before them"
+    command.add_argument("--silence", choices=("keep", "merge"), default="keep", help=help_text)
+    help_text = f"labels of silence, besides the empty one and gaps (default: {' '.join(SILENCES)})"
+    command.add_argument("--silence-labels", nargs="+", default=SILENCES, metavar="LABEL", help=help_text)
+
+
+def add_segment_arguments(command: argparse.ArgumentParser) -> None:
+    from .codes import CLUSTERS
+    from .segmentation import LONGEST
+
+    source = "features: MFCC, unless --ckpt or --upstream is given"
+    group = command.add_argument_group(source)
+    group.add_argument("--ckpt", metavar="FILE", help="hidden states of a checkpoint; with --upstream, its checkpoint")
+    group.add_argument("--upstream", metavar="NAME", help="hidden states of an upstream of S3PRL, such as hubert")
+    group.add_argument("--layer", type=int, metavar="K", help="which hidden state; 0 is the encoder's input")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    help_text = "codes of an earlier run (default: DIR/codes.safetensors, made where it is not there)"
+    command.add_argument("--codes", type=pathlib.Path, metavar="FILE", help=help_text)
+    command.add_argument("--clusters", type=int, metavar="N", help=f"codes to make (default: {CLUSTERS})")
+    command.add_argument("--seed", type=int, default=1, help="of the utterances that codes are made of (default: 1)")
+    rate = command.add_mutually_exclusive_group()
+    help_text = f"mean length of a segment, reached by the penalty (default: {PERIOD_MS:g})"
+    rate.add_argument("--period-ms", type=float, metavar="P", help=help_text)
+    rate.add_argument("--penalty", type=float, metavar="X", help="for every segment, in squared feature units")
+    help_text = f"frames of 20 ms that a segment may have (default: {LONGEST})"
+    command.add_argument("--longest", type=int, default=LONGEST, metavar="N", help=help_text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the chosen sub-command; 1 when utterances were left out, missing or broken, else 0. Raises UsageError."""
+    if args.jobs is not None and args.jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, found {args.jobs}")
+    return args.run_one(args)
+
+
+def jobs_of(args: argparse.Namespace, device: str = "cpu") -> int:
+    if args.jobs is not None:
+        return args.jobs
+    return len(os.sched_getaffinity(0)) if device == "cpu" and hasattr(os, "sched_getaffinity") else 1
+
+
+def ctm(args: argparse.Namespace) -> int:
+    from .alignments import FromCtm, read_ctm, shared_names
+
+    return from_alignments(
+        args,
+        lambda entries, silences: FromCtm(
+            read_ctm(args.ctm, {entry.stem for entry in entries}), shared_names(entries), *silences
+        ),
+        {"source": "ctm"},
+    )
+
+
+def textgrid(args: argparse.Namespace) -> int:
+    from .alignments import FromTextGrids, find_textgrids, shared_names
+
+    if importlib.util.find_spec("praatio") is None:
+        raise UsageError("TextGrids need praatio, which is not installed: pip install 's3prl-ofa[guidance]'")
+    if not args.textgrids.is_dir():
+        raise UsageError(f"there is no folder {args.textgrids}")
+    return from_alignments(
+        args,
+        lambda entries, silences: FromTextGrids(
+            args.textgrids, find_textgrids(args.textgrids), args.tier, shared_names(entries), *silences
+        ),
+        {"source": "textgrid", "tier": args.tier},
+    )
+
+
+def from_alignments(args: argparse.Namespace, prepare: Callable[..., Any], settings: dict[str, Any]) -> int:
+    from .layout import GuidanceError
+    from .work import check_settings, open_folder, read_entries, write_all, write_settings
+
+    entries = read_entries(args.manifest)
+    silences = frozenset(args.silence_labels), args.silence == "merge"
+    settings |= {"silence": args.silence, "silence_labels": sorted(silences[0])}
+    try:
+        make = prepare(entries, silences)
+    except GuidanceError as error:
+        raise UsageError(str(error)) from None
+    with open_folder(args.out):
+        check_settings(args.out, settings, args.force)
+        write_settings(args.out, settings)
+        return write_all(entries, make, args.out, jobs_of(args), args.force)
+
+
+def segment(args: argparse.Namespace) -> int:
+    from .codes import sample_features
+    from .unsupervised import FromSpeech, make_penalty
+    from .work import check_settings, open_folder, read_entries, read_settings, write_all, write_settings
+
+    check_segment_options(args)
+    entries = read_entries(args.manifest)
+    source, device = make_source(args)
+    jobs = jobs_of(args, device)
+    rate = {"period_ms": args.period_ms or PERIOD_MS} if args.penalty is None else {"penalty": args.penalty}
+    settings = {"source": "segment", **source.describe(), "longest": args.longest, **rate}
+    sample = functools.cache(lambda: sample_features(source, entries, args.seed, jobs))
+    with open_folder(args.out):
+        check_settings(args.out, settings, args.force)  # before the long work
+        codes = codes_of(args, source, sample)
+        settings["codes"] = hashlib.sha256(codes.tobytes()).hexdigest()
+        check_settings(args.out, settings, args.force)
+        earlier = read_settings(args.out)
+        if earlier is not None:
+            settings["penalty"] = float(earlier["penalty"])
+        elif args.penalty is None:
+            settings["penalty"] = make_penalty(source, codes, entries, args.longest, rate["period_ms"], args.seed, jobs)
+        write_settings(args.out, settings)
+        make = FromSpeech(source, codes, settings["penalty"], args.longest)
+        return write_all(entries, make, args.out, jobs, args.force)
+
+
+def codes_of(args: argparse.Namespace, source: Any, sample: Callable[[], Any]) -> "np.ndarray":
+    """The codes that are given or were made by an earlier run, else new ones, which are kept. Raises UsageError."""
+    from .codes import CLUSTERS, read_codes
+    from .unsupervised import CODES, make_codes
+
+    path = args.codes or args.out / CODES
+    if args.codes is None and (args.force or not path.exists()):
+        return make_codes(path, source, sample(), args.clusters or CLUSTERS, args.seed)
+    codes = read_codes(path, source.describe())
+    if args.clusters and args.clusters != len(codes):
+        raise UsageError(f"{path} has {len(codes)} codes, asked was {args.clusters}; --force makes them anew")
+    return codes
+
+
+def check_segment_options(args: argparse.Namespace) -> None:
+    for name in ("period_ms", "penalty"):
+        value = getattr(args, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise UsageError(f"--{name.replace('_', '-')} must be a number above 0, found {value:g}")
+    for name in ("clusters", "longest"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} must be at least 1, found {value}")
+    if args.codes and args.clusters:
+        raise UsageError("--clusters is of codes to make, --codes of those that are there: give one of them")
+    if (args.layer is None) != (args.ckpt is None and args.upstream is None):
+        raise UsageError("--layer is given with --ckpt or --upstream, and with them alone")
+
+
+def make_source(args: argparse.Namespace) -> tuple[Any, str]:
+    """The features, and the device that they are computed on. Raises UsageError, CheckpointError."""
+    import torch
+
+    from .features import Mfcc, OwnHidden, UpstreamHidden
+
+    if args.layer is None:
+        if args.device not in (None, "cpu"):
+            raise UsageError(f"--device {args.device}: MFCCs are computed on the cpu")
+        return Mfcc(), "cpu"
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        detail = str(error).splitlines()[0]
+        raise UsageError(f"--device {device} cannot be used ({detail}); expected cpu, cuda, cuda:1, ...") from None
+    if args.upstream:
+        return UpstreamHidden(args.upstream, args.ckpt, args.layer, device), device
+    return OwnHidden(args.ckpt, args.layer, device), device
+
+
+def check(args: argparse.Namespace) -> int:
+    from .check import check as check_all
+    from .layout import ALPHA, BOUNDARIES
+    from .work import read_entries
+
+    for root, names in ((args.root, (ALPHA, BOUNDARIES)), (args.against, (BOUNDARIES,))):
+        for name in names if root else ():
+            if not (root / name).is_dir():
+                raise UsageError(f"there is no folder {root / name}; guidance has {ALPHA}/ and {BOUNDARIES}/")
+    return check_all(args.root, read_entries(args.manifest), args.against, jobs_of(args))

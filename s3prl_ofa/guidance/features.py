@@ -1,0 +1,147 @@
+"""What frames are compared by: MFCCs, or hidden states of a checkpoint or of an upstream of S3PRL.
+
+A source is called with a wave (samples,) float32 and gives (frames, dim) float32 on the frames of the guidance. It can
+be sent to another process, where the model is loaded anew.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..audio import load_audio
+from ..errors import UsageError
+from ..model import SAMPLE_RATE
+from .layout import FRAMES, GuidanceError, num_frames
+from .work import Entry
+
+CEPSTRA = 13
+
+
+class Mfcc:
+    """Kaldi's MFCCs by torchaudio, mean 0 and variance 1 over an utterance.
+
+    Not librosa's, because Kaldi's windows start at the first sample and end with the last whole one, so that windows of
+    25 ms every 20 ms are exactly the frames of wav2vec 2.0.
+    """
+
+    def describe(self) -> dict[str, Any]:
+        return {"features": "mfcc", "layer": None}
+
+    def __call__(self, wave: np.ndarray) -> np.ndarray:
+        from ..superb.shims import torchaudio_import
+
+        torchaudio_import()
+        from torchaudio.compliance import kaldi
+
+        scaled = torch.from_numpy(wave)[None] * 2.0**15  # Kaldi reads 16-bit integers
+        milliseconds = {"frame_length": 1000 * FRAMES.receptive_field / SAMPLE_RATE, "frame_shift": 20.0}
+        cepstra = kaldi.mfcc(scaled, sample_frequency=SAMPLE_RATE, num_ceps=CEPSTRA, dither=0.0, **milliseconds)
+        spread = cepstra.std(0, correction=0).clamp_min(1e-5)  # silence alone has none
+        return ((cepstra - cepstra.mean(0)) / spread).numpy()
+
+
+class Hidden:
+    """A hidden state of a model; what is below says how to load it and to run it."""
+
+    def __init__(self, layer: int, device: str) -> None:
+        self.layer = layer
+        self.device = device
+        self.model = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "model": None}
+
+    def loaded(self) -> Any:
+        if self.model is None:
+            self.model = self.load()
+        return self.model
+
+    def check_layer(self, layers: int, name: str) -> None:
+        if not 0 <= self.layer < layers:
+            raise UsageError(f"--layer must be 0 to {layers - 1} for {name}, found {self.layer}")
+
+
+class OwnHidden(Hidden):
+    """Of a checkpoint that ``s3prl_ofa.load`` reads, without compression: ``--ckpt``."""
+
+    def __init__(self, ckpt: str, layer: int, device: str) -> None:
+        super().__init__(layer, device)
+        self.ckpt = ckpt
+        self.check_layer(self.loaded().config.layers + 1, ckpt)
+
+    def load(self) -> Any:
+        from ..checkpoint import load
+
+        model = load(self.ckpt, device=self.device)
+        grid = ("hop", "receptive_field")
+        if any(getattr(model.config, name) != getattr(FRAMES, name) for name in grid):
+            raise UsageError(f"{self.ckpt} has a frame every {model.config.hop} samples; expected {FRAMES.hop}")
+        return model
+
+    def describe(self) -> dict[str, Any]:
+        from ..extract.command import fingerprint
+
+        return {"features": f"checkpoint {fingerprint(self.loaded())}", "layer": self.layer}
+
+    def __call__(self, wave: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            states = self.loaded().extract([wave], layers=self.layer).hidden_states
+        return states[self.layer][0].cpu().numpy()
+
+
+class UpstreamHidden(Hidden):
+    """Of an upstream of S3PRL's hub: ``--upstream``."""
+
+    def __init__(self, name: str, ckpt: str | None, layer: int, device: str) -> None:
+        super().__init__(layer, device)
+        self.name, self.ckpt = name, ckpt
+        model = self.loaded()
+        self.check_layer(model.num_layers, name)
+        if model.downsample_rates[layer] > FRAMES.hop:
+            found = 1000 * model.downsample_rates[layer] / SAMPLE_RATE
+            raise UsageError(f"--upstream {name} has a frame every {found:g} ms; expected 20 ms or less")
+
+    def load(self) -> Any:
+        from ..superb import register
+
+        register.register()  # S3PRL then runs on today's stack, and knows our upstreams
+        from s3prl import hub
+        from s3prl.nn import S3PRLUpstream
+
+        if self.name not in hub.options():
+            raise UsageError(f"--upstream {self.name}: S3PRL has none of this name; expected hubert, wavlm, ...")
+        try:
+            return S3PRLUpstream(self.name, self.ckpt).to(self.device).eval()
+        except Exception as error:  # every upstream loads its own way, many from the network
+            raise UsageError(f"--upstream {self.name} cannot be loaded ({type(error).__name__}: {error})") from error
+
+    def describe(self) -> dict[str, Any]:
+        return {"features": " ".join(filter(None, ["upstream", self.name, self.ckpt])), "layer": self.layer}
+
+    def __call__(self, wave: np.ndarray) -> np.ndarray:
+        model = self.loaded()
+        batch = torch.from_numpy(wave)[None].to(self.device)
+        with torch.inference_mode():
+            states, _ = model(batch, torch.LongTensor([len(wave)]))
+        state = states[self.layer][0].float().cpu().numpy()
+        return state[nearest(num_frames(len(wave)), len(state), model.downsample_rates[self.layer])]
+
+
+def nearest(frames: int, states: int, hop: int) -> np.ndarray:
+    """Which of ``states`` hidden states, ``hop`` samples apart, is the one at each frame's centre: (frames,)."""
+    centres = FRAMES.hop * np.arange(frames) + FRAMES.receptive_field // 2
+    return np.minimum(centres // hop, states - 1)
+
+
+def features_of(source: Any, entry: Entry) -> np.ndarray:
+    """Features (frames, dim) of an utterance. Raises AudioError, GuidanceError, and what the model raises."""
+    wave = load_audio(entry.path)
+    if len(wave) != entry.samples:
+        raise GuidanceError(f"has {len(wave)} samples at {SAMPLE_RATE} Hz, the manifest says {entry.samples}")
+    features = source(wave)
+    if len(features) != num_frames(entry.samples) or not np.isfinite(features).all():
+        raise GuidanceError(
+            f"features of shape {features.shape}; expected {num_frames(entry.samples)} frames of finite values"
+        )
+    return features

@@ -1,0 +1,222 @@
+"""Doing many utterances: those of the manifests, in several processes, into a folder that a killed run leaves sound."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import pathlib
+import re
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import UsageError
+from ..files import atomic_path, printable
+from ..model import SAMPLE_RATE
+from . import layout
+from .layout import GuidanceError, guidance_path, num_frames, read_manifest
+
+LEFTOVER = re.compile(r"\..+\.\w{8}\.pt")  # what files.atomic_path calls its temporary files
+SETTINGS, LEFT_OUT, LOCK = "settings.json", "left_out.tsv", ".lock"
+CHUNK = 16  # utterances that a process takes at a time; fewer are not worth a process
+SHOWN = 20  # utterances named at the end; all of them are in left_out.tsv
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """An utterance of a manifest: its file below the manifest's root, and its length."""
+
+    root: pathlib.Path
+    relative: str
+    samples: int
+
+    @property
+    def path(self) -> pathlib.Path:
+        return self.root / self.relative
+
+    @property
+    def stem(self) -> str:
+        return pathlib.PurePosixPath(self.relative).stem
+
+
+def read_entries(manifests: Sequence[pathlib.Path]) -> list[Entry]:
+    """All utterances of the manifests. Raises UsageError for a bad manifest, and where two share a guidance file."""
+    entries: dict[pathlib.Path, Entry] = {}
+    for manifest in manifests:
+        try:
+            root, rows = read_manifest(manifest)
+        except GuidanceError as error:
+            raise UsageError(str(error)) from None
+        for relative, samples in rows:
+            entry = Entry(root, relative, samples)
+            other = entries.setdefault(guidance_path("", relative), entry)
+            if other != entry:
+                raise UsageError(f"{manifest}: {entry.path} would have the guidance file of {other.path}; rename one")
+    if not entries:
+        raise UsageError(f"{', '.join(map(str, manifests))}: no utterances")
+    return list(entries.values())
+
+
+def each(function: Callable[[Any], Any], items: Sequence[Any], jobs: int, what: str) -> Iterator[Any]:
+    """``function`` of every item, in their order, by ``jobs`` processes, with a progress bar that says ``what``.
+
+    The function is sent to every process once, so it may hold much.
+    """
+    jobs = min(jobs, len(items) // CHUNK)
+    with contextlib.ExitStack() as stack:
+        if jobs <= 1:
+            results = map(function, items)
+        else:
+            # Fresh interpreters: threads of torch and BLAS do not survive a fork.
+            pool = concurrent.futures.ProcessPoolExecutor(
+                jobs, multiprocessing.get_context("spawn"), start_process, (function,)
+            )
+            stack.callback(pool.shutdown, cancel_futures=True)
+            results = pool.map(call, items, chunksize=CHUNK)
+        yield from tqdm(results, total=len(items), desc=what, unit="utt", dynamic_ncols=True, disable=None)
+
+
+def start_process(function: Callable[[Any], Any]) -> None:
+    """What a process does first."""
+    import torch
+
+    global call_function
+    call_function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the work
+    torch.set_num_threads(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """A killed parent cannot stop its processes, which would wait for work for ever."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def call(item: Any) -> Any:
+    return call_function(item)
+
+
+@contextlib.contextmanager
+def open_folder(folder: pathlib.Path) -> Iterator[None]:
+    """Holds the folder for this process alone. Raises UsageError when it cannot be written or is in use."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise UsageError(
+            f"--out {folder} cannot be written ({error.strerror}); expected a folder to write to"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{folder} is in use by another guidance; wait for it, or give another --out") from None
+        for name in (layout.ALPHA, layout.BOUNDARIES):
+            for path in (folder / name).rglob(".*.pt"):
+                if LEFTOVER.fullmatch(path.name):
+                    path.unlink()
+        yield
+
+
+def read_settings(folder: pathlib.Path) -> dict[str, Any] | None:
+    """What the folder's guidance was made with; None for a new folder. Raises UsageError."""
+    path = folder / SETTINGS
+    if not path.exists():
+        if any((folder / name).exists() for name in (layout.ALPHA, layout.BOUNDARIES)):
+            raise UsageError(f"--out {folder} holds guidance without {SETTINGS}, not made here; give another --out")
+        return None
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError):
+        raise UsageError(f"{path} cannot be read; give another --out") from None
+
+
+def check_settings(folder: pathlib.Path, settings: dict[str, Any], force: bool) -> None:
+    """Refuses to mix guidance of two settings in a folder; with ``force`` that of others is removed."""
+    earlier = read_settings(folder)
+    if earlier is None or all(earlier.get(key) == value for key, value in settings.items()):
+        return
+    key = next(key for key, value in settings.items() if earlier.get(key) != value)
+    if not force:
+        raise UsageError(
+            f"--out {folder} holds guidance with {key} {earlier.get(key)}, asked was {settings[key]}; give --force to "
+            "start again, or another --out"
+        )
+    for name in (layout.ALPHA, layout.BOUNDARIES):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / SETTINGS).unlink()
+
+
+def write_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
+    with atomic_path(folder / SETTINGS) as temporary:
+        temporary.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Write:
+    """Makes one utterance's segmentation and writes it."""
+
+    make: Callable[[Entry], Tensor]  # boundaries (segments,) of an utterance
+    folder: pathlib.Path
+
+    def __call__(self, entry: Entry) -> int | str:
+        """The number of segments, or in words why the utterance has none."""
+        frames = num_frames(entry.samples)
+        if not frames:
+            return f"too short: {entry.samples} samples, at least {layout.FRAMES.receptive_field} are needed"
+        try:
+            boundaries = self.make(entry)
+            layout.write(self.folder, entry.relative, boundaries, frames)
+        except UsageError:
+            raise
+        except (ValueError, RuntimeError) as error:  # RuntimeError: what torch raises, of memory too
+            return " ".join(str(error).split())
+        except OSError as error:
+            # Of all that can go wrong with writing only this is about the one file.
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return "its name is too long to be that of an output too"
+        return len(boundaries)
+
+
+def write_all(
+    entries: list[Entry], make: Callable[[Entry], Tensor], folder: pathlib.Path, jobs: int, force: bool
+) -> int:
+    """Writes what is not there yet, and says at the end what was left out and why; the exit status."""
+    todo = [entry for entry in entries if force or not layout.is_written(folder, entry.relative)]
+    results = list(zip(todo, each(Write(make, folder), todo, jobs, "guidance"), strict=True))
+    done = [(entry, segments) for entry, segments in results if isinstance(segments, int)]
+    left_out = [(entry, reason) for entry, reason in results if isinstance(reason, str)]
+    line = f"{folder}: {len(done)} of {len(entries)} utterances written, {len(entries) - len(todo)} were there already"
+    if done:
+        milliseconds = 1000 * sum(entry.samples for entry, _ in done) / SAMPLE_RATE
+        line += f"; a segment is {milliseconds / sum(segments for _, segments in done):.1f} ms on average"
+    print(line)
+    report(folder, left_out)
+    return 1 if left_out else 0
+
+
+def report(folder: pathlib.Path, left_out: list[tuple[Entry, str]]) -> None:
+    """Names on stderr and in ``left_out.tsv`` the utterances that have no guidance, and why."""
+    path = folder / LEFT_OUT
+    path.unlink(missing_ok=True)
+    if not left_out:
+        return
+    with atomic_path(path) as temporary:
+        lines = [f"{printable(entry.relative)}\t{reason}\n" for entry, reason in left_out]
+        temporary.write_text("".join(lines), "utf-8")
+    for entry, reason in left_out[:SHOWN]:
+        print(f"left out: {printable(entry.relative)}: {reason}", file=sys.stderr)
+    print(f"{len(left_out)} utterances were left out; all of them are in {path}", file=sys.stderr)
