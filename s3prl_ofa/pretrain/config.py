@@ -50,6 +50,7 @@ class OFATaskConfig(AudioPretrainingConfig):
     # Workers keep a copy of the dataset, and with it the epoch, from which crops are drawn: a new loader every epoch.
     reuse_dataloader: bool = False
     persistent_workers: bool = False
+    cpu_bfloat16: bool = _about(False, "on a CPU, train with products in bfloat16; common.bf16 and amp are for GPUs")
     max_update: int = II("optimization.max_update")  # for the time left
 
 

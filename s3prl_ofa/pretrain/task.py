@@ -65,7 +65,9 @@ class OFAPretrainingTask(AudioPretrainingTask):
         self.update = update_num
         seed = mixed_seed(self.cfg.seed, update_num, self.part, rank())
         utils.set_torch_seed(seed)
-        with data_utils.numpy_seed(seed):  # fairseq's layerdrop
+        bfloat16 = self.cfg.cpu_bfloat16 and sample["net_input"]["source"].device.type == "cpu"
+        # numpy's generator is for fairseq's layerdrop
+        with data_utils.numpy_seed(seed), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
     def valid_step(self, sample, model, criterion):

@@ -1,0 +1,172 @@
+"""Updates a second and memory of pretraining beside plain fairseq's wav2vec 2.0 of the same size.
+
+    python benchmarks/pretrain.py --config ofa_tiny --threads 2
+
+Every contender is fairseq's own trainer with the packaged configuration's optimizer, its model beginning from the same
+weights. All take an update on the same batch of random waves in turn, in another order every round, and each row goes
+to the csv with the median over rounds and its ratio to plain fairseq. Memory is the peak of a process of its own (on a
+GPU, of torch's allocator) that makes three updates.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from fairseq.criterions.wav2vec_criterion import Wav2vecCriterion
+from fairseq.dataclass.initialize import add_defaults, hydra_init
+from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
+from fairseq.trainer import Trainer
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from rows import machine, write
+from tqdm import tqdm
+
+import s3prl_ofa.pretrain  # noqa: F401, registers
+from s3prl_ofa.guidance.layout import alpha_of, num_frames
+from s3prl_ofa.model import SAMPLE_RATE
+from s3prl_ofa.pretrain.launch import CONFIGS
+from s3prl_ofa.pretrain.model import OFAPretrainingModel
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "pretrain.csv"
+PACKAGES = ("torch", "fairseq-fixed")
+PLAIN = "fairseq wav2vec2"
+CONTENDERS = {PLAIN: None, "ours, lambd 0": 0.0, "ours, mean lambd 0.5": "uniform", "ours, lambd 1": 1.0}
+SEGMENT = 4  # frames, 80 ms
+MEMORY_UPDATES = 3
+
+
+def settings(config: str, device: str):
+    """fairseq's configuration, complete."""
+    hydra_init(config)
+    cpu = [f"common.cpu={str(device == 'cpu').lower()}", "common.fp16=false"]
+    with initialize_config_dir(str(CONFIGS), version_base="1.1"):
+        cfg = compose(config, overrides=["task.data=.", "distributed_training.distributed_world_size=1", *cpu])
+    add_defaults(cfg)
+    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+
+
+def trainer(cfg, name: str) -> Trainer:
+    """One contender, ready to train. A trained model's mean alpha, 2/9, makes the frame periods those of real use."""
+    from fairseq import tasks
+
+    task = tasks.setup_task(cfg.task)
+    torch.manual_seed(0)
+    if name == PLAIN:
+        known = Wav2Vec2Config.__dataclass_fields__
+        plain = {key: value for key, value in cfg.model.items() if key in known}
+        plain["latent_temp"] = tuple(plain["latent_temp"])
+        model = Wav2Vec2Model(Wav2Vec2Config(**plain))
+        criterion = Wav2vecCriterion(task, infonce=True, loss_weights=list(cfg.criterion.loss_weights)[:2])
+    else:
+        model: OFAPretrainingModel = task.build_model(cfg.model)
+        with torch.no_grad():
+            model.cif_subsampler.alpha_fn.layer[2].weight.mul_(0.1)
+            model.cif_subsampler.alpha_fn.layer[2].bias.fill_(-1.2528)
+        rate = CONTENDERS[name]
+        model.overwrite_lambd = None if rate == "uniform" else rate
+        criterion = task.build_criterion(cfg.criterion)
+    return Trainer(cfg, task, model, criterion)
+
+
+def batch(crops: int, seconds: float, guided: bool) -> dict:
+    """Random waves, with a boundary every 80 ms."""
+    samples = int(seconds * SAMPLE_RATE)
+    generator = torch.Generator().manual_seed(0)
+    net_input = {"source": 0.1 * torch.randn(crops, samples, generator=generator)}
+    if guided:
+        frames = num_frames(samples)
+        boundaries = torch.arange(SEGMENT, frames + 1, SEGMENT)
+        net_input["guidance"] = {
+            "guided": torch.ones(crops, dtype=torch.bool),
+            "first_part": torch.ones(crops),
+            "boundaries": boundaries.expand(crops, -1).clone(),
+            "pseudo_alpha": alpha_of(boundaries, frames).expand(crops, -1).clone(),
+        }
+    return {"id": torch.arange(crops), "net_input": net_input}
+
+
+def update(contender: Trainer, name: str, crops: int, seconds: float) -> float:
+    """Seconds of one update."""
+    sample = batch(crops, seconds, name != PLAIN)
+    begin = time.perf_counter()
+    contender.train_step([sample])
+    if contender.cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def peak_mebibytes(args: argparse.Namespace, name: str) -> int:
+    """Peak memory of a process that makes a few updates of one contender."""
+    command = [sys.executable, __file__, "--memory-of", name]
+    for option in ("config", "device", "crops", "seconds", "threads"):
+        command += [f"--{option}", str(getattr(args, option))]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def print_peak(args: argparse.Namespace) -> None:
+    contender = trainer(settings(args.config, args.device), args.memory_of)
+    for _ in range(MEMORY_UPDATES):
+        update(contender, args.memory_of, args.crops, args.seconds)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if contender.cuda:
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    print(round(peak))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="ofa_tiny", help="a packaged configuration")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--crops", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a crop")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.memory_of:
+        print_peak(args)
+        return
+    cfg = settings(args.config, args.device)
+    contenders = {name: trainer(cfg, name) for name in CONTENDERS}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for turn in tqdm(range(args.rounds + 1), unit="round", leave=False):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            taken = update(contenders[name], name, args.crops, args.seconds)
+            if turn:  # the first round warms up
+                seconds[name].append(taken)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    rows = [
+        {
+            "benchmark": "pretrain",
+            "contender": name,
+            "config": args.config,
+            "audio_s": args.crops * args.seconds,
+            "median_s": round(median, 4),
+            "updates_per_s": round(1 / median, 3),
+            "ratio": round(median / medians[PLAIN], 3),
+            "ratio_to": PLAIN,
+            "peak_mib": peak_mebibytes(args, name),
+            "rounds": args.rounds,
+            "dtype": "float32",
+            "device": args.device,
+            "threads": args.threads,
+            "machine": machine(torch.device(args.device)),
+            **{package: importlib.metadata.version(package) for package in PACKAGES},
+        }
+        for name, median in medians.items()
+    ]
+    write(rows, args.out)
+
+
+if __name__ == "__main__":
+    main()
