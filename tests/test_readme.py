@@ -23,7 +23,9 @@ from s3prl_ofa.superb.link import CHECKOUT_FILES
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCK = re.compile(
-    r"(?:<!-- test: (?P<order>skip|append|replace)[ ,]+(?P<text>.*?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.S
+    r"(?:<!-- test: (?P<order>skip|append|replace)[ ,]+(?P<text>.*?) -->\n)?"
+    r"```(?P<language>\w+)\n(?P<code>.*?)```",
+    re.S,
 )
 DEMO_AUDIO = ROOT / "s3prl_ofa" / "demo" / "audio"
 LIBRISPEECH_SPLITS = {"train": "train-clean-100", "dev": "dev-clean", "test": "test-clean"}
