@@ -6,8 +6,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
+from .arguments import Parser, one_line
 from .errors import CheckpointError, UsageError
 from .version import __version__
 
@@ -34,17 +35,6 @@ COMMANDS = {
     "pretrain": Command("s3prl_ofa.pretrain.launch", "train a once-for-all wav2vec 2.0 with fairseq", None),
     "convert": Command("s3prl_ofa.checkpoint.command", "a checkpoint from one format to another"),
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
-
-
-def one_line(message: object) -> str:
-    return " ".join(str(message).split())
 
 
 def build_parser() -> Parser:
