@@ -33,6 +33,8 @@ COMMANDS = {
     "prepare": Command("s3prl_ofa.superb.prepare", "from corpora to the files that the tasks need"),
     "guidance": Command("s3prl_ofa.guidance.command", "what alpha is to learn, from alignments or from speech alone"),
     "pretrain": Command("s3prl_ofa.pretrain.launch", "train a once-for-all wav2vec 2.0 with fairseq", None),
+    "sweep": Command("s3prl_ofa.sweep.command", "rates x tasks x seeds from one file, resumable"),
+    "report": Command("s3prl_ofa.sweep.report", "table, plots and a page of what a sweep has found"),
     "convert": Command("s3prl_ofa.checkpoint.command", "a checkpoint from one format to another"),
 }
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import tqdm
 
+from ..arguments import Parser
 from ..audio import find_audio, load_audio
-from ..cli import Parser, guarded
+from ..cli import guarded
 from ..errors import UsageError
 from ..files import atomic_path
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 import yaml
 
+from s3prl_ofa.arguments import Parser
 from s3prl_ofa.checkpoint import read_checkpoint
 from s3prl_ofa.checkpoint.contents import split_weight_norm
 from s3prl_ofa.checkpoint.fairseq_format import drop_needless_projection, read_config, write_state
-from s3prl_ofa.cli import Parser
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.files import atomic_path
 
@@ -56,7 +56,7 @@ def build_parser() -> Parser:
 
 def run(argv: Sequence[str]) -> int:
     """Trains, in this process or in so many. Raises UsageError, CheckpointError, and what fairseq raises."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_intermixed_args(argv)  # options and settings in any order
     for text in args.overrides:
         if "=" not in text.lstrip("+~"):
             raise UsageError(f"{text!r}: name=value is expected, such as data=manifests")
