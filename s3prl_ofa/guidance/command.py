@@ -161,7 +161,7 @@ def segment(args: argparse.Namespace) -> int:
         if earlier is not None:
             settings["penalty"] = float(earlier["penalty"])
         elif args.penalty is None:
-            settings["penalty"] = make_penalty(source, codes, entries, args.longest, rate["period_ms"], args.seed, jobs)
+            settings["penalty"] = make_penalty(codes, sample(), args.longest, rate["period_ms"])
         write_settings(args.out, settings)
         make = FromSpeech(source, codes, settings["penalty"], args.longest)
         return write_all(entries, make, args.out, jobs, args.force)

@@ -125,13 +125,15 @@ class UpstreamHidden(Hidden):
         with torch.inference_mode():
             states, _ = model(batch, torch.LongTensor([len(wave)]))
         state = states[self.layer][0].float().cpu().numpy()
-        return state[nearest(num_frames(len(wave)), len(state), model.downsample_rates[self.layer])]
+        return state[beginning_with(num_frames(len(wave)), len(state), model.downsample_rates[self.layer])]
 
 
-def nearest(frames: int, states: int, hop: int) -> np.ndarray:
-    """Which of ``states`` hidden states, ``hop`` samples apart, is the one at each frame's centre: (frames,)."""
-    centres = FRAMES.hop * np.arange(frames) + FRAMES.receptive_field // 2
-    return np.minimum(centres // hop, states - 1)
+def beginning_with(frames: int, states: int, hop: int) -> np.ndarray:
+    """Which of ``states`` hidden states, ``hop`` samples apart, begins where each frame begins: (frames,).
+
+    Right for convolutions and for Kaldi's windows; centred windows come out 12.5 ms early.
+    """
+    return np.minimum(FRAMES.hop * np.arange(frames) // hop, states - 1)
 
 
 def features_of(source: Any, entry: Entry) -> np.ndarray:
