@@ -30,9 +30,10 @@ class OFAPretrainingCriterion(Wav2vecCriterion):
         loss, sample_size, log = super().forward(model, sample, reduce)
         infonce = log.pop("loss_0", log["loss"])
         log = {key: value for key, value in log.items() if not key.startswith("loss_")}
-        means = {key: log.pop(key) for key in (*LOSSES, *MEANS) if key in log}
-        log |= {f"{key}_sum": value for key, value in means.items()}
-        log |= {f"{key}_parts": 1 for key in means}
+        # Ranks are added up by position: the same names whatever the batch has (targets, guidance).
+        for key in (*LOSSES, *MEANS):
+            log[f"{key}_parts"] = int(key in log)
+            log[f"{key}_sum"] = log.pop(key, 0.0)
         return loss, sample_size, {**log, "infonce": infonce}
 
     def fit_loss_weights(self, names: tuple[str, ...]) -> None:

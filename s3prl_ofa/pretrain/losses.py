@@ -2,7 +2,8 @@
 
 All take alpha (batch, frames), zero after each utterance's end. Guidance comes from a segmentation of the speech:
 ``pseudo_alpha`` (batch, frames) is 1 / length over each segment, so that it sums to 1 a segment, and ``boundaries``
-(batch, segments) is the 1-based index of each segment's last frame, -1 after the last segment.
+(batch, segments) is the 1-based index of each segment's last frame, -1 after the last segment. Both may have no slot at
+all (no utterance of the batch has guidance, or no segment ends within its crop): a loss is then 0, not NaN.
 """
 
 import torch
@@ -26,9 +27,10 @@ def segment_loss(alpha: Tensor, boundaries: Tensor, first_part: Tensor | None = 
         wanted = wanted - (1 - first_part[:, None].to(alpha.dtype))
     running = alpha.cumsum(1).gather(1, (boundaries - 1).clamp(0, alpha.shape[1] - 1))
     distance = (running - wanted).abs()
-    return torch.where(boundaries > 0, distance, 0.0).mean()
+    return torch.where(boundaries > 0, distance, 0.0).sum() / max(1, boundaries.numel())
 
 
 def frame_loss(alpha: Tensor, pseudo_alpha: Tensor) -> Tensor:
     """L1 distance, frame by frame; alpha is cut or filled with zeros to the length of ``pseudo_alpha``."""
-    return F.l1_loss(F.pad(alpha, (0, pseudo_alpha.shape[1] - alpha.shape[1])), pseudo_alpha)
+    alpha = F.pad(alpha, (0, pseudo_alpha.shape[1] - alpha.shape[1]))
+    return F.l1_loss(alpha, pseudo_alpha, reduction="sum") / max(1, pseudo_alpha.numel())

@@ -122,7 +122,8 @@ class OFAPretrainingModel(Wav2Vec2Model):
         alpha = self.cif_subsampler.alpha(rows, lengths)
         plan = self.cif_subsampler.plan(alpha, lambd, lengths.to(frames.device))
         compressed = plan.lengths.cpu()
-        rate = {"lambd": lambd, "alpha": alpha, "weights": mix(alpha, lambd)}
+        weights = torch.where(valid_mask(lengths).to(alpha.device), mix(alpha, lambd), 0.0)
+        rate = {"lambd": lambd, "alpha": alpha, "weights": weights}
         return pad(self.cif_subsampler.compress(rows, plan), compressed), compressed, rate
 
     # --- forward ---
