@@ -119,7 +119,7 @@ def test_a_batch_is_cropped_or_padded(corpus):
 
 
 def test_boundaries_past_the_end(corpus):
-    """Promise: guidance some frames longer or shorter than the utterance is used; boundaries past the end are the end."""
+    """Promise: guidance a few frames longer or shorter is used; a boundary past the end counts as the end."""
     name = "v1.2/speaker.0/a.b.0.flac"
     frames = num_frames(LENGTHS[0])
     for other in (-5, -1, 1, 5):
