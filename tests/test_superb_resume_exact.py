@@ -65,7 +65,7 @@ SHORT_PIECES = (f"{DATARC}.max_timestep=16000", f"{DATARC}.train_batch_size=1") 
 )
 def test_cut_off_and_the_same(task, overrides, train, monkeypatch):
     """Going on from a save in the middle of an epoch and from one at its end gives the weights of a run that was not
-    cut off, bit for bit: order of utterances, random pieces, dropout, SpecAug and the optimizer go on where they were."""
+    cut off, bit for bit: utterances' order, random pieces, dropout, SpecAug and optimizer go on where they were."""
     assert train(task, "whole", *overrides) == 0
     for step in (4, 8, 10):
         with monkeypatch.context() as patch:
@@ -103,6 +103,7 @@ def test_measured(upstream, train, capfd):
     printed = float(capfd.readouterr().out.split("test acc: ")[1].split()[0])
     found = json.loads(pathlib.Path("exp/measured_test.json").read_text())
     assert found["scores"]["acc"] == pytest.approx(printed) and "loss" in found["scores"]
+    assert (found["options"] or {}).get("lambd") == (None if upstream == ("mfcc",) else 0.5)
     assert found["split"] == "test" and found["utterances"] == 2 and 3 < found["audio_seconds"] < 5
     assert found["frame_period_ms"] == pytest.approx(1000 * found["audio_seconds"] / found["frames"])
     expected = 10 if upstream == ("mfcc",) else 33

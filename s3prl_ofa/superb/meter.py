@@ -4,8 +4,10 @@ Speed counts the calls of the upstream, and of featurizer and downstream model, 
 second batch on: the first one also pays for what is done only once.
 """
 
+import dataclasses
 import json
 import logging
+import math
 import os
 import pathlib
 import platform
@@ -97,7 +99,8 @@ class Meter:
 
     def evaluated(self) -> dict[str, Any]:
         """utterances, audio_seconds, frames (compressed, not repeated), frame_period_ms, macs_per_second and wall
-        seconds of upstream and downstream, each a second of audio, and the scores by their metric's name."""
+        seconds of upstream and downstream, each a second of audio, the options of our upstream, and the scores by their
+        metric's name."""
         split = self.runner.args.evaluate_split
         upstream = getattr(self.runner.upstream.model, "module", self.runner.upstream.model)
         measured = getattr(upstream, "measured", None)
@@ -117,7 +120,9 @@ class Meter:
             "macs_per_second": macs,
             "upstream_seconds_per_second": columns[1] / columns[0] if columns else None,
             "downstream_seconds_per_second": columns[2] / columns[0] if columns else None,
-            "scores": {names[tag]: value for tag, value in self.scores.items()},
+            "options": None if measured is None else dataclasses.asdict(upstream.options),
+            # JSON has no NaN
+            "scores": {names[tag]: value if math.isfinite(value) else None for tag, value in self.scores.items()},
         }
 
 

@@ -1,0 +1,166 @@
+"""Whether a grid can be run: checkpoints, data, configs, tasks and baselines, all before anything is run.
+
+Raises UsageError with one sentence that begins with the key of the grid.
+"""
+
+import copy
+import hashlib
+import importlib
+import importlib.util
+import os
+import pathlib
+import re
+from typing import Any
+
+from s3prl_ofa.checkpoint import load
+from s3prl_ofa.errors import CheckpointError, UsageError
+from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
+from s3prl_ofa.superb.register import URL_SCHEMES
+from s3prl_ofa.superb.tasks import resolve_config
+
+from .grid import KNOWN, OURS, Grid, Point, Task
+
+EVERY = ("eval_step", "save_step", "log_step")  # of S3PRL's runner
+ROOT_OPTION = re.compile(r"(`[^`]*`)|--([a-z][a-z0-9-]*)")
+
+
+def prepare(grid: Grid) -> dict[str, dict[str, Any]]:
+    """What each point's folder is told, by the point's name; see point.py.
+
+    ``config`` is S3PRL's whole config, with the data's absolute paths; ``checkpoint_sha256`` keeps a folder from mixing
+    results of two checkpoints of one name.
+    """
+    for task in grid.tasks.values():
+        check_task(task)
+    check_baselines(grid)
+    digests = check_checkpoints(grid)
+    configs = {name: base_config(grid, task) for name, task in grid.tasks.items()}
+    prepared: dict[str, dict[str, Any]] = {}
+    for point in grid.points():
+        if point.name in prepared:
+            raise UsageError(f"rates: two points are both named {point.name}; their values differ too little")
+        task = grid.tasks[point.task]
+        known = KNOWN.get(point.task)
+        checkpoint = point.checkpoint and absolute(point.checkpoint)
+        prepared[point.name] = {
+            "name": point.name,
+            "point": {**vars(point), "checkpoint": checkpoint},
+            "metric": task.metric,
+            "higher_is_better": task.higher_is_better,
+            "unit": known.unit if known and task.metric == known.metric else 1,
+            "dev": task.dev,
+            "test": task.test,
+            "device": grid.device,
+            "checkpoint_sha256": digests.get(checkpoint),
+            "config": config_of(configs[point.task], point),
+        }
+    return prepared
+
+
+def check_task(task: Task) -> None:
+    if task.name in KNOWN:
+        return
+    folders = importlib.util.find_spec("s3prl.downstream").submodule_search_locations
+    if not any(pathlib.Path(folder, task.name, "expert.py").is_file() for folder in folders):
+        raise UsageError(f"tasks.{task.name}: neither {', '.join(KNOWN)} nor a task of S3PRL's")
+
+
+def check_baselines(grid: Grid) -> None:
+    for baseline in grid.baselines:
+        importlib.import_module("s3prl_ofa.superb")
+        if baseline.upstream.startswith("_") or not hasattr(importlib.import_module("s3prl.hub"), baseline.upstream):
+            raise UsageError(f"baselines: S3PRL has no upstream {baseline.upstream}")
+        if baseline.upstream.startswith(OURS):
+            raise UsageError(f"baselines: {baseline.upstream} is what is compared; it belongs to checkpoints")
+        if baseline.checkpoint and not exists(baseline.checkpoint):
+            raise UsageError(f"baselines: the checkpoint of {baseline.name}, {baseline.checkpoint}, is not there")
+
+
+def check_checkpoints(grid: Grid) -> dict[str, str | None]:
+    """The SHA-256 of each checkpoint that is here, by its absolute path."""
+    needs_compressor = any(
+        rate == "lambd" and value > 0 or rate == "frame_period_ms" and value > MIN_FRAME_PERIOD_MS
+        for task in grid.tasks.values()
+        for rate, value in task.axes.rates
+    )
+    for name, path in grid.checkpoints.items():
+        if not exists(path):
+            raise UsageError(f"checkpoints.{name}: there is no {path}")
+        if path.startswith(URL_SCHEMES):
+            continue  # S3PRL downloads it when the first point runs
+        try:
+            model = load(path)
+        except CheckpointError as error:
+            raise UsageError(f"checkpoints.{name}: {error}") from None
+        if needs_compressor and model.compressor is None:
+            raise UsageError(
+                f"checkpoints.{name}: {path} has no compressor, so only lambd 0 and pool are possible rates"
+            )
+    paths = [*grid.checkpoints.values(), *(item.checkpoint for item in grid.baselines if item.checkpoint)]
+    return {absolute(path): None if path.startswith(URL_SCHEMES) else digest(pathlib.Path(path)) for path in paths}
+
+
+def exists(path: str) -> bool:
+    return path.startswith(URL_SCHEMES) or pathlib.Path(path).expanduser().exists()
+
+
+def absolute(path: str) -> str:
+    return path if path.startswith(URL_SCHEMES) else os.path.realpath(pathlib.Path(path).expanduser())
+
+
+def digest(path: pathlib.Path) -> str:
+    """Of a file, or of all files of a folder (Hugging Face's)."""
+    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            total.update(hashlib.file_digest(opened, "sha256").digest())
+    return total.hexdigest()
+
+
+def base_config(grid: Grid, task: Task) -> dict[str, Any]:
+    """S3PRL's config of a task with its data, steps and overrides, but the learning rate."""
+    try:
+        config = resolve_config(task.name, task.config, task.mini, dict(grid.data))
+    except UsageError as error:
+        # what run_downstream takes as an option is a key of data here
+        said = ROOT_OPTION.sub(lambda found: found[1] or f"data.{found[2].replace('-', '_')}", str(error))
+        raise UsageError(f"tasks.{task.name}: {said}") from None
+    where = f"tasks.{task.name}"
+    if not isinstance(config.get("runner"), dict) or "total_steps" not in config["runner"]:
+        raise UsageError(f"{where}.config: runner.total_steps is expected in it")
+    for key, value in task.overrides.items():
+        if key == "optimizer.lr" and task.axes.learning_rates != (None,):
+            raise UsageError(f"{where}.overrides: optimizer.lr is varied by learning_rates already")
+        if key == "runner.total_steps":
+            raise UsageError(f"{where}.overrides: use {where}.steps for runner.total_steps")
+        put(config, key, value, f"{where}.overrides")
+    if task.steps is not None:
+        config["runner"]["total_steps"] = task.steps
+    for key in EVERY:
+        # What is saved and evaluated last must be the last step.
+        given = config["runner"].get(key, config["runner"]["total_steps"])
+        config["runner"][key] = divisor(config["runner"]["total_steps"], given)
+    return config
+
+
+def divisor(steps: int, wanted: int) -> int:
+    """The largest divisor of ``steps`` up to ``wanted``."""
+    return next(every for every in range(min(steps, max(1, wanted)), 0, -1) if steps % every == 0)
+
+
+def put(config: dict[str, Any], key: str, value: Any, where: str) -> None:
+    *parents, last = key.split(".")
+    section: Any = config
+    for parent in parents:
+        section = section.get(parent) if isinstance(section, dict) else None
+    if not isinstance(section, dict):
+        raise UsageError(f"{where}: the config has no {'.'.join(parents)}, of which {key} would be a part")
+    section[last] = value
+
+
+def config_of(base: dict[str, Any], point: Point) -> dict[str, Any]:
+    config = copy.deepcopy(base)
+    if point.learning_rate is not None:
+        put(config, "optimizer.lr", point.learning_rate, f"tasks.{point.task}.learning_rates")
+    return config

@@ -1,0 +1,150 @@
+"""``s3prl-ofa sweep GRID.yaml``: runs what of a grid is not done yet."""
+
+import argparse
+import json
+import logging
+import pathlib
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.files import atomic_path
+
+from .check import prepare
+from .folder import FAILURE, LOCK, LOG, POINT, POINTS, RESULT, read_json, tail, write_json
+from .grid import Grid
+from .launch import Launcher
+from .locks import InUse, is_locked, locked
+from .point import KILLED, recover
+from .reading import read_grid, to_yaml
+from .results import FAILED, FILE, FINISHED, Results
+
+logger = logging.getLogger(__name__)
+
+SWEEP_LOCK, GRID = ".sweep.lock", "grid.yaml"
+Prepared = dict[str, dict[str, Any]]  # a point's settings by its name
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("grid", type=pathlib.Path, metavar="GRID.yaml", help="what to vary; see the README")
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="results; else out of the grid, else sweeps/NAME of its file",
+    )
+    parser.add_argument("--retry", action="store_true", help="run again what has failed")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list the points, and estimate the time from a few steps of each task"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    grid = read_grid(args.grid)
+    try:
+        prepared = prepare(grid)
+    except UsageError as error:
+        raise UsageError(f"{args.grid}: {error}") from None
+    out = args.out or pathlib.Path(grid.out or f"sweeps/{args.grid.stem}")
+    if args.dry_run:
+        from .estimate import dry_run
+
+        return dry_run(grid, prepared, out)
+    return sweep(grid, prepared, out.absolute(), args.retry)
+
+
+def sweep(grid: Grid, prepared: Prepared, out: pathlib.Path, retry: bool) -> int:
+    """Runs the points that are not done; the exit status is 1 when some have failed or were killed."""
+    launcher = Launcher(grid.executor, out)
+    try:
+        with locked(out / SWEEP_LOCK, wait=False):
+            lay_out(grid, prepared, out)
+            folders = {name: out / POINTS / name for name in prepared}
+            done, failed = sort_out(folders, retry)
+            left = {name: folder for name, folder in folders.items() if name not in done | failed}
+            killed = run_points(launcher, left, len(done))
+            return conclude(out, folders, killed)
+    except InUse:
+        raise UsageError(f"{out} is in use by another sweep; wait for its end, or give another --out") from None
+    except OSError as error:
+        raise UsageError(f"--out {out}: {error.strerror or error}") from None
+
+
+def lay_out(grid: Grid, prepared: Prepared, out: pathlib.Path) -> None:
+    """Writes what each point is to its folder. Raises UsageError where an earlier sweep ran another one there."""
+    for name, settings in prepared.items():
+        path = out / POINTS / name / POINT
+        plain = json.loads(json.dumps(settings))
+        if not path.exists():
+            write_json(path, plain)
+            continue
+        differing = differences(read_json(path), plain)
+        if differing:
+            raise UsageError(
+                f"{path.parent} was run with other settings ({'; '.join(differing[:3])}); "
+                f"give another --out, or remove that folder and its line in {FILE}"
+            )
+    with atomic_path(out / GRID) as temporary:
+        temporary.write_text(to_yaml(grid), "utf-8")
+
+
+def differences(earlier: Any, now: Any, where: str = "") -> list[str]:
+    """What differs between two JSON values, as ``config.runner.total_steps: 100, now 200``."""
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*earlier, *now])
+        return [found for key in keys for found in differences(earlier.get(key), now.get(key), f"{where}.{key}")]
+    return [] if earlier == now else [f"{where.lstrip('.')}: {earlier}, now {now}"]
+
+
+def sort_out(folders: dict[str, pathlib.Path], retry: bool) -> tuple[set[str], set[str]]:
+    """The points that are finished, whose rows are brought into the results where they are missing, and those that have
+    failed and are not to be tried again."""
+    done, failed = set(), set()
+    for name, folder in folders.items():
+        if (folder / RESULT).exists():
+            recover(folder)
+            done.add(name)
+        elif (folder / FAILURE).exists():
+            if retry:
+                (folder / FAILURE).unlink()
+            else:
+                failed.add(name)
+                Results(folder.parents[1]).record(read_json(folder / FAILURE))
+        elif is_locked(folder / LOCK):
+            logger.warning("%s is still running, from an earlier sweep; its end is waited for", name)
+    return done, failed
+
+
+def run_points(launcher: Launcher, left: dict[str, pathlib.Path], done: int) -> dict[str, str]:
+    """Runs the points and returns those that gave no result, with a word about each."""
+    killed = {}
+    with tqdm(total=done + len(left), initial=done, unit="point", disable=None) as bar:
+        for ended in launcher.run(left, started=bar.set_description):
+            bar.update()
+            if ended.state == KILLED:
+                killed[ended.name] = "killed"
+            elif ended.error:
+                killed[ended.name] = ended.error
+            bar.write(f"{ended.name}: {ended.state}", file=sys.stderr)
+    return killed
+
+
+def conclude(out: pathlib.Path, folders: dict[str, pathlib.Path], killed: dict[str, str]) -> int:
+    """Says how it ended."""
+    rows = {row["point"]: row for row in Results(out).rows() if row["point"] in folders}
+    finished = [name for name, row in rows.items() if row["state"] == FINISHED]
+    failed = {name: row for name, row in rows.items() if row["state"] == FAILED}
+    print(f"{len(finished)} of {len(folders)} points are finished; results: {out / FILE}")
+    for name, row in failed.items():
+        print(f"\n{name} failed: {row['error']}")
+        print("".join(f"    {line}\n" for line in row["log"]), end="")
+    if failed:
+        print("\n--retry runs what has failed again.")
+    for name, word in killed.items():
+        lines = tail(out / POINTS / name / LOG)
+        print(f"\n{name}: {word}; the same command goes on with it" + "".join(f"\n    {line}" for line in lines))
+    if finished:
+        print(f"\ns3prl-ofa report {out} makes the table and the plots.")
+    return 1 if failed or killed else 0

@@ -1,0 +1,122 @@
+"""Runs points through submitit, so many at a time: on this machine or on a Slurm cluster, by the same code."""
+
+import dataclasses
+import os
+import pathlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from s3prl_ofa.errors import UsageError
+
+from .grid import Executor
+from .point import KILLED, PointRun
+from .results import FAILED
+
+SUBMITIT = "submitit"  # the folder for what it writes
+POLL_SECONDS = {"local": 0.2, "debug": 0.0, "slurm": 10.0}
+SLURM_PARALLEL = 64  # points at a time, unless the grid says
+SLURM_CPUS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """The end of a point: its name, its exit state, and what kept its process from telling it, if anything."""
+
+    name: str
+    state: str
+    error: str = ""
+
+
+class Launcher:
+    """An executor of submitit's and the places in which it runs points; each place has a GPU, or none, of its own."""
+
+    def __init__(self, settings: Executor, folder: pathlib.Path) -> None:
+        self.settings = settings
+        gpus = local_gpus(settings)
+        on_slurm = settings.kind == "slurm"
+        self.parallel = settings.parallel or (SLURM_PARALLEL if on_slurm else max(1, len(gpus)))
+        if settings.kind == "debug":
+            self.parallel = 1
+        # of more places than GPUs, several share one
+        self.gpu = [None if on_slurm else gpus[place % len(gpus)] if gpus else "" for place in range(self.parallel)]
+        self.threads = settings.cpus or (SLURM_CPUS if on_slurm else max(1, (os.cpu_count() or 1) // self.parallel))
+        self.executor = self.make(folder)
+
+    def make(self, folder: pathlib.Path) -> Any:
+        try:
+            import submitit
+        except ImportError as error:
+            raise UsageError(f"sweeps run through submitit ({error}): pip install 's3prl-ofa[sweep]'") from None
+        settings = self.settings
+        parameters: dict[str, Any] = {"timeout_min": max(1, round(60 * settings.hours))}
+        if settings.kind == "slurm":
+            parameters |= {
+                "name": "s3prl-ofa",
+                "cpus_per_task": self.threads,
+                "gpus_per_node": 1 if settings.gpus is None else settings.gpus,
+                "mem_gb": settings.memory_gb,
+                "slurm_partition": settings.partition,
+                "slurm_account": settings.account,
+                "slurm_qos": settings.qos,
+                "slurm_setup": list(settings.setup) or None,
+            }
+        try:
+            executor = submitit.AutoExecutor(folder / SUBMITIT, cluster=settings.kind)
+        except RuntimeError as error:  # no sbatch here
+            raise UsageError(f"executor.kind: {settings.kind} cannot be used here: {error}") from None
+        executor.update_parameters(**parameters)
+        return executor
+
+    def run(self, folders: dict[str, pathlib.Path], started: Callable[[str], None]) -> Iterator[Ended]:
+        """Runs the points of these folders, by name, and gives each when it has ended.
+
+        When the caller stops, those that run here are stopped too; those of a cluster go on, and what they find is
+        taken up by the next sweep.
+        """
+        waiting = deque(folders)
+        running: dict[int, tuple[str, Any]] = {}
+        try:
+            while waiting or running:
+                for place in range(self.parallel):
+                    if waiting and place not in running:
+                        name = waiting.popleft()
+                        started(name)
+                        job = self.executor.submit(PointRun(), str(folders[name]), self.gpu[place], self.threads)
+                        running[place] = (name, job)
+                for place, (name, job) in list(running.items()):
+                    if job.done():
+                        del running[place]
+                        yield ended(name, job)
+                time.sleep(POLL_SECONDS[self.settings.kind])
+        finally:
+            if self.settings.kind != "slurm":
+                for _, job in running.values():
+                    job.cancel()
+
+
+def ended(name: str, job: Any) -> Ended:
+    from submitit.core.utils import UncompletedJobError
+
+    try:
+        error = job.exception()
+    except UncompletedJobError:  # killed, with no time to say anything
+        return Ended(name, KILLED)
+    if error is not None:
+        return Ended(name, FAILED, str(error).strip().splitlines()[-1])
+    return Ended(name, job.result())
+
+
+def local_gpus(settings: Executor) -> list[str]:
+    """The GPUs to deal out, as CUDA_VISIBLE_DEVICES names them; all there are, unless the grid says how many."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = [str(index) for index in range(torch.cuda.device_count())] if visible is None else visible.split(",")
+    there = [name for name in there if name.strip()] if torch.cuda.is_available() else []
+    if settings.kind == "slurm" or settings.gpus is None:
+        return there
+    if settings.gpus > len(there):
+        raise UsageError(f"executor.gpus is {settings.gpus}, and {len(there)} are here; choose as many or fewer")
+    return there[: settings.gpus]

@@ -1,0 +1,87 @@
+"""Runs one point of a sweep in a process of its own (work.py), and brings its row into the results.
+
+The point's folder is locked, and the lock is inherited by that process: if it outlives the one that started it, it
+keeps the lock, and who comes next waits for its end and does what is left.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+from typing import IO, Any
+
+from .folder import FAILURE, LOCK, LOG, POINT, RESULT, described, read_json, tail, write_json
+from .locks import locked
+from .results import FAILED, FINISHED, Results
+
+KILLED = "killed"  # an exit state without a row: the point goes on the next time
+
+
+class CommandFailed(Exception):
+    """The process of a point ended with an error of its own."""
+
+
+class CommandKilled(Exception):
+    """The process of a point was ended from outside."""
+
+
+class PointRun:
+    """What an executor runs for a point. submitit calls ``checkpoint`` when Slurm takes the machine away."""
+
+    def __call__(self, folder: str, gpu: str | None, threads: int) -> str:
+        """Does what is left of the point in ``folder`` and returns its exit state: finished, failed or killed.
+
+        gpu: the one to use, empty for none; None leaves it to the environment.
+        """
+        return run_point(pathlib.Path(folder), gpu, threads)
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, *arguments)
+
+
+def run_point(folder: pathlib.Path, gpu: str | None, threads: int) -> str:
+    with locked(folder / LOCK, wait=True) as lock:
+        if not (folder / RESULT).exists():
+            try:
+                run_process([str(folder)], folder / LOG, gpu, threads, lock)
+            except CommandKilled:
+                return KILLED
+            except CommandFailed as error:
+                row = described(read_json(folder / POINT))
+                row |= {"state": FAILED, "error": str(error), "log": tail(folder / LOG)}
+                write_json(folder / FAILURE, row)
+                Results(folder.parents[1]).record(row)
+                return FAILED
+        recover(folder)
+    return FINISHED
+
+
+def recover(folder: pathlib.Path) -> None:
+    """Brings the row of a finished point into the results, where a kill may have kept it from."""
+    Results(folder.parents[1]).record(read_json(folder / RESULT))
+    (folder / FAILURE).unlink(missing_ok=True)
+
+
+def run_process(arguments: list[str], log: pathlib.Path, gpu: str | None, threads: int, lock: IO[str]) -> None:
+    """Runs work.py with its output added to ``log``. Raises CommandFailed or CommandKilled."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    command = [sys.executable, "-m", "s3prl_ofa.sweep.work", *arguments]
+    with log.open("a", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, pass_fds=[lock.fileno()]
+        )
+        try:
+            status = process.wait()
+        except BaseException:  # Ctrl-C, or a cluster that wants its machine back
+            process.terminate()
+            process.wait()
+            raise
+    if status < 0 or status in (130, 137, 143):  # by a signal, itself or through a shell
+        raise CommandKilled
+    if status:
+        last = (tail(log) or ["it said nothing"])[-1]
+        raise CommandFailed(f"status {status}: {last}")

@@ -1,0 +1,97 @@
+"""``results.jsonl``: one line a point, written at once and for good.
+
+A line is added in one write and brought to the disk before anything else is done. A process that was killed in between
+leaves a cut line at most, which is taken away before the next one is added and passed over when reading. A point that
+failed and was run again has its line replaced, so that no point is there twice.
+"""
+
+import json
+import logging
+import os
+import pathlib
+from typing import Any
+
+from s3prl_ofa.files import atomic_path
+
+from .locks import locked
+
+logger = logging.getLogger(__name__)
+
+FILE = "results.jsonl"
+FINISHED, FAILED = "finished", "failed"  # the exit state of a row
+Row = dict[str, Any]
+
+
+class Results:
+    """The rows of the sweep in ``folder``."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.path = folder / FILE
+
+    def rows(self) -> list[Row]:
+        """All whole rows; what is none is passed over and said in the log."""
+        return parse(self.path.read_bytes(), self.path) if self.path.exists() else []
+
+    def record(self, row: Row) -> bool:
+        """Adds the row of a point, in place of an earlier failed one; whether it was not there already."""
+        with locked(self.path.with_name(f".{FILE}.lock"), wait=True):
+            self.repair()
+            rows = self.rows()
+            earlier = [other for other in rows if other["point"] == row["point"]]
+            if any(other["state"] == FINISHED for other in earlier):
+                return False
+            if earlier:
+                kept = [other for other in rows if other["point"] != row["point"]]
+                self.replace(b"".join(map(line, [*kept, row])))
+            else:
+                self.append(line(row))
+        return True
+
+    def append(self, text: bytes) -> None:
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            written = os.write(descriptor, text)
+            if written != len(text):  # a full disk
+                os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+                raise OSError(f"{self.path}: a row could not be written whole; is the disk full?")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def replace(self, text: bytes) -> None:
+        with atomic_path(self.path) as temporary, temporary.open("wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def repair(self) -> None:
+        """Takes away a line that was cut off at the end; one that lacks its end of line only gets it."""
+        text = self.path.read_bytes() if self.path.exists() else b""
+        if text and not text.endswith(b"\n"):
+            logger.warning("%s ends in the middle of a line: a process was killed while it wrote", self.path)
+            whole = text[: text.rfind(b"\n") + 1]
+            last = row_of(text[len(whole) :])
+            self.replace(whole if last is None else whole + line(last))
+
+
+def line(row: Row) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n"
+
+
+def row_of(text: bytes) -> Row | None:
+    try:
+        row = json.loads(text)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and {"point", "state"} <= row.keys() else None
+
+
+def parse(text: bytes, path: pathlib.Path) -> list[Row]:
+    found = []
+    for number, part in enumerate(text.split(b"\n"), 1):
+        row = row_of(part)
+        if row is not None:
+            found.append(row)
+        elif part.strip():
+            logger.warning("%s, line %d is no row of a sweep and is passed over", path, number)
+    return found

@@ -1,0 +1,172 @@
+"""The process of a point: ``python -m s3prl_ofa.sweep.work FOLDER`` trains, evaluates on dev and test, writes the row.
+
+Each step leaves its file when it is done, and only then, so that after a kill at any moment another process does what
+is left. All three are s3prl_ofa's run_downstream, one after the other in one process, as S3PRL takes long to import.
+"""
+
+import copy
+import datetime
+import importlib.metadata
+import logging
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from s3prl_ofa.cli import guarded
+from s3prl_ofa.files import atomic_path
+from s3prl_ofa.superb import run_downstream
+from s3prl_ofa.superb.experiment import states_files
+from s3prl_ofa.superb.meter import measured_path
+from s3prl_ofa.version import __version__
+
+from .folder import CONFIG, EXPERIMENT, LOG, POINT, RESULT, TRAINED, described, read_json, write_json
+from .grid import OURS
+from .results import FINISHED, Row
+
+PROBE = "--probe"
+PROBE_STEPS = 6  # of training
+PROBE_SHARE = 0.1  # of the test split
+PACKAGES = ("torch", "s3prl")
+COPIED = (  # from what was measured on the test split to the row
+    "frame_period_ms",
+    "utterances",
+    "audio_seconds",
+    "macs_per_second",
+    "upstream_seconds_per_second",
+    "downstream_seconds_per_second",
+    "peak_memory_mb",
+    "device",
+    "scores",
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    folder = pathlib.Path(argv[0])
+    run = probe if PROBE in argv else work
+    return guarded("s3prl-ofa run_downstream", lambda: run(folder, read_json(folder / POINT)))
+
+
+def work(folder: pathlib.Path, settings: dict[str, Any]) -> int:
+    """Does what is left of the point and writes its row to result.json."""
+    start = time.monotonic()
+    experiment = folder / EXPERIMENT
+    if not (folder / TRAINED).exists():
+        write_config(folder, settings)
+        call(train_arguments(folder, settings))
+        write_json(folder / TRAINED, {"seconds": time.monotonic() - start})
+    for split in filter(None, (settings["dev"], settings["test"])):
+        if not measured_path(experiment, split).exists():
+            call(
+                ["-m", "evaluate", "-e", str(best_checkpoint(experiment)), "-t", split, "--device", settings["device"]]
+            )
+    write_json(folder / RESULT, row_of(folder, settings, time.monotonic() - start))
+    return 0
+
+
+def call(arguments: list[str]) -> None:
+    print(f"$ {shlex.join(['s3prl-ofa', 'run_downstream', *arguments])}", flush=True)
+    run_downstream.run(arguments)
+
+
+def train_arguments(folder: pathlib.Path, settings: dict[str, Any]) -> list[str]:
+    """``-a`` makes it go on from S3PRL's last checkpoint, or begin where there is none."""
+    point = settings["point"]
+    arguments = ["-a", "-m", "train", "-u", point["upstream"], "-d", point["task"], "-c", str(folder / CONFIG)]
+    arguments += ["-p", str(folder / EXPERIMENT), "--seed", str(point["seed"]), "--device", settings["device"]]
+    if point["checkpoint"] is not None:
+        arguments += ["-k", point["checkpoint"]]
+    if point["upstream"] == OURS:
+        arguments += ["--" + point["rate"].replace("_", "-"), f"{point['value']:.17g}", "--frames", point["frames"]]
+        arguments += ["--repeat", str(point["repeat"])] if point["repeat"] != 1 else []
+    return arguments
+
+
+def evaluate_arguments(past: pathlib.Path, split: str, settings: dict[str, Any]) -> list[str]:
+    return ["-m", "evaluate", "-e", str(past), "-t", split, "--device", settings["device"]]
+
+
+def best_checkpoint(experiment: pathlib.Path) -> pathlib.Path:
+    """The one that S3PRL found best on dev; the last one where none was better than nothing."""
+    best = sorted(experiment.glob("[!.]*best*.ckpt"), key=lambda path: path.stat().st_mtime)
+    chosen = [path for path in best if "test" not in path.name] or states_files(experiment)[:1]
+    return chosen[-1] if chosen else experiment
+
+
+def row_of(folder: pathlib.Path, settings: dict[str, Any], seconds: float) -> Row:
+    """The row of a finished point. duration_s: of the process that finished it; attempts: how often training began.
+
+    Raises ValueError where there is no score.
+    """
+    experiment = folder / EXPERIMENT
+    test = read_json(measured_path(experiment, settings["test"]))
+    dev = read_json(measured_path(experiment, settings["dev"])) if settings["dev"] else {"scores": {}}
+    metric = settings["metric"]
+    if test["scores"].get(metric) is None:
+        found = ", ".join(f"{name} {value}" for name, value in test["scores"].items()) or "nothing"
+        raise ValueError(f"tasks.{settings['point']['task']}.metric: no {metric} in what S3PRL logged: {found}")
+    begun = [line for line in (folder / LOG).read_text("utf-8", errors="replace").splitlines() if " -m train " in line]
+    return {
+        **described(settings),
+        "state": FINISHED,
+        "score": test["scores"][metric],
+        "dev_score": dev["scores"].get(metric),
+        **{key: test[key] for key in COPIED},
+        "frame_count": test["frames"],
+        "repeat": (test["options"] or {}).get("repeat"),
+        "duration_s": seconds,
+        "attempts": sum(line.startswith("$ ") for line in begun),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"s3prl_ofa": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
+        "commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """Of the project, where it is run from a checkout; with -dirty where files differ from it."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_config(folder: pathlib.Path, settings: dict[str, Any]) -> None:
+    with atomic_path(folder / CONFIG) as temporary:
+        temporary.write_text(yaml.safe_dump(settings["config"], sort_keys=False), "utf-8")
+
+
+def probe(folder: pathlib.Path, settings: dict[str, Any]) -> int:
+    """For an estimate of the time: a few training steps and a part of the test split, and what they took."""
+    settings = copy.deepcopy(settings)
+    runner = settings["config"]["runner"]
+    runner |= {"total_steps": PROBE_STEPS, "eval_step": PROBE_STEPS + 1, "save_step": PROBE_STEPS}
+    runner["evaluate_ratio"] = PROBE_SHARE
+    write_config(folder, settings)
+    call(train_arguments(folder, settings))
+    start = time.monotonic()
+    split = settings["test"]
+    call(evaluate_arguments(folder / EXPERIMENT, split, settings))
+    seconds = time.monotonic() - start
+    batch = read_json(measured_path(folder / EXPERIMENT, "train"))["seconds_a_batch"]
+    done = read_json(measured_path(folder / EXPERIMENT, split))["batches"]
+    whole_split = max(done, (done - 1) / PROBE_SHARE)  # S3PRL runs one batch more than the share
+    step = batch * (runner.get("gradient_accumulate_steps") or 1)
+    write_json(folder / RESULT, {"step": step, "probed": seconds, "evaluation": seconds / done * whole_split})
+    return 0
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(status)  # everything is on the disk; tearing down torch takes as long as a short evaluation
