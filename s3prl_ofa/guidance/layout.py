@@ -108,12 +108,14 @@ def check_stored(path: pathlib.Path, contents: bytes) -> None:
 
 
 def write(folder: str | os.PathLike, relative: str | os.PathLike, boundaries: Tensor, frames: int) -> None:
-    """Writes ``folder/alpha/...`` and ``folder/boundaries/...``, each whole or not at all.
+    """Writes ``folder/alpha/...`` and then ``folder/boundaries/...``, each whole or not at all.
 
     boundaries: (segments,), see ``alpha_of``. The same content gives the same bytes. Raises GuidanceError, OSError.
     """
     boundaries = boundaries.long().clone()
     pair = {ALPHA: alpha_of(boundaries, frames), BOUNDARIES: boundaries}
+    # Written anew and killed between the two, the pair must not look whole.
+    guidance_path(pathlib.Path(folder, BOUNDARIES), relative).unlink(missing_ok=True)
     for name, tensor in pair.items():
         # torch.save names the archive after the file, and the temporary name is random; a buffer has none
         buffer = io.BytesIO()

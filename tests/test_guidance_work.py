@@ -1,0 +1,143 @@
+"""Doing many utterances: skipped, killed, in parallel, with settings that are not mixed."""
+
+import fcntl
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+from guidance_data import contents, guidance, write_ctm, write_manifest
+
+from s3prl_ofa.guidance.layout import read_alpha, read_boundaries
+
+SECONDS = 6
+SAMPLES = SECONDS * 16_000
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Manifest and CTM of many utterances; none of them needs audio."""
+
+    def make(count: int) -> tuple[pathlib.Path, pathlib.Path]:
+        names = [f"v1.{number % 7}/u.{number}" for number in range(count)]
+        manifest = write_manifest(tmp_path / "m.tsv", tmp_path, {f"{name}.flac": SAMPLES for name in names})
+        alignments = {
+            name.split("/")[1]: [(0.1 * i, 0.1 * (i + 1), f"P{(i + number) % 9}") for i in range(10 * SECONDS)]
+            for number, name in enumerate(names)
+        }
+        return write_ctm(tmp_path / "x.ctm", alignments), manifest
+
+    return make
+
+
+def test_parallel_equals_serial(many, tmp_path):
+    """Two processes write what one writes, byte for byte."""
+    ctm, manifest = many(40)
+    for jobs in (1, 2):
+        assert guidance("ctm", ctm, "--manifest", manifest, "--out", tmp_path / str(jobs), "--jobs", jobs) == 0
+    assert len(contents(tmp_path / "1")) == 80 and contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_whole_pairs_are_skipped(many, tmp_path, capsys):
+    """Half a pair is made again, a whole one is left alone, --force makes all anew."""
+    ctm, manifest = many(5)
+    options = ("ctm", ctm, "--manifest", manifest, "--out", tmp_path / "out", "--jobs", 1)
+    assert guidance(*options) == 0
+    before = contents(tmp_path / "out")
+    kept, half = tmp_path / "out" / "alpha" / "v1.0" / "u.0.pt", tmp_path / "out" / "boundaries" / "v1.1" / "u.1.pt"
+    kept.write_bytes(b"touched")
+    half.unlink()
+    assert guidance(*options) == 0
+    assert "1 of 5 utterances written, 4 were there already" in capsys.readouterr().out
+    assert kept.read_bytes() == b"touched" and half.exists()
+    assert guidance(*options, "--force") == 0
+    assert contents(tmp_path / "out") == before
+
+
+def test_settings_are_not_mixed(many, tmp_path, capsys):
+    """A folder holds guidance of one kind: another is refused, or with --force takes the place of all that is there;
+    a folder that was not made here is never touched."""
+    ctm, manifest = many(3)
+    options = ("ctm", ctm, "--manifest", manifest, "--out", tmp_path / "out")
+    assert guidance(*options) == 0
+    assert guidance(*options, "--silence", "merge") == 2
+    assert "holds guidance with silence keep, asked was merge" in capsys.readouterr().err
+    write_manifest(manifest, tmp_path, {"v1.0/u.0.flac": SAMPLES})
+    assert guidance(*options, "--silence", "merge", "--force") == 0
+    assert set(contents(tmp_path / "out")) == {"alpha/v1.0/u.0.pt", "boundaries/v1.0/u.0.pt"}
+    (tmp_path / "out" / "settings.json").write_text("no json")
+    assert guidance(*options) == 2
+    (tmp_path / "out" / "settings.json").unlink()
+    assert guidance(*options, "--force") == 2
+    assert "not made here" in capsys.readouterr().err and len(contents(tmp_path / "out")) == 2
+
+
+def test_one_process_at_a_time(many, tmp_path, capsys):
+    """A folder in use is refused; leftovers of a killed process are removed."""
+    ctm, manifest = many(1)
+    options = ("ctm", ctm, "--manifest", manifest, "--out", tmp_path / "out")
+    assert guidance(*options) == 0
+    leftover = tmp_path / "out" / "alpha" / "v1.0" / ".u.0.abcdefgh.pt"
+    leftover.touch()
+    with (tmp_path / "out" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert guidance(*options) == 2
+        assert "in use" in capsys.readouterr().err and leftover.exists()
+    assert guidance(*options) == 0 and not leftover.exists()
+
+
+def test_too_short_and_too_long_a_name(many, tmp_path, capsys):
+    """An utterance without a frame, and one whose name no file can have, are named, and the rest is done."""
+    ctm, manifest = many(1)
+    long_name = f"{'n' * 300}.flac"
+    write_manifest(manifest, tmp_path, {"v1.0/u.0.flac": SAMPLES, "short.flac": 399, long_name: SAMPLES})
+    ctm.write_text(ctm.read_text() + f"{'n' * 300} 1 0 1 A\n")
+    assert guidance("ctm", ctm, "--manifest", manifest, "--out", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert "short.flac: too short: 399 samples, at least 400" in error and "name is too long" in error
+    assert len(contents(tmp_path / "out")) == 2
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="needs /proc")
+def test_killed(many, tmp_path):
+    """kill -9 in the middle leaves only whole files and no process; the next run does the rest, and then all is as if
+    nothing had happened."""
+    ctm, manifest = many(600)
+    out = tmp_path / "out"
+    options = ["ctm", str(ctm), "--manifest", str(manifest), "--out"]
+    command = [sys.executable, "-m", "s3prl_ofa", "guidance", *options, str(out), "--jobs", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: len(list(out.glob("boundaries/*/*.pt"))) > 20)
+        workers = children(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+    wait_for(lambda: not any(is_running(worker) for worker in workers))
+    left = [name for name in contents(out) if not pathlib.PurePath(name).name.startswith(".")]
+    assert workers and 40 < len(left) < 1200
+    for name in left:
+        folder, relative = name.split("/", 1)
+        frames = read_alpha(out / folder, relative) if folder == "alpha" else read_boundaries(out / folder, relative)
+        assert len(frames) == {"alpha": 299, "boundaries": 60}[folder]
+    assert guidance(*options, out, "--jobs", 1) == guidance(*options, tmp_path / "whole", "--jobs", 1) == 0
+    assert contents(out) == contents(tmp_path / "whole")
