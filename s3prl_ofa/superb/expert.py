@@ -55,7 +55,8 @@ class UpstreamExpert(nn.Module):
     options: the same options as keyword arguments; they win over ``model_config``.
 
     Raises CheckpointError for the checkpoint and UsageError for the options. The parameters require gradients, as S3PRL
-    expects of an upstream: it decides between frozen and fine-tuned (``-f``) by ``torch.no_grad``.
+    expects of an upstream: it decides between frozen and fine-tuned (``-f``) by ``torch.no_grad``. With an adaptive
+    lambd they require none: the rate alone is trained, by S3PRL's runner.
     """
 
     def __init__(
@@ -67,7 +68,8 @@ class UpstreamExpert(nn.Module):
     ) -> None:
         super().__init__()
         self.options = RateOptions.layered(read_model_config(model_config), options)
-        self.model = load(ckpt).requires_grad_(True)
+        self.model = load(ckpt).requires_grad_(not self.options.adaptive)
+        self.rate: Any = None  # an AdaptiveRate
         period_ms = self.options.frame_period_ms or MIN_FRAME_PERIOD_MS
         if self.model.config.compressor == "none" and (self.options.lambd or period_ms > MIN_FRAME_PERIOD_MS):
             raise UsageError(f"{ckpt} has no compressor, so only lambd 0 is possible; asked for {self.options}")
@@ -82,13 +84,24 @@ class UpstreamExpert(nn.Module):
         """Samples a frame: 320 (20 ms) always. With native frames read ``hidden_states_len`` instead."""
         return DOWNSAMPLE_RATE
 
+    def follow(self, rate: nn.Module) -> None:
+        """Runs at an AdaptiveRate from now on. It is not registered here: it is the featurizer that owns it."""
+        object.__setattr__(self, "rate", rate)
+
+    def extract(self, wavs: list[Tensor]) -> ExtractOutput:
+        if self.rate is not None:
+            return self.rate.extract(self.model, wavs)
+        if self.options.adaptive:
+            raise UsageError("lambd adaptive is learnt in S3PRL's run_downstream; elsewhere lambd is a number")
+        return self.model.extract(wavs, lambd=self.options.lambd, frame_period_ms=self.options.frame_period_ms)
+
     def forward(self, wavs: list[Tensor]) -> dict[str, Any]:
         """Hidden states of a batch of waves, each (samples,) at 16 kHz.
 
         Returns ``hidden_states`` (layers + 1 tensors (batch, frames, dim)), ``hidden_states_len`` (batch,) int64,
         ``last_hidden_state``, and each layer once more as ``hidden_state_0``, ... so that S3PRL's ``-s`` can pick one.
         """
-        out = self.model.extract(wavs, lambd=self.options.lambd, frame_period_ms=self.options.frame_period_ms)
+        out = self.extract(wavs)
         encoded = out.lengths.tolist()
         if self.options.pool:
             out = pooled(out, self.options.pool)

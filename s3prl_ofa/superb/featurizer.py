@@ -1,7 +1,7 @@
 """S3PRL assumes one constant frame rate in two places; here are their counterparts that read the true lengths."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from s3prl.upstream.interfaces import Featurizer
 from torch import Tensor, nn
 
+from s3prl_ofa.superb.adaptive import AdaptiveRate
 from s3prl_ofa.superb.expert import Measured
 
 MIN_SAMPLES = 800  # S3PRL pads waves to 0.05 s before an upstream sees them
@@ -17,15 +18,24 @@ MIN_SAMPLES = 800  # S3PRL pads waves to 0.05 s before an upstream sees them
 class LengthAwareFeaturizer(Featurizer):
     """S3PRL's Featurizer, which cuts each utterance at the upstream's ``hidden_states_len`` where there is one.
 
-    Without it, it is the original: lengths from the number of samples and a constant rate.
+    Without it, it is the original: lengths from the number of samples and a constant rate. ``rate`` is the adaptive
+    rate of an upstream that asks for one, to be trained and saved with the featurizer.
     """
 
     def __init__(self, upstream: nn.Module, *args: Any, **kwargs: Any) -> None:
+        rate = AdaptiveRate.asked_for(upstream)
         super().__init__(upstream, *args, **kwargs)
+        self.rate = rate
         # The original runs a second of noise through the upstream to learn its width, which is no speech to measure.
         measured_upstream = getattr(upstream, "module", upstream)
         if hasattr(measured_upstream, "measured"):
             measured_upstream.measured = Measured()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """A rate that was learnt counts for nothing where another is given."""
+        if self.rate is None:
+            state_dict = {name: value for name, value in state_dict.items() if not name.startswith("rate.")}
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def forward(self, paired_wavs: list[Tensor], paired_features: dict[str, Any]) -> list[Tensor]:
         """The selected or weighted features, one (frames, dim) an utterance."""

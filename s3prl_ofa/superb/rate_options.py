@@ -22,6 +22,8 @@ FRAMES = (UPSAMPLED, NATIVE)
 RATE_KEYS = ("lambd", "frame_period_ms", "pool")  # three ways to say how fast frames come
 ONE_RATE = "give lambd, frame_period_ms or pool, not more than one"
 MIN_POOL = 2  # 20 ms frames that become one
+ADAPTIVE = "adaptive"  # a lambd that the task learns
+ADAPTIVE_KEYS = {"rate_weight": 0.0, "lambd_start": 0.5}  # and their defaults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,25 +32,32 @@ class RateOptions:
 
     Numbers may be numpy's or torch's, and lambd and frame_period_ms text such as YAML's ``1e-1``; they become Python's.
 
-    lambd: in [0, 2); or frame_period_ms: mean frame period in ms, 20 or more; or pool. None of them: lambd 0, 20 ms.
+    lambd: in [0, 2), or "adaptive"; or frame_period_ms: mean frame period in ms, 20 or more; or pool. None of them:
+        lambd 0, 20 ms.
     frames: "upsampled" repeats each compressed frame over the 20 ms frames it came from, as unmodified S3PRL expects;
         "native" gives the compressed frames with their true lengths.
     repeat: with native frames, how often each is repeated, so that CTC finds as many frames as labels.
     pool: the fixed rate to compare with: at lambd 0, so many hidden states (2 or more) are averaged into one.
+    rate_weight: of the mean frame rate in the loss of an adaptive lambd, 0 or more; see adaptive.py.
+    lambd_start: where an adaptive lambd starts, in [0, 1].
     """
 
-    lambd: float | None = None
+    lambd: float | str | None = None
     frame_period_ms: float | None = None
     frames: str = UPSAMPLED
     repeat: int = 1
     pool: int | None = None
+    rate_weight: float | None = None
+    lambd_start: float | None = None
 
     def __post_init__(self) -> None:
         if sum(getattr(self, key) is not None for key in RATE_KEYS) > 1:
             raise UsageError(ONE_RATE)
+        self.check_adaptive()
         lambd, period = (None if value is None else real(value) for value in (self.lambd, self.frame_period_ms))
-        if self.lambd is not None and not (lambd is not None and 0 <= lambd < MAX_LAMBD):
-            raise UsageError(f"lambd must be a number in [0, {MAX_LAMBD:g}), found {self.lambd!r}")
+        lambd = ADAPTIVE if self.adaptive else lambd
+        if self.lambd is not None and not (self.adaptive or lambd is not None and 0 <= lambd < MAX_LAMBD):
+            raise UsageError(f"lambd must be a number in [0, {MAX_LAMBD:g}) or {ADAPTIVE}, found {self.lambd!r}")
         if self.frame_period_ms is not None and not (period is not None and MIN_FRAME_PERIOD_MS <= period < math.inf):
             raise UsageError(
                 f"frame_period_ms must be a number of at least {MIN_FRAME_PERIOD_MS:g}, found {self.frame_period_ms!r}"
@@ -66,6 +75,23 @@ class RateOptions:
         for name, value in (("lambd", lambd), ("frame_period_ms", period), ("repeat", repeat), ("pool", pool)):
             object.__setattr__(self, name, value)  # plain numbers, which YAML can hold
 
+    def check_adaptive(self) -> None:
+        """Settles what belongs to an adaptive lambd alone."""
+        for name, default in ADAPTIVE_KEYS.items():
+            given = getattr(self, name)
+            if given is not None and not self.adaptive:
+                raise UsageError(f"{name} needs lambd {ADAPTIVE}, found {name} {given!r} without it")
+            value = default if given is None else real(given)
+            limit = math.inf if name == "rate_weight" else 1.0
+            if value is None or not 0 <= value <= limit or math.isinf(value):
+                expected = "of at least 0" if limit > 1 else "in [0, 1]"
+                raise UsageError(f"{name} must be a number {expected}, found {given!r}")
+            object.__setattr__(self, name, value if self.adaptive else None)
+
+    @property
+    def adaptive(self) -> bool:
+        return isinstance(self.lambd, str) and self.lambd == ADAPTIVE
+
     @classmethod
     def layered(cls, *layers: Mapping[str, Any]) -> "RateOptions":
         """Options from mappings, a later one winning over those before it; a value of None counts as not given.
@@ -81,7 +107,9 @@ class RateOptions:
             if sum(key in given for key in RATE_KEYS) > 1:
                 raise UsageError(ONE_RATE)
             if any(key in given for key in RATE_KEYS):
-                options = {key: value for key, value in options.items() if key not in RATE_KEYS}
+                # another rate leaves nothing of the one before it
+                other = () if given.get("lambd") == options.get("lambd") == ADAPTIVE else (*RATE_KEYS, *ADAPTIVE_KEYS)
+                options = {key: value for key, value in options.items() if key not in other}
             options.update(given)
         return cls(**options)
 
@@ -98,6 +126,8 @@ class RateOptions:
             rate = f"frame period {self.frame_period_ms:g} ms"
         elif self.pool is not None:
             rate = f"{self.pool} averaged 20 ms frames"
+        elif self.adaptive:
+            rate = f"adaptive lambd (start {self.lambd_start:g}, rate weight {self.rate_weight:g})"
         else:
             rate = f"lambd {self.lambd or 0:g}"
         return f"{rate}, {self.frames} frames" + (f", each {self.repeat} times" if self.repeat > 1 else "")

@@ -70,9 +70,12 @@ def keep_native_lengths(upstream_module: ModuleType) -> None:
 
 
 def use_length_aware_featurizer(runner: ModuleType) -> None:
+    from s3prl_ofa.superb.adaptive import with_adaptive_rate
     from s3prl_ofa.superb.featurizer import LengthAwareFeaturizer
 
     runner.Featurizer = LengthAwareFeaturizer
+    if not hasattr(runner.Runner._get_downstream, "adds_adaptive_rate"):
+        runner.Runner._get_downstream = with_adaptive_rate(runner.Runner._get_downstream)
 
 
 # What is done to which module of S3PRL once it has run.

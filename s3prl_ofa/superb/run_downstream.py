@@ -26,7 +26,7 @@ import yaml
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path
-from s3prl_ofa.superb import register, tasks
+from s3prl_ofa.superb import adaptive, register, tasks
 from s3prl_ofa.superb.ctc_check import check_ctc
 from s3prl_ofa.superb.exact_resume import KEY as POSITION
 from s3prl_ofa.superb.exact_resume import Position
@@ -44,7 +44,16 @@ from s3prl_ofa.superb.experiment import (
 )
 from s3prl_ofa.superb.expert import Measured
 from s3prl_ofa.superb.meter import Meter, keeping_scores
-from s3prl_ofa.superb.rate_options import FRAMES, NATIVE, OPTION_NAMES, RateOptions, read_model_config
+from s3prl_ofa.superb.rate_options import (
+    ADAPTIVE,
+    ADAPTIVE_KEYS,
+    FRAMES,
+    NATIVE,
+    OPTION_NAMES,
+    RATE_KEYS,
+    RateOptions,
+    read_model_config,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +148,8 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
             measured.seconds,
             measured.frames,
         )
+    if (rate := adaptive.rate_of(meter.runner)) is not None:
+        logger.info("learnt lambd: %.4f", float(rate()))
     return measured
 
 
@@ -158,9 +169,12 @@ class CombinedParser(argparse.ArgumentParser):
         self.adapt = adapt
         group = self.add_argument_group("options of s3prl-ofa")
         rate = group.add_mutually_exclusive_group()
-        rate.add_argument("--lambd", type=float, metavar="L", help="0 (20 ms a frame, the default) up to, not with, 2")
+        lambd_help = "0 (20 ms a frame, the default) up to, not with, 2; adaptive: learnt by the task"
+        rate.add_argument("--lambd", type=lambd_or_adaptive, metavar="L|adaptive", help=lambd_help)
         rate.add_argument("--frame-period-ms", type=float, metavar="P", help="mean frame period, 20 or more")
         rate.add_argument("--pool", type=int, metavar="N", help="at lambd 0, the mean of each N frames: a fixed rate")
+        group.add_argument("--rate-weight", type=float, metavar="W", help="of an adaptive lambd: what frames cost")
+        group.add_argument("--lambd-start", type=float, metavar="L", help="of an adaptive lambd: 0 to 1, default 0.5")
         group.add_argument(
             "--frames", choices=FRAMES, help="native (default): the compressed frames; upsampled: repeated to 20 ms"
         )
@@ -200,7 +214,10 @@ class Experiment:
         ours = {name: take(args, name) for name in (*OPTION_NAMES, "mini", *ROOTS)}
         self.repeat_auto = ours["repeat"] == AUTO
         self.rate = {name: ours[name] for name in OPTION_NAMES if ours[name] not in (None, AUTO)}
-        RateOptions.layered({"frames": NATIVE}, self.rate)  # says at once what is out of range
+        # says at once what is out of range; whether the rate is an adaptive one may stand in -g or the experiment
+        alone = self.rate.keys() & set(ADAPTIVE_KEYS) and not self.rate.keys() & set(RATE_KEYS)
+        assumed = {"lambd": ADAPTIVE} if alone else {}
+        RateOptions.layered({"frames": NATIVE}, assumed, self.rate)
         check_override(args.override)
         args.downstream = tasks.S3PRL_DOWNSTREAM.get(args.downstream, args.downstream)
         if args.expdir is None and args.expname is not None:
@@ -282,6 +299,7 @@ class Experiment:
         resolved = copy.deepcopy(config)
         if is_ours(args):
             options = self.settle_rate(args)
+            adaptive.check_frozen(options.adaptive and args.upstream_trainable)
             args.upstream_model_config = options.to_yaml()
             if args.mode == "train" and self.past is None:
                 options = self.check_training(args, config, options)
@@ -310,6 +328,7 @@ class Experiment:
         base = read_model_config(trained)
         override = read_model_config(given) if given != trained else {}
         before, options = RateOptions.layered(base), RateOptions.layered(base, override, self.rate)
+        adaptive.check_change(before, options, args.mode)
         if options != before:
             logger.info("the experiment was trained at %s; it now runs at %s", before, options)
         if self.repeat_auto:
@@ -324,18 +343,20 @@ class Experiment:
         entry = register.ENTRIES[args.upstream]
         expert = entry(args.upstream_ckpt, refresh=args.upstream_refresh, model_config=options.to_yaml())
         args.upstream_refresh = False  # done
+        expert.options = adaptive.slowest(options)
         check = check_ctc(args.downstream, config, expert.to(args.device))
         if check is None:
             return options
+        reached = "at lambd 1, which an adaptive rate may come to: " if options.adaptive else ""
         if check.too_many and not (self.repeat_auto and options.frames == NATIVE):
-            raise UsageError(str(check))
+            raise UsageError(f"{reached}{check}")
         if self.repeat_auto and options.frames == NATIVE:
             options = dataclasses.replace(options, repeat=check.needed_repeat)
-            logger.info("--repeat auto: CTC needs each frame %d times", options.repeat)
+            logger.info("%s--repeat auto: CTC needs each frame %d times", reached, options.repeat)
         else:
-            logger.info("%s", check)
+            logger.info("%s%s", reached, check)
         if options.frames == NATIVE and config.get("specaug") and "config.specaug" not in (args.override or ""):
-            period_ms = check.frame_period_ms * check.repeat / options.repeat
+            period_ms = adaptive.period_at_start(options, check.frame_period_ms * check.repeat) / options.repeat
             config.update(tasks.scale_specaug(config, period_ms))
             logger.info("SpecAug's widths along time are scaled from 20 ms to %.1f ms a frame", period_ms)
         return options
@@ -354,6 +375,13 @@ class Experiment:
 
 def option_name(name: str) -> str:
     return name.replace("_", "-")
+
+
+def lambd_or_adaptive(value: str) -> float | str:
+    try:
+        return value if value == ADAPTIVE else float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a number or {ADAPTIVE} is expected, found {value!r}") from None
 
 
 def repeat_count(value: str) -> int | str:

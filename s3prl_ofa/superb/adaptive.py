@@ -1,0 +1,180 @@
+"""The rate as a parameter of the downstream task: ``--lambd adaptive``.
+
+The parameter lives in S3PRL's featurizer, which its runner trains, saves and restores together with the downstream
+model. The upstream reads it and lets gradients pass from its hidden states, through encoder and compressor, to it
+alone: its own weights stay as they are. A term of the loss makes frames cost something:
+
+    loss = the task's loss + rate_weight * frames out / 20 ms frames in
+
+The number of frames that come out is a step function without a gradient. In its place stands the sum of the weights
+that are integrated, of which it is the whole part: over a batch, sum(weights) / sum(T) with T frames of 20 ms and
+alphas that sum to A an utterance, and sum(weights) = T - lambd (T - A).
+"""
+
+import collections
+import functools
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
+from s3prl_ofa.model.ofa import ExtractOutput, OFAWav2Vec2
+from s3prl_ofa.superb.expert import Measured
+from s3prl_ofa.superb.rate_options import RateOptions
+
+logger = logging.getLogger(__name__)
+
+MARGIN = 1e-3  # how far from 0 and 1 a start is kept: at the ends themselves the map has no slope
+RECENT = 20  # training batches over which the frame period is measured
+
+
+class AdaptiveRate(nn.Module):
+    """One lambd in [0, 1], from no compression to the model's own alpha: lambd = (1 + sin(2 raw)) / 2.
+
+    Beyond 1 lambd leaves alpha, and what the model was trained for. The sine reaches both ends at finite values and
+    turns back there, where a sigmoid would be drawn on into the region in which its gradient is nothing. Its slope is
+    1 in the middle and never more, so a step of the optimizer, which S3PRL gives one learning rate for all, moves lambd
+    by at most its own size: with Adam by about the learning rate.
+
+    start: lambd at first, in [0, 1]. weight: of the mean frame rate in the loss, 0 or more. In evaluation mode (as it
+    is made) lambd is a constant.
+    """
+
+    def __init__(self, start: float, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+        inside = min(max(start, MARGIN), 1 - MARGIN)
+        self.raw = nn.Parameter(torch.tensor(math.asin(2 * inside - 1) / 2, dtype=torch.float32))
+        self.share: Tensor | None = None  # frames out / frames in of the batch whose loss is still to come
+        self.recent: collections.deque[tuple[int, int]] = collections.deque(maxlen=RECENT)  # samples, frames
+        self.eval()
+
+    @classmethod
+    def asked_for(cls, upstream: Any) -> "AdaptiveRate | None":
+        """The rate for an ``UpstreamExpert`` whose options ask for one, which will follow it; None for any other."""
+        options = getattr(upstream, "options", None)
+        if not getattr(options, "adaptive", False):
+            return None
+        rate = cls(options.lambd_start, options.rate_weight)
+        upstream.follow(rate)
+        return rate
+
+    def forward(self) -> Tensor:
+        """lambd, a scalar in float64."""
+        return (1 + torch.sin(2 * self.raw.double())) / 2
+
+    def extract(self, model: OFAWav2Vec2, wavs: list[Tensor]) -> ExtractOutput:
+        """The model's output at this rate; in training with a graph, though S3PRL calls a frozen upstream without."""
+        with torch.set_grad_enabled(self.training):
+            out = model.extract(wavs, lambd=self())
+            self.share = None
+            if self.training:
+                self.share = weights_per_frame(out)
+                self.recent.append((sum(map(len, wavs)), int(out.lengths.sum())))
+        return out
+
+    def with_rate_term(self, loss: Tensor) -> Tensor:
+        """The loss of a training batch with the cost of its frames; any other loss as it is."""
+        share, self.share = self.share, None
+        return loss if share is None else loss + (self.weight * share).to(loss.dtype)
+
+    @property
+    def frame_period_ms(self) -> float:
+        """The mean frame period of the last training batches; NaN before the first."""
+        measured = Measured()
+        for samples, frames in self.recent:
+            measured.add(samples, frames, macs=0)
+        return measured.frame_period_ms
+
+    def measured(self) -> dict[str, float]:
+        """learnt_lambd, and after training the frame_period_ms of its last batches."""
+        period = {"frame_period_ms": self.frame_period_ms} if self.recent else {}
+        return {"learnt_lambd": float(self().detach()), **period}
+
+
+def weights_per_frame(out: ExtractOutput) -> Tensor:
+    """sum(weights) / sum(T) over a batch, in (0, 1], with a gradient with respect to its lambd; see above."""
+    total = out.input_lengths.double()
+    return (total - out.lambd * (total - out.alpha_sum)).sum() / total.sum()
+
+
+def with_adaptive_rate(get_downstream: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Wraps ``Runner._get_downstream`` of S3PRL's, after which all models are there, to bring in the rate's term.
+
+    It is added to what the downstream model returns, so that gradient accumulation and loss scaling hold for it too.
+    """
+
+    @functools.wraps(get_downstream)
+    def get(runner: Any) -> Any:
+        entry = get_downstream(runner)
+        rate = rate_of(runner)
+        if rate is not None:
+            check_frozen(runner.upstream.trainable)
+            entry.model.register_forward_hook(lambda module, args, loss: rate.with_rate_term(loss))
+            entry.model.log_records = logging_rate(entry.model.log_records, rate, runner)
+            fixed = "" if runner.args.mode == "train" else "fixed, "
+            learnt = "as learnt" if runner.init_ckpt.get("Featurizer") else "where it starts"
+            logger.info("adaptive rate: lambd %.4f, %s%s", float(rate().detach()), fixed, learnt)
+        return entry
+
+    get.adds_adaptive_rate = True
+    return get
+
+
+def rate_of(runner: Any) -> AdaptiveRate | None:
+    """The adaptive rate of a runner of S3PRL's, where it has one."""
+    featurizer = runner.featurizer.model
+    return getattr(getattr(featurizer, "module", featurizer), "rate", None)
+
+
+def logging_rate(log_records: Callable[..., Any], rate: AdaptiveRate, runner: Any) -> Callable[..., Any]:
+    """A task's ``log_records`` that after its own training scores logs lambd and the frame period that it gives."""
+    train_split = runner.config["runner"].get("train_dataloader", "train")
+
+    @functools.wraps(log_records)
+    def log(split: str, *args: Any, **kwargs: Any) -> Any:
+        found = log_records(split, *args, **kwargs)
+        if split == train_split:
+            lambd, period = float(rate().detach()), rate.frame_period_ms
+            step, name = kwargs["global_step"], f"{runner.args.downstream}/{split}"
+            kwargs["logger"].add_scalar(f"{name}-lambd", lambd, global_step=step)
+            kwargs["logger"].add_scalar(f"{name}-frame_period_ms", period, global_step=step)
+            logger.info("step %d: lambd %.4f, %.2f ms a frame", step, lambd, period)
+        return found
+
+    return log
+
+
+def check_frozen(trainable: bool) -> None:
+    """Raises UsageError where the upstream is trained itself (``-f``)."""
+    if trainable:
+        raise UsageError("lambd adaptive trains the rate of an upstream that itself stays as it is: leave out -f")
+
+
+def check_change(before: RateOptions, after: RateOptions, mode: str) -> None:
+    """Raises UsageError for what an experiment that was trained at ``before`` cannot do at ``after``."""
+    if after.adaptive and not before.adaptive:
+        raise UsageError(f"the experiment was trained at {before}; lambd adaptive needs a training of its own")
+    if before.adaptive and not after.adaptive and mode == "train":
+        raise UsageError(f"the experiment trains its rate and cannot go on at {after}; train anew with -n or -p")
+    if after.adaptive and after.lambd_start != before.lambd_start:
+        raise UsageError(
+            f"lambd_start is for a new training: this one began at {before.lambd_start:g} and goes on where it is"
+        )
+
+
+def slowest(options: RateOptions) -> RateOptions:
+    """The options at the lowest rate that training can come to, at which CTC must still find its frames."""
+    return RateOptions(lambd=1.0, frames=options.frames, repeat=options.repeat) if options.adaptive else options
+
+
+def period_at_start(options: RateOptions, slowest_ms: float) -> float:
+    """The mean frame period in ms at which training starts, from that at ``slowest``; see the formula above."""
+    if not options.adaptive:
+        return slowest_ms
+    return MIN_FRAME_PERIOD_MS / (1 - options.lambd_start * (1 - MIN_FRAME_PERIOD_MS / slowest_ms))
