@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from s3prl_ofa.files import atomic_path
 from s3prl_ofa.model.config import SAMPLE_RATE
+from s3prl_ofa.superb.adaptive import rate_of
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,10 @@ class Meter:
         self.last_training = now if module.training else None  # what follows an evaluation is not a batch's time
 
     def write(self) -> None:
-        """Writes what was measured into the experiment's folder; an inference of one file has nothing to tell."""
+        """Writes what was measured into the experiment's folder; an inference of one file has nothing to tell.
+
+        learnt_lambd: of an adaptive rate; its frame_period_ms in training is that of the last batches.
+        """
         for hook in self.hooks:
             hook.remove()
         args = self.runner.args
@@ -93,6 +97,8 @@ class Meter:
             found, split = {"seconds_a_batch": sum(self.training) / len(self.training)}, "train"
         else:
             return
+        rate = rate_of(self.runner)
+        found = {"learnt_lambd": None} | ({} if rate is None else rate.measured()) | found
         found |= {"device": device_name(self.device), "peak_memory_mb": peak_memory_mb(self.device)}
         with atomic_path(measured_path(args.expdir, split)) as temporary:
             temporary.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
