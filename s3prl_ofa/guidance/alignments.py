@@ -104,13 +104,15 @@ class FromCtm:
     shared: Collection[str]  # names that several entries have
     silences: Collection[str]
     merge: bool
+    longest: int | None = None  # frames of a segment
 
     def __call__(self, entry: Entry) -> Tensor:
         if entry.stem in self.shared:
             raise GuidanceError(f"no alignment: other files of the manifest are called {entry.stem} too")
         if entry.stem not in self.intervals:
             raise GuidanceError("no alignment")
-        return boundaries_of(self.intervals[entry.stem], entry.samples, self.silences, self.merge)
+        boundaries = boundaries_of(self.intervals[entry.stem], entry.samples, self.silences, self.merge)
+        return cut_long(boundaries, self.longest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +125,7 @@ class FromTextGrids:
     shared: Collection[str]
     silences: Collection[str]
     merge: bool
+    longest: int | None = None  # frames of a segment
 
     def __call__(self, entry: Entry) -> Tensor:
         paths = self.paths.get(entry.stem, [])
@@ -132,7 +135,9 @@ class FromTextGrids:
             raise GuidanceError("no alignment")
         if len(paths) > 1 or (entry.stem in self.shared and paths[0].parent != place):
             raise GuidanceError(f"no alignment at its own place, and several files are called {entry.stem}")
-        return boundaries_of(read_textgrid(paths[0], self.tier), entry.samples, self.silences, self.merge)
+        intervals = read_textgrid(paths[0], self.tier)
+        boundaries = boundaries_of(intervals, entry.samples, self.silences, self.merge)
+        return cut_long(boundaries, self.longest)
 
 
 def shared_names(entries: Iterable[Entry]) -> frozenset[str]:
@@ -183,3 +188,16 @@ def frames_of(ends: list[float], frames: int) -> Tensor:
     before = torch.ceil((samples - FRAMES.receptive_field / 2) / FRAMES.hop).long()  # frames whose centre comes before
     before[-1] = frames
     return torch.unique(before.clamp(0, frames)[before > 0])
+
+
+def cut_long(boundaries: Tensor, longest: int | None) -> Tensor:
+    """Boundaries (segments,) with segments of more than ``longest`` frames, silences mostly, cut into equal parts."""
+    if longest is None:
+        return boundaries
+    begins = torch.cat([boundaries.new_zeros(1), boundaries[:-1]])
+    lengths = boundaries - begins
+    parts = -(-lengths // longest)
+    part = torch.cat([torch.arange(1, int(count) + 1) for count in parts])
+    return torch.repeat_interleave(begins, parts) + part * torch.repeat_interleave(lengths, parts) // (
+        torch.repeat_interleave(parts, parts)
+    )

@@ -58,6 +58,8 @@ def add_silence_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--silence", choices=("keep", "merge"), default="keep", help=help_text)
     help_text = f"labels of silence, besides the empty one and gaps (default: {' '.join(SILENCES)})"
     command.add_argument("--silence-labels", nargs="+", default=SILENCES, metavar="LABEL", help=help_text)
+    help_text = "frames of 20 ms that a segment may have; longer ones are cut into equal parts (default: any number)"
+    command.add_argument("--longest", type=int, metavar="N", help=help_text)
 
 
 def add_segment_arguments(command: argparse.ArgumentParser) -> None:
@@ -128,8 +130,10 @@ def from_alignments(args: argparse.Namespace, prepare: Callable[..., Any], setti
     from .work import check_settings, open_folder, read_entries, write_all, write_settings
 
     entries = read_entries(args.manifest)
-    silences = frozenset(args.silence_labels), args.silence == "merge"
-    settings |= {"silence": args.silence, "silence_labels": sorted(silences[0])}
+    if args.longest is not None and args.longest < 1:
+        raise UsageError(f"--longest must be at least 1 frame, found {args.longest}")
+    silences = frozenset(args.silence_labels), args.silence == "merge", args.longest
+    settings |= {"silence": args.silence, "silence_labels": sorted(silences[0]), "longest": args.longest}
     try:
         make = prepare(entries, silences)
     except GuidanceError as error:
