@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import json
 import os
 import pathlib
 
@@ -56,6 +57,23 @@ def audio_folder(tmp_path, make_wave) -> pathlib.Path:
     soundfile.write(folder / "deep" / "er" / "c.opus", make_wave(0.8, 5, 48_000), 48_000, format="OGG", subtype="OPUS")
     (folder / "notes.txt").write_text("no audio")
     return folder
+
+
+@pytest.fixture
+def extract(golden_checkpoint, tmp_path):
+    """Runs ``s3prl-ofa extract``; the output folder is ``tmp_path / "out"``."""
+    from s3prl_ofa import cli
+
+    def run(*arguments, ckpt=golden_checkpoint, out=tmp_path / "out") -> int:
+        return cli.main(["extract", *map(str, arguments), "--ckpt", str(ckpt), "--out", str(out)])
+
+    return run
+
+
+def read_index(out: pathlib.Path) -> dict[str, dict]:
+    """What extract says it has written, by name."""
+    rows = [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
+    return {row["name"]: row for row in rows}
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,148 @@
+"""``s3prl-ofa extract`` stopped, killed and started again: what is finished stays, and belongs together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import read_index
+
+from s3prl_ofa import cli
+from s3prl_ofa.extract import writers
+from s3prl_ofa.model import SAMPLE_RATE, ModelConfig, OFAWav2Vec2
+
+
+def test_resume(extract, audio_folder, make_wave, tmp_path, capsys):
+    """Finished files are skipped; new and changed ones, and those whose output is gone, are done."""
+    assert extract(audio_folder, "--lambd", 0.5) == 0
+    out = tmp_path / "out"
+    before = {path: path.stat().st_mtime_ns for path in (out / "features").rglob("*.npy")}
+    assert extract(audio_folder, "--lambd", 0.5) == 0
+    assert "0 of 4 files extracted" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "features").rglob("*.npy")}
+    soundfile.write(audio_folder / "a.flac", make_wave(0.4, 9), SAMPLE_RATE)
+    soundfile.write(audio_folder / "new.flac", make_wave(0.4, 9), SAMPLE_RATE)
+    (out / "features" / "a.wav.npy").unlink()
+    assert extract(audio_folder, "--lambd", 0.5) == 0
+    assert "3 of 5 files extracted" in capsys.readouterr().err
+    assert read_index(out)["a.flac"]["seconds"] == 0.4
+    assert len((out / "index.jsonl").read_text().splitlines()) == 7  # the old rows stay until the next start
+    assert extract(audio_folder, "--lambd", 0.5) == 0
+    assert len((out / "index.jsonl").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("output_format", writers.WRITERS)
+def test_resume_needs_all_files(extract, audio_folder, tmp_path, capsys, output_format):
+    """An utterance is done again when any of its files is gone, such as its times."""
+    if output_format == "hdf5":
+        pytest.importorskip("h5py")
+    assert extract(audio_folder, "--format", output_format) == 0
+    written = [path for path in (tmp_path / "out").rglob("c.opus.*") if path.is_file()]
+    assert len(written) == (2 if output_format == "npy" else 1)
+    for path in written:
+        path.unlink()
+        capsys.readouterr()
+        assert extract(audio_folder, "--format", output_format) == 0
+        assert "1 of 4 files extracted" in capsys.readouterr().err and path.exists()
+
+
+def test_other_corpus_of_the_same_names(extract, make_wave, tmp_path, capsys):
+    """Another corpus' features are not overwritten, and nothing is done; a corpus that was moved goes on."""
+    for number, folder in enumerate(("one", "two")):
+        (tmp_path / folder).mkdir()
+        soundfile.write(tmp_path / folder / "001.wav", make_wave(0.3 + number, number), SAMPLE_RATE)
+    soundfile.write(tmp_path / "two" / "000.wav", make_wave(0.3), SAMPLE_RATE)
+    assert extract(tmp_path / "one") == 0
+    before = (tmp_path / "out" / "features" / "001.wav.npy").read_bytes()
+    capsys.readouterr()
+    assert extract(tmp_path / "two") == 2
+    said = capsys.readouterr().err
+    assert f"001.wav is there already, from {tmp_path / 'one' / '001.wav'}; give another --out" in said
+    assert [path.name for path in (tmp_path / "out" / "features").iterdir()] == ["001.wav.npy"]
+    assert (tmp_path / "out" / "features" / "001.wav.npy").read_bytes() == before
+    (tmp_path / "one").rename(tmp_path / "moved")
+    assert extract(tmp_path / "moved") == 0
+    assert "0 of 1 files extracted" in capsys.readouterr().err
+
+
+def test_torn_index_and_leftovers(extract, audio_folder, tmp_path, capsys):
+    """What a killed process leaves (half a line, a temporary file) does no harm and is cleared away."""
+    assert extract(audio_folder) == 0
+    index = tmp_path / "out" / "index.jsonl"
+    index.write_text(index.read_text()[:-20])
+    leftover = tmp_path / "out" / "features" / ".a.flac.abcd_123.npy"
+    leftover.write_bytes(b"half")
+    capsys.readouterr()
+    assert extract(audio_folder) == 0
+    assert "1 of 4 files extracted" in capsys.readouterr().err
+    assert len(read_index(tmp_path / "out")) == 4 and not leftover.exists()
+
+
+def test_other_settings_are_refused(extract, audio_folder, tmp_path, capsys):
+    """Another checkpoint, rate, layer, dtype or format in the same folder is refused by name; --force starts again."""
+    assert extract(audio_folder, "--lambd", 0.5) == 0
+    other = tmp_path / "other.safetensors"
+    shape = {"dim": 32, "ffn_dim": 64, "heads": 4, "layers": 2, "compressor": "cif"}
+    OFAWav2Vec2(ModelConfig(((32, 10, 5), *((32, 3, 2),) * 6), **shape)).save(other)
+    for arguments, name in {
+        ("--lambd", 0.6): "lambd",
+        ("--lambd", 0.5, "--layer", 1): "layer",
+        ("--lambd", 0.5, "--dtype", "bfloat16"): "dtype",
+        ("--lambd", 0.5, "--format", "safetensors"): "format",
+        ("--frame-period-ms", 40): "frame_period_ms",
+    }.items():
+        assert extract(audio_folder, *arguments) == 2
+        said = capsys.readouterr().err
+        assert f" {name} " in said and "--force" in said
+    assert extract(audio_folder, "--lambd", 0.5, ckpt=other) == 2
+    assert " checkpoint " in capsys.readouterr().err
+    assert extract(audio_folder, "--lambd", 0.6, "--format", "safetensors", "--force") == 0
+    assert {path.suffix for path in (tmp_path / "out" / "features").rglob("*.*")} == {".safetensors"}
+    assert {row["lambd"] for row in read_index(tmp_path / "out").values()} == {0.6}
+
+
+def test_same_model_in_another_format(extract, audio_folder, golden_model, tmp_path, capsys):
+    """The checkpoint is known by its weights: a converted file goes on where the original stopped."""
+    assert extract(audio_folder) == 0
+    golden_model.save(tmp_path / "same.safetensors")
+    capsys.readouterr()
+    assert extract(audio_folder, ckpt=tmp_path / "same.safetensors") == 0
+    assert "0 of 4 files extracted" in capsys.readouterr().err
+
+
+def test_in_use(extract, audio_folder, tmp_path, capsys):
+    """Two runs do not write into one folder at the same time."""
+    from s3prl_ofa.extract.store import open_store
+
+    with open_store(tmp_path / "out", {}, False):
+        assert extract(audio_folder) == 2
+    assert "in use" in capsys.readouterr().err
+
+
+def test_killed(golden_checkpoint, make_wave, tmp_path):
+    """After kill -9 every file in place is whole, the index holds what was finished, and a new run does the rest."""
+    folder, out = tmp_path / "audio", tmp_path / "out"
+    folder.mkdir()
+    for index in range(150):
+        soundfile.write(folder / f"{index:03}.wav", make_wave(1.0 + index / 1000, index), SAMPLE_RATE)
+    arguments = ["extract", str(folder), "--ckpt", str(golden_checkpoint), "--out", str(out), "--batch-seconds", "2"]
+    process = subprocess.Popen([sys.executable, "-m", "s3prl_ofa", *arguments], stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list((out / "features").glob("[0-9]*.npy"))) < 5:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "finished before it could be killed"
+    done = list((out / "features").glob("[0-9]*.npy"))
+    assert 5 <= len(done) < 150
+    for path in done:
+        assert len(np.load(path)) == len(np.load(out / "times" / path.name))
+    before = {path: path.stat().st_mtime_ns for path in done}
+    names = set(read_index(out))
+    assert cli.main(arguments) == 0
+    assert len(read_index(out)) == 150
+    untouched = [path for path in done if path.name.removesuffix(".npy") in names]
+    assert untouched and all(before[path] == path.stat().st_mtime_ns for path in untouched)
