@@ -42,9 +42,9 @@ class Utterance:
     samples: int
     phones: tuple[Interval, ...]
 
-    def wave(self) -> np.ndarray:
-        """(samples,) int16, 16 kHz."""
-        wave, rate = soundfile.read(self.path, dtype="int16")
+    def wave(self, samples: int = -1) -> np.ndarray:
+        """(samples,) int16, 16 kHz; all of it, or the first ``samples``."""
+        wave, rate = soundfile.read(self.path, samples, dtype="int16")
         if rate != SAMPLE_RATE:
             raise ValueError(f"{self.path} has {rate} Hz; expected {SAMPLE_RATE}")
         return wave

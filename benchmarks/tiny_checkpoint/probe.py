@@ -29,7 +29,7 @@ from s3prl_ofa.guidance.scores import TOLERANCES, boundary_scores, uniform_bound
 from s3prl_ofa.model import OFAWav2Vec2
 
 LAMBDS = (0.0, 0.5, 1.0)
-SECONDS = 5.0  # of each utterance
+SECONDS = 4.0  # of each utterance
 PHONE_TRAIN, PHONE_TEST, SPEAKER_TRAIN = 100, 40, 10  # utterances; the last of each speaker
 BATCH = 8
 EPOCHS, FRAMES_A_STEP, LEARNING_RATE = 10, 512, 3e-3
@@ -46,7 +46,7 @@ class Features:
 
 def crop(utterance: Utterance) -> np.ndarray:
     """The first seconds, float32."""
-    return utterance.wave()[: int(SECONDS * SAMPLE_RATE)].astype(np.float32) / 2**15
+    return utterance.wave(int(SECONDS * SAMPLE_RATE)).astype(np.float32) / 2**15
 
 
 def extract(model: OFAWav2Vec2, waves: list[np.ndarray], lambd: float) -> list[Features]:

@@ -4,8 +4,8 @@
         --voxceleb1 ROOT --prepared DIR
 
 Speaker identification and phone recognition with the mini configs of this repository, at lambd 0, one run after the
-other, each scored on the test split. A row goes to OUT/s3prl_probes.csv as soon as it is there; what the file has is not run
-again, and a run that was cut off goes on.
+other, each scored on the test split. A row goes to OUT/s3prl_probes.csv as soon as it is there; what the
+file has is not run again, and a run that was cut off goes on.
 """
 
 import argparse
