@@ -69,13 +69,12 @@ class AdaptiveRate(nn.Module):
         return (1 + torch.sin(2 * self.raw.double())) / 2
 
     def extract(self, model: OFAWav2Vec2, wavs: list[Tensor]) -> ExtractOutput:
-        """The model's output at this rate; in training with a graph, though S3PRL calls a frozen upstream without."""
-        with torch.set_grad_enabled(self.training):
-            out = model.extract(wavs, lambd=self())
-            self.share = None
-            if self.training:
-                self.share = weights_per_frame(out)
-                self.recent.append((sum(map(len, wavs)), int(out.lengths.sum())))
+        """The model's output at this rate."""
+        out = model.extract(wavs, lambd=self())
+        self.share = None
+        if self.training:
+            self.share = weights_per_frame(out)
+            self.recent.append((sum(map(len, wavs)), int(out.lengths.sum())))
         return out
 
     def with_rate_term(self, loss: Tensor) -> Tensor:
