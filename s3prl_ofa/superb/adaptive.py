@@ -68,6 +68,11 @@ class AdaptiveRate(nn.Module):
         """lambd, a scalar in float64."""
         return (1 + torch.sin(2 * self.raw.double())) / 2
 
+    @property
+    def value(self) -> float:
+        """lambd as a number."""
+        return float(self().detach())
+
     def extract(self, model: OFAWav2Vec2, wavs: list[Tensor]) -> ExtractOutput:
         """The model's output at this rate."""
         out = model.extract(wavs, lambd=self())
@@ -93,7 +98,7 @@ class AdaptiveRate(nn.Module):
     def measured(self) -> dict[str, float]:
         """learnt_lambd, and after training the frame_period_ms of its last batches."""
         period = {"frame_period_ms": self.frame_period_ms} if self.recent else {}
-        return {"learnt_lambd": float(self().detach()), **period}
+        return {"learnt_lambd": self.value, **period}
 
 
 def weights_per_frame(out: ExtractOutput) -> Tensor:
@@ -118,7 +123,7 @@ def with_adaptive_rate(get_downstream: Callable[[Any], Any]) -> Callable[[Any], 
             entry.model.log_records = logging_rate(entry.model.log_records, rate, runner)
             fixed = "" if runner.args.mode == "train" else "fixed, "
             learnt = "as learnt" if runner.init_ckpt.get("Featurizer") else "where it starts"
-            logger.info("adaptive rate: lambd %.4f, %s%s", float(rate().detach()), fixed, learnt)
+            logger.info("adaptive rate: lambd %.4f, %s%s", rate.value, fixed, learnt)
         return entry
 
     get.adds_adaptive_rate = True
@@ -139,7 +144,7 @@ def logging_rate(log_records: Callable[..., Any], rate: AdaptiveRate, runner: An
     def log(split: str, *args: Any, **kwargs: Any) -> Any:
         found = log_records(split, *args, **kwargs)
         if split == train_split:
-            lambd, period = float(rate().detach()), rate.frame_period_ms
+            lambd, period = rate.value, rate.frame_period_ms
             step, name = kwargs["global_step"], f"{runner.args.downstream}/{split}"
             kwargs["logger"].add_scalar(f"{name}-lambd", lambd, global_step=step)
             kwargs["logger"].add_scalar(f"{name}-frame_period_ms", period, global_step=step)

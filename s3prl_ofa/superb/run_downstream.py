@@ -149,7 +149,7 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
             measured.frames,
         )
     if (rate := adaptive.rate_of(meter.runner)) is not None:
-        logger.info("learnt lambd: %.4f", float(rate()))
+        logger.info("learnt lambd: %.4f", rate.value)
     return measured
 
 
