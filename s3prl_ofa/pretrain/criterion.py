@@ -7,6 +7,7 @@ from fairseq.criterions.wav2vec_criterion import Wav2vecCriterion
 from fairseq.logging import metrics
 from torch import nn
 
+from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.config import SAMPLE_RATE
 
 BITS = 1 / math.log(2)
@@ -25,7 +26,7 @@ class OFAPretrainingCriterion(Wav2vecCriterion):
         self.log_keys = [*dict.fromkeys([*self.log_keys, *SUMS, *LOSSES, *MEANS])]
 
     def forward(self, model: nn.Module, sample: dict[str, Any], reduce: bool = True):
-        """Loss summed over masked frames, their number, and sums for the log. Raises ValueError for loss_weights."""
+        """Loss summed over masked frames, their number, and sums for the log. Raises UsageError for loss_weights."""
         self.fit_loss_weights(model.extra_loss_names)
         loss, sample_size, log = super().forward(model, sample, reduce)
         infonce = log.pop("loss_0", log["loss"])
@@ -44,7 +45,7 @@ class OFAPretrainingCriterion(Wav2vecCriterion):
         if len(weights) == 2:
             weights += [1.0] * (len(names) - 2)
         if len(weights) != len(names):
-            raise ValueError(
+            raise UsageError(
                 f"criterion.loss_weights has {len(weights)} numbers, expected {len(names)}: {', '.join(names)}"
             )
         self.loss_weights = weights

@@ -6,7 +6,8 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import yaml
@@ -30,6 +31,7 @@ SHORT = {
 }
 LAST = "checkpoint_last.pt"
 INIT = "init.pt"
+LONGEST_REASON = 500  # characters: weights that do not fit can be hundreds
 
 
 def build_parser() -> Parser:
@@ -67,11 +69,12 @@ def run(argv: Sequence[str]) -> int:
     if "user_dir" in " ".join(others):
         raise UsageError("common.user_dir is for fairseq-hydra-train; this command brings the plugin itself")
     config = config_path(args)
-    if args.nproc > 1 and "RANK" not in os.environ:
-        return launch(args.nproc, argv)
     out = pathlib.Path(short.get("out", "pretrained")).absolute()
     world = int(os.environ.get("WORLD_SIZE", 1))
     settings = [*short_settings(short, out), *machine_settings(config, others, world)]
+    if args.nproc > 1 and "RANK" not in os.environ:
+        # without --nproc, which torchrun would take for its own
+        return launch(args.nproc, [f"--config={config}", *args.overrides])
     train(config, [*settings, *others], out, short.get("init"))
     return 0
 
@@ -84,7 +87,7 @@ def config_path(args: argparse.Namespace) -> pathlib.Path:
         path = pathlib.Path(args.config_dir, f"{args.config_name.removesuffix('.yaml')}.yaml")
     else:
         name = args.config or DEFAULT_CONFIG
-        path = pathlib.Path(name) if name.endswith((".yaml", ".yml")) else CONFIGS / f"{name}.yaml"
+        path = pathlib.Path(name) if name.endswith(".yaml") else CONFIGS / f"{name}.yaml"
     if not path.is_file():
         names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
         raise UsageError(f"there is no configuration {path}; expected a yaml file or one of {names}")
@@ -94,9 +97,9 @@ def config_path(args: argparse.Namespace) -> pathlib.Path:
 def short_settings(short: dict[str, str], out: pathlib.Path) -> list[str]:
     """fairseq's settings for data=, guidance= and out=. Raises UsageError for folders that are not there."""
     settings = [
-        f"checkpoint.save_dir={out / 'checkpoints'}",
-        f"common.tensorboard_logdir={out / 'tensorboard'}",
-        f"hydra.run.dir={out}",
+        f"checkpoint.save_dir={quoted(out / 'checkpoints')}",
+        f"common.tensorboard_logdir={quoted(out / 'tensorboard')}",
+        f"hydra.run.dir={quoted(out)}",
         "hydra.output_subdir=config",
         "hydra.job.chdir=false",
     ]
@@ -104,7 +107,7 @@ def short_settings(short: dict[str, str], out: pathlib.Path) -> list[str]:
         if name in short and not pathlib.Path(short[name]).is_dir():
             raise UsageError(f"{name}={short[name]}: there is no such folder; expected the {SHORT[name]}")
     if "data" in short:
-        settings.append(f"task.data={pathlib.Path(short['data']).absolute()}")
+        settings.append(f"task.data={quoted(pathlib.Path(short['data']).absolute())}")
     if "guidance" in short:
         root = pathlib.Path(short["guidance"]).absolute()
         for kind in ("alpha", "boundaries"):
@@ -112,8 +115,14 @@ def short_settings(short: dict[str, str], out: pathlib.Path) -> list[str]:
                 raise UsageError(
                     f"guidance={short['guidance']}: there is no {kind} in it; `s3prl-ofa guidance` makes it"
                 )
-            settings.append(f"+task.{kind}_root={root / kind}")
+            settings.append(f"+task.{kind}_root={quoted(root / kind)}")
     return settings
+
+
+def quoted(path: pathlib.Path) -> str:
+    """A path as a value of hydra's, for which commas, brackets and equals signs otherwise mean something."""
+    text = str(path).replace("'", "\\'")
+    return f"'{text}'"
 
 
 def machine_settings(config: pathlib.Path, given: Sequence[str], world: int) -> list[str]:
@@ -158,36 +167,74 @@ def launch(processes: int, argv: Sequence[str]) -> int:
 
 def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: str | None) -> None:
     """Runs fairseq's own command in this process, with the plugin in it."""
-    try:
-        from fairseq_cli import hydra_train
-
-        import s3prl_ofa.pretrain  # noqa: F401, registers
-    except ImportError as error:
-        raise UsageError(f"pretraining needs fairseq ({error}): pip install 's3prl-ofa[pretrain]'") from None
     last = out / "checkpoints" / LAST
     if init is not None:
         if not last.exists():
             write_init(init, out / INIT)
-        settings = [*settings, f"checkpoint.finetune_from_model={out / INIT}"]
-    fairseq_main = hydra_train.pre_main
+        settings = [*settings, f"checkpoint.finetune_from_model={quoted(out / INIT)}"]
 
-    def main(cfg, **kwargs) -> None:
-        import s3prl_ofa.pretrain  # noqa: F401, in the processes that fairseq starts too
-
+    def before(cfg) -> None:
         if init is not None and not last.exists():
             check_architecture(cfg, init)
-        fairseq_main(cfg, **kwargs)
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out as they are
-    hydra_train.pre_main = main
-    argv = sys.argv
-    sys.argv = ["s3prl-ofa pretrain", f"--config-dir={config.parent}", f"--config-name={config.stem}", *settings]
-    try:
-        hydra_train.cli_main()
-    finally:
-        sys.argv, hydra_train.pre_main = argv, fairseq_main
+    hydra_main([f"--config-dir={config.parent}", f"--config-name={config.stem}", *settings], before)
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"trained: {last}\nfeatures from it: s3prl-ofa extract AUDIO --ckpt {last} --lambd 0.5 --out features")
+
+
+def hydra_main(arguments: Sequence[str], before: Callable[[Any], None]) -> None:
+    """fairseq's command in this process; calls ``before`` with the configuration when it is complete.
+
+    Raises UsageError for settings that are unknown or no values, CheckpointError for weights that do not fit, else what
+    fairseq raises.
+    """
+    from fairseq_cli import hydra_train
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    with_defaults, train_model = hydra_train._hydra_main, hydra_train.pre_main
+    failures: list[Exception] = []
+
+    def main(cfg, **kwargs) -> None:
+        before(cfg)
+        train_model(cfg, **kwargs)
+
+    def keep_failure(cfg, **kwargs) -> float:
+        # hydra would print all overrides before it raises
+        try:
+            return with_defaults(cfg, **kwargs)
+        except Exception as error:
+            failures.append(error)
+            return float("nan")
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out as they are
+    hydra_train._hydra_main, hydra_train.pre_main = keep_failure, main
+    argv = sys.argv
+    sys.argv = ["s3prl-ofa pretrain", *arguments]
+    try:
+        hydra_train.cli_main()
+        if failures:
+            raise failures[0]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(str(error)) from error
+    except Exception as error:
+        if message := worker_message(error):
+            raise ValueError(message) from error
+        if "loading state_dict" in (reason := " ".join(str(error.__context__).split())):
+            # fairseq says that it cannot load, and not why
+            raise CheckpointError(f"{error}: {reason[:LONGEST_REASON]}") from error
+        raise
+    finally:
+        sys.argv = argv
+        hydra_train._hydra_main, hydra_train.pre_main = with_defaults, train_model
+
+
+def worker_message(error: Exception) -> str | None:
+    """What went wrong in a data worker: torch gives the worker's whole traceback. None for an error from elsewhere."""
+    text = str(error).strip()
+    if not (text.startswith("Caught ") and "Original Traceback" in text):
+        return None
+    return text.splitlines()[-1].partition(": ")[2]
 
 
 def write_init(init: str, target: pathlib.Path) -> None:

@@ -3,11 +3,21 @@
 import argparse
 import os
 import shutil
+import warnings
 
 import torch
 from fairseq.file_io import PathManager
 
 from s3prl_ofa.files import atomic_path
+
+KNOWN_WARNINGS = (
+    "The version_base parameter is not specified",
+    "Future Hydra versions will no longer change working directory",
+    r"`torch\.nn\.utils\.weight_norm` is deprecated",
+    r"`torch\.cuda\.amp\.autocast\(args\.\.\.\)` is deprecated",
+    "'pin_memory' argument is set as true but no accelerator is found",
+    "Converting a tensor with requires_grad=True to a scalar",
+)
 
 
 def namespace_in_checkpoints() -> None:
@@ -33,6 +43,13 @@ def atomic_copies() -> None:
     PathManager.copy = staticmethod(copy)
 
 
+def known_warnings() -> None:
+    """What hydra and torch say about fairseq's own code, which nobody who trains can change."""
+    for message in KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", rf"\s*{message}")
+
+
 def apply_mends() -> None:
+    known_warnings()
     namespace_in_checkpoints()
     atomic_copies()

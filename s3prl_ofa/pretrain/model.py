@@ -15,6 +15,7 @@ from fairseq.modules import GradMultiply
 from torch import Tensor, nn
 
 from s3prl_ofa.checkpoint.fairseq_format import parse_conv_layers
+from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.compressor import Compressor
 from s3prl_ofa.model.packing import pad, positions_of, starts_of, unpad, valid_mask
 from s3prl_ofa.model.rate import check_lambd, mix
@@ -45,22 +46,22 @@ class OFAPretrainingModel(Wav2Vec2Model):
     """wav2vec 2.0 trained at many frame periods at once (arXiv 2211.02332).
 
     ``overwrite_lambd`` (None, a number in [0, 2) or one an utterance) sets the rate for every forward pass. Without it
-    lambd is drawn in training, and 0 in evaluation. Raises ValueError for settings that cannot be.
+    lambd is drawn in training, and 0 in evaluation. Raises UsageError for settings that cannot be.
     """
 
     def __init__(self, cfg: OFAModelConfig) -> None:
         for name, only in ONLY.items():
             if str(getattr(cfg, name)) != str(only):
-                raise ValueError(f"model.{name} must be {only}, found {getattr(cfg, name)}: it has no place here")
+                raise UsageError(f"model.{name} must be {only}, found {getattr(cfg, name)}: it has no place here")
         if cfg.fixed_subsample_ratio < 1:
-            raise ValueError(f"model.fixed_subsample_ratio must be at least 1, found {cfg.fixed_subsample_ratio}")
+            raise UsageError(f"model.fixed_subsample_ratio must be at least 1, found {cfg.fixed_subsample_ratio}")
         if not 0 <= cfg.upper_lambd <= 2:
-            raise ValueError(f"model.upper_lambd must be from 0 to 2, found {cfg.upper_lambd}")
+            raise UsageError(f"model.upper_lambd must be from 0 to 2, found {cfg.upper_lambd}")
         try:
             # fairseq evaluates this text as Python; only lists of numbers come so far
             self.conv_layers_spec = parse_conv_layers(cfg.conv_feature_layers)
         except ValueError as error:
-            raise ValueError(f"model.conv_feature_layers {error}") from None
+            raise UsageError(f"model.conv_feature_layers {error}") from None
         super().__init__(cfg)
         self.cif_subsampler = Compressor(self.embed) if cfg.subsample == "cif" else None
         self.overwrite_lambd: float | Tensor | None = None

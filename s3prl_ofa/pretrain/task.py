@@ -11,6 +11,7 @@ from fairseq.data import data_utils
 from fairseq.logging import metrics
 from fairseq.tasks.audio_pretraining import AudioPretrainingTask
 
+from s3prl_ofa.errors import UsageError
 from s3prl_ofa.guidance.layout import read_manifest
 from s3prl_ofa.model.rate import check_lambd
 from s3prl_ofa.pretrain.config import OFATaskConfig
@@ -34,16 +35,22 @@ class OFAPretrainingTask(AudioPretrainingTask):
     def __init__(self, cfg: OFATaskConfig) -> None:
         super().__init__(cfg)
         self.update, self.part = -1, 0
+        self.loss_names: tuple[str, ...] | None = None
 
     def load_dataset(self, split: str, task_cfg: OFATaskConfig | None = None, **kwargs: Any) -> None:
-        """Raises GuidanceError for a manifest or guidance that cannot be used, ValueError for settings."""
+        """Raises GuidanceError for guidance that cannot be used, UsageError for a manifest or settings."""
         cfg = task_cfg or self.cfg
         for name, only in ONLY.items():
             if getattr(cfg, name) != only:
-                raise ValueError(f"task.{name} must be {only}, found {getattr(cfg, name)}: it has no place here")
-        check_lambd(list(cfg.valid_lambds), len(cfg.valid_lambds))
+                raise UsageError(f"task.{name} must be {only}, found {getattr(cfg, name)}: it has no place here")
+        if not len(cfg.valid_lambds):
+            raise UsageError("task.valid_lambds must have at least one rate, found none")
         manifest = os.path.join(utils.split_paths(cfg.data)[0], f"{split}.tsv")
-        read_manifest(manifest)  # says which line is wrong, where fairseq would only stop
+        try:
+            check_lambd(list(cfg.valid_lambds), len(cfg.valid_lambds))
+            read_manifest(manifest)  # says which line is wrong, where fairseq would only stop
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         self.datasets[split] = GuidedAudioDataset(
             manifest,
             sample_rate=cfg.sample_rate,
@@ -58,7 +65,19 @@ class OFAPretrainingTask(AudioPretrainingTask):
             crop_seed=cfg.seed,
         )
         if not len(self.datasets[split]):
-            raise ValueError(f"{manifest}: no utterance of at least task.min_sample_size samples")
+            raise UsageError(f"{manifest}: no utterance of at least task.min_sample_size samples")
+
+    def build_model(self, model_cfg, from_checkpoint=False):
+        model = super().build_model(model_cfg, from_checkpoint)
+        self.loss_names = model.extra_loss_names
+        return model
+
+    def build_criterion(self, cfg, from_checkpoint=False):
+        """fairseq builds the model first, so weights that do not fit it are known before anything is trained."""
+        criterion = super().build_criterion(cfg, from_checkpoint)
+        if self.loss_names is not None:
+            criterion.fit_loss_weights(self.loss_names)
+        return criterion
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         self.part = 0 if update_num != self.update else self.part + 1
