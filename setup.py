@@ -19,6 +19,7 @@ EXTRAS = {
     "pretrain": ["fairseq-fixed==0.12.3.1"],
     # S3PRL's newer `s3prl-main` recipes import these too, and pkg_resources, which left setuptools with 81.
     "recipes": ["sed_eval", "setuptools<81", "tensorboard"],
+    "sweep": ["matplotlib", "submitit"],
 }
 EXTRAS["all"] = sorted(set(sum(EXTRAS.values(), [])))
 EXTRAS["test"] = [*EXTRAS["all"], "pytest", "pytest-cov", "pytest-xdist", "ruff", "wheel"]

@@ -30,6 +30,8 @@ from .folder import CONFIG, EXPERIMENT, LOG, POINT, RESULT, TRAINED, described, 
 from .grid import OURS
 from .results import FINISHED, Row
 
+COMMAND = "s3prl-ofa run_downstream"
+TRAIN = f"{COMMAND} -a -m train"  # how a training begins in the log
 PROBE = "--probe"
 PROBE_STEPS = 6  # of training
 PROBE_SHARE = 0.1  # of the test split
@@ -51,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     folder = pathlib.Path(argv[0])
     run = probe if PROBE in argv else work
-    return guarded("s3prl-ofa run_downstream", lambda: run(folder, read_json(folder / POINT)))
+    return guarded(COMMAND, lambda: run(folder, read_json(folder / POINT)))
 
 
 def work(folder: pathlib.Path, settings: dict[str, Any]) -> int:
@@ -72,7 +74,7 @@ def work(folder: pathlib.Path, settings: dict[str, Any]) -> int:
 
 
 def call(arguments: list[str]) -> None:
-    print(f"$ {shlex.join(['s3prl-ofa', 'run_downstream', *arguments])}", flush=True)
+    print(f"$ {COMMAND} {shlex.join(arguments)}", flush=True)
     run_downstream.run(arguments)
 
 
@@ -112,7 +114,7 @@ def row_of(folder: pathlib.Path, settings: dict[str, Any], seconds: float) -> Ro
     if test["scores"].get(metric) is None:
         found = ", ".join(f"{name} {value}" for name, value in test["scores"].items()) or "nothing"
         raise ValueError(f"tasks.{settings['point']['task']}.metric: no {metric} in what S3PRL logged: {found}")
-    begun = [line for line in (folder / LOG).read_text("utf-8", errors="replace").splitlines() if " -m train " in line]
+    log = (folder / LOG).read_text("utf-8", errors="replace")
     return {
         **described(settings),
         "state": FINISHED,
@@ -122,7 +124,7 @@ def row_of(folder: pathlib.Path, settings: dict[str, Any], seconds: float) -> Ro
         "frame_count": test["frames"],
         "repeat": (test["options"] or {}).get("repeat"),
         "duration_s": seconds,
-        "attempts": sum(line.startswith("$ ") for line in begun),
+        "attempts": log.count(f"$ {TRAIN}"),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"s3prl_ofa": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
         "commit": git_commit(),

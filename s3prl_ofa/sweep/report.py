@@ -1,0 +1,78 @@
+"""``s3prl-ofa report DIR``: results.csv, report.md, plots and report.html from what a sweep has found so far."""
+
+import argparse
+import csv
+import pathlib
+import re
+from typing import Any
+
+from s3prl_ofa.files import atomic_path
+
+from .page import page
+from .plots import PLOTS, draw_all
+from .results import Row
+from .summary import summarize
+from .tables import markdown, reach_rows, stand
+
+PERCENT = re.compile(r"(\d+(?:\.\d+)?)(%?)")
+FOLDER = "report"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=pathlib.Path, metavar="DIR", help="what s3prl-ofa sweep wrote to")
+    parser.add_argument(
+        "--tolerance",
+        type=tolerance,
+        default=0.05,
+        metavar="T",
+        help="how much worse than at 20 ms a score may be, relatively: 5%% (default) or 0.05",
+    )
+    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help=f"for the files (default: DIR/{FOLDER})")
+
+
+def tolerance(text: str) -> float:
+    found = PERCENT.fullmatch(text.strip())
+    value = float(found[1]) / (100 if found[2] else 1) if found else -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"a share such as 5% or 0.05, below 1, is expected, found {text!r}")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    summary = summarize(args.folder, args.tolerance)
+    out = args.out or args.folder / FOLDER
+    write_csv(summary.rows, out / "results.csv")
+    plots = draw_all(summary, out)
+    captions = {plot.stem: plot.caption for plot in PLOTS}
+    write_text(out / "report.md", markdown(summary, plots, captions))
+    write_text(out / "report.html", page(summary, plots, captions))
+    print(stand(summary))
+    for task, model, text in reach_rows(summary):
+        print(f"{task}, {model}: {text}")
+    print(f"\n{out / 'report.html'}, report.md, results.csv, {', '.join(f'{stem}.png/.svg' for stem in plots)}")
+    return 0
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def write_csv(rows: list[Row], path: pathlib.Path) -> None:
+    """One row a point, failed ones too; what is nested in a row becomes columns such as scores.wer."""
+    flat = [flattened(row) for row in rows]
+    columns = list(dict.fromkeys(key for row in flat for key in row))
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flat)
+
+
+def flattened(row: Row, where: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, dict):
+            found |= flattened(value, f"{where}{key}.")
+        else:
+            found[where + key] = " | ".join(value) if isinstance(value, list) else value
+    return found

@@ -1,0 +1,258 @@
+"""From the rows of a sweep to what is told about it: a setting's mean and spread over seeds, and how far a task can be
+compressed."""
+
+import dataclasses
+import math
+import pathlib
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from s3prl_ofa.errors import UsageError
+
+from .folder import POINTS
+from .results import FAILED, FILE, FINISHED, Results, Row
+
+VARIABLE, FIXED, BASELINE = "variable", "pooling", "baseline"  # what a setting is compared as
+NO_COMPRESSION_MS = 20.5  # up to this asked frame period a setting counts as 20 ms
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation over seeds; the latter is NaN for one."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> "Spread":
+        known = [value for value in values if value is not None]
+        if not known:
+            return cls(math.nan, math.nan)
+        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else math.nan)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A point of the grid without its seed, at the learning rate that is best on dev.
+
+    score: in percent where the task's is. frame_period_ms: as measured on the test split. gmacs: of the upstream, a
+    second of audio. upstream_ms, downstream_ms: wall time of a second of audio.
+    """
+
+    task: str
+    model: str
+    kind: str
+    rate: str | None
+    value: float | None
+    frames: str | None
+    repeats: tuple[int, ...]
+    asked_repeat: int | str | None
+    learning_rate: float | None
+    tried_rates: int
+    seeds: tuple[int, ...]
+    metric: str
+    higher_is_better: bool
+    unit: float
+    score: Spread
+    dev_score: Spread
+    frame_period_ms: Spread
+    gmacs: Spread
+    upstream_ms: Spread
+    downstream_ms: Spread
+    peak_memory_mb: Spread
+    devices: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """The rate, in words: lambd 0.5, 40 ms, pool 3; the upstream's name of a baseline."""
+        if self.rate is None:
+            return self.model
+        name = {"lambd": "lambd {:g}", "frame_period_ms": "{:g} ms", "pool": "pool {:g}"}[self.rate]
+        return name.format(self.value)
+
+    @property
+    def metric_name(self) -> str:
+        name = {"acc": "accuracy"}.get(self.metric, self.metric.upper())
+        return f"{name} (%)" if self.unit == 100 or self.task == "asr" else name
+
+    @property
+    def is_uncompressed(self) -> bool:
+        return self.kind == VARIABLE and (
+            self.value == 0 if self.rate == "lambd" else (self.value or math.inf) <= NO_COMPRESSION_MS
+        )
+
+    @property
+    def total_ms(self) -> float:
+        return self.upstream_ms.mean + self.downstream_ms.mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Reach:
+    """How far a model can be compressed for a task: the longest frame period up to which every measured one has a score
+    within the tolerance. text: one sentence. limit: the worst score that is within it, None without a 20 ms point."""
+
+    task: str
+    model: str
+    frames: str | None
+    limit: float | None
+    text: str
+    setting: Setting | None = None
+    base: Setting | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """All that a report tells. missing: names of the grid's points without a row."""
+
+    folder: pathlib.Path
+    rows: list[Row]
+    settings: list[Setting]
+    reaches: list[Reach]
+    failed: list[Row]
+    missing: list[str]
+    tolerance: float
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(setting.task for setting in self.settings))
+
+    def of_task(self, task: str) -> list[Setting]:
+        return [setting for setting in self.settings if setting.task == task]
+
+    @property
+    def finished(self) -> list[Row]:
+        return [row for row in self.rows if row["state"] == FINISHED]
+
+
+def summarize(folder: pathlib.Path, tolerance: float) -> Summary:
+    """Raises UsageError where the folder holds no sweep, or none of whose points is finished."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such folder; give the one that s3prl-ofa sweep wrote to")
+    names = sorted(path.name for path in (folder / POINTS).glob("*") if path.is_dir())
+    rows = latest(Results(folder).rows())
+    finished = [row for row in rows if row["state"] == FINISHED]
+    if not finished:
+        found = f"{len(names)} points, none of them finished" if names else f"neither {POINTS} nor {FILE}"
+        raise UsageError(f"{folder}: a sweep with finished points is expected, found {found}")
+    settings = settings_of(finished)
+    missing = [name for name in names if name not in {row["point"] for row in rows}]
+    failed = [row for row in rows if row["state"] == FAILED]
+    return Summary(folder, rows, settings, reaches(settings, tolerance), failed, missing, tolerance)
+
+
+def latest(rows: list[Row]) -> list[Row]:
+    """One row a point: the last one, but a finished one before any other."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        if found.get(row["point"], {}).get("state") != FINISHED or row["state"] == FINISHED:
+            found[row["point"]] = row
+    return list(found.values())
+
+
+def kind_of(row: Row) -> str:
+    if row["rate"] is None:
+        return BASELINE
+    return FIXED if row["rate"] == "pool" else VARIABLE
+
+
+def settings_of(rows: list[Row]) -> list[Setting]:
+    """Groups rows over seeds and takes the learning rate that is best on dev, ordered by task, model and period."""
+    groups: dict[tuple[Any, ...], dict[Any, list[Row]]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("task", "model", "rate", "value", "frames", "asked_repeat"))
+        groups.setdefault(key, {}).setdefault(row["learning_rate"], []).append(row)
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    found = [setting_of(best_learning_rate(by_rate), len(by_rate)) for by_rate in groups.values()]
+    kinds = (VARIABLE, FIXED, BASELINE)
+    return sorted(
+        found,
+        key=lambda item: (
+            tasks.index(item.task),
+            kinds.index(item.kind),
+            item.model,
+            item.frames or "",
+            str(item.asked_repeat),
+            item.frame_period_ms.mean,
+        ),
+    )
+
+
+def best_learning_rate(by_rate: dict[Any, list[Row]]) -> list[Row]:
+    """The rows of the learning rate with the best mean score on dev; of those run with most seeds, as one that has run
+    once may have been lucky."""
+    most = max(len(rows) for rows in by_rate.values())
+    candidates = [rows for rows in by_rate.values() if len(rows) == most]
+
+    def on_dev(rows: list[Row]) -> float:
+        mean = Spread.of(row["dev_score"] for row in rows).mean
+        return -math.inf if math.isnan(mean) else mean if rows[0]["higher_is_better"] else -mean
+
+    return max(candidates, key=on_dev)
+
+
+def setting_of(rows: list[Row], tried: int) -> Setting:
+    first, unit = rows[0], rows[0]["unit"]
+
+    def spread(key: str, factor: float = 1.0) -> Spread:
+        return Spread.of(None if row[key] is None else factor * row[key] for row in rows)
+
+    return Setting(
+        task=first["task"],
+        model=first["model"],
+        kind=kind_of(first),
+        rate=first["rate"],
+        value=first["value"],
+        frames=first["frames"],
+        repeats=tuple(sorted({row["repeat"] for row in rows if row["repeat"] is not None})),
+        asked_repeat=first["asked_repeat"],
+        learning_rate=first["learning_rate"],
+        tried_rates=tried,
+        seeds=tuple(sorted(row["seed"] for row in rows)),
+        metric=first["metric"],
+        higher_is_better=first["higher_is_better"],
+        unit=unit,
+        score=spread("score", unit),
+        dev_score=spread("dev_score", unit),
+        frame_period_ms=spread("frame_period_ms"),
+        gmacs=spread("macs_per_second", 1e-9),
+        upstream_ms=spread("upstream_seconds_per_second", 1e3),
+        downstream_ms=spread("downstream_seconds_per_second", 1e3),
+        peak_memory_mb=spread("peak_memory_mb"),
+        devices=tuple(sorted({row["device"] for row in rows})),
+    )
+
+
+def reaches(settings: list[Setting], tolerance: float) -> list[Reach]:
+    """For every task and model, how far the frame period can be stretched."""
+    curves: dict[tuple[Any, ...], list[Setting]] = {}
+    for setting in settings:
+        if setting.kind == VARIABLE:
+            curves.setdefault((setting.task, setting.model, setting.frames, setting.asked_repeat), []).append(setting)
+    return [reach(curve, tolerance) for curve in curves.values()]
+
+
+def reach(curve: list[Setting], tolerance: float) -> Reach:
+    """curve: by frame period, the shortest first."""
+    task, model, frames = curve[0].task, curve[0].model, curve[0].frames
+    base = next((setting for setting in curve if setting.is_uncompressed), None)
+    if base is None:
+        return Reach(task, model, frames, None, "not known: there is no finished point at 20 ms (lambd 0)")
+    change = tolerance * abs(base.score.mean) * (-1 if base.higher_is_better else 1)
+    limit = base.score.mean + change
+    last = base
+    for setting in curve[curve.index(base) :]:
+        within = setting.score.mean >= limit if base.higher_is_better else setting.score.mean <= limit
+        if not within:
+            break
+        last = setting
+    longest = " (the longest that was run)" if last is curve[-1] else ""
+    if last is base:
+        text = f"none of the longer periods stays within {tolerance:.0%} of {base.score.mean:.2f} at 20 ms"
+    else:
+        ratio = last.frame_period_ms.mean / base.frame_period_ms.mean
+        text = (
+            f"{last.frame_period_ms.mean:.1f} ms{longest}, {ratio:.2f} times fewer frames: {base.metric_name} "
+            f"{last.score.mean:.2f} against {base.score.mean:.2f} at 20 ms"
+        )
+    return Reach(task, model, frames, limit, text, last, base)

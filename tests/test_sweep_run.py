@@ -1,0 +1,228 @@
+"""Sweeps through real S3PRL, on the bundled audio: run, killed at chosen moments, failed and tried again."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from s3prl_ofa import cli
+from s3prl_ofa.sweep.command import SWEEP_LOCK
+from s3prl_ofa.sweep.locks import locked
+from s3prl_ofa.sweep.results import Results
+
+ROOT = pathlib.Path(cli.__file__).parents[1]
+CKPT = str(ROOT / "s3prl_ofa" / "demo" / "tiny.safetensors")
+KILLER = pathlib.Path(__file__).parent / "sweep_killer"
+SPEAKERS = ("id10001", "id10002")
+MEASURED = ("upstream_seconds_per_second", "downstream_seconds_per_second", "peak_memory_mb", "duration_s")
+OF_THE_RUN = (*MEASURED, "attempts", "finished", "commit")  # what another run of the same point may have otherwise
+
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory):
+    """Two of the bundled speakers, laid out as VoxCeleb1."""
+    source, root = ROOT / "s3prl_ofa" / "demo" / "audio", tmp_path_factory.mktemp("voices")
+    lines = (source / "veri_test_class.txt").read_text().splitlines()
+    kept = [line for line in lines if any(speaker in line for speaker in SPEAKERS)]
+    (root / "veri_test_class.txt").write_text("".join(f"{line}\n" for line in kept))
+    for folder in ("dev", "test"):
+        for speaker in SPEAKERS:
+            if (source / folder / "wav" / speaker).is_dir():
+                shutil.copytree(source / folder / "wav" / speaker, root / folder / "wav" / speaker)
+    return root
+
+
+def grid_of(voices, **changes) -> dict:
+    """Speaker identification at two rates: 6 steps on random pieces of a second, 5 batches an epoch."""
+    datarc = {"train_batch_size": 4, "max_timestep": 16_000}
+    overrides = {f"downstream_expert.datarc.{key}": value for key, value in datarc.items()}
+    overrides |= {"runner.eval_step": 3, "runner.save_step": 2, "optimizer.lr": 0.02}
+    return {
+        "checkpoints": {"tiny": CKPT},
+        "tasks": {"sid": {"steps": 6, "overrides": overrides}},
+        "rates": {"lambd": [0, 1]},
+        "mini": True,
+        "data": {"voxceleb1": str(voices)},
+        "executor": {"kind": "local", "cpus": 1},
+        **changes,
+    }
+
+
+def start(grid: dict, out: pathlib.Path, kill: str | None = None) -> tuple[int, str]:
+    """Runs a sweep in a process group of its own, killed as sweep_killer says; its exit status and what it said."""
+    path = out.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(grid))
+    environment = dict(os.environ)
+    if kill is not None:
+        environment["OFA_KILL"] = kill
+        environment["PYTHONPATH"] = os.pathsep.join([str(KILLER), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "s3prl_ofa", "sweep", str(path), "--out", str(out)]
+    # files, not pipes: a process that outlives the sweep would keep a pipe open
+    with out.with_suffix(".txt").open("w+") as said:
+        process = subprocess.run(
+            command, stdout=said, stderr=said, env=environment, cwd=ROOT, start_new_session=True, timeout=600
+        )
+        said.seek(0)
+        return process.returncode, said.read()
+
+
+def points(out: pathlib.Path) -> dict[str, dict]:
+    rows = Results(out).rows()
+    assert len({row["point"] for row in rows}) == len(rows)
+    return {row["point"]: row for row in rows}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(voices, tmp_path_factory):
+    """A sweep that nobody disturbed, both points at once."""
+    out = tmp_path_factory.mktemp("undisturbed") / "sweep"
+    status, said = start(grid_of(voices, executor={"kind": "local", "cpus": 1, "parallel": 2}), out)
+    assert status == 0, said
+    return out
+
+
+def test_rows(undisturbed):
+    """A row a point with grid keys, scores, measured period, cost, speed, memory, versions and exit state."""
+    rows = points(undisturbed)
+    assert rows.keys() == {"sid_tiny_lambd0_seed1", "sid_tiny_lambd1_seed1"}
+    slow, fast = rows["sid_tiny_lambd0_seed1"], rows["sid_tiny_lambd1_seed1"]
+    for row in rows.values():
+        assert row["state"] == "finished" and row["scores"]["acc"] == row["score"] and 0 <= row["dev_score"] <= 1
+        assert row["seed"] == 1 and row["steps"] == 6 and row["learning_rate"] == 0.02 and row["attempts"] == 1
+        assert row["device"] and row["versions"]["torch"] and row["peak_memory_mb"] > 50 and row["duration_s"] > 0
+        assert min(row["upstream_seconds_per_second"], row["downstream_seconds_per_second"]) > 0
+    assert slow["frame_period_ms"] == pytest.approx(20.1, abs=0.1)
+    assert fast["frame_period_ms"] == pytest.approx(79.7, abs=3)
+    assert slow["frame_count"] > 3 * fast["frame_count"] and slow["macs_per_second"] > fast["macs_per_second"]
+    assert {path.name for path in (undisturbed / "points").iterdir()} == rows.keys()
+
+
+def test_finished_points_are_not_run_again(undisturbed, capsys):
+    """The same sweep again has nothing to do and changes nothing; a row that got lost comes back."""
+    text = (undisturbed / "results.jsonl").read_bytes()
+    logs = {path: path.stat().st_mtime_ns for path in undisturbed.glob("points/*/run.log")}
+    for lost in (b"", text.splitlines(keepends=True)[0]):
+        (undisturbed / "results.jsonl").write_bytes(text.removeprefix(lost))
+        assert cli.main(["sweep", str(undisturbed.with_suffix(".yaml")), "--out", str(undisturbed)]) == 0
+        assert sorted((undisturbed / "results.jsonl").read_bytes().splitlines()) == sorted(text.splitlines())
+    assert "2 of 2 points are finished" in capsys.readouterr().out
+    assert logs == {path: path.stat().st_mtime_ns for path in undisturbed.glob("points/*/run.log")}
+
+
+KILLS = (
+    "states-4.ckpt before all",  # in training, in the middle of an epoch
+    "measured_test.json before others",  # the point goes on alone, and the next sweep waits for it
+    "results.jsonl half all",  # of the second point's row
+)
+
+
+def test_killed_and_the_same(voices, undisturbed, tmp_path):
+    """Killed with SIGKILL in training, in evaluation and in the middle of writing a row, and started again each time, a
+    sweep ends with the rows of the one that was not disturbed: same scores, none lost, none twice."""
+    out = tmp_path / "sweep"
+    for kill in KILLS:
+        status, said = start(grid_of(voices), out, kill)
+        assert status == -signal.SIGKILL, said
+    assert not (out / "results.jsonl").read_bytes().endswith(b"\n")
+    status, said = start(grid_of(voices), out)
+    assert status == 0 and "2 of 2 points are finished" in said
+    found, expected = points(out), points(undisturbed)
+    assert found.keys() == expected.keys()
+    for name, row in found.items():
+        assert {key: row[key] for key in row.keys() - set(OF_THE_RUN)} == {
+            key: expected[name][key] for key in row.keys() - set(OF_THE_RUN)
+        }
+    # the first point was trained in two goes, the second in one
+    assert [found[name]["attempts"] for name in sorted(found)] == [2, 1]
+
+
+def test_one_sweep_a_folder(voices, tmp_path, capsys):
+    """A second sweep in the same folder is refused, and does nothing."""
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid_of(voices)))
+    with locked(tmp_path / "out" / SWEEP_LOCK, wait=False):
+        assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]) == 2
+    assert "in use by another sweep" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.name != "submitit"] == [SWEEP_LOCK]
+
+
+def test_other_settings_in_the_same_folder(voices, undisturbed, tmp_path, capsys):
+    """A folder never holds a mixture: what a point was run with must be what the grid says."""
+    grid = grid_of(voices)
+    grid["tasks"]["sid"]["steps"] = 12
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--out", str(undisturbed)]) == 2
+    said = capsys.readouterr().err
+    assert "config.runner.total_steps: 6, now 12" in said and "--out" in said
+
+
+def test_failed_and_tried_again(voices, tmp_path, capsys):
+    """A point that fails is listed with the end of its log and status 1, is left alone the next time, and --retry runs
+    it again; its row is then replaced. In this process, with submitit's debug executor."""
+    root = tmp_path / "voices"
+    shutil.copytree(voices, root)
+    hidden = root / "test" / "wav" / SPEAKERS[0]
+    grid = grid_of(root, rates={"lambd": 1}, executor={"kind": "debug", "cpus": 1})
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    command = ["sweep", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]
+    hidden.rename(tmp_path / "hidden")
+    for _ in range(2):
+        assert cli.main(command) == 1
+        printed = capsys.readouterr().out
+        assert "0 of 1 points are finished" in printed and "--retry" in printed
+        assert "sid_tiny_lambd1_seed1 failed: status 2" in printed and "lists files for" in printed
+        (row,) = points(tmp_path / "out").values()
+        assert row["state"] == "failed" and row["log"] and row["value"] == 1
+    log = tmp_path / "out" / "points" / "sid_tiny_lambd1_seed1" / "run.log"
+    assert log.read_text().count("$ s3prl-ofa run_downstream") == 1
+    (tmp_path / "hidden").rename(hidden)
+    assert cli.main([*command, "--retry"]) == 0
+    (row,) = points(tmp_path / "out").values()
+    assert row["state"] == "finished" and row["attempts"] == 2
+    assert "1 of 1 points are finished" in capsys.readouterr().out
+
+
+def test_dry_run(voices, tmp_path, monkeypatch, capsys):
+    """The points, their number and an estimate; nothing is written where the sweep would be."""
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("my.yaml").write_text(yaml.safe_dump(grid_of(voices, seeds=[1, 2])))
+    assert cli.main(["sweep", "my.yaml", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "sid_tiny_lambd0_seed1\nsid_tiny_lambd1_seed1\nsid_tiny_lambd0_seed2\n" in printed
+    assert "4 points, 0 of them finished" in printed and "sid: 4 points of about " in printed
+    assert "in all, if every rate costs what the slowest does" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["my.yaml"]
+
+
+def test_settings_of_a_cluster(tmp_path, monkeypatch):
+    """What the grid says of Slurm reaches sbatch; the points run by the same code."""
+    from s3prl_ofa.sweep.grid import Executor
+    from s3prl_ofa.sweep.launch import Launcher
+
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/submitted.sh\necho "Submitted batch job 7"\n')
+    (tmp_path / "bin" / "srun").write_text("#!/bin/sh\n")
+    for path in (sbatch, tmp_path / "bin" / "srun"):
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(sbatch.parent), prepend=os.pathsep)
+    settings = Executor(kind="slurm", partition="gpu", hours=2, gpus=1, cpus=6, memory_gb=20, setup=("module load x",))
+    launcher = Launcher(settings, tmp_path)
+    assert launcher.parallel == 64 and launcher.gpu[0] is None and launcher.threads == 6
+    job = launcher.executor.submit(json.dumps, "x")
+    assert job.job_id == "7"
+    script = (tmp_path / "submitted.sh").read_text()
+    for line in (
+        "--partition=gpu",
+        "--time=120",
+        "--gpus-per-node=1",
+        "--cpus-per-task=6",
+        "--mem=20GB",
+        "module load x",
+    ):
+        assert line in script, script
