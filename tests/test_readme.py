@@ -1,11 +1,13 @@
 """Every example of the README runs.
 
 The blocks of one language run in their order in one folder, where what the examples name exists: checkpoint.pt,
-speech.flac, audio, LibriSpeech, VoxCeleb1, s3prl (a source checkout) and s3prl-ofa (this repository). A comment before
-a block can change that: ``<!-- test: skip, REASON -->`` leaves it out, ``<!-- test: append TEXT -->`` adds TEXT to each
-of its commands, ``<!-- test: replace THIS -> THAT -->`` puts THAT where it says THIS; the last two make it short.
+speech.flac, audio, LibriSpeech, phones.ctm.gz and textgrids (its alignments), VoxCeleb1, s3prl (a source checkout) and
+s3prl-ofa (this repository). A comment before a block can change that: ``<!-- test: skip, REASON -->`` leaves it out,
+``<!-- test: append TEXT -->`` adds TEXT to each of its commands, ``<!-- test: replace THIS -> THAT -->`` puts THAT
+where it says THIS; the last two make it short.
 """
 
+import gzip
 import importlib.util
 import os
 import pathlib
@@ -16,6 +18,7 @@ import sys
 
 import pytest
 import soundfile
+from guidance_data import write_textgrid
 
 from s3prl_ofa.audio import SAMPLE_RATE, load_audio
 from s3prl_ofa.superb.link import CHECKOUT_FILES
@@ -56,6 +59,7 @@ def reader_folder(tmp_path, golden_checkpoint, audio_folder, monkeypatch) -> pat
     (tmp_path / "VoxCeleb1").symlink_to(DEMO_AUDIO)
     (tmp_path / "s3prl-ofa").symlink_to(ROOT)
     make_librispeech(tmp_path / "LibriSpeech")
+    make_alignments(tmp_path)
     installed = pathlib.Path(importlib.util.find_spec("s3prl").origin).parent
     for name in ("__init__.py", *CHECKOUT_FILES):
         target = tmp_path / "s3prl" / "s3prl" / name
@@ -78,14 +82,26 @@ def make_librispeech(root: pathlib.Path) -> None:
         speaker, part, number = name.removesuffix(".opus").split("/")
         if speaker not in ("id10001", "id10002"):
             continue
-        folder = root / LIBRISPEECH_SPLITS[part] / speaker[2:] / "1"
+        chapter = list(LIBRISPEECH_SPLITS).index(part)
+        folder = root / LIBRISPEECH_SPLITS[part] / speaker[2:] / f"{chapter}"
         folder.mkdir(parents=True, exist_ok=True)
-        utterance = f"{speaker[2:]}-1-{number}"
+        utterance = f"{speaker[2:]}-{chapter}-{number}"
         (source,) = DEMO_AUDIO.glob(f"*/wav/{name}")
         soundfile.write(folder / f"{utterance}.flac", load_audio(source), SAMPLE_RATE)
         words = re.sub(r"[^A-Z' ]", "", text.upper())
-        with (folder / f"{speaker[2:]}-1.trans.txt").open("a") as file:
+        with (folder / f"{speaker[2:]}-{chapter}.trans.txt").open("a") as file:
             file.write(f"{utterance} {words}\n")
+
+
+def make_alignments(folder: pathlib.Path) -> None:
+    """phones.ctm.gz and textgrids for LibriSpeech: a segment every 100 ms."""
+    lines = []
+    for path in (folder / "LibriSpeech").rglob("*.flac"):
+        tenths = soundfile.info(path).frames * 10 // SAMPLE_RATE
+        phones = [(0.1 * i, 0.1 * (i + 1), f"P{i}") for i in range(tenths)]
+        lines += [f"{path.stem} 1 {start:.2f} 0.1 {label}\n" for start, _, label in phones]
+        write_textgrid(folder / "textgrids" / f"{path.stem}.TextGrid", phones)
+    (folder / "phones.ctm.gz").write_bytes(gzip.compress("".join(lines).encode()))
 
 
 def test_few_examples_are_skipped():
@@ -117,7 +133,11 @@ def test_bash_examples(reader_folder):
     assert (reader_folder / "features" / "times" / "a.wav.npy").exists()
     assert (reader_folder / "layer1" / "features" / "speech.flac.safetensors").exists()
     assert (reader_folder / "model.safetensors").exists()
+    for name in ("from_ctm", "from_textgrids", "from_speech"):
+        for kind in ("alpha", "boundaries"):
+            assert len(list((reader_folder / name / kind).rglob("*.pt"))) == 30
     assert (reader_folder / "tiny" / "checkpoints" / "checkpoint_last.pt").exists()
+    assert (reader_folder / "sweeps" / "grid" / "report" / "report.html").exists()
     assert (reader_folder / "s3prl" / "s3prl" / "upstream" / "ofa_wav2vec2" / "hubconf.py").exists()
 
 
