@@ -44,7 +44,7 @@ MASK_SPAN = 10  # frames
 MASK_SHARE = 0.3  # of the frames, before spans overlap; half of the crops are not masked at all
 FRONT_WEIGHT, MIDDLE_WEIGHT = 1.0, 0.3  # of the two spectrum losses beside the phones'
 LEARNING_RATE, WARM_UP = 1e-3, 200  # updates
-SAVE_SECONDS = 180.0
+SAVE_SECONDS = 180.0  # at least, then at the next row of the log
 LOG_UPDATES = 50
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
@@ -134,7 +134,7 @@ class Run:
         self.model = Start(self.settings)
         utterances = read_corpus(args.corpus)
         self.crops = Crops([one for one in utterances if one.text_split in ("train", "dev")], args.crop_seconds)
-        dev = [one for one in utterances if one.text_split == "dev" and one.phones][:: max(1, 189 // 20)][:20]
+        dev = [one for one in utterances if one.text_split == "dev" and one.phones][::9][:20]
         self.dev = [(torch.from_numpy(one.wave())[None].float() / 2**15, one) for one in dev]
         self.mean, self.deviation = self.crops.spectrum()
         # What only self-supervision trains (quantizer, projections onto codes) gets no gradient and is left as it is.
@@ -154,11 +154,21 @@ class Run:
     def state_path(self) -> pathlib.Path:
         return self.args.out / "state.pt"
 
+    @property
+    def log_path(self) -> pathlib.Path:
+        return self.args.out / "log.csv"
+
     def restore(self) -> None:
         state = torch.load(self.state_path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.update, self.seconds = state["update"], state["seconds"]
+        # Rows of updates that were lost will be written again.
+        if self.log_path.exists():
+            header, *rows = self.log_path.read_text().splitlines(keepends=True)
+            kept = [row for row in rows if int(row.split(",")[0]) <= self.update]
+            with atomic_path(self.log_path) as temporary:
+                temporary.write_text("".join([header, *kept]))
 
     def save(self) -> None:
         state = {
@@ -231,9 +241,9 @@ class Run:
             if self.update % LOG_UPDATES == 0:
                 self.log(sums)
                 sums = {}
-            if self.seconds - saved > SAVE_SECONDS:
-                self.save()
-                saved = self.seconds
+                if self.seconds - saved > SAVE_SECONDS:
+                    self.save()
+                    saved = self.seconds
         self.save()
 
     def log(self, means: dict[str, float]) -> None:
@@ -242,11 +252,9 @@ class Run:
         accuracy = self.dev_accuracy() if self.update % (4 * LOG_UPDATES) == 0 else None
         row |= {name: round(means[name], 4) for name in COLUMNS if name in means}
         row["dev_accuracy"] = None if accuracy is None else round(accuracy, 4)
-        path = self.args.out / "log.csv"
-        new = not path.exists()
-        with path.open("a", newline="") as file:
+        with self.log_path.open("a", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            if new:
+            if not file.tell():
                 writer.writeheader()
             writer.writerow(row)
         print(" ".join(f"{name} {value}" for name, value in row.items() if value is not None), flush=True)
