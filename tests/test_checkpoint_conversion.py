@@ -215,6 +215,25 @@ def test_half_precision_is_kept(plain, tmp_path):
     assert weights["encoder.pos_conv.0.weight_g"].dtype == torch.float16
 
 
+def test_weights_are_rounded_on_request(plain, tmp_path):
+    """dtype=float16 halves a file that still loads, by the command too; a weight beyond its range is named."""
+    arguments = argparse.ArgumentParser()
+    command.add_arguments(arguments)
+    assert (
+        command.run(arguments.parse_args([str(plain), str(tmp_path / "half.safetensors"), "--dtype", "float16"])) == 0
+    )
+    half, whole = read_checkpoint(tmp_path / "half.safetensors"), read_checkpoint(plain)
+    assert all(torch.equal(weight, whole.weights[name].half()) for name, weight in half.weights.items())
+    assert load(tmp_path / "half.safetensors").feature_norm.weight.dtype == torch.float32
+    with pytest.raises(UsageError, match="float16, bfloat16, float32.*int8"):
+        convert(plain, tmp_path / "x.safetensors", dtype="int8")
+    weights = whole.weights | {"layer_norm.weight": 1e6 * torch.ones_like(whole.weights["layer_norm.weight"])}
+    write_safetensors(tmp_path / "large.safetensors", whole.config, weights)
+    with pytest.raises(CheckpointError, match="layer_norm.weight is too large for torch.float16"):
+        convert(tmp_path / "large.safetensors", tmp_path / "x.safetensors", dtype="float16")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_own_metadata_is_json(tmp_path):
     """fairseq's configuration stands in our file as JSON that anything can read."""
     from safetensors import safe_open

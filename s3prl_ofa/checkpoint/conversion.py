@@ -1,5 +1,6 @@
 """Writing a checkpoint in another format."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -7,7 +8,7 @@ import tempfile
 
 import torch
 
-from ..errors import UsageError
+from ..errors import CheckpointError, UsageError
 from ..files import atomic_path
 from ..model.storage import write_safetensors
 from . import fairseq_format, huggingface, s3prl_format
@@ -15,28 +16,38 @@ from .contents import Checkpoint
 from .reading import read_checkpoint
 
 SUFFIXES = {".safetensors": "safetensors", ".pt": "fairseq", ".pth": "fairseq", "": "huggingface"}
+DTYPES = ("float16", "bfloat16", "float32")
 FORMATS = ("safetensors", "fairseq", "s3prl", "huggingface")
 FOLDER_FILES = {huggingface.CONFIG, huggingface.PREPROCESSOR, huggingface.WEIGHTS}
 
 
 def convert(
-    source: str | os.PathLike, target: str | os.PathLike, to: str | None = None, force: bool = False
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    to: str | None = None,
+    force: bool = False,
+    dtype: str | None = None,
 ) -> pathlib.Path:
     """Writes the checkpoint ``source``, of any known format, to ``target`` in the format ``to``; gives ``target`` back.
 
     Without ``to`` the target's name says it: ``.safetensors``; ``.pt`` or ``.pth`` is fairseq; no suffix is a Hugging
     Face folder. Weights are kept bit for bit where the target has the same parametrisation, weights of pretraining and
     fairseq's configuration where it has a place for them; the state of a training run (optimizer, step) is not.
+    ``dtype`` (float16, bfloat16, float32) rounds the weights: half the size for a model that is to be handed on.
 
-    Raises UsageError for an unknown format, an existing target without ``force``, or a model that the target's format
-    cannot hold; CheckpointError for a source that cannot be read.
+    Raises UsageError for an unknown format or dtype, an existing target without ``force``, or a model that the target's
+    format cannot hold; CheckpointError for a source that cannot be read, or whose weights are too large for the dtype.
     """
     source, target = pathlib.Path(source), pathlib.Path(target)
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
     to = to or SUFFIXES.get(target.suffix)
     if to not in FORMATS:
         raise UsageError(f"{target}: the format must be one of {', '.join(FORMATS)}, found {to or target.suffix!r}")
     check_target(target, to == "huggingface", force)
     checkpoint = read_checkpoint(source)
+    if dtype is not None:
+        checkpoint = dataclasses.replace(checkpoint, weights=rounded(checkpoint, getattr(torch, dtype)))
     if to == "huggingface":
         write_folder(target, checkpoint)
     elif to == "safetensors":
@@ -47,6 +58,17 @@ def convert(
         with atomic_path(target) as temporary:
             torch.save(state, temporary)
     return target
+
+
+def rounded(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The weights in ``dtype``. Raises CheckpointError naming one that it cannot hold."""
+    weights = {
+        name: weight.to(dtype) if weight.is_floating_point() else weight for name, weight in checkpoint.weights.items()
+    }
+    for name, weight in weights.items():
+        if bool((weight.isinf() & checkpoint.weights[name].isfinite()).any()):
+            raise CheckpointError(f"{checkpoint.path}: the weight {name} is too large for {dtype}")
+    return weights
 
 
 def check_target(target: pathlib.Path, folder: bool, force: bool) -> None:
