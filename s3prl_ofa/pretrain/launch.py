@@ -29,6 +29,7 @@ SHORT = {
     "init": "checkpoint of any known format to begin from",
     "out": "folder for checkpoints, logs and TensorBoard; a training that is there is gone on with",
 }
+CHECKED_SECTIONS = ("task.", "model.", "criterion.", "optimizer.", "lr_scheduler.")
 LAST = "checkpoint_last.pt"
 INIT = "init.pt"
 LONGEST_REASON = 500  # characters: weights that do not fit can be hundreds
@@ -65,7 +66,7 @@ def run(argv: Sequence[str]) -> int:
     if args.nproc < 1:
         raise UsageError(f"--nproc must be at least 1, found {args.nproc}")
     short = dict(text.split("=", 1) for text in args.overrides if text.split("=", 1)[0] in SHORT)
-    others = [text for text in args.overrides if text.split("=", 1)[0] not in SHORT]
+    others = [addable(text) for text in args.overrides if text.split("=", 1)[0] not in SHORT]
     if "user_dir" in " ".join(others):
         raise UsageError("common.user_dir is for fairseq-hydra-train; this command brings the plugin itself")
     config = config_path(args)
@@ -77,6 +78,14 @@ def run(argv: Sequence[str]) -> int:
         return launch(args.nproc, [f"--config={config}", *args.overrides])
     train(config, [*settings, *others], out, short.get("init"))
     return 0
+
+
+def addable(text: str) -> str:
+    """A setting as hydra takes it where the configuration's file does not name it.
+
+    Only for the sections that fairseq checks by itself: elsewhere hydra would then take any name.
+    """
+    return f"++{text}" if text.startswith(CHECKED_SECTIONS) else text
 
 
 def config_path(args: argparse.Namespace) -> pathlib.Path:
@@ -115,7 +124,7 @@ def short_settings(short: dict[str, str], out: pathlib.Path) -> list[str]:
                 raise UsageError(
                     f"guidance={short['guidance']}: there is no {kind} in it; `s3prl-ofa guidance` makes it"
                 )
-            settings.append(f"+task.{kind}_root={quoted(root / kind)}")
+            settings.append(f"++task.{kind}_root={quoted(root / kind)}")
     return settings
 
 
