@@ -151,6 +151,14 @@ def test_one_sweep_a_folder(voices, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir() if path.name != "submitit"] == [SWEEP_LOCK]
 
 
+def test_no_folder(voices, tmp_path, capsys):
+    """A place where nothing can be written is bad use."""
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid_of(voices)))
+    (tmp_path / "file").write_text("")
+    assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "file" / "out")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
 def test_other_settings_in_the_same_folder(voices, undisturbed, tmp_path, capsys):
     """A folder never holds a mixture: what a point was run with must be what the grid says."""
     grid = grid_of(voices)

@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 def sweep(grid: Grid, prepared: Prepared, out: pathlib.Path, retry: bool) -> int:
     """Runs the points that are not done; the exit status is 1 when some have failed or were killed."""
+    check_writable(out)
     launcher = Launcher(grid.executor, out)
     try:
         with locked(out / SWEEP_LOCK, wait=False):
@@ -68,8 +69,16 @@ def sweep(grid: Grid, prepared: Prepared, out: pathlib.Path, retry: bool) -> int
             return conclude(out, folders, killed)
     except InUse:
         raise UsageError(f"{out} is in use by another sweep; wait for its end, or give another --out") from None
+
+
+def check_writable(out: pathlib.Path) -> None:
+    """Makes the folder. Raises UsageError where it cannot be written."""
+    try:
+        with atomic_path(out / ".probe"):
+            pass
+        (out / ".probe").unlink()
     except OSError as error:
-        raise UsageError(f"--out {out}: {error.strerror or error}") from None
+        raise UsageError(f"--out {out} cannot be written ({error.strerror}); expected a folder to write to") from None
 
 
 def lay_out(grid: Grid, prepared: Prepared, out: pathlib.Path) -> None:
