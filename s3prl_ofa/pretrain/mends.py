@@ -12,6 +12,7 @@ from s3prl_ofa.files import atomic_path
 
 KNOWN_WARNINGS = (
     "The version_base parameter is not specified",
+    "'[^']*' is validated against ConfigStore schema",
     "Future Hydra versions will no longer change working directory",
     r"`torch\.nn\.utils\.weight_norm` is deprecated",
     r"`torch\.cuda\.amp\.autocast\(args\.\.\.\)` is deprecated",
