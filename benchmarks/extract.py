@@ -15,17 +15,16 @@ clock on the wall would show if the machine were idle.
 """
 
 import argparse
-import csv
 import importlib.metadata
 import os
 import pathlib
-import platform
 import random
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
+from rows import machine, write
 from torch import Tensor
 from tqdm import tqdm
 
@@ -89,31 +88,6 @@ def measure(
             if turn:
                 seconds[name].append(now() - begin)
     return seconds
-
-
-def machine(device: torch.device) -> str:
-    """The processor's name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        info = pathlib.Path("/proc/cpuinfo").read_text()
-        name = next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def write(rows: list[dict[str, object]], path: pathlib.Path) -> None:
-    """Appends rows to the csv and prints them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-    for row in rows:
-        print("{benchmark:8} {contender:22} {median_s:>9} s  {ratio:>6} of {ratio_to}".format(**row))
 
 
 def main() -> None:
