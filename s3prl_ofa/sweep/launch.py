@@ -1,5 +1,6 @@
 """Runs points through submitit, so many at a time: on this machine or on a Slurm cluster, by the same code."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -17,6 +18,7 @@ from .point import KILLED, PointRun
 from .results import FAILED
 
 SUBMITIT = "submitit"  # the folder for what it writes
+CONTROLLER_LOG = "controllers.log"
 POLL_SECONDS = {"local": 0.2, "debug": 0.0, "slurm": 10.0}
 SLURM_PARALLEL = 64  # points at a time, unless the grid says
 SLURM_CPUS = 4
@@ -44,9 +46,10 @@ class Launcher:
         # of more places than GPUs, several share one
         self.gpu = [None if on_slurm else gpus[place % len(gpus)] if gpus else "" for place in range(self.parallel)]
         self.threads = settings.cpus or (SLURM_CPUS if on_slurm else max(1, (os.cpu_count() or 1) // self.parallel))
-        self.executor = self.make(folder)
+        self.folder = folder / SUBMITIT
+        self.executor = self.make()
 
-    def make(self, folder: pathlib.Path) -> Any:
+    def make(self) -> Any:
         try:
             import submitit
         except ImportError as error:
@@ -65,11 +68,17 @@ class Launcher:
                 "slurm_setup": list(settings.setup) or None,
             }
         try:
-            executor = submitit.AutoExecutor(folder / SUBMITIT, cluster=settings.kind)
+            executor = submitit.AutoExecutor(self.folder, cluster=settings.kind)
         except RuntimeError as error:  # no sbatch here
             raise UsageError(f"executor.kind: {settings.kind} cannot be used here: {error}") from None
         executor.update_parameters(**parameters)
         return executor
+
+    def submit(self, folder: pathlib.Path, place: int) -> Any:
+        """A job of submitit's that runs the point in ``folder``."""
+        # What submitit starts here prints a traceback when it is interrupted, which says nothing about the point.
+        with stderr_to(self.folder / CONTROLLER_LOG) if self.settings.kind == "local" else contextlib.nullcontext():
+            return self.executor.submit(PointRun(), str(folder), self.gpu[place], self.threads)
 
     def run(self, folders: dict[str, pathlib.Path], started: Callable[[str], None]) -> Iterator[Ended]:
         """Runs the points of these folders, by name, and gives each when it has ended.
@@ -85,8 +94,7 @@ class Launcher:
                     if waiting and place not in running:
                         name = waiting.popleft()
                         started(name)
-                        job = self.executor.submit(PointRun(), str(folders[name]), self.gpu[place], self.threads)
-                        running[place] = (name, job)
+                        running[place] = (name, self.submit(folders[name], place))
                 for place, (name, job) in list(running.items()):
                     if job.done():
                         del running[place]
@@ -96,6 +104,19 @@ class Launcher:
             if self.settings.kind != "slurm":
                 for _, job in running.values():
                     job.cancel()
+
+
+@contextlib.contextmanager
+def stderr_to(path: pathlib.Path) -> Iterator[None]:
+    """Processes that are started within inherit this file as their stderr."""
+    kept = os.dup(2)
+    with path.open("a") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def ended(name: str, job: Any) -> Ended:
