@@ -195,13 +195,16 @@ class Run:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bfloat16):
             scores, front, middle = self.model(waves, masked)
         scores = scores.float()
-        phone_loss = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=UNKNOWN)
         known = labels != UNKNOWN
+        count = known.sum().clamp(min=1)  # a batch may be of dev speakers alone
+        phone_loss = (
+            F.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=UNKNOWN, reduction="sum") / count
+        )
         losses = {
             "phone_loss": phone_loss,
             "front_loss": F.mse_loss(front.float(), target),
             "middle_loss": F.mse_loss(middle.float(), target),
-            "train_accuracy": (scores.argmax(-1) == labels)[known].float().mean(),
+            "train_accuracy": (scores.argmax(-1) == labels).sum() / count,
         }
         losses["loss"] = phone_loss + FRONT_WEIGHT * losses["front_loss"] + MIDDLE_WEIGHT * losses["middle_loss"]
         return losses
