@@ -83,12 +83,15 @@ def test_the_references_own_configuration(corpus, out, tmp_path):
     assert saved["task"]["alpha_root"] == str(roots["alpha"]) and saved["model"]["upper_lambd"] == 1.6
 
 
+BFLOAT16 = {"task": {"cpu_bfloat16": True}}
+
+
 @pytest.mark.parametrize(
     ("model", "others", "period"),
     [
         ({"subsample": "none", "mixup": None, "seg_loss": None, "frame_loss": None}, {}, 20),
         ({"subsample": "fixed", "fixed_subsample_ratio": 3}, {"task": {"enable_padding": True}}, 60),
-        ({"mixup_distro": "scale", "extractor_mode": "layer_norm", "layer_norm_first": True}, {}, 30),
+        ({"mixup_distro": "scale", "extractor_mode": "layer_norm", "layer_norm_first": True}, BFLOAT16, 30),
         ({"mixup": False}, {"task": {"enable_padding": True}, "dataset": {"batch_size": 4, "num_workers": 1}}, 25),
     ],
     ids=["none", "fixed padded", "scale layer_norm", "lambd 1 padded"],
@@ -124,6 +127,7 @@ BAD_USE = {
     "guidance": (["guidance=/tmp"], "there is no alpha in it", 2),
     "setting": (["optimization.max_updates=3"], "max_updates", 2),
     "section": (["optimisation.max_update=3"], "optimisation", 2),
+    "added setting": (["+optimization.max_updates=3"], "max_updates", 2),
     "value": (["optimization.max_update=soon"], "soon", 2),
     "choice": (["model.mixup_distro=normal"], "normal", 2),
     "not a setting": (["quickly"], "'quickly': name=value is expected", 2),
@@ -163,7 +167,7 @@ def test_damaged_guidance_in_a_training(corpus, out, tmp_path, capfd, workers):
     config = write_config(tmp_path / "tiny.yaml", optimization={"max_update": 3}, dataset={"num_workers": workers})
     arguments = ["--config", config, f"data={corpus / 'data'}", f"guidance={guidance}", f"out={out}"]
     assert f"error: {path}: damaged" in error_of(capfd, arguments, 1)
-    assert run_here([*arguments, "+task.bad_guidance=skip"]) == 0
+    assert run_here([*arguments, "task.bad_guidance=skip"]) == 0
     assert f"{path}: damaged" in capfd.readouterr().err + (out / "hydra_train.log").read_text()
 
 
@@ -182,7 +186,7 @@ def test_fairseqs_own_command(corpus, tmp_path):
     )
     arguments = ["--config-dir", tmp_path, "--config-name", "tiny", f"hydra.run.dir={tmp_path / 'run'}"]
     log = tmp_path / "log"
-    assert start(arguments, log, ["fairseq_cli.hydra_train"]).wait(240) == 0, log.read_text()[-3000:]
+    assert start(arguments, log, ["fairseq_cli.hydra_train"]).wait(600) == 0, log.read_text()[-3000:]
     saved = read_checkpoint(tmp_path / "checkpoints" / "checkpoint_last.pt")
     assert saved["cfg"]["model"]["_name"] == "ofa_wav2vec2"
     assert saved["optimizer_history"][-1]["num_updates"] == 2

@@ -11,7 +11,7 @@ import pytest
 from pretraining import corpus_settings, differences, make_corpus, read_checkpoint, start, write_config
 
 UPDATES, EVERY = 12, 5  # 8 updates in the first epoch, then 4 of two batches each
-PATIENCE = 240  # seconds
+PATIENCE = 600  # seconds
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """``s3prl-ofa pretrain``: fairseq's trainer with this plugin, a packaged configuration, and one process or many."""
 
 import argparse
+import difflib
 import logging
 import os
 import pathlib
@@ -76,6 +77,7 @@ def run(argv: Sequence[str]) -> int:
     if args.nproc > 1 and "RANK" not in os.environ:
         # without --nproc, which torchrun would take for its own
         return launch(args.nproc, [f"--config={config}", *args.overrides])
+    check_names(others)
     train(config, [*settings, *others], out, short.get("init"))
     return 0
 
@@ -86,6 +88,19 @@ def addable(text: str) -> str:
     Only for the sections that fairseq checks by itself: elsewhere hydra would then take any name.
     """
     return f"++{text}" if text.startswith(CHECKED_SECTIONS) else text
+
+
+def check_names(settings: Sequence[str]) -> None:
+    """Raises UsageError for ``+section.name=value`` with a name that fairseq does not have: hydra would add it."""
+    from fairseq.dataclass.configs import FairseqConfig
+
+    for text in settings:
+        section, _, name = text.split("=", 1)[0].lstrip("+").partition(".")
+        kind = getattr(FairseqConfig.__dataclass_fields__.get(section), "type", None)
+        known = list(getattr(kind, "__dataclass_fields__", ()))
+        if known and name.split(".")[0] not in known:
+            near = ", ".join(difflib.get_close_matches(name, known)) or f"one of its {len(known)}"
+            raise UsageError(f"{text}: fairseq's section {section} has no {name!r}; expected {near}")
 
 
 def config_path(args: argparse.Namespace) -> pathlib.Path:
