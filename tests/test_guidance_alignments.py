@@ -7,7 +7,7 @@ import pytest
 import torch
 from guidance_data import guidance, write_ctm, write_manifest, write_textgrid
 
-from s3prl_ofa.guidance.alignments import SILENCES, Interval, boundaries_of, read_ctm, read_textgrid
+from s3prl_ofa.guidance.alignments import SILENCES, Interval, boundaries_of, cut_long, read_ctm, read_textgrid
 from s3prl_ofa.guidance.layout import GuidanceError, frame_centres, num_frames, read_alpha, read_boundaries
 
 PHONES = [(0.0, 0.2, "SIL"), (0.2, 0.31, "AE"), (0.31, 0.4, "Z"), (0.4, 0.6, "SIL"), (0.6, 0.8, "Y"), (0.8, 1.0, "SIL")]
@@ -49,6 +49,14 @@ def test_silence_kept_and_merged():
     assert boundaries(double) == boundaries(PHONES) and boundaries(double, merge=True) == [15, 30, 49]
     assert boundaries([(0.0, 0.5, "SIL"), (0.5, 1.0, "")]) == [49] == boundaries([(0.0, 1.0, "SIL")], merge=True)
     assert boundaries(PHONES, merge=True, silences=("Z",)) == [10, 20, 30, 40, 49]
+
+
+def test_long_segments_are_cut_on_request():
+    """No segment is longer than asked for, its parts differ by a frame at most, and shorter ones stay as they are."""
+    found = torch.tensor([3, 10, 11, 30])
+    assert cut_long(found, None).tolist() == found.tolist() == cut_long(found, 19).tolist()
+    assert cut_long(found, 4).tolist() == [3, 6, 10, 11, 14, 18, 22, 26, 30]
+    assert cut_long(found, 1).tolist() == list(range(1, 31))
 
 
 def test_gaps_are_silence_and_rounding_is_not():
@@ -164,6 +172,7 @@ def test_silence_options(tmp_path, manifest):
     for options, expected in (
         (["--silence", "merge"], [15, 30, 49]),
         (["--silence", "merge", "--silence-labels", "Z", "Y"], [10, 20, 40, 49]),
+        (["--silence", "merge", "--longest", "10", "--jobs", "1"], [7, 15, 22, 30, 39, 49]),
     ):
         out = tmp_path / f"out{len(options)}"
         assert guidance("ctm", ctm, "--manifest", manifest, "--out", out, *options) == 0
@@ -208,6 +217,7 @@ def test_bad_use(tmp_path, manifest, capsys, monkeypatch):
         (("ctm", ctm, "--manifest", tmp_path / "clash.tsv", *out), "rename one"),
         (("ctm", ctm, "--manifest", manifest, "--out", tmp_path / "file"), "cannot be written"),
         (("ctm", ctm, "--manifest", manifest, *out, "--jobs", 0), "--jobs"),
+        (("ctm", ctm, "--manifest", manifest, *out, "--longest", 0), "--longest"),
         (("textgrid", tmp_path / "no", "--manifest", manifest, *out), "no folder"),
         (("textgrid", tmp_path / "empty", "--manifest", manifest, *out), "holds no .TextGrid"),
     ):
