@@ -15,6 +15,7 @@ from typing import Any
 from s3prl_ofa.checkpoint import load
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
+from s3prl_ofa.superb.rate_options import ADAPTIVE
 from s3prl_ofa.superb.register import URL_SCHEMES
 from s3prl_ofa.superb.tasks import resolve_config
 
@@ -79,7 +80,7 @@ def check_baselines(grid: Grid) -> None:
 def check_checkpoints(grid: Grid) -> dict[str, str | None]:
     """The SHA-256 of each checkpoint that is here, by its absolute path."""
     needs_compressor = any(
-        rate == "lambd" and value > 0 or rate == "frame_period_ms" and value > MIN_FRAME_PERIOD_MS
+        rate == ADAPTIVE or rate == "lambd" and value > 0 or rate == "frame_period_ms" and value > MIN_FRAME_PERIOD_MS
         for task in grid.tasks.values()
         for rate, value in task.axes.rates
     )

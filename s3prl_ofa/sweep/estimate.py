@@ -11,6 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from s3prl_ofa.superb.rate_options import ADAPTIVE
+
 from .folder import LOCK, LOG, POINT, POINTS, RESULT, read_json, write_json
 from .grid import OURS, Grid
 from .launch import Launcher
@@ -67,10 +69,12 @@ def dry_run(grid: Grid, prepared: dict[str, dict[str, Any]], out: pathlib.Path) 
 
 
 def dearest(points: dict[str, dict[str, Any]]) -> str:
-    """The point that should take longest: of our own model, with the shortest frame period."""
+    """The point that should take longest: of our own model, an adaptive one or the shortest frame period."""
 
     def rank(name: str) -> tuple[bool, float]:
         point = points[name]["point"]
+        if point["rate"] == ADAPTIVE:
+            return False, -1.0  # it goes back through the encoder too
         return point["upstream"] != OURS, 0.0 if point["rate"] == "pool" else point["value"] or 0.0
 
     return min(points, key=rank)

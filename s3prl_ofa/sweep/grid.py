@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from s3prl_ofa.superb.rate_options import NATIVE, RATE_KEYS, UPSAMPLED
+from s3prl_ofa.superb.rate_options import ADAPTIVE, NATIVE, RATE_KEYS, UPSAMPLED
 from s3prl_ofa.superb.tasks import CTC_TASKS
 
 OURS = "ofa_wav2vec2"
@@ -30,20 +30,23 @@ KNOWN = {
     "pr": Known("per", False, "dev", "test", 100),
     "sid": Known("acc", True, "dev", "test", 100),
 }
-RATE_NAMES = {"lambd": "lambd{:g}", "frame_period_ms": "{:g}ms", "pool": "pool{:g}"}
+RATES = (*RATE_KEYS, ADAPTIVE)
+RATE_NAMES = {"lambd": "lambd{:g}", "frame_period_ms": "{:g}ms", "pool": "pool{:g}", ADAPTIVE: "adaptive{:g}"}
 LOWER_IS_BETTER = ("wer", "per", "cer", "uer", "eer", "der", "loss", "mse", "mcd")
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Of our own model: lambd in [0, 2), mean frame periods in ms, and average pooling of so many 20 ms frames."""
+    """Of our own model: lambd in [0, 2), mean frame periods in ms, average pooling of so many 20 ms frames, and weights
+    of the frame rate with which the task learns its own lambd."""
 
     lambd: tuple[float, ...] = ()
     frame_period_ms: tuple[float, ...] = ()
     pool: tuple[int, ...] = ()
+    adaptive: tuple[float, ...] = ()
 
     def __iter__(self) -> Iterator[tuple[str, float]]:
-        return ((key, value) for key in RATE_KEYS for value in getattr(self, key))
+        return ((key, value) for key in RATES for value in getattr(self, key))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path
 
-from .summary import BASELINE, FIXED, VARIABLE, Setting, Spread, Summary
+from .summary import BASELINE, FIXED, KINDS, LEARNT, VARIABLE, Setting, Spread, Summary
 
 # Okabe and Ito's colours, which can be told apart by everybody (https://jfly.uni-koeln.de/color/)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -123,7 +123,7 @@ def series_name(setting: Setting, summary: Summary) -> str:
     if setting.kind == BASELINE:
         return setting.model
     models = {other.model for other in summary.settings if other.kind != BASELINE}
-    name = {VARIABLE: "compressed", FIXED: "average pooling"}[setting.kind]
+    name = {VARIABLE: "compressed", LEARNT: "adaptive", FIXED: "average pooling"}[setting.kind]
     name = f"{setting.model}, {name}" if len(models) > 1 else name
     usual = {other.frames for other in summary.of_task(setting.task) if other.kind != BASELINE}
     name = f"{name}, {setting.frames}" if len(usual) > 1 else name
@@ -132,10 +132,10 @@ def series_name(setting: Setting, summary: Summary) -> str:
 
 
 def styles_of(summary: Summary) -> dict[str, dict[str, Any]]:
-    """Line, marker and colour of each series: pooling in the next colour, dashed; baselines as marks."""
+    """Line, marker and colour of each series: pooling dashed; learnt rates and baselines as marks."""
     styles: dict[str, dict[str, Any]] = {}
     curves = marks = 0
-    for setting in sorted(summary.settings, key=lambda item: (VARIABLE, FIXED, BASELINE).index(item.kind)):
+    for setting in sorted(summary.settings, key=lambda item: KINDS.index(item.kind)):
         name = series_name(setting, summary)
         if name in styles:
             continue
@@ -145,7 +145,7 @@ def styles_of(summary: Summary) -> dict[str, dict[str, Any]]:
             styles[name] = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 6.5}
             marks += 1
         else:
-            line, marker = ("-", "o") if setting.kind == VARIABLE else ((0, (3, 2)), "s")
+            line, marker = {VARIABLE: ("-", "o"), LEARNT: ("none", "D"), FIXED: ((0, (3, 2)), "s")}[setting.kind]
             styles[name] = {"color": COLOURS[curves % len(COLOURS)], "marker": marker, "linestyle": line}
             curves += 1
     return styles

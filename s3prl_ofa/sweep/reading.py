@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.rate_options import FRAMES, RATE_KEYS, RateOptions, real, whole
+from s3prl_ofa.superb.rate_options import ADAPTIVE, FRAMES, RateOptions, real, whole
 
 from .grid import (
     AUTO,
@@ -23,6 +23,7 @@ from .grid import (
     KINDS,
     KNOWN,
     LOWER_IS_BETTER,
+    RATES,
     Axes,
     Baseline,
     Executor,
@@ -33,7 +34,6 @@ from .grid import (
     usual_repeat,
 )
 
-ADAPTIVE = "adaptive"
 AXES = tuple(field.name for field in dataclasses.fields(Axes))
 TASK_KEYS = tuple(field.name for field in dataclasses.fields(Task) if field.name not in ("name", "axes"))
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")  # of a checkpoint, baseline or task: a part of a folder's name
@@ -117,7 +117,7 @@ def grid_from(loaded: Any) -> Grid:
         if taken.count(name) > 1:
             raise UsageError(f"baselines: the name {name} is taken twice; give one a name of its own")
     if checkpoints and "rates" not in section.values and not all_tasks_have_rates(section.values.get("tasks")):
-        raise UsageError(f"rates is missing: a mapping of {', '.join(RATE_KEYS)}")
+        raise UsageError(f"rates is missing: a mapping of {', '.join(RATES)}")
     grid = Grid(
         checkpoints=checkpoints,
         tasks={},
@@ -179,13 +179,15 @@ def task_from(name: str, settings: Any, grid: Section, mini: bool) -> Task:
 
 
 def rates(value: Any, where: str) -> Rates:
-    """lambd, frame_period_ms and pool, each one value or a list."""
-    adaptive = f"{where}: the adaptive rate is not in this version; choices: {', '.join(RATE_KEYS)}"
-    if ADAPTIVE in (value if isinstance(value, list | Mapping) else [value]):
+    """lambd, frame_period_ms, pool and adaptive, each one value or a list."""
+    adaptive = (
+        f"{where}: an adaptive lambd is given by the weight of the frame rate in its loss, as {{{ADAPTIVE}: 0.1}}"
+    )
+    if ADAPTIVE in (value if isinstance(value, list) else [value]):
         raise UsageError(adaptive)
-    section = Section(value, where, RATE_KEYS)
+    section = Section(value, where, RATES)
     if not section.values:
-        raise UsageError(f"{where} is empty; give at least one of {', '.join(RATE_KEYS)}")
+        raise UsageError(f"{where} is empty; give at least one of {', '.join(RATES)}")
 
     def checked(key: str) -> Convert:
         def convert(item: Any) -> float:
@@ -193,7 +195,7 @@ def rates(value: Any, where: str) -> Rates:
                 raise UsageError(adaptive)
             return getattr(RateOptions(**{key: item}), key)
 
-        return convert
+        return rate_weight if key == ADAPTIVE else convert
 
     found = {}
     for key in section.values:
@@ -296,6 +298,13 @@ def positive(value: Any) -> float:
     number = real(value)
     if number is None or not 0 < number < math.inf:
         raise ValueError(f"a number above 0 is expected, found {value!r}")
+    return number
+
+
+def rate_weight(value: Any) -> float:
+    number = real(value)
+    if number is None or not 0 <= number < math.inf:
+        raise ValueError(f"a weight of at least 0 is expected, found {value!r}")
     return number
 
 

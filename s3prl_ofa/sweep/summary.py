@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.superb.rate_options import ADAPTIVE
 
 from .folder import POINTS
 from .results import FAILED, FILE, FINISHED, Results, Row
 
-VARIABLE, FIXED, BASELINE = "variable", "pooling", "baseline"  # what a setting is compared as
+VARIABLE, LEARNT, FIXED, BASELINE = "variable", "adaptive", "pooling", "baseline"  # what a setting is compared as
+KINDS = (VARIABLE, LEARNT, FIXED, BASELINE)
 NO_COMPRESSION_MS = 20.5  # up to this asked frame period a setting counts as 20 ms
 
 
@@ -65,11 +67,11 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """The rate, in words: lambd 0.5, 40 ms, pool 3; the upstream's name of a baseline."""
+        """The rate, in words: lambd 0.5, 40 ms, pool 3, adaptive 0.1 (its weight); of a baseline the upstream's name."""
         if self.rate is None:
             return self.model
-        name = {"lambd": "lambd {:g}", "frame_period_ms": "{:g} ms", "pool": "pool {:g}"}[self.rate]
-        return name.format(self.value)
+        name = {"lambd": "lambd {:g}", "frame_period_ms": "{:g} ms", "pool": "pool {:g}", ADAPTIVE: "adaptive {:g}"}
+        return name[self.rate].format(self.value)
 
     @property
     def metric_name(self) -> str:
@@ -153,7 +155,7 @@ def latest(rows: list[Row]) -> list[Row]:
 def kind_of(row: Row) -> str:
     if row["rate"] is None:
         return BASELINE
-    return FIXED if row["rate"] == "pool" else VARIABLE
+    return {"pool": FIXED, ADAPTIVE: LEARNT}.get(row["rate"], VARIABLE)
 
 
 def settings_of(rows: list[Row]) -> list[Setting]:
@@ -164,12 +166,11 @@ def settings_of(rows: list[Row]) -> list[Setting]:
         groups.setdefault(key, {}).setdefault(row["learning_rate"], []).append(row)
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     found = [setting_of(best_learning_rate(by_rate), len(by_rate)) for by_rate in groups.values()]
-    kinds = (VARIABLE, FIXED, BASELINE)
     return sorted(
         found,
         key=lambda item: (
             tasks.index(item.task),
-            kinds.index(item.kind),
+            KINDS.index(item.kind),
             item.model,
             item.frames or "",
             str(item.asked_repeat),

@@ -24,6 +24,7 @@ from s3prl_ofa.files import atomic_path
 from s3prl_ofa.superb import run_downstream
 from s3prl_ofa.superb.experiment import states_files
 from s3prl_ofa.superb.meter import measured_path
+from s3prl_ofa.superb.rate_options import ADAPTIVE
 from s3prl_ofa.version import __version__
 
 from .folder import CONFIG, EXPERIMENT, LOG, POINT, RESULT, TRAINED, described, read_json, write_json
@@ -38,6 +39,7 @@ PROBE_SHARE = 0.1  # of the test split
 PACKAGES = ("torch", "s3prl")
 COPIED = (  # from what was measured on the test split to the row
     "frame_period_ms",
+    "learnt_lambd",
     "utterances",
     "audio_seconds",
     "macs_per_second",
@@ -86,7 +88,12 @@ def train_arguments(folder: pathlib.Path, settings: dict[str, Any]) -> list[str]
     if point["checkpoint"] is not None:
         arguments += ["-k", point["checkpoint"]]
     if point["upstream"] == OURS:
-        arguments += ["--" + point["rate"].replace("_", "-"), f"{point['value']:.17g}", "--frames", point["frames"]]
+        value = f"{point['value']:.17g}"
+        if point["rate"] == ADAPTIVE:
+            arguments += ["--lambd", ADAPTIVE, "--rate-weight", value]
+        else:
+            arguments += ["--" + point["rate"].replace("_", "-"), value]
+        arguments += ["--frames", point["frames"]]
         arguments += ["--repeat", str(point["repeat"])] if point["repeat"] != 1 else []
     return arguments
 

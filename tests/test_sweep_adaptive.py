@@ -1,0 +1,59 @@
+"""The adaptive rate as a rate of a sweep: its points, how they are trained, and its rows in a report."""
+
+import json
+import pathlib
+
+import pytest
+import yaml
+from sweep_rows import grid_rows, row, write_sweep
+
+from s3prl_ofa import cli
+from s3prl_ofa.sweep.grid import Rates
+from s3prl_ofa.sweep.reading import grid_from, to_yaml
+from s3prl_ofa.sweep.summary import LEARNT, summarize
+
+DEMO = pathlib.Path(cli.__file__).parent / "demo"
+DATARC = "downstream_expert.datarc"
+GRID = {
+    "checkpoints": {"tiny": str(DEMO / "tiny.safetensors")},
+    "tasks": {"sid": {"steps": 4, "overrides": {f"{DATARC}.train_batch_size": 2, f"{DATARC}.max_timestep": 16_000}}},
+    "rates": {"adaptive": [0.25]},
+    "mini": True,
+    "device": "cpu",
+    "data": {"voxceleb1": str(DEMO / "audio")},
+    "executor": {"kind": "local", "cpus": 1},
+}
+
+
+def test_points():
+    """Weights are values of a rate like others, 0 among them; the grid in full reads back the same."""
+    grid = grid_from({**GRID, "rates": {"lambd": 0, "adaptive": [0, "1e-1"]}})
+    assert grid.tasks["sid"].axes.rates == Rates(lambd=(0.0,), adaptive=(0.0, 0.1))
+    names = ["sid_tiny_lambd0_seed1", "sid_tiny_adaptive0_seed1", "sid_tiny_adaptive0.1_seed1"]
+    assert [point.name for point in grid.points()] == names
+    assert grid_from(yaml.safe_load(to_yaml(grid))) == grid
+
+
+def test_a_point_through_s3prl(tmp_path):
+    """A point trains with its weight and is evaluated at what it learnt, which is in its row."""
+    path, out = tmp_path / "grid.yaml", tmp_path / "sweep"
+    path.write_text(yaml.safe_dump(GRID))
+    assert cli.main(["sweep", str(path), "--out", str(out)]) == 0
+    (found,) = map(json.loads, (out / "results.jsonl").read_text().splitlines())
+    assert (found["point"], found["rate"], found["value"]) == ("sid_tiny_adaptive0.25_seed1", "adaptive", 0.25)
+    assert 0.45 < found["learnt_lambd"] < 0.55 and found["learnt_lambd"] != 0.5
+    assert found["frame_period_ms"] == pytest.approx(32, abs=4)
+    experiment = out / "points" / found["point"] / "experiment"
+    assert json.loads((experiment / "measured_test.json").read_text())["options"]["rate_weight"] == 0.25
+
+
+def test_in_a_report(tmp_path):
+    """Learnt rates are a kind of their own, at the period that was measured, off the curve of given rates."""
+    learnt = row("sid", "lambd", 0.5, 1, rate="adaptive", value=0.1, point="sid_tiny_adaptive0.1_seed1")
+    summary = summarize(write_sweep(tmp_path, [*grid_rows(), learnt]), tolerance=0.05)
+    (setting,) = [setting for setting in summary.settings if setting.kind == LEARNT]
+    assert setting.label == "adaptive 0.1" and not setting.is_uncompressed
+    assert setting.frame_period_ms.mean == pytest.approx(32.3)
+    assert all(reach.setting is not setting for reach in summary.reaches)
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert "adaptive 0.1" in "".join(path.read_text() for path in tmp_path.rglob("*.md"))
