@@ -30,6 +30,7 @@ from s3prl_ofa.superb.rate_options import RateOptions
 logger = logging.getLogger(__name__)
 
 MARGIN = 1e-3  # how far from 0 and 1 a start is kept: at the ends themselves the map has no slope
+DAMPING = 0.1  # of the raw parameter's gradient
 RECENT = 20  # training batches over which the frame period is measured
 
 
@@ -40,6 +41,10 @@ class AdaptiveRate(nn.Module):
     turns back there, where a sigmoid would be drawn on into the region in which its gradient is nothing. Its slope is
     1 in the middle and never more, so a step of the optimizer, which S3PRL gives one learning rate for all, moves lambd
     by at most its own size: with Adam by about the learning rate.
+
+    From batch to batch the task's gradient with respect to lambd is large and of both signs, because a small step moves
+    all later frames along. S3PRL clips the gradient of all parameters as one, so it would take from the downstream
+    model's; it is made smaller by DAMPING, which Adam does not notice (plain SGD moves lambd the less).
 
     start: lambd at first, in [0, 1]. weight: of the mean frame rate in the loss, 0 or more. In evaluation mode (as it
     is made) lambd is a constant.
@@ -66,7 +71,9 @@ class AdaptiveRate(nn.Module):
 
     def forward(self) -> Tensor:
         """lambd, a scalar in float64."""
-        return (1 + torch.sin(2 * self.raw.double())) / 2
+        raw = self.raw.double()
+        raw = raw.detach() + DAMPING * (raw - raw.detach())
+        return (1 + torch.sin(2 * raw)) / 2
 
     @property
     def value(self) -> float:
