@@ -67,7 +67,7 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """The rate, in words: lambd 0.5, 40 ms, pool 3, adaptive 0.1 (its weight); of a baseline the upstream's name."""
+        """The rate, in words: lambd 0.5, 40 ms, pool 3, adaptive 0.1 (its weight); a baseline's upstream."""
         if self.rate is None:
             return self.model
         name = {"lambd": "lambd {:g}", "frame_period_ms": "{:g} ms", "pool": "pool {:g}", ADAPTIVE: "adaptive {:g}"}
