@@ -1,0 +1,46 @@
+"""The curves of a pretraining as a csv: every scalar of its validations, one row a validation.
+
+    python benchmarks/tiny_checkpoint/curves.py OUT [OUT ...] --csv pretraining.csv
+
+OUT is a folder of `s3prl-ofa pretrain`; TensorBoard's files in it are read. Needs the package tensorboard.
+"""
+
+import argparse
+import csv
+import pathlib
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from s3prl_ofa.files import atomic_path
+
+LEFT_OUT = ("wall", "wps", "ups", "wpb", "bsz", "ntokens", "nsentences", "best_loss")
+DIGITS = 5
+
+
+def rows_of(out: pathlib.Path) -> list[dict[str, object]]:
+    """A row a validation, by update. A run that was resumed left several files; the later value of an update stays."""
+    values: dict[int, dict[str, object]] = {}
+    for path in sorted((out / "tensorboard" / "valid").glob("events.*")):
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+        for name in events.Tags()["scalars"]:
+            for event in events.Scalars(name):
+                values.setdefault(event.step, {})[name] = round(event.value, DIGITS)
+    return [{"run": out.name, "update": step, **values[step]} for step in sorted(values)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=pathlib.Path, nargs="+")
+    parser.add_argument("--csv", type=pathlib.Path, required=True)
+    args = parser.parse_args()
+    rows = [row for out in args.out for row in rows_of(out)]
+    scalars = {name for row in rows for name in row} - {"run", "update", *LEFT_OUT}
+    names = ["run", "update", *sorted(scalars)]
+    with atomic_path(args.csv) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
