@@ -10,6 +10,7 @@ import yaml
 from superb_corpora import SPEAKERS, make_corpora
 
 from s3prl_ofa import cli
+from s3prl_ofa.superb import register
 from s3prl_ofa.superb.rate_options import RateOptions, read_model_config
 from s3prl_ofa.superb.run_downstream import run_downstream
 
@@ -287,6 +288,16 @@ def test_without_cuda_the_cpu_is_used_and_said(command, caplog, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert command("-m", "train", "-d", "sid", "-p", "exp") == 0
     assert "--device cuda becomes cpu" in caplog.text
+
+
+def test_the_cpu_can_be_chosen_beside_a_card(command, monkeypatch):
+    """--device cpu trains and evaluates where torch has CUDA too: S3PRL's runner would select "cpu" as a card."""
+    runner = importlib.import_module("s3prl.downstream.runner")
+    monkeypatch.setattr(runner, "torch", torch)  # put back at the end
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    register.mend_runner(runner)
+    assert command("-m", "train", "-d", "sid", "-p", "exp", "--device", "cpu") == 0
+    assert command("-m", "evaluate", "-e", "exp", "--device", "cpu") == 0
 
 
 def test_help_shows_both_sets_of_options(capsys):

@@ -235,3 +235,19 @@ def test_pkg_resources_is_put_back_for_dcase_util_alone(monkeypatch):
         there.update(pkg_resources=pkg, dcase_util=dcase)
         assert not shims.pkg_resources_module()
     monkeypatch.delitem(sys.modules, "pkg_resources")
+
+
+def test_the_cpu_beside_a_card(monkeypatch):
+    """S3PRL's runner selects --device as a CUDA device where there is one, in which the CPU must do nothing; without
+    a card the runner keeps its own torch."""
+    runner = types.ModuleType("runner")
+    runner.torch = torch
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not shims.cpu_beside_cuda(runner) and runner.torch is torch
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: f"selected {device}")
+    assert shims.cpu_beside_cuda(runner) and not shims.cpu_beside_cuda(runner)
+    with runner.torch.cuda.device("cpu"), runner.torch.cuda.device(torch.device("cpu")):
+        assert runner.torch.cuda.is_available() and runner.torch.zeros(1).device.type == "cpu"
+    for device in ("cuda:1", "cuda", 0):
+        assert runner.torch.cuda.device(device) == f"selected {device}"

@@ -36,16 +36,6 @@ STATES = re.compile(r"states-(\d+)\.ckpt")
 TEMPORARIES = (".states-*.ckpt", ".*best*.ckpt")  # what atomic_path makes of S3PRL's names
 
 
-class Instead:
-    """A module with other values for some of its names, for one other module to use."""
-
-    def __init__(self, module: Any, **values: Any) -> None:
-        self.__dict__.update(values, instead_of=module)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.instead_of, name)
-
-
 class SafeSaves:
     """``torch.save`` and ``os.remove`` for S3PRL's runner, which removes first and then saves."""
 

@@ -69,11 +69,12 @@ def keep_native_lengths(upstream_module: ModuleType) -> None:
         upstream_class.forward = with_native_lengths(upstream_class.forward)
 
 
-def use_length_aware_featurizer(runner: ModuleType) -> None:
+def mend_runner(runner: ModuleType) -> None:
     from s3prl_ofa.superb.adaptive import with_adaptive_rate
     from s3prl_ofa.superb.featurizer import LengthAwareFeaturizer
 
     runner.Featurizer = LengthAwareFeaturizer
+    shims.cpu_beside_cuda(runner)
     if not hasattr(runner.Runner._get_downstream, "adds_adaptive_rate"):
         runner.Runner._get_downstream = with_adaptive_rate(runner.Runner._get_downstream)
 
@@ -83,7 +84,7 @@ AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "s3prl": lambda _: shims.apply_shims(),
     "s3prl.hub": add_entries,
     "s3prl.nn.upstream": keep_native_lengths,
-    "s3prl.downstream.runner": use_length_aware_featurizer,
+    "s3prl.downstream.runner": mend_runner,
 }
 
 

@@ -31,7 +31,6 @@ from s3prl_ofa.superb.ctc_check import check_ctc
 from s3prl_ofa.superb.exact_resume import KEY as POSITION
 from s3prl_ofa.superb.exact_resume import Position
 from s3prl_ofa.superb.experiment import (
-    Instead,
     SafeSaves,
     check_free,
     check_override,
@@ -54,6 +53,7 @@ from s3prl_ofa.superb.rate_options import (
     RateOptions,
     read_model_config,
 )
+from s3prl_ofa.superb.shims import Instead
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
         replaced(
             s3prl_runner,
             os=Instead(os, remove=saves.remove),
-            torch=Instead(torch, save=saves.save),
+            torch=Instead(s3prl_runner.torch, save=saves.save),
             SummaryWriter=keeping_scores(s3prl_runner.SummaryWriter, scores),
         ),
         experiment.folders(),

@@ -6,6 +6,7 @@ is written into site-packages: names are put back into modules that are already 
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.machinery
 import importlib.util
@@ -37,6 +38,16 @@ ENCODINGS = {
     "OPUS": ("OPUS", 0),
     "MPEG_LAYER_III": ("MP3", 0),
 }
+
+
+class Instead:
+    """A module with other values for some of its names, for one other module to use."""
+
+    def __init__(self, module: Any, **values: Any) -> None:
+        self.__dict__.update(values, instead_of=module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.instead_of, name)
 
 
 class Removed:
@@ -172,6 +183,23 @@ def pkg_resources_module() -> bool:
     names = ("require", "get_distribution", "parse_requirements", "resource_filename")
     stub_module("pkg_resources", **{name: Removed(f"pkg_resources.{name}") for name in names})
     return True
+
+
+def cpu_beside_cuda(runner: types.ModuleType) -> bool:
+    """S3PRL's runner selects its ``--device`` as a CUDA device wherever there is one: ``--device cpu`` is none.
+
+    Unlike the others this one is given the module that needs it, once that is imported.
+    """
+    if not torch.cuda.is_available() or isinstance(runner.torch, Instead):
+        return False
+    runner.torch = Instead(runner.torch, cuda=Instead(torch.cuda, device=cuda_device))
+    return True
+
+
+def cuda_device(device: str | int | torch.device) -> contextlib.AbstractContextManager:
+    """``torch.cuda.device``, and for the CPU a block in which nothing is selected."""
+    is_cpu = not isinstance(device, int) and torch.device(device).type == "cpu"
+    return contextlib.nullcontext() if is_cpu else torch.cuda.device(device)
 
 
 SHIMS = (
