@@ -49,7 +49,7 @@ def test_a_point_through_s3prl(tmp_path):
 
 def test_in_a_report(tmp_path):
     """Learnt rates are a kind of their own, at the period that was measured, off the curve of given rates."""
-    learnt = row("sid", "lambd", 0.5, 1, rate="adaptive", value=0.1, point="sid_tiny_adaptive0.1_seed1")
+    learnt = row("sid", "lambd", 0.5, 1) | {"rate": "adaptive", "value": 0.1, "point": "sid_tiny_adaptive0.1_seed1"}
     summary = summarize(write_sweep(tmp_path, [*grid_rows(), learnt]), tolerance=0.05)
     (setting,) = [setting for setting in summary.settings if setting.kind == LEARNT]
     assert setting.label == "adaptive 0.1" and not setting.is_uncompressed
