@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -149,6 +150,16 @@ def test_odd_entries_do_not_stop_the_rest(extract, audio_folder, make_wave, tmp_
     assert not [path for path in (tmp_path / "out").rglob(".*.npy")]
 
 
+def test_progress_is_shown(extract, audio_folder, monkeypatch, capsys):
+    """On a terminal a bar counts the seconds of audio; elsewhere there is none."""
+    assert extract(audio_folder) == 0
+    assert "100%" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert extract(audio_folder, "--force") == 0
+    said = capsys.readouterr().err
+    assert "audio: 100%" in said and "/3.00" in said
+
+
 def test_failing_disk_is_no_bad_file(extract, audio_folder, tmp_path, monkeypatch, capsys):
     """What makes every write fail ends the run; it is not put down to the audio."""
 
@@ -176,6 +187,7 @@ def test_refused_before_work(extract, audio_folder, golden_checkpoint, tmp_path,
         (audio_folder, "--layer", "top"): "0 to 2",
         (audio_folder, "--batch-seconds", 0): "above 0",
         (audio_folder, "--device", "abacus"): "abacus",
+        (audio_folder, "--device", "meta"): "cannot be used",
         (audio_folder / "missing",): "no such file",
         (tmp_path / "nothing",): "no audio found",
     }.items():

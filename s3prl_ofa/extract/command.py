@@ -117,7 +117,7 @@ def load_model(args: argparse.Namespace) -> "OFAWav2Vec2":
 
     name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).tolist()  # read back, because meta is a device too
     except (RuntimeError, AssertionError) as error:
         detail = str(error).splitlines()[0]
         raise UsageError(f"--device {name} cannot be used ({detail}); expected cpu, cuda, cuda:1, ...") from None
