@@ -192,6 +192,8 @@ def test_the_format_is_seen_from_the_name(plain, tmp_path):
         convert(plain, tmp_path / "a.onnx")
     with pytest.raises(UsageError, match="found 'onnx'"):
         convert(plain, tmp_path / "a.pt", to="onnx")
+    with pytest.raises(UsageError, match="found a URL"):
+        convert(plain, "https://host/a.pt")
 
 
 def test_command(plain, tmp_path):

@@ -234,6 +234,7 @@ def test_model_config_file_and_command_line(command, tmp_path):
         (("-m", "train", "-d", "sid", "-p", __file__), "test_end_to_end.py: this folder cannot be made"),
         (("-m", "train", "-d", "sid", "-p", f"{__file__}/exp"), "exp: this folder cannot be made"),
         (("-d", "sid", "-p", "exp"), "-m"),
+        (("-m", "train", "-d", "sid", "-n", "name", "--device", "abacus"), "--device abacus cannot be used"),
     ],
 )
 def test_bad_use_is_one_sentence_and_leaves_nothing(options, words, command, capfd):
@@ -244,7 +245,7 @@ def test_bad_use_is_one_sentence_and_leaves_nothing(options, words, command, cap
     assert command(*options, upstream=upstream) == 2
     message = capfd.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("s3prl-ofa run_downstream: error: ") and words in message
-    assert not pathlib.Path("exp").exists()
+    assert not list(pathlib.Path().iterdir())
 
 
 @pytest.mark.parametrize("override", ["x", "runner.total_steps=2", "config.a=b=c", "args.a.b=1", "config.a=1,,"])

@@ -137,17 +137,24 @@ def test_an_unreadable_checkpoint_is_passed_over(train, cut, caplog, capfd):
     assert "states-4.ckpt cannot be read" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("kept", ["states-2.ckpt", "dev-best.ckpt", "config.yaml"])
+@pytest.mark.parametrize("kept", ["states-2.ckpt", "dev-best.ckpt"])
 def test_a_new_training_does_not_overwrite_an_earlier_one(train, kept, capfd, tmp_path):
-    """A folder that holds an experiment is refused for a new one, and stays as it is; -a may."""
+    """A folder that holds an experiment is refused for a new one, and stays as it is."""
     (tmp_path / "exp").mkdir()
     (tmp_path / "exp" / kept).write_bytes(b"earlier")
     assert train("-p", "exp") == 2
     assert "exp holds an experiment; -a or -e goes on with it" in capfd.readouterr().err
     assert [path.name for path in (tmp_path / "exp").iterdir()] == [kept]
     assert (tmp_path / "exp" / kept).read_bytes() == b"earlier"
-    if kept == "config.yaml":
-        assert train("-p", "exp", "-a") == 0
+
+
+def test_a_training_that_never_saved_is_begun_anew(train, tmp_path):
+    """What ended before its first checkpoint left a config and logs: the same command begins again."""
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "config.yaml").write_bytes(b"earlier")
+    (tmp_path / "exp" / "events.out.tfevents.1").write_bytes(b"")
+    assert train("-p", "exp") == 0
+    assert (tmp_path / "exp" / "config.yaml").read_bytes() != b"earlier"
 
 
 def test_one_training_a_folder(train, capfd, tmp_path):

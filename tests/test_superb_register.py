@@ -13,6 +13,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 import s3prl_ofa.superb  # noqa: F401  (registers)
+from s3prl_ofa.errors import CheckpointError
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CKPT = str(GOLDEN / "ref_tiny.pt")
@@ -43,6 +44,7 @@ def test_the_hub_lists_the_entries():
 def test_the_order_of_imports_does_not_matter(first):
     """S3PRL imported before or after s3prl_ofa.superb, or once more: the same registration."""
     code = f"""
+from s3prl_ofa.errors import CheckpointError
 from s3prl_ofa.superb import shims; shims.apply_shims()
 sys = __import__("sys"); sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "AfterImportFinder"]
 for name in [name for name in sys.modules if name.startswith("s3prl_ofa.superb")]: del sys.modules[name]
@@ -92,6 +94,15 @@ def test_a_checkpoint_is_downloaded_once_and_again_on_refresh(tmp_path, monkeypa
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_page_instead_of_a_checkpoint_names_the_url(tmp_path, monkeypatch):
+    """What a server sends that has no checkpoint is told by its address, not by its place in the cache alone."""
+    (tmp_path / "page").write_text("<!DOCTYPE html><html>not found</html>")
+    download = importlib.import_module("s3prl.util.download")
+    monkeypatch.setattr(download, "urls_to_filepaths", lambda url, refresh: str(tmp_path / "page"))
+    with pytest.raises(CheckpointError, match="what was downloaded from https://host/model.pt is no checkpoint"):
+        importlib.import_module("s3prl.hub").ofa_wav2vec2("https://host/model.pt")
 
 
 def featurizer_of(upstream, **options):

@@ -38,6 +38,8 @@ def convert(
     Raises UsageError for an unknown format or dtype, an existing target without ``force``, or a model that the target's
     format cannot hold; CheckpointError for a source that cannot be read, or whose weights are too large for the dtype.
     """
+    if "://" in os.fspath(target):
+        raise UsageError(f"{target}: a checkpoint is written to a file or folder, found a URL")
     source, target = pathlib.Path(source), pathlib.Path(target)
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")

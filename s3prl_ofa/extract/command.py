@@ -18,6 +18,7 @@ import tqdm
 import tqdm.contrib.logging
 
 from ..audio import SAMPLE_RATE, AudioError, duration, load_audio
+from ..device import check_device
 from ..errors import UsageError
 from ..files import printable
 from .inputs import Utterance, find_utterances, make_batches
@@ -116,11 +117,7 @@ def load_model(args: argparse.Namespace) -> "OFAWav2Vec2":
     from ..checkpoint import load
 
     name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=name).tolist()  # read back, because meta is a device too
-    except (RuntimeError, AssertionError) as error:
-        detail = str(error).splitlines()[0]
-        raise UsageError(f"--device {name} cannot be used ({detail}); expected cpu, cuda, cuda:1, ...") from None
+    check_device(name)
     return load(args.ckpt, device=name, dtype=getattr(torch, args.dtype))
 
 

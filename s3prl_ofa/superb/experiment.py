@@ -123,19 +123,24 @@ def trained_model_config(checkpoint: str) -> str | None:
     return getattr(stored.get("Args"), "upstream_model_config", None)
 
 
-def make_folder(path: str | os.PathLike) -> bool:
-    """Makes the folder of an experiment; whether it was not there before. Raises UsageError where it cannot be made."""
-    is_new = not os.path.isdir(path)
+def make_folder(path: str | os.PathLike) -> list[pathlib.Path]:
+    """Makes the folder of an experiment; gives those that were not there before, each before the one it is in.
+
+    Raises UsageError where it cannot be made.
+    """
+    folder = pathlib.Path(path)
+    missing = [place for place in (folder, *folder.parents) if not os.path.isdir(place)]
     try:
-        os.makedirs(path, exist_ok=True)
+        os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{path}: this folder cannot be made ({error.strerror}); choose another -n or -p") from error
-    return is_new
+    return missing
 
 
 def check_free(expdir: pathlib.Path) -> None:
-    """Raises UsageError when a new training would overwrite an earlier one."""
-    names = [path.name for pattern in ("states-*.ckpt", "*best*.ckpt", "config.yaml") for path in expdir.glob(pattern)]
+    """Raises UsageError when a new training would overwrite an earlier one; one that ended before its first checkpoint
+    has nothing to lose."""
+    names = [path.name for pattern in ("states-*.ckpt", "*best*.ckpt") for path in expdir.glob(pattern)]
     if any(not name.startswith(".") for name in names):
         raise UsageError(f"{expdir} holds an experiment; -a or -e goes on with it, or choose another -n or -p")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from s3prl_ofa.errors import UsageError
+from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.superb import shims
 from s3prl_ofa.superb.expert import UpstreamExpert
 
@@ -45,7 +45,11 @@ def ofa_wav2vec2_url(ckpt: str, refresh: bool = False, **options: Any) -> Upstre
         raise UsageError(f"a URL ({' or '.join(URL_SCHEMES)}) is expected, found {ckpt}")
     from s3prl.util.download import urls_to_filepaths
 
-    return ofa_wav2vec2_local(urls_to_filepaths(os.fspath(ckpt), refresh=refresh), **options)
+    path = urls_to_filepaths(os.fspath(ckpt), refresh=refresh)
+    try:
+        return ofa_wav2vec2_local(path, **options)
+    except CheckpointError as error:
+        raise CheckpointError(f"what was downloaded from {ckpt} is no checkpoint: {error}") from error
 
 
 def ofa_wav2vec2_custom(ckpt: str | os.PathLike, refresh: bool = False, **options: Any) -> UpstreamExpert:

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 import torch
 import yaml
 
+from s3prl_ofa.device import check_device
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path
 from s3prl_ofa.superb import adaptive, register, tasks
@@ -203,7 +204,7 @@ class Experiment:
         self.repeat_auto = False
         self.past: dict[str, Any] | None = None  # the checkpoint to go on from, as S3PRL stored it
         self.trained_config: str | None = None  # the ``-g`` in it
-        self.made: list[pathlib.Path] = []  # folders that were not there before
+        self.made: list[pathlib.Path] = []  # folders that were not there before, a folder before the one it is in
         self.lock = contextlib.ExitStack()
 
     def before_reading(self, args: argparse.Namespace, folder: pathlib.Path) -> argparse.Namespace:
@@ -264,8 +265,7 @@ class Experiment:
             raise UsageError(f"the experiment's upstream is no longer at {ckpt}; say with -k FILE where it is now")
 
     def make_folder(self, path: str, exist_ok: bool = True) -> None:
-        if make_folder(path):
-            self.made.append(pathlib.Path(path))
+        self.made += make_folder(path)
 
     def check_new(self, args: argparse.Namespace) -> None:
         """A new experiment needs a folder, an upstream and a task; ours also a checkpoint."""
@@ -290,6 +290,7 @@ class Experiment:
         if args.device.startswith("cuda") and not torch.cuda.is_available():
             logger.info("there is no CUDA here: --device %s becomes cpu", args.device)
             args.device = "cpu"
+        check_device(args.device)
         args.expdir = os.path.abspath(args.expdir)  # -o may have changed it
         expdir = pathlib.Path(args.expdir)
         if args.mode == "train" and is_leader(args):
