@@ -14,9 +14,9 @@ from .packing import positions_of, starts_of
 
 BLOCK = 4  # output frames that share one set of first-layer weights; utterances start at multiples of it
 NORM_EPS = 1e-5
-# Output frames computed at a time, times the bytes of a number: on a CPU the activations stay in its caches and two
-# threads seldom wait for each other, on a GPU the launches are few.
-CHUNK = {"cpu": 512, "cuda": 32_768}
+# Output frames computed at a time: on a CPU the activations stay near its caches and products are large enough for its
+# threads, on a GPU the launches are few.
+CHUNK = {"cpu": 256, "cuda": 8192}
 
 
 class FrontEnd(nn.Module):
@@ -58,7 +58,7 @@ class FrontEnd(nn.Module):
         kernels, biases = self.first_layer(wave, samples, blocks, utterance)
 
         frames = int(blocks.sum()) * BLOCK
-        chunk = CHUNK.get(wave.device.type, CHUNK["cuda"]) // self.weights[0].itemsize
+        chunk = CHUNK.get(wave.device.type, CHUNK["cuda"])
         pieces = [
             self.convolve(wave, start, min(start + chunk, frames), kernels, biases, utterance)
             for start in range(0, frames, chunk)
