@@ -45,7 +45,7 @@ setup(
     package_dir=OUTSIDE,
     package_data={
         "s3prl_ofa": ["**/*.yaml", "**/*.txt", "**/*.dict", "**/*.json"],
-        "s3prl_ofa.demo": ["*.safetensors", "*.sh", "audio/**/*"],
+        "s3prl_ofa.demo": ["*.safetensors", "*.csv", "*.sh", "audio/**/*"],
         "s3prl_ofa.downstream_configs": ["**/*.yaml", "**/*.txt", "**/*.dict", "**/*.json"],
     },
     install_requires=[

@@ -158,16 +158,6 @@ def test_environment_script(tmp_path, state):
     assert status == 0 and ("pip install" in calls) == ("-m venv" in calls) == (state == "moved")
 
 
-def test_bundled_checkpoint_is_the_golden_one(golden_model):
-    """The demo's checkpoint is the tiny reference one in this project's format."""
-    import torch
-
-    bundled = s3prl_ofa.load(ROOT / "s3prl_ofa" / "demo" / "tiny.safetensors").weights()
-    golden = golden_model.weights()
-    assert bundled.keys() == golden.keys()
-    assert all(torch.equal(bundled[name], golden[name]) for name in golden)
-
-
 def test_bundled_audio():
     """Small, 16 kHz, laid out as VoxCeleb1 with ids in S3PRL's range, every listed file there and in three splits."""
     import soundfile

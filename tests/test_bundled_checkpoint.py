@@ -1,0 +1,83 @@
+"""The checkpoint that comes with the package: small, free of folders of other machines, and one that has learnt."""
+
+import csv
+import json
+import pathlib
+
+import pytest
+import soundfile
+import torch
+import yaml
+from safetensors import safe_open
+
+import s3prl_ofa
+from s3prl_ofa.audio import SAMPLE_RATE
+from s3prl_ofa.demo.run import CHECKPOINT
+from s3prl_ofa.guidance.alignments import read_ctm
+from s3prl_ofa.guidance.scores import boundary_scores, uniform_boundaries
+
+MODEL_CARD = pathlib.Path(__file__).resolve().parents[1] / "MODEL_CARD.md"
+EVERY = 16  # of the test speakers' 329 utterances
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return s3prl_ofa.load(CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def heard(bundled, mini_librispeech):
+    """(the output at lambd 1, aligned phones) of utterances of speakers that training kept out."""
+    with (mini_librispeech / "utterances.tsv").open(newline="") as file:
+        rows = [
+            row for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row["text_split"] == "test"
+        ]
+    phones = read_ctm(mini_librispeech / "phones.ctm.gz", {row["utterance"] for row in rows})
+    rows = [row for row in rows if row["utterance"] in phones][::EVERY]
+    paths = [mini_librispeech / "audio" / row["speaker"] / row["chapter"] / f"{row['utterance']}.opus" for row in rows]
+    waves = [soundfile.read(path, dtype="float32")[0] for path in paths]
+    return bundled.extract(waves, lambd=1.0, layers=0), [phones[row["utterance"]] for row in rows]
+
+
+def test_it_can_be_handed_on(bundled):
+    """float16, below 30 MB, 5 to 15 million parameters, with what goes on pretraining, and a card that describes it."""
+    assert CHECKPOINT.stat().st_size < 30e6
+    assert 5e6 < sum(parameter.numel() for parameter in bundled.parameters()) < 15e6
+    with safe_open(CHECKPOINT, "pt") as file:
+        metadata = file.metadata()
+        names = list(file.keys())
+        assert {file.get_tensor(name).dtype for name in names} == {torch.float16}
+    assert {"quantizer.vars", "mask_emb", "final_proj.weight", "cif_subsampler.alpha_fn.cnn.weight"} <= set(names)
+    assert json.loads(metadata["task_cfg"])["data"] == "" and json.loads(metadata["model_cfg"])["subsample"] == "cif"
+    card = MODEL_CARD.read_text("utf-8")
+    assert CHECKPOINT.name in card and "phone classifier" in card
+
+
+def test_its_training_comes_with_it():
+    """The settings, without folders of the machine, and the curves of both runs."""
+    settings = CHECKPOINT.with_suffix(".yaml").read_text("utf-8")
+    assert "/tmp/" not in settings and yaml.safe_load(settings)["model"]["mixup"] is True
+    with CHECKPOINT.with_suffix(".csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["run"] for row in rows}) == 2
+    last = rows[-1]
+    assert all(float(last[f"accuracy_lambd{lambd}"]) > 0.1 for lambd in ("0", "0.5", "1"))  # chance: 1 of 51
+
+
+def test_its_frame_period(heard):
+    """On speakers that it has not heard, lambd 1 gives a mean frame period from 70 to 95 ms."""
+    out, _ = heard
+    period = 20.0 * float(out.input_lengths.sum() / out.lengths.sum())
+    assert 70 <= period <= 95
+
+
+@pytest.mark.parametrize("tolerance", [0.02, 0.04])
+def test_its_frames_end_where_phones_end(heard, tolerance):
+    """At lambd 1 the frames' ends meet phone boundaries better than as many at equal distances, by both scores."""
+    out, phones = heard
+    found = [out.times[row, : length - 1, 1].tolist() for row, length in enumerate(out.lengths.tolist())]
+    seconds = [length * 320 / SAMPLE_RATE for length in out.input_lengths.tolist()]
+    even = [uniform_boundaries(length, len(one)) for length, one in zip(seconds, found, strict=True)]
+    wanted = [[one.start for one in intervals[1:]] for intervals in phones]
+    ours, uniform = (boundary_scores(one, wanted, tolerance) for one in (found, even))
+    assert ours.f1 > uniform.f1 + 0.02 and ours.r_value > uniform.r_value + 0.02
