@@ -59,6 +59,33 @@ def audio_folder(tmp_path, make_wave) -> pathlib.Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory) -> pathlib.Path:
+    """LibriSpeech, VoxCeleb1 and what ``prepare`` makes of them, of a few made-up utterances."""
+    from superb_corpora import make_corpora
+
+    root = tmp_path_factory.mktemp("corpora")
+    make_corpora(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def reference(golden_checkpoint) -> dict:
+    """What the reference's own file holds."""
+    return torch.load(golden_checkpoint, weights_only=True)
+
+
+@pytest.fixture
+def save(tmp_path):
+    """A function (state, zipped=True) -> path that saves a checkpoint, in torch's zip form or its older one."""
+
+    def write(state, zipped=True):
+        torch.save(state, tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
+        return tmp_path / "model.pt"
+
+    return write
+
+
 @pytest.fixture
 def extract(golden_checkpoint, tmp_path):
     """Runs ``s3prl-ofa extract``; the output folder is ``tmp_path / "out"``."""

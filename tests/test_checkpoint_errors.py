@@ -17,20 +17,6 @@ REF_TINY = GOLDEN / "ref_tiny.pt"
 CONV = "[(32, 10, 5)] + [(32, 3, 2)] * 4 + [(32,2,2)] + [(32,2,2)]"
 
 
-@pytest.fixture(scope="module")
-def reference():
-    return torch.load(REF_TINY, weights_only=True)
-
-
-@pytest.fixture
-def save(tmp_path):
-    def write(state):
-        torch.save(state, tmp_path / "model.pt")
-        return tmp_path / "model.pt"
-
-    return write
-
-
 def without(weights, name):
     return {key: weight for key, weight in weights.items() if key != name}
 

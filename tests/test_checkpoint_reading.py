@@ -20,20 +20,6 @@ REF_TINY = GOLDEN / "ref_tiny.pt"
 CONV = "[(32, 10, 5)] + [(32, 3, 2)] * 4 + [(32,2,2)] + [(32,2,2)]"
 
 
-@pytest.fixture(scope="module")
-def reference():
-    return torch.load(REF_TINY, weights_only=True)
-
-
-@pytest.fixture
-def save(tmp_path):
-    def write(state, zipped=True):
-        torch.save(state, tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
-        return tmp_path / "model.pt"
-
-    return write
-
-
 def same_as_reference(path):
     """The checkpoint at ``path`` has the config and the weights of the reference's file."""
     expected, found = read_checkpoint(REF_TINY), read_checkpoint(path)

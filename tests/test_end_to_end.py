@@ -7,7 +7,7 @@ import pathlib
 import pytest
 import torch
 import yaml
-from superb_corpora import SPEAKERS, make_corpora
+from superb_corpora import SPEAKERS
 
 from s3prl_ofa import cli
 from s3prl_ofa.superb import register
@@ -17,13 +17,6 @@ from s3prl_ofa.superb.run_downstream import run_downstream
 CKPT = str(pathlib.Path(__file__).parent / "golden" / "ref_tiny.pt")
 STEPS = "config.runner.total_steps={0},,config.runner.eval_step=2,,config.runner.save_step=2,,config.runner.log_step=2"
 SPLIT = {"asr": "test-clean", "pr": "test", "sid": "test"}
-
-
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory):
-    root = tmp_path_factory.mktemp("corpora")
-    make_corpora(root)
-    return root
 
 
 @pytest.fixture

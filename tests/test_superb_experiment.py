@@ -5,7 +5,6 @@ import pathlib
 
 import pytest
 import torch
-from superb_corpora import make_voxceleb1
 
 from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
@@ -14,13 +13,6 @@ from s3prl_ofa.superb.rate_options import RateOptions, read_model_config
 
 CKPT = str(pathlib.Path(__file__).parent / "golden" / "ref_tiny.pt")
 STEPS = "config.runner.total_steps={0},,config.runner.eval_step=2,,config.runner.save_step=2,,config.runner.max_keep=1"
-
-
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory):
-    root = tmp_path_factory.mktemp("corpora")
-    make_voxceleb1(root)
-    return root
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 import pytest
 import soundfile
 import yaml
-from superb_corpora import PHONES, SENTENCES, make_corpora, noise
+from superb_corpora import PHONES, SENTENCES, noise
 
 import s3prl_ofa.superb  # noqa: F401  readies S3PRL for today's stack
 from s3prl_ofa.errors import UsageError
@@ -16,13 +16,6 @@ from s3prl_ofa.resources import folder
 from s3prl_ofa.superb import tasks
 
 CONFIGS = folder("downstream_configs")
-
-
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory):
-    root = tmp_path_factory.mktemp("corpora")
-    make_corpora(root)
-    return root
 
 
 @pytest.fixture
