@@ -11,7 +11,7 @@ from s3prl_ofa import cli
 from s3prl_ofa.superb.expert import UpstreamExpert
 
 DEMO = pathlib.Path(__file__).parents[1] / "s3prl_ofa" / "demo"
-CKPT = str(DEMO / "tiny.safetensors")
+CKPT = str(pathlib.Path(__file__).parent / "golden" / "ref_tiny.pt")
 SID = ["-d", "sid", "--mini", "--voxceleb1", str(DEMO / "audio")]
 EVERY = {"total_steps": 12, "eval_step": 100, "save_step": 4, "log_step": 6, "max_keep": 9}
 DATARC = "config.downstream_expert.datarc"

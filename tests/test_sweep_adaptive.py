@@ -15,7 +15,7 @@ from s3prl_ofa.sweep.summary import LEARNT, summarize
 DEMO = pathlib.Path(cli.__file__).parent / "demo"
 DATARC = "downstream_expert.datarc"
 GRID = {
-    "checkpoints": {"tiny": str(DEMO / "tiny.safetensors")},
+    "checkpoints": {"tiny": str(pathlib.Path(__file__).parent / "golden" / "ref_tiny.pt")},
     "tasks": {"sid": {"steps": 4, "overrides": {f"{DATARC}.train_batch_size": 2, f"{DATARC}.max_timestep": 16_000}}},
     "rates": {"adaptive": [0.25]},
     "mini": True,

@@ -17,7 +17,7 @@ from s3prl_ofa.sweep.locks import locked
 from s3prl_ofa.sweep.results import Results
 
 ROOT = pathlib.Path(cli.__file__).parents[1]
-CKPT = str(ROOT / "s3prl_ofa" / "demo" / "tiny.safetensors")
+CKPT = str(ROOT / "tests" / "golden" / "ref_tiny.pt")
 KILLER = pathlib.Path(__file__).parent / "sweep_killer"
 SPEAKERS = ("id10001", "id10002")
 MEASURED = ("upstream_seconds_per_second", "downstream_seconds_per_second", "peak_memory_mb", "duration_s")
