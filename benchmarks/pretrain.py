@@ -5,14 +5,13 @@
 Every contender is fairseq's own trainer with the packaged configuration's optimizer, its model beginning from the same
 weights. All take an update on the same batch of random waves in turn, in another order every round, and each row goes
 to the csv with the median over rounds and its ratio to plain fairseq. Memory is the peak of a process of its own (on a
-GPU, of torch's allocator) that makes three updates.
+GPU, of torch's allocator) that makes three updates; on a CPU it is read from Linux's /proc.
 """
 
 import argparse
 import importlib.metadata
 import json
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -114,7 +113,9 @@ def print_peak(args: argparse.Namespace) -> None:
     contender = trainer(settings(args.config, args.device), args.memory_of)
     for _ in range(MEMORY_UPDATES):
         update(contender, args.memory_of, args.crops, args.seconds)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # not getrusage's, which begins with that of the process that started this one
+    status = pathlib.Path("/proc/self/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
     if contender.cuda:
         peak = torch.cuda.max_memory_allocated() / 2**20
     print(round(peak))
