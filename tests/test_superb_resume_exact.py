@@ -5,18 +5,10 @@ import pathlib
 
 import pytest
 import torch
-from superb_corpora import make_corpora
 
 from s3prl_ofa import cli
 
 CKPT = str(pathlib.Path(__file__).parent / "golden" / "ref_tiny.pt")
-
-
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory):
-    root = tmp_path_factory.mktemp("corpora")
-    make_corpora(root)
-    return root
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import pathlib
 
 import pytest
 import yaml
-from superb_corpora import make_corpora
 
 from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
@@ -13,13 +12,6 @@ from s3prl_ofa.sweep.check import divisor, prepare
 from s3prl_ofa.sweep.reading import grid_from, read_grid, to_yaml
 
 CKPT = str(pathlib.Path(__file__).parent / "golden" / "ref_tiny.pt")
-
-
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory):
-    root = tmp_path_factory.mktemp("corpora")
-    make_corpora(root)
-    return root
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ import os
 import pathlib
 import tempfile
 import types
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import yaml
@@ -47,27 +47,17 @@ from s3prl_ofa.superb.meter import Meter, keeping_scores
 from s3prl_ofa.superb.rate_options import (
     ADAPTIVE,
     ADAPTIVE_KEYS,
-    FRAMES,
     NATIVE,
     OPTION_NAMES,
     RATE_KEYS,
     RateOptions,
     read_model_config,
 )
+from s3prl_ofa.superb.run_options import AUTO, ROOTS, CombinedParser
 from s3prl_ofa.superb.shims import Instead
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"
-ROOTS = {
-    "librispeech": ("ROOT", "LibriSpeech: the folder that holds its splits"),
-    "voxceleb1": ("ROOT", "VoxCeleb1: the folder that holds dev/wav and test/wav"),
-    "prepared": ("DIR", "what s3prl-ofa prepare all wrote: bucket lengths, lexicon, speaker list"),
-    "bucket": ("DIR", "bucket lengths for asr"),
-    "lexicon": ("FILE[,FILE]", "pronunciations for pr"),
-    "speaker_list": ("FILE", "which utterances train, choose and test sid"),
-    "splits": ("TRAIN,DEV,TEST", "folders of LibriSpeech, several joined by +"),
-}
 # what S3PRL takes from an experiment that is gone on with, whatever the command line says
 S3PRL_STORED = {
     "upstream": "-u",
@@ -152,48 +142,6 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
     if (rate := adaptive.rate_of(meter.runner)) is not None:
         logger.info("learnt lambd: %.4f", rate.value)
     return measured
-
-
-class CombinedParser(argparse.ArgumentParser):
-    """What S3PRL's ``get_downstream_args`` gets for its parser: it adds its options to ours.
-
-    argv: what to parse. adapt: is given what was found, ours and S3PRL's options together, and returns what S3PRL sees.
-    """
-
-    def __init__(self, argv: Sequence[str], adapt: Callable[[argparse.Namespace], argparse.Namespace]) -> None:
-        super().__init__(
-            prog="s3prl-ofa run_downstream",
-            description="S3PRL's run_downstream with the upstream ofa_wav2vec2. -d also takes asr, pr and sid, and -c "
-            "is SUPERB's config of the task by default. The rate is kept with the experiment, so -e goes on with it.",
-        )
-        self.argv = list(argv)
-        self.adapt = adapt
-        group = self.add_argument_group("options of s3prl-ofa")
-        rate = group.add_mutually_exclusive_group()
-        lambd_help = "0 (20 ms a frame, the default) up to, not with, 2; adaptive: learnt by the task"
-        rate.add_argument("--lambd", type=lambd_or_adaptive, metavar="L|adaptive", help=lambd_help)
-        rate.add_argument("--frame-period-ms", type=float, metavar="P", help="mean frame period, 20 or more")
-        rate.add_argument("--pool", type=int, metavar="N", help="at lambd 0, the mean of each N frames: a fixed rate")
-        group.add_argument("--rate-weight", type=float, metavar="W", help="of an adaptive lambd: what frames cost")
-        group.add_argument("--lambd-start", type=float, metavar="L", help="of an adaptive lambd: 0 to 1, default 0.5")
-        group.add_argument(
-            "--frames", choices=FRAMES, help="native (default): the compressed frames; upsampled: repeated to 20 ms"
-        )
-        group.add_argument(
-            "--repeat",
-            type=repeat_count,
-            metavar="N|auto",
-            help="repeat each native frame, for CTC; auto: as often as the training labels need",
-        )
-        group.add_argument("--mini", action="store_true", help="the small config, for minutes on two CPU cores")
-        for name, (metavar, text) in ROOTS.items():
-            group.add_argument("--" + name.replace("_", "-"), metavar=metavar, help=text)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-    def parse_args(self) -> argparse.Namespace:
-        return self.adapt(super().parse_args(self.argv))
 
 
 class Experiment:
@@ -376,19 +324,6 @@ class Experiment:
 
 def option_name(name: str) -> str:
     return name.replace("_", "-")
-
-
-def lambd_or_adaptive(value: str) -> float | str:
-    try:
-        return value if value == ADAPTIVE else float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"a number or {ADAPTIVE} is expected, found {value!r}") from None
-
-
-def repeat_count(value: str) -> int | str:
-    if value != AUTO and not value.isdecimal():
-        raise argparse.ArgumentTypeError(f"a whole number or {AUTO} is expected, found {value!r}")
-    return value if value == AUTO else int(value)
 
 
 def is_ours(args: argparse.Namespace) -> bool:
