@@ -78,7 +78,7 @@ def test_killed_twice_equals_never_stopped(corpus, tmp_path):
 
 
 def test_two_processes(corpus, tmp_path):
-    """Promise: N + N updates with two processes equal 2N bit for bit, and the ranks draw different rates and masks."""
+    """Promise: N + N updates with two processes equal 2N bit for bit."""
     yaml = config(tmp_path / "tiny.yaml", model={"lambd_per": "utterance"})
     through, stopped = tmp_path / "through", tmp_path / "stopped"
     command = ["--nproc", 2, "--config", yaml]
