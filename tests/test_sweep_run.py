@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from s3prl_ofa import cli
+from s3prl_ofa.locks import locked
 from s3prl_ofa.sweep.command import SWEEP_LOCK
-from s3prl_ofa.sweep.locks import locked
 from s3prl_ofa.sweep.results import Results
 
 ROOT = pathlib.Path(cli.__file__).parents[1]

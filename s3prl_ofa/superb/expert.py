@@ -4,6 +4,7 @@ A plain ``nn.Module``: S3PRL's ``UpstreamBase`` adds forward hooks, which are no
 """
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Mapping
@@ -70,6 +71,7 @@ class UpstreamExpert(nn.Module):
         self.options = RateOptions.layered(read_model_config(model_config), options)
         self.model = load(ckpt).requires_grad_(not self.options.adaptive)
         self.rate: Any = None  # an AdaptiveRate
+        self.cache: Any = None  # a FeatureCache
         period_ms = self.options.frame_period_ms or MIN_FRAME_PERIOD_MS
         if self.model.config.compressor == "none" and (self.options.lambd or period_ms > MIN_FRAME_PERIOD_MS):
             raise UsageError(f"{ckpt} has no compressor, so only lambd 0 is possible; asked for {self.options}")
@@ -93,7 +95,8 @@ class UpstreamExpert(nn.Module):
             return self.rate.extract(self.model, wavs)
         if self.options.adaptive:
             raise UsageError("lambd adaptive is learnt in S3PRL's run_downstream; elsewhere lambd is a number")
-        return self.model.extract(wavs, lambd=self.options.lambd, frame_period_ms=self.options.frame_period_ms)
+        compute = functools.partial(self.model.extract, **self.options.extract_rate)
+        return compute(wavs) if self.cache is None else self.cache.extract(wavs, compute)
 
     def forward(self, wavs: list[Tensor]) -> dict[str, Any]:
         """Hidden states of a batch of waves, each (samples,) at 16 kHz.
@@ -114,8 +117,9 @@ class UpstreamExpert(nn.Module):
         for wav, before, frames in zip(wavs, encoded, out.lengths.tolist(), strict=True):
             self.measured.add(len(wav), frames, macs(self.model.config, len(wav), before))
         if self.native_frames:
-            states = [state.repeat_interleave(self.options.repeat, dim=1) for state in out.hidden_states]
-            lengths = out.lengths * self.options.repeat
+            repeat = self.options.repeat
+            states = [state.repeat_interleave(repeat, dim=1) if repeat > 1 else state for state in out.hidden_states]
+            lengths = out.lengths * repeat
         else:
             states, lengths = upsample(out), out.input_lengths
         layers = {f"hidden_state_{index}": state for index, state in enumerate(states)}

@@ -1,7 +1,8 @@
 """What a run of S3PRL scored and cost, measured while it runs and left beside its result as ``measured_<split>.json``.
 
 Speed counts the calls of the upstream, and of featurizer and downstream model, without reading audio, and from the
-second batch on: the first one also pays for what is done only once.
+second batch on: the first one also pays for what is done only once. Where features come from a cache, some batches are
+computed all the same, so that there is something to count.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from s3prl_ofa.superb.adaptive import rate_of
 
 logger = logging.getLogger(__name__)
 
+COMPUTED_EVERY = 10  # batches, and the first two
 COUNTED_BATCHES = 4  # of an upstream that does not count its MACs itself
 
 
@@ -37,11 +39,13 @@ class Meter:
         self.runner, self.scores = runner, scores
         self.device = torch.device(runner.args.device)
         self.utterances = self.frames = 0
-        self.batches: list[list[float]] = []  # seconds of audio, of the upstream, of the downstream model
+        # seconds of audio, of the upstream (NaN where it did not run), of the downstream model
+        self.batches: list[list[float]] = []
         self.training: list[float] = []  # seconds from one training batch to the next
         self.moments: list[float] = []  # of the batch at hand: before the upstream, after it
         self.last_training: float | None = None
         self.counted: list[list[Tensor]] = []
+        self.cache = getattr(self.upstream, "cache", None)
         downstream = runner.downstream.model
         self.hooks = []
         if runner.args.mode == "evaluate":
@@ -54,12 +58,19 @@ class Meter:
         elif runner.args.mode == "train":
             self.hooks = [downstream.register_forward_hook(self.after_training_batch)]
 
+    @property
+    def upstream(self) -> nn.Module:
+        model = self.runner.upstream.model
+        return getattr(model, "module", model)
+
     def now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def before_upstream(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.cache is not None:
+            self.cache.anew = len(self.batches) < 2 or len(self.batches) % COMPUTED_EVERY == 0
         self.moments = [self.now()]
 
     def after_upstream(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -75,7 +86,8 @@ class Meter:
 
     def after_downstream(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         before, between = self.moments
-        self.batches[-1] += [between - before, self.now() - between]
+        upstream = between - before if self.cache is None else between - before - self.cache.overhead
+        self.batches[-1] += [upstream, self.now() - between]
 
     def after_training_batch(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         now = time.perf_counter()
@@ -108,11 +120,13 @@ class Meter:
         seconds of upstream and downstream, each a second of audio, the options of our upstream, and the scores by their
         metric's name."""
         split = self.runner.args.evaluate_split
-        upstream = getattr(self.runner.upstream.model, "module", self.runner.upstream.model)
+        upstream = self.upstream
         measured = getattr(upstream, "measured", None)
         audio = sum(batch[0] for batch in self.batches)
         steady = self.batches[1:] or self.batches
+        ran = [batch for batch in steady if not math.isnan(batch[1])]
         columns = [sum(column) for column in zip(*steady, strict=True)]
+        upstream_columns = [sum(column) for column in zip(*ran, strict=True)]
         frames = self.frames if measured is None else measured.frames
         macs = count_macs(upstream, self.counted) if measured is None else measured.macs / max(measured.seconds, 1e-9)
         names = {tag: tag.rpartition("/")[2].removeprefix(f"{split}-") for tag in self.scores}
@@ -124,7 +138,7 @@ class Meter:
             "frames": frames,
             "frame_period_ms": 1000 * audio / frames if frames else None,
             "macs_per_second": macs,
-            "upstream_seconds_per_second": columns[1] / columns[0] if columns else None,
+            "upstream_seconds_per_second": upstream_columns[1] / upstream_columns[0] if ran else None,
             "downstream_seconds_per_second": columns[2] / columns[0] if columns else None,
             "options": None if measured is None else dataclasses.asdict(upstream.options),
             # JSON has no NaN

@@ -92,6 +92,11 @@ class RateOptions:
     def adaptive(self) -> bool:
         return isinstance(self.lambd, str) and self.lambd == ADAPTIVE
 
+    @property
+    def extract_rate(self) -> dict[str, float | None]:
+        """The rate as OFAWav2Vec2.extract takes it; pooling comes after it."""
+        return {"lambd": self.lambd, "frame_period_ms": self.frame_period_ms}
+
     @classmethod
     def layered(cls, *layers: Mapping[str, Any]) -> "RateOptions":
         """Options from mappings, a later one winning over those before it; a value of None counts as not given.

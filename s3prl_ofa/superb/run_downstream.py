@@ -43,6 +43,7 @@ from s3prl_ofa.superb.experiment import (
     trained_model_config,
 )
 from s3prl_ofa.superb.expert import Measured
+from s3prl_ofa.superb.feature_cache import FeatureCache, default_folder, wanted_layers
 from s3prl_ofa.superb.meter import Meter, keeping_scores
 from s3prl_ofa.superb.rate_options import (
     ADAPTIVE,
@@ -92,6 +93,7 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
     class KeptRunner(s3prl_run.Runner):
         def __init__(self, args: argparse.Namespace, config: dict[str, Any]) -> None:
             super().__init__(args, config)
+            experiment.open_cache(self)
             meters.append(Meter(self, scores))
             if args.mode == "train" and args.local_rank is None:  # of several processes each has a state of its own
                 saves.position = Position((experiment.past or {}).get(POSITION))
@@ -150,6 +152,8 @@ class Experiment:
     def __init__(self) -> None:
         self.rate: dict[str, Any] = {}  # of RateOptions, as the command line gave them
         self.repeat_auto = False
+        self.cache_gb: float | None = None
+        self.cache_folder: str | None = None
         self.past: dict[str, Any] | None = None  # the checkpoint to go on from, as S3PRL stored it
         self.trained_config: str | None = None  # the ``-g`` in it
         self.made: list[pathlib.Path] = []  # folders that were not there before, a folder before the one it is in
@@ -161,6 +165,9 @@ class Experiment:
         folder: a place for the config that S3PRL is to read.
         """
         ours = {name: take(args, name) for name in (*OPTION_NAMES, "mini", *ROOTS)}
+        self.cache_gb, self.cache_folder = take(args, "cache_gb"), take(args, "feature_cache")
+        if self.cache_folder is not None and self.cache_gb is None:
+            raise UsageError("--feature-cache needs --cache-gb: how much it may take")
         self.repeat_auto = ours["repeat"] == AUTO
         self.rate = {name: ours[name] for name in OPTION_NAMES if ours[name] not in (None, AUTO)}
         # says at once what is out of range; whether the rate is an adaptive one may stand in -g or the experiment
@@ -249,13 +256,17 @@ class Experiment:
         if is_ours(args):
             options = self.settle_rate(args)
             adaptive.check_frozen(options.adaptive and args.upstream_trainable)
+            if self.cache_gb is not None and (options.adaptive or args.upstream_trainable):
+                trained = "-f" if args.upstream_trainable else f"lambd {ADAPTIVE}"
+                raise UsageError(f"--cache-gb needs features that stay as they are: leave it out with {trained}")
             args.upstream_model_config = options.to_yaml()
             if args.mode == "train" and self.past is None:
                 options = self.check_training(args, config, options)
                 args.upstream_model_config = options.to_yaml()
             logger.info("%s runs at %s", args.upstream, options)
-        elif self.rate or self.repeat_auto:
-            given = ", ".join(f"--{option_name(name)}" for name in (*self.rate, *["repeat"] * self.repeat_auto))
+        elif self.rate or self.repeat_auto or self.cache_gb is not None:
+            others = [*["repeat"] * self.repeat_auto, *["cache_gb"] * (self.cache_gb is not None)]
+            given = ", ".join(f"--{option_name(name)}" for name in (*self.rate, *others))
             raise UsageError(f"{given} needs the upstream ofa_wav2vec2, found {args.upstream}")
         if args.downstream in tasks.S3PRL_DOWNSTREAM.values():
             tasks.complete_s3prl(expdir)
@@ -309,6 +320,23 @@ class Experiment:
             config.update(tasks.scale_specaug(config, period_ms))
             logger.info("SpecAug's widths along time are scaled from 20 ms to %.1f ms a frame", period_ms)
         return options
+
+    def open_cache(self, runner: Any) -> None:
+        """Lets the upstream of a runner of S3PRL's use the feature cache, where one was asked for."""
+        if self.cache_gb is None:
+            return
+        args, upstream = runner.args, runner.upstream.model
+        layers = wanted_layers(
+            args.upstream_feature_selection, args.upstream_layer_selection, upstream.model.config.layers
+        )
+        cache = FeatureCache(
+            self.cache_folder or default_folder(),
+            self.cache_gb,
+            upstream.model,
+            upstream.options.extract_rate,
+            layers,
+        )
+        upstream.cache = self.lock.enter_context(cache)
 
     @contextlib.contextmanager
     def folders(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """The options of ``s3prl-ofa run_downstream`` beside S3PRL's own."""
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -50,6 +51,15 @@ class CombinedParser(argparse.ArgumentParser):
             metavar="N|auto",
             help="repeat each native frame, for CTC; auto: as often as the training labels need",
         )
+        group.add_argument(
+            "--cache-gb",
+            type=positive,
+            metavar="GB",
+            help="keep the features of a frozen upstream on the disk, up to so many 10^9 bytes, and use what is there",
+        )
+        group.add_argument(
+            "--feature-cache", metavar="DIR", help="where --cache-gb keeps them; default: ~/.cache/s3prl_ofa/features"
+        )
         group.add_argument("--mini", action="store_true", help="the small config, for minutes on two CPU cores")
         for name, (metavar, text) in ROOTS.items():
             group.add_argument("--" + name.replace("_", "-"), metavar=metavar, help=text)
@@ -66,6 +76,16 @@ def lambd_or_adaptive(value: str) -> float | str:
         return value if value == ADAPTIVE else float(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"a number or {ADAPTIVE} is expected, found {value!r}") from None
+
+
+def positive(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"a number above 0 is expected, found {value!r}")
+    return number
 
 
 def repeat_count(value: str) -> int | str:

@@ -1,8 +1,10 @@
 """``s3prl-ofa sweep GRID.yaml``: runs what of a grid is not done yet."""
 
 import argparse
+import dataclasses
 import json
 import logging
+import math
 import pathlib
 import sys
 from typing import Any
@@ -11,12 +13,12 @@ from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path
+from s3prl_ofa.locks import InUse, is_locked, locked
 
 from .check import prepare
 from .folder import FAILURE, LOCK, LOG, POINT, POINTS, RESULT, read_json, tail, write_json
 from .grid import Grid
 from .launch import Launcher
-from .locks import InUse, is_locked, locked
 from .point import KILLED, recover
 from .reading import read_grid, to_yaml
 from .results import FAILED, FILE, FINISHED, Results
@@ -35,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="results; else out of the grid, else sweeps/NAME of its file",
     )
+    parser.add_argument(
+        "--cache-gb",
+        type=float,
+        metavar="GB",
+        help="keep features of frozen upstreams in DIR/features, up to so many 10^9 bytes; else cache_gb of the grid",
+    )
     parser.add_argument("--retry", action="store_true", help="run again what has failed")
     parser.add_argument(
         "--dry-run", action="store_true", help="list the points, and estimate the time from a few steps of each task"
@@ -43,6 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     grid = read_grid(args.grid)
+    if args.cache_gb is not None:
+        if not 0 < args.cache_gb < math.inf:
+            raise UsageError(f"--cache-gb: a number above 0 is expected, found {args.cache_gb:g}")
+        grid = dataclasses.replace(grid, cache_gb=args.cache_gb)
     try:
         prepared = prepare(grid)
     except UsageError as error:
@@ -58,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 def sweep(grid: Grid, prepared: Prepared, out: pathlib.Path, retry: bool) -> int:
     """Runs the points that are not done; the exit status is 1 when some have failed or were killed."""
     check_writable(out)
-    launcher = Launcher(grid.executor, out)
+    launcher = Launcher(grid.executor, out, grid.cache_gb)
     try:
         with locked(out / SWEEP_LOCK, wait=False):
             lay_out(grid, prepared, out)

@@ -11,12 +11,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from s3prl_ofa.locks import locked
 from s3prl_ofa.superb.rate_options import ADAPTIVE
 
 from .folder import LOCK, LOG, POINT, POINTS, RESULT, read_json, write_json
 from .grid import OURS, Grid
 from .launch import Launcher
-from .locks import locked
 from .point import CommandFailed, CommandKilled, run_process
 from .work import PROBE, PROBE_STEPS
 

@@ -17,6 +17,8 @@ from typing import Any
 from s3prl_ofa.files import atomic_path
 
 POINTS = "points"  # the folder of the points' folders
+FEATURES = "features"  # beside it, the cache of features
+CACHE_GB = "--cache-gb"  # of work.py and of run_downstream
 LOCK = ".point.lock"
 POINT, CONFIG, EXPERIMENT, LOG = "point.json", "config.yaml", "experiment", "run.log"
 TRAINED, RESULT, FAILURE = "trained.json", "result.json", "failed.json"

@@ -141,6 +141,7 @@ class Grid:
     executor: Executor
     device: str
     out: str | None
+    cache_gb: float | None = None  # for features of frozen upstreams, of all points together
 
     def points(self) -> list[Point]:
         """All points, the first seed of everything before the second, so that a sweep that is stopped has a table."""

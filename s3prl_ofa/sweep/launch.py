@@ -36,8 +36,8 @@ class Ended:
 class Launcher:
     """An executor of submitit's and the places in which it runs points; each place has a GPU, or none, of its own."""
 
-    def __init__(self, settings: Executor, folder: pathlib.Path) -> None:
-        self.settings = settings
+    def __init__(self, settings: Executor, folder: pathlib.Path, cache_gb: float | None = None) -> None:
+        self.settings, self.cache_gb = settings, cache_gb
         gpus = local_gpus(settings)
         on_slurm = settings.kind == "slurm"
         self.parallel = settings.parallel or (SLURM_PARALLEL if on_slurm else max(1, len(gpus)))
@@ -78,7 +78,7 @@ class Launcher:
         """A job of submitit's that runs the point in ``folder``."""
         # What submitit starts here prints a traceback when it is interrupted, which says nothing about the point.
         with stderr_to(self.folder / CONTROLLER_LOG) if self.settings.kind == "local" else contextlib.nullcontext():
-            return self.executor.submit(PointRun(), str(folder), self.gpu[place], self.threads)
+            return self.executor.submit(PointRun(), str(folder), self.gpu[place], self.threads, self.cache_gb)
 
     def run(self, folders: dict[str, pathlib.Path], started: Callable[[str], None]) -> Iterator[Ended]:
         """Runs the points of these folders, by name, and gives each when it has ended.

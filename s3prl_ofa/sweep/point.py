@@ -10,8 +10,9 @@ import subprocess
 import sys
 from typing import IO, Any
 
-from .folder import FAILURE, LOCK, LOG, POINT, RESULT, described, read_json, tail, write_json
-from .locks import locked
+from s3prl_ofa.locks import locked
+
+from .folder import CACHE_GB, FAILURE, LOCK, LOG, POINT, RESULT, described, read_json, tail, write_json
 from .results import FAILED, FINISHED, Results
 
 KILLED = "killed"  # an exit state without a row: the point goes on the next time
@@ -28,12 +29,13 @@ class CommandKilled(Exception):
 class PointRun:
     """What an executor runs for a point. submitit calls ``checkpoint`` when Slurm takes the machine away."""
 
-    def __call__(self, folder: str, gpu: str | None, threads: int) -> str:
+    def __call__(self, folder: str, gpu: str | None, threads: int, cache_gb: float | None = None) -> str:
         """Does what is left of the point in ``folder`` and returns its exit state: finished, failed or killed.
 
-        gpu: the one to use, empty for none; None leaves it to the environment.
+        gpu: the one to use, empty for none; None leaves it to the environment. cache_gb: how much the sweep's cache of
+        features may take; None for no cache.
         """
-        return run_point(pathlib.Path(folder), gpu, threads)
+        return run_point(pathlib.Path(folder), gpu, threads, cache_gb)
 
     def checkpoint(self, *arguments: Any) -> Any:
         from submitit.helpers import DelayedSubmission
@@ -41,11 +43,12 @@ class PointRun:
         return DelayedSubmission(self, *arguments)
 
 
-def run_point(folder: pathlib.Path, gpu: str | None, threads: int) -> str:
+def run_point(folder: pathlib.Path, gpu: str | None, threads: int, cache_gb: float | None) -> str:
     with locked(folder / LOCK, wait=True) as lock:
         if not (folder / RESULT).exists():
             try:
-                run_process([str(folder)], folder / LOG, gpu, threads, lock)
+                cache = [] if cache_gb is None else [CACHE_GB, f"{cache_gb:.17g}"]
+                run_process([str(folder), *cache], folder / LOG, gpu, threads, lock)
             except CommandKilled:
                 return KILLED
             except CommandFailed as error:

@@ -106,7 +106,7 @@ def read_grid(path: str | os.PathLike) -> Grid:
 
 def grid_from(loaded: Any) -> Grid:
     """The grid in what YAML gave."""
-    own = ("checkpoints", "tasks", "baselines", "data", "executor", "device", "mini", "out")
+    own = ("checkpoints", "tasks", "baselines", "data", "executor", "device", "mini", "out", "cache_gb")
     section = Section(loaded, "", (*own, *AXES))
     checkpoints = section.get("checkpoints", named_paths, {})
     baselines = section.list("baselines", baseline, ())
@@ -126,6 +126,7 @@ def grid_from(loaded: Any) -> Grid:
         executor=section.get("executor", executor, Executor()),
         device=section.get("device", text, "cuda"),
         out=section.get("out", text, None),
+        cache_gb=section.get("cache_gb", positive, None),
     )
     mini = section.get("mini", boolean, False)
     tasks = section.get("tasks", task_names)

@@ -12,8 +12,7 @@ import pathlib
 from typing import Any
 
 from s3prl_ofa.files import atomic_path
-
-from .locks import locked
+from s3prl_ofa.locks import locked
 
 logger = logging.getLogger(__name__)
 

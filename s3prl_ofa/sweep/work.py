@@ -1,7 +1,8 @@
 """The process of a point: ``python -m s3prl_ofa.sweep.work FOLDER`` trains, evaluates on dev and test, writes the row.
 
-Each step leaves its file when it is done, and only then, so that after a kill at any moment another process does what
-is left. All three are s3prl_ofa's run_downstream, one after the other in one process, as S3PRL takes long to import.
+``--cache-gb GB`` after it lets frozen upstreams use the sweep's cache of features. Each step leaves its file when it is
+done, and only then, so that after a kill at any moment another process does what is left. All three are s3prl_ofa's
+run_downstream, one after the other in one process, as S3PRL takes long to import.
 """
 
 import copy
@@ -27,7 +28,19 @@ from s3prl_ofa.superb.meter import measured_path
 from s3prl_ofa.superb.rate_options import ADAPTIVE
 from s3prl_ofa.version import __version__
 
-from .folder import CONFIG, EXPERIMENT, LOG, POINT, RESULT, TRAINED, described, read_json, write_json
+from .folder import (
+    CACHE_GB,
+    CONFIG,
+    EXPERIMENT,
+    FEATURES,
+    LOG,
+    POINT,
+    RESULT,
+    TRAINED,
+    described,
+    read_json,
+    write_json,
+)
 from .grid import OURS
 from .results import FINISHED, Row
 
@@ -54,23 +67,32 @@ COPIED = (  # from what was measured on the test split to the row
 def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     folder = pathlib.Path(argv[0])
-    run = probe if PROBE in argv else work
-    return guarded(COMMAND, lambda: run(folder, read_json(folder / POINT)))
+    settings = read_json(folder / POINT)
+    if PROBE in argv:
+        return guarded(COMMAND, lambda: probe(folder, settings))
+    cache = cache_arguments(folder, settings, argv[1:])
+    return guarded(COMMAND, lambda: work(folder, settings, cache))
 
 
-def work(folder: pathlib.Path, settings: dict[str, Any]) -> int:
+def cache_arguments(folder: pathlib.Path, settings: dict[str, Any], given: Sequence[str]) -> list[str]:
+    """What run_downstream is told about the sweep's cache of features: nothing where a point cannot use one."""
+    point = settings["point"]
+    if CACHE_GB not in given or point["upstream"] != OURS or point["rate"] == ADAPTIVE:
+        return []
+    return [*given, "--feature-cache", str(folder.parents[1] / FEATURES)]
+
+
+def work(folder: pathlib.Path, settings: dict[str, Any], cache: list[str]) -> int:
     """Does what is left of the point and writes its row to result.json."""
     start = time.monotonic()
     experiment = folder / EXPERIMENT
     if not (folder / TRAINED).exists():
         write_config(folder, settings)
-        call(train_arguments(folder, settings))
+        call([*train_arguments(folder, settings), *cache])
         write_json(folder / TRAINED, {"seconds": time.monotonic() - start})
     for split in filter(None, (settings["dev"], settings["test"])):
         if not measured_path(experiment, split).exists():
-            call(
-                ["-m", "evaluate", "-e", str(best_checkpoint(experiment)), "-t", split, "--device", settings["device"]]
-            )
+            call([*evaluate_arguments(best_checkpoint(experiment), split, settings), *cache])
     write_json(folder / RESULT, row_of(folder, settings, time.monotonic() - start))
     return 0
 

@@ -1,4 +1,4 @@
-"""Locks that die with their holder, whatever kills it: of a sweep's folder, of a point, of the file of results."""
+"""Locks that die with their holder, whatever kills it: of a sweep's folder, of a point, of a cache of features."""
 
 import contextlib
 import fcntl
@@ -14,21 +14,22 @@ class InUse(Exception):
 
 
 @contextlib.contextmanager
-def locked(path: pathlib.Path, wait: bool) -> Iterator[IO[str]]:
+def locked(path: pathlib.Path, wait: bool, shared: bool = False) -> Iterator[IO[str]]:
     """Holds the lock file ``path`` and gives it: a process that inherits the open file holds the lock as well.
 
-    Raises InUse where another process holds it and ``wait`` is false, UsageError where the file system has no locks.
+    shared: together with others that hold it so. Raises InUse where another process holds it and ``wait`` is false,
+    UsageError where the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise InUse(path) from None
         except OSError as error:
             raise UsageError(
                 f"{path.parent}: its file system has no locks ({error.strerror}), without which two processes could "
-                f"write the same result; choose a folder on another one with --out"
+                f"write the same file; choose a folder on another one"
             ) from None
         yield file
 
