@@ -83,12 +83,20 @@ def mend_runner(runner: ModuleType) -> None:
         runner.Runner._get_downstream = with_adaptive_rate(runner.Runner._get_downstream)
 
 
+def speed_up_asr(model: ModuleType) -> None:
+    from s3prl_ofa.superb.packed_lstm import PackedLSTM
+
+    if model.nn.LSTM is not PackedLSTM:
+        model.nn = shims.Instead(model.nn, LSTM=PackedLSTM)
+
+
 # What is done to which module of S3PRL once it has run.
 AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "s3prl": lambda _: shims.apply_shims(),
     "s3prl.hub": add_entries,
     "s3prl.nn.upstream": keep_native_lengths,
     "s3prl.downstream.runner": mend_runner,
+    "s3prl.downstream.asr.model": speed_up_asr,
 }
 
 
