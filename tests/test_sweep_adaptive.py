@@ -8,9 +8,11 @@ import yaml
 from sweep_rows import grid_rows, row, write_sweep
 
 from s3prl_ofa import cli
+from s3prl_ofa.errors import UsageError
 from s3prl_ofa.sweep.grid import Rates
 from s3prl_ofa.sweep.reading import grid_from, to_yaml
 from s3prl_ofa.sweep.summary import LEARNT, summarize
+from s3prl_ofa.sweep.work import train_arguments
 
 DEMO = pathlib.Path(cli.__file__).parent / "demo"
 DATARC = "downstream_expert.datarc"
@@ -57,3 +59,27 @@ def test_in_a_report(tmp_path):
     assert all(reach.setting is not setting for reach in summary.reaches)
     assert cli.main(["report", str(tmp_path)]) == 0
     assert "adaptive 0.1" in "".join(path.read_text() for path in tmp_path.rglob("*.md"))
+
+
+def test_starts_of_an_adaptive_rate_are_points_of_their_own(tmp_path):
+    """lambd_starts varies where adaptive rates begin, and nothing else: other rates have one point all the same."""
+    grid = {"rates": {"lambd": [0], "adaptive": [0, 0.5]}, "lambd_starts": [0.1, 0.9], "tasks": {"sid": {}}}
+    read = grid_from({"checkpoints": {"tiny": "tiny.pt"}, **grid})
+    assert grid_from(yaml.safe_load(to_yaml(read))) == read
+    names = [point.name for point in read.points()]
+    assert names == [
+        "sid_tiny_lambd0_seed1",
+        *(f"sid_tiny_adaptive{weight}_start{start}_seed1" for weight in (0, 0.5) for start in (0.1, 0.9)),
+    ]
+    settings = {"point": vars(read.points()[-1]), "device": "cpu"}
+    arguments = train_arguments(tmp_path, settings)
+    assert arguments[arguments.index("--lambd-start") + 1] == "0.90000000000000002"
+
+
+@pytest.mark.parametrize("start", [-0.1, 1.5, "x", True])
+def test_bad_starts(start):
+    """A start outside [0, 1] is refused by its key."""
+    with pytest.raises(UsageError, match=r"lambd_starts: a lambd in \[0, 1\] is expected"):
+        grid_from(
+            {"checkpoints": {"tiny": "tiny.pt"}, "tasks": ["sid"], "rates": {"adaptive": 1}, "lambd_starts": start}
+        )

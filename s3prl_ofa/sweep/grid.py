@@ -60,12 +60,14 @@ class Baseline:
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """What is varied. A repeat of "auto" is what CTC needs at the rate; a learning rate of None is the config's."""
+    """What is varied. A repeat of "auto" is what CTC needs at the rate; a learning rate of None is the config's, and a
+    start of None, of adaptive rates alone, run_downstream's."""
 
     rates: Rates
     frames: tuple[str, ...]
     repeat: tuple[int | str, ...]
     learning_rates: tuple[float | None, ...]
+    lambd_starts: tuple[float | None, ...]
     seeds: tuple[int, ...]
 
 
@@ -116,6 +118,7 @@ class Point:
     repeat: int | str | None
     learning_rate: float | None
     seed: int
+    lambd_start: float | None = None
 
     @property
     def name(self) -> str:
@@ -123,6 +126,8 @@ class Point:
         parts = [self.task, self.model]
         if self.rate is not None:
             parts.append(RATE_NAMES[self.rate].format(self.value))
+        if self.lambd_start is not None:
+            parts.append(f"start{self.lambd_start:g}")
         if self.frames not in (None, usual_frames(self.task)):
             parts.append(self.frames)
         if self.repeat not in (None, usual_repeat(self.task)) and self.frames == NATIVE:
@@ -157,8 +162,10 @@ def task_points(grid: Grid, task: Task) -> Iterator[Point]:
             grid.checkpoints.items(), axes.rates, axes.frames
         ):
             # a repeat is for native frames; upsampled ones are as many as at 20 ms
-            for repeat in axes.repeat if frames == NATIVE else (1,):
-                yield Point(task.name, model, OURS, checkpoint, rate, value, frames, repeat, learning_rate, seed)
+            repeats = axes.repeat if frames == NATIVE else (1,)
+            starts = axes.lambd_starts if rate == ADAPTIVE else (None,)
+            for repeat, start in itertools.product(repeats, starts):
+                yield Point(task.name, model, OURS, checkpoint, rate, value, frames, repeat, learning_rate, seed, start)
         for baseline in grid.baselines:
             given = (baseline.name, baseline.upstream, baseline.checkpoint)
             yield Point(task.name, *given, None, None, None, None, learning_rate, seed)

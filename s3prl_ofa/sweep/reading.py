@@ -161,6 +161,7 @@ def task_from(name: str, settings: Any, grid: Section, mini: bool) -> Task:
         repeat=axis("repeat", repeat, (usual_repeat(name),)),
         learning_rates=axis("learning_rates", positive, (None,)),
         seeds=axis("seeds", seed, (1,)),
+        lambd_starts=axis("lambd_starts", lambd_start, (None,)),
     )
     task = Task(
         name=name,
@@ -309,6 +310,13 @@ def rate_weight(value: Any) -> float:
     return number
 
 
+def lambd_start(value: Any) -> float:
+    number = real(value)
+    if number is None or not 0 <= number <= 1:
+        raise ValueError(f"a lambd in [0, 1] is expected, found {value!r}")
+    return number
+
+
 def repeat(value: Any) -> int | str:
     if value == AUTO:
         return AUTO
@@ -341,7 +349,6 @@ def to_yaml(grid: Grid) -> str:
     for task in found["tasks"].values():
         del task["name"]
         axes = task.pop("axes")
-        if axes["learning_rates"] == [None]:
-            del axes["learning_rates"]
+        axes = {key: values for key, values in axes.items() if values != [None]}
         task.update(axes)
     return yaml.safe_dump(found, sort_keys=False)

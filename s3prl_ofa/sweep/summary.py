@@ -16,6 +16,8 @@ from .results import FAILED, FILE, FINISHED, Results, Row
 
 VARIABLE, LEARNT, FIXED, BASELINE = "variable", "adaptive", "pooling", "baseline"  # what a setting is compared as
 KINDS = (VARIABLE, LEARNT, FIXED, BASELINE)
+# what rows are grouped by
+GROUPED = ("task", "model", "rate", "value", "lambd_start", "frames", "asked_repeat")
 NO_COMPRESSION_MS = 20.5  # up to this asked frame period a setting counts as 20 ms
 
 
@@ -47,6 +49,7 @@ class Setting:
     kind: str
     rate: str | None
     value: float | None
+    lambd_start: float | None
     frames: str | None
     repeats: tuple[int, ...]
     asked_repeat: int | str | None
@@ -67,11 +70,13 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """The rate, in words: lambd 0.5, 40 ms, pool 3, adaptive 0.1 (its weight); a baseline's upstream."""
+        """The rate, in words: lambd 0.5, 40 ms, pool 3, adaptive 0.1 (its weight; from 0.9: its start); a baseline's
+        upstream."""
         if self.rate is None:
             return self.model
         name = {"lambd": "lambd {:g}", "frame_period_ms": "{:g} ms", "pool": "pool {:g}", ADAPTIVE: "adaptive {:g}"}
-        return name[self.rate].format(self.value)
+        start = "" if self.lambd_start is None else f" from {self.lambd_start:g}"
+        return name[self.rate].format(self.value) + start
 
     @property
     def metric_name(self) -> str:
@@ -162,7 +167,7 @@ def settings_of(rows: list[Row]) -> list[Setting]:
     """Groups rows over seeds and takes the learning rate that is best on dev, ordered by task, model and period."""
     groups: dict[tuple[Any, ...], dict[Any, list[Row]]] = {}
     for row in rows:
-        key = tuple(row[name] for name in ("task", "model", "rate", "value", "frames", "asked_repeat"))
+        key = tuple(row.get(name) for name in GROUPED)
         groups.setdefault(key, {}).setdefault(row["learning_rate"], []).append(row)
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     found = [setting_of(best_learning_rate(by_rate), len(by_rate)) for by_rate in groups.values()]
@@ -204,6 +209,7 @@ def setting_of(rows: list[Row], tried: int) -> Setting:
         kind=kind_of(first),
         rate=first["rate"],
         value=first["value"],
+        lambd_start=first.get("lambd_start"),
         frames=first["frames"],
         repeats=tuple(sorted({row["repeat"] for row in rows if row["repeat"] is not None})),
         asked_repeat=first["asked_repeat"],

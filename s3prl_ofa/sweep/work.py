@@ -113,6 +113,8 @@ def train_arguments(folder: pathlib.Path, settings: dict[str, Any]) -> list[str]
         value = f"{point['value']:.17g}"
         if point["rate"] == ADAPTIVE:
             arguments += ["--lambd", ADAPTIVE, "--rate-weight", value]
+            if point.get("lambd_start") is not None:
+                arguments += ["--lambd-start", f"{point['lambd_start']:.17g}"]
         else:
             arguments += ["--" + point["rate"].replace("_", "-"), value]
         arguments += ["--frames", point["frames"]]
