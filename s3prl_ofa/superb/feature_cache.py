@@ -32,6 +32,7 @@ from s3prl_ofa.files import atomic_path
 from s3prl_ofa.locks import InUse, locked
 from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.model.ofa import ExtractOutput, OFAWav2Vec2
+from s3prl_ofa.model.waves import check_waves
 from s3prl_ofa.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 GB = 10**9
 LOCK, USERS, USED, KEY = ".lock", ".users", "bytes", "key.json"
 SUFFIX = ".safetensors"
+GONE = ".gone-"  # before the name of a place that is being removed
+ENTRY = {"hidden_states", "times", "frame_index", "lambd"}
 
 Entry = dict[str, Tensor]  # of one utterance
 Compute = Callable[[list[Tensor]], ExtractOutput]
@@ -69,6 +72,7 @@ class FeatureCache:
         self.overhead = math.nan
         key = key_of(model, rate, self.layers)
         text = json.dumps(key, indent=1, sort_keys=True)
+        self.receptive_field = model.config.receptive_field
         self.place = pathlib.Path(folder, hashlib.sha256(text.encode()).hexdigest()[:32])
         self.held = contextlib.ExitStack()
         try:
@@ -77,6 +81,7 @@ class FeatureCache:
                 self.held.enter_context(locked(self.place / LOCK, wait=True, shared=True))
                 with atomic_path(self.place / KEY) as temporary:  # its time says when the place was opened last
                     temporary.write_text(text + "\n", "utf-8")
+            self.space.take(0, self.place)  # the limit may be lower than the last time
         except OSError as error:
             self.held.close()
             raise UsageError(f"the feature cache {folder} cannot be written ({error.strerror})") from error
@@ -98,6 +103,7 @@ class FeatureCache:
         utterances were computed in other batches, on which their features do not depend but for rounding.
         """
         start, self.overhead = self.now(), math.nan
+        check_waves(wavs, self.receptive_field, self.device)  # also what is there, and with its place in this batch
         paths = [self.path(wav) for wav in wavs]
         entries = [None if self.anew else read(path) for path in paths]
         missing = [index for index, entry in enumerate(entries) if entry is None]
@@ -119,7 +125,10 @@ class FeatureCache:
         return time.perf_counter()
 
     def path(self, wav: Tensor) -> pathlib.Path:
-        digest = hashlib.sha256(wav.detach().to("cpu", torch.float32).contiguous().numpy()).hexdigest()
+        samples = hashlib.sha256(wav.detach().to("cpu", torch.float32).contiguous().numpy())
+        if torch.is_autocast_enabled(self.device.type):  # S3PRL's fp16, which can change from run to run
+            samples.update(str(torch.get_autocast_dtype(self.device.type)).encode())
+        digest = samples.hexdigest()
         return self.place / digest[:2] / (digest + SUFFIX)
 
     def keep(self, path: pathlib.Path, entry: Entry) -> None:
@@ -127,17 +136,20 @@ class FeatureCache:
         if self.full or path.exists():
             return
         content = safetensors.torch.save(entry)
-        if not self.space.take(len(content), self.place):
-            self.full = True
-            logger.info("the feature cache %s is full: what is not in it is computed each time", self.space.folder)
-            return
         try:
+            if not self.space.take(len(content), self.place):
+                self.full = True
+                logger.info("the feature cache %s is full: what is not in it is computed each time", self.space.folder)
+                return
+            # On the disk before it has its name: after a power cut a file of the right size could hold zeros.
             with atomic_path(path) as temporary:
                 temporary.write_bytes(content)
-        except OSError as error:
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+        except (OSError, ValueError) as error:
+            # What was taken for it stays taken until somebody opens the folder alone and counts.
             self.full = True
-            self.space.give_back(len(content))
-            logger.warning("nothing more is kept in the feature cache: %s: %s", path.parent, error.strerror)
+            logger.warning("nothing more is kept in the feature cache: %s: %s", path.parent, error)
 
     def together(self, entries: list[Entry], wavs: list[Tensor]) -> ExtractOutput:
         """A batch from its utterances, padded as ``extract`` pads."""
@@ -171,32 +183,41 @@ class Space:
         with locked(self.lock, wait=True):
             try:
                 with locked(folder / USERS, wait=False):
-                    for path in folder.glob(f"*/*/.*{SUFFIX}"):
-                        path.unlink(missing_ok=True)
-                    self.write(sum(size_of(place) for place in self.places()))
+                    self.clear_up()
+                    self.write(size_of(folder))
             except InUse:
                 pass
             held.enter_context(locked(folder / USERS, wait=True, shared=True))
 
+    def clear_up(self) -> None:
+        """Removes what killed processes left: places half removed, files half written."""
+        for place in self.folder.glob(f"{GONE}*"):
+            shutil.rmtree(place, ignore_errors=True)
+        half_written = (f".{USED}.*", f"*/.{pathlib.Path(KEY).stem}.*", f"*/*/.*{SUFFIX}")
+        for path in (path for pattern in half_written for path in self.folder.glob(pattern)):
+            path.unlink(missing_ok=True)
+
     def places(self) -> list[pathlib.Path]:
         """All places, the one that was opened longest ago first."""
-        return [path.parent for path in sorted(self.folder.glob(f"*/{KEY}"), key=lambda path: path.stat().st_mtime)]
+
+        def opened(place: pathlib.Path) -> float:
+            with contextlib.suppress(OSError):
+                return (place / KEY).stat().st_mtime
+            return 0.0
+
+        return sorted((path for path in self.folder.glob("[!.]*") if path.is_dir()), key=opened)
 
     def take(self, size: int, keep: pathlib.Path) -> bool:
         """Takes room for ``size`` bytes, if need be from places other than ``keep``; whether there was any."""
         with locked(self.lock, wait=True):
             used = int((self.folder / USED).read_text())
-            if used + size > self.limit and size <= self.limit:
+            if used + size > self.limit and size_of(keep) + size <= self.limit:
                 for place in self.places():
                     if used + size > self.limit and place != keep:
                         used -= self.removed(place)
             fits = used + size <= self.limit
             self.write(used + size if fits else used)
             return fits
-
-    def give_back(self, size: int) -> None:
-        with locked(self.lock, wait=True):
-            self.write(int((self.folder / USED).read_text()) - size)
 
     def write(self, used: int) -> None:
         with atomic_path(self.folder / USED) as temporary:
@@ -207,9 +228,10 @@ class Space:
         try:
             with locked(place / LOCK, wait=False):
                 size = size_of(place)
-                shutil.rmtree(place)
-                return size
-        except InUse:
+                gone = place.rename(place.with_name(GONE + place.name))
+                shutil.rmtree(gone, ignore_errors=True)
+                return size - size_of(gone)
+        except (InUse, OSError):
             return 0
 
 
@@ -222,9 +244,9 @@ def wanted_layers(selection: str, layer: int | None, last: int) -> tuple[int, ..
     every = tuple(range(last + 1))
     if selection == "last_hidden_state":
         return every[-1:]
-    number = selection.removeprefix("hidden_state_")
-    if number != selection and number.isdecimal():
-        layer = int(number)
+    one = [layer for layer in every if selection == f"hidden_state_{layer}"]
+    if one:
+        return tuple(one)
     return every if layer is None or not -len(every) <= layer <= last else (every[layer],)
 
 
@@ -236,7 +258,7 @@ def key_of(model: OFAWav2Vec2, rate: dict[str, float | None], layers: tuple[int,
         weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return {
         "weights": weights.hexdigest(),
-        "rate": {name: value for name, value in rate.items() if value is not None},
+        "rate": {name: value for name, value in rate.items() if value is not None} or {"lambd": 0.0},
         "layers": list(layers),
         "dtype": str(next(model.parameters()).dtype),
         "device": model.device.type,
@@ -258,15 +280,21 @@ def entry_of(out: ExtractOutput, row: int, layers: tuple[int, ...]) -> Entry:
 
 
 def read(path: pathlib.Path) -> Entry | None:
-    """An entry, mapped into memory; None where there is none. One that cannot be read is removed."""
+    """An entry, mapped into memory; None where there is none. One that is broken is removed."""
     try:
-        return safetensors.torch.load_file(path)
+        entry = safetensors.torch.load_file(path)
+        if entry.keys() == ENTRY:
+            return entry
+        error = f"it holds {', '.join(sorted(entry))}"
     except FileNotFoundError:
         return None
-    except (safetensors.SafetensorError, OSError) as error:
-        logger.warning("%s in the feature cache cannot be read and is computed anew: %s", path, error)
-        path.unlink(missing_ok=True)
-        return None
+    except (safetensors.SafetensorError, OSError) as found:
+        error = found
+    logger.warning("%s in the feature cache cannot be read and is computed anew: %s", path, error)
+    if not isinstance(error, OSError):
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return None
 
 
 def padded(rows: list[Tensor], device: torch.device) -> Tensor:
@@ -274,5 +302,10 @@ def padded(rows: list[Tensor], device: torch.device) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
 
 
-def size_of(place: pathlib.Path) -> int:
-    return sum(path.stat().st_size for path in place.glob(f"*/*{SUFFIX}"))
+def size_of(folder: pathlib.Path) -> int:
+    """Bytes of all entries below it."""
+    total = 0
+    for path in folder.rglob(f"*{SUFFIX}"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total

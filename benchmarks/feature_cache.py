@@ -1,0 +1,100 @@
+"""What the cache of features gains: a sweep of three learning rates with and without it.
+
+    python benchmarks/feature_cache.py CHECKPOINT --librispeech ROOT --voxceleb1 ROOT --prepared DIR
+
+One sweep of `s3prl-ofa sweep` after the other, each with three points, one at a time; a row each for the csv, with its
+seconds by the clock and of CPU, the ratio to the sweep without a cache, and the three scores on the test split, which
+are to be the same.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+import torch
+import yaml
+from rows import machine, write
+
+import s3prl_ofa
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "feature_cache.csv"
+WHOLE_UTTERANCES = {"downstream_expert.datarc.max_timestep": None, "downstream_expert.datarc.train_batch_size": 8}
+
+
+def cpu_seconds() -> float:
+    """Of all child processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def sweep(grid: dict, folder: pathlib.Path) -> tuple[float, float, list[float]]:
+    """Seconds by the clock and of CPU, and the scores."""
+    path, out = folder / "grid.yaml", folder / "sweep"
+    path.write_text(yaml.safe_dump(grid))
+    begin, cpu = time.perf_counter(), cpu_seconds()
+    command = [sys.executable, "-m", "s3prl_ofa", "sweep", str(path), "--out", str(out)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(grid["executor"]["cpus"])})
+    took = time.perf_counter() - begin, cpu_seconds() - cpu
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    return *took, [row["score"] for row in sorted(rows, key=lambda row: row["learning_rate"])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=pathlib.Path)
+    parser.add_argument("--task", choices=("pr", "sid"), default="pr")
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--learning-rates", type=float, nargs=3, default=[3e-3, 1e-2, 3e-2])
+    parser.add_argument("--lambd", type=float, default=0.0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cache-gb", type=float, default=40.0)
+    parser.add_argument("--csv", type=pathlib.Path, default=RESULTS)
+    for name in ("librispeech", "voxceleb1", "prepared"):
+        parser.add_argument(f"--{name}", type=pathlib.Path, required=True)
+    args = parser.parse_args()
+    grid = {
+        "checkpoints": {"model": str(args.checkpoint)},
+        "data": {name: str(getattr(args, name)) for name in ("librispeech", "voxceleb1", "prepared")},
+        "mini": True,
+        "device": args.device,
+        "tasks": {args.task: {"steps": args.steps, "overrides": WHOLE_UTTERANCES if args.task == "sid" else {}}},
+        "rates": {"lambd": args.lambd},
+        "learning_rates": args.learning_rates,
+        "executor": {"cpus": args.threads},
+    }
+    rows, without = [], 0.0
+    for name, cache in (("without cache", {}), ("with cache", {"cache_gb": args.cache_gb})):
+        with tempfile.TemporaryDirectory() as folder:
+            seconds, cpu, scores = sweep({**grid, **cache}, pathlib.Path(folder))
+        without = without or seconds
+        rows.append(
+            {
+                "benchmark": f"{args.task}, 3 rates",
+                "contender": name,
+                "median_s": f"{seconds:.1f}",  # of one run
+                "cpu_s": f"{cpu:.1f}",
+                "ratio": f"{seconds / without:.3f}",
+                "ratio_to": "without cache",
+                "scores": " ".join(f"{score:.6f}" for score in scores),
+                "task": args.task,
+                "steps": args.steps,
+                "lambd": args.lambd,
+                "threads": args.threads,
+                "device": machine(torch.device(args.device)),
+                "versions": f"s3prl_ofa {s3prl_ofa.__version__}, torch {torch.__version__}, "
+                f"s3prl {importlib.metadata.version('s3prl')}",
+            }
+        )
+    write(rows, args.csv)
+
+
+if __name__ == "__main__":
+    main()
