@@ -1,5 +1,6 @@
-"""``lambd: adaptive``, in parts: its map, its gradient through featurizer, encoder and compressor, its options."""
+"""``lambd: adaptive``, in parts: its map, its gradient from two runs of a batch, its options."""
 
+import collections
 import types
 
 import pytest
@@ -12,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 import s3prl_ofa.superb  # noqa: F401  (registers)
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb import adaptive
-from s3prl_ofa.superb.adaptive import DAMPING, AdaptiveRate, with_adaptive_rate
-from s3prl_ofa.superb.expert import UpstreamExpert
+from s3prl_ofa.superb.adaptive import DAMPING, DISTANCE, STEEPEST, AdaptiveRate, with_adaptive_rate
+from s3prl_ofa.superb.expert import Measured, UpstreamExpert
 from s3prl_ofa.superb.rate_options import RateOptions, read_model_config
 
 CKPT = str(GOLDEN / "ref_tiny.pt")
@@ -64,33 +65,110 @@ def test_the_map_starts_where_it_is_told_and_stays_in_range(start):
     assert 0 <= min(values) < 1e-4 and 1 - 1e-4 < max(values) <= 1
 
 
+class Task(nn.Module):
+    """A downstream model whose loss depends on order and number of frames, and on dropout."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, split, found, scale, records):
+        records["seen"].append(split)
+        return scale * task_loss([self.dropout(row) for row in found])
+
+    def log_records(self, split, **kwargs):
+        return ["best.ckpt"]
+
+
+def step(upstream, featurizer, wavs, task, scale=1.0, records=None):
+    """The loss that S3PRL's runner goes back from."""
+    return task("train", features(upstream, featurizer, wavs), scale, records=collections.defaultdict(list))
+
+
+def runner_of(upstream, featurizer, task=None, **args):
+    """A runner of S3PRL's, as far as the rate asks for it, and its downstream model."""
+    entries = {"upstream": upstream, "featurizer": featurizer}
+    runner = types.SimpleNamespace(
+        args=types.SimpleNamespace(**{"mode": "train", "downstream": "task", **args}),
+        config={"runner": {}},
+        init_ckpt={},
+        **{name: types.SimpleNamespace(model=model, trainable=False) for name, model in entries.items()},
+    )
+    model = Task() if task is None else task
+    return runner, with_adaptive_rate(lambda _: types.SimpleNamespace(model=model))(runner).model
+
+
+def loss_at(lambd, wavs, **options):
+    """The task's loss of an upstream and featurizer with a number for lambd, in float64."""
+    from s3prl_ofa.superb.featurizer import LengthAwareFeaturizer
+
+    upstream = UpstreamExpert(CKPT, lambd=lambd, **options)
+    featurizer = LengthAwareFeaturizer(upstream, feature_selection="hidden_states", upstream_device="cpu")
+    return float(task_loss(features(upstream.double().eval(), featurizer.double(), wavs)).detach())
+
+
 @pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize(
-    ("frames", "repeat", "selection"),
-    [("native", 1, "hidden_states"), ("native", 2, "last_hidden_state"), ("upsampled", 1, "hidden_states")],
-)
-def test_gradient_by_finite_differences(start, frames, repeat, selection, wavs):
-    """In float64, where the number of frames does not change, the gradient of the whole loss (task and frames) that the
-    raw parameter gets is what finite differences give, times DAMPING, although the upstream is called under no_grad."""
-    upstream, featurizer = pair(start, 0.8, selection, frames=frames, repeat=repeat)
+@pytest.mark.parametrize(("frames", "repeat"), [("native", 1), ("native", 2), ("upsampled", 1)])
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_gradient(start, frames, repeat, scale, wavs):
+    """The raw parameter's gradient is DAMPING times the map's slope times (the task's loss at two lambds, DISTANCE
+    apart and both in [0, 1], bounded by STEEPEST, and the weighted slope of the frame rate); nothing else has one."""
+    upstream, featurizer = pair(start, 0.8, frames=frames, repeat=repeat)
     upstream.double(), featurizer.double()
-    raw, step = featurizer.rate.raw, 1e-6
-
-    def loss() -> tuple[torch.Tensor, list[int]]:
-        found = features(upstream, featurizer, wavs)
-        return featurizer.rate.with_rate_term(task_loss(found)), [len(row) for row in found]
-
-    value, lengths = loss()
-    value.backward()
-    sides = []
-    for sign in (1, -1):
-        raw.data += sign * step
-        sides.append(loss())
-        raw.data -= sign * step
-    assert sides[0][1] == sides[1][1] == lengths
-    slope = float((sides[0][0] - sides[1][0]).detach()) / (2 * step)
-    assert float(raw.grad) / DAMPING == pytest.approx(slope, rel=1e-4, abs=1e-7)
+    rate, (_, task) = featurizer.rate, runner_of(upstream, featurizer)
+    lambd, seen = rate.value, []
+    second = rate.second
+    rate.second = lambda: seen.append(second()) or seen[-1]
+    step(upstream, featurizer, wavs, task, scale).backward()
+    (other,) = seen
+    assert 0 <= other <= 1 and abs(other - lambd) == pytest.approx(DISTANCE)
+    losses = [scale * loss_at(value, wavs, frames=frames, repeat=repeat) for value in (lambd, other)]
+    slope = max(-STEEPEST, min(STEEPEST, (losses[1] - losses[0]) / (other - lambd)))
+    alpha, lengths = upstream.model.alpha(wavs)
+    share = float((alpha.sum() - lengths.sum()) / lengths.sum())
+    along = 2 * (lambd * (1 - lambd)) ** 0.5  # of the map: cos(2 raw)
+    assert float(rate.raw.grad) / DAMPING == pytest.approx(along * (slope + 0.8 * share), rel=1e-6)
     assert all(parameter.grad is None for parameter in upstream.parameters())
+
+
+def test_both_sides_are_asked(wavs):
+    """In the middle either side comes, by torch's generator; near an end the one that is in range."""
+    torch.manual_seed(0)
+    assert {round(AdaptiveRate(0.5, 0.0).second(), 6) for _ in range(50)} == {0.5 - DISTANCE, 0.5 + DISTANCE}
+    for start in (0.0, 0.1, 0.9, 1.0):
+        expected = pytest.approx(start + (DISTANCE if start < 0.5 else -DISTANCE), abs=2e-3)
+        assert all(AdaptiveRate(start, 0.0).second() == expected for _ in range(10))
+
+
+def test_the_second_run_leaves_no_trace(wavs):
+    """Random numbers, what was measured and the records of the task are as without it; dropout is the same in both
+    runs, so that it makes no slope where the features are the same."""
+    upstream, featurizer = pair(0.5, 0.0, frames="native")
+    rate, (_, task) = featurizer.rate, runner_of(upstream, featurizer, Task(dropout=0.5).train())
+    rate.second = lambda: rate.value + 1e-12  # as good as the same features
+    upstream.measured = Measured()
+    records = collections.defaultdict(list)
+    torch.manual_seed(1)
+    loss = task("train", features(upstream, featurizer, wavs), 1.0, records=records)
+    after = torch.get_rng_state()
+    assert records == {"seen": ["train"]} and upstream.measured.utterances == len(wavs)
+    loss.backward()
+    assert abs(float(rate.raw.grad)) < 1e-6
+    torch.manual_seed(1)
+    Task(dropout=0.5).train()("train", features(upstream, featurizer, wavs), 1.0, records=records)
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_a_loss_that_is_not_finite_moves_nothing(wavs):
+    """A batch whose loss is infinite at one of the two rates leaves the rate to the price of frames."""
+    upstream, featurizer = pair(0.5, 0.0, frames="native")
+    _, task = runner_of(upstream, featurizer)
+    step(upstream, featurizer, wavs, task, float("inf"))
+    loss = featurizer.rate.with_terms(torch.zeros(()), lambda lambd: 1.0)
+    assert float(loss) == 0  # its batch was used up
+    features(upstream, featurizer, wavs)
+    featurizer.rate.with_terms(torch.zeros(()), lambda lambd: float("nan")).backward()
+    assert float(featurizer.rate.raw.grad) == 0
 
 
 @pytest.mark.parametrize("lambd", [0.2, 0.9])
@@ -98,14 +176,18 @@ def test_the_term_is_the_frame_rate(lambd, wavs):
     """What the loss is charged for is frames out / 20 ms frames in over the batch, up to the part of a frame that an
     utterance drops at its end; with its weight, once a batch, and not in evaluation."""
     upstream, featurizer = pair(lambd, weight=3.0, frames="native", repeat=2)
+
+    def term():
+        return float(featurizer.rate.with_terms(torch.zeros(()), lambda _: 0.0).detach())
+
     output = upstream(wavs)
-    share = float(featurizer.rate.with_rate_term(torch.zeros(())).detach()) / 3
+    share = term() / 3
     frames_out, frames_in = output["hidden_states_len"].sum() / 2, sum((len(wav) - 400) // 320 + 1 for wav in wavs)
     assert 0 <= share - float(frames_out / frames_in) <= len(wavs) / frames_in
-    assert float(featurizer.rate.with_rate_term(torch.zeros(()))) == 0
+    assert term() == 0
     featurizer.eval()
     upstream(wavs)
-    assert float(featurizer.rate.with_rate_term(torch.zeros(()))) == 0
+    assert term() == 0
 
 
 def test_in_evaluation_it_is_that_lambd(wavs):
@@ -141,25 +223,11 @@ def test_the_runner_adds_the_term_to_what_is_divided_and_scaled(wavs):
     its loss scaling hold for it as for the task's loss."""
     upstream, featurizer = pair(0.5, weight=2.0, frames="native")
 
-    class Task(nn.Module):
-        def forward(self, split, found, records=None):
-            return 0.0 * task_loss(found)
-
-        def log_records(self, split, **kwargs):
-            return ["best.ckpt"]
-
-    entries = {"upstream": upstream, "featurizer": featurizer}
-    runner = types.SimpleNamespace(
-        args=types.SimpleNamespace(mode="train", downstream="task"),
-        config={"runner": {}},
-        init_ckpt={},
-        **{name: types.SimpleNamespace(model=model, trainable=False) for name, model in entries.items()},
-    )
-    task = with_adaptive_rate(lambda _: types.SimpleNamespace(model=Task()))(runner).model
+    runner, task = runner_of(upstream, featurizer)
     gradients = []
     for scale in (1, 1 / 4, 1024):
         featurizer.rate.raw.grad = None
-        (task("train", features(upstream, featurizer, wavs), records={}) * scale).backward()
+        (step(upstream, featurizer, wavs, task, 0.0) * scale).backward()
         gradients.append(float(featurizer.rate.raw.grad) / scale)
     assert gradients[0] < 0 and gradients[1:] == pytest.approx([gradients[0]] * 2)
     runner.upstream.trainable = True
@@ -169,15 +237,15 @@ def test_the_runner_adds_the_term_to_what_is_divided_and_scaled(wavs):
 
 def test_distributed(wavs, tmp_path):
     """In DistributedDataParallel, as S3PRL wraps the featurizer, the rate gets the same gradient."""
-    upstream, featurizer = pair(0.5, 1.0, frames="native")
-    featurizer.rate.with_rate_term(task_loss(features(upstream, featurizer, wavs))).backward()
+    upstream, featurizer = pair(0.1, 1.0, frames="native")  # near an end: there is one side
+    step(upstream, featurizer, wavs, runner_of(upstream, featurizer)[1]).backward()
     expected, featurizer.rate.raw.grad = float(featurizer.rate.raw.grad), None
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         wrapped = DistributedDataParallel(featurizer, find_unused_parameters=True)
-        runner = types.SimpleNamespace(featurizer=types.SimpleNamespace(model=wrapped))
+        runner, task = runner_of(upstream, wrapped)
         assert adaptive.rate_of(runner) is featurizer.rate
-        featurizer.rate.with_rate_term(task_loss(features(upstream, wrapped, wavs))).backward()
+        step(upstream, wrapped, wavs, task).backward()
     finally:
         torch.distributed.destroy_process_group()
     assert float(featurizer.rate.raw.grad) == pytest.approx(expected, rel=1e-5)

@@ -1,17 +1,22 @@
 """The rate as a parameter of the downstream task: ``--lambd adaptive``.
 
 The parameter lives in S3PRL's featurizer, which its runner trains, saves and restores together with the downstream
-model. The upstream reads it and lets gradients pass from its hidden states, through encoder and compressor, to it
-alone: its own weights stay as they are. A term of the loss makes frames cost something:
+model; the upstream reads it and stays as it is. A term of the loss makes frames cost something:
 
     loss = the task's loss + rate_weight * frames out / 20 ms frames in
 
-The number of frames that come out is a step function without a gradient. In its place stands the sum of the weights
-that are integrated, of which it is the whole part: over a batch, sum(weights) / sum(T) with T frames of 20 ms and
-alphas that sum to A an utterance, and sum(weights) = T - lambd (T - A).
+Both parts of the loss depend on the number of frames, a step function of lambd without a gradient, and the task's also
+on where frames begin. Going back through the compressor finds the second alone, and mostly noise: a small step of lambd
+moves all later frames along. So the slope of the task's loss is measured instead: the same batch is run at a second
+lambd, DISTANCE away, and the two losses are compared.
+
+In the second term the sum of the weights that are integrated stands for the number of frames, of which it is the whole
+part: over a batch, sum(weights) / sum(T) with T frames of 20 ms and alphas that sum to A an utterance, and
+sum(weights) = T - lambd (T - A).
 """
 
 import collections
+import dataclasses
 import functools
 import logging
 import math
@@ -30,6 +35,8 @@ from s3prl_ofa.superb.rate_options import RateOptions
 logger = logging.getLogger(__name__)
 
 MARGIN = 1e-3  # how far from 0 and 1 a start is kept: at the ends themselves the map has no slope
+DISTANCE = 0.2  # between the two lambds at which a batch's loss is compared
+STEEPEST = 1.0  # slope of the loss that counts, in its own unit over all of [0, 1]
 DAMPING = 0.1  # of the raw parameter's gradient
 RECENT = 20  # training batches over which the frame period is measured
 
@@ -42,9 +49,10 @@ class AdaptiveRate(nn.Module):
     1 in the middle and never more, so a step of the optimizer, which S3PRL gives one learning rate for all, moves lambd
     by at most its own size: with Adam by about the learning rate.
 
-    From batch to batch the task's gradient with respect to lambd is large and of both signs, because a small step moves
-    all later frames along. S3PRL clips the gradient of all parameters as one, so it would take from the downstream
-    model's; it is made smaller by DAMPING, which Adam does not notice (plain SGD moves lambd the less).
+    The measured slope is bounded by STEEPEST: in their first steps some tasks' losses fall by tens, and the second
+    moments of Adam would remember that for a thousand steps. S3PRL clips the gradient of all parameters as one, so the
+    rate would take from the downstream model's; its own is made smaller by DAMPING, which Adam does not notice (plain
+    SGD moves lambd the less).
 
     start: lambd at first, in [0, 1]. weight: of the mean frame rate in the loss, 0 or more. In evaluation mode (as it
     is made) lambd is a constant.
@@ -55,7 +63,9 @@ class AdaptiveRate(nn.Module):
         self.weight = weight
         inside = min(max(start, MARGIN), 1 - MARGIN)
         self.raw = nn.Parameter(torch.tensor(math.asin(2 * inside - 1) / 2, dtype=torch.float32))
-        self.share: Tensor | None = None  # frames out / frames in of the batch whose loss is still to come
+        self.elsewhere: float | None = None  # the second lambd, while a batch is run at it
+        self.batch: Batch | None = None  # whose loss is still to come
+        self.features: list[Tensor] = []  # of that batch, as the featurizer gave them
         self.recent: collections.deque[tuple[int, int]] = collections.deque(maxlen=RECENT)  # samples, frames
         self.eval()
 
@@ -82,17 +92,41 @@ class AdaptiveRate(nn.Module):
 
     def extract(self, model: OFAWav2Vec2, wavs: list[Tensor]) -> ExtractOutput:
         """The model's output at this rate."""
-        out = model.extract(wavs, lambd=self())
-        self.share = None
+        if self.elsewhere is not None:
+            return model.extract(wavs, lambd=self.elsewhere)
+        out = model.extract(wavs, lambd=self.value)
         if self.training:
-            self.share = weights_per_frame(out)
+            alpha_sum = model.alpha(wavs)[0].sum(1) if out.alpha_sum is None else out.alpha_sum  # None at lambd 0
+            self.batch = Batch(wavs, out.input_lengths.double(), alpha_sum.detach())
             self.recent.append((sum(map(len, wavs)), int(out.lengths.sum())))
         return out
 
-    def with_rate_term(self, loss: Tensor) -> Tensor:
-        """The loss of a training batch with the cost of its frames; any other loss as it is."""
-        share, self.share = self.share, None
-        return loss if share is None else loss + (self.weight * share).to(loss.dtype)
+    def seen(self, features: list[Tensor]) -> list[Tensor]:
+        """Keeps the featurizer's features, and returns them with the rate in their graph: there, and not in the loss,
+        DistributedDataParallel looks for parameters that will get a gradient."""
+        if not self.training:
+            return features
+        self.features = [features[0] + (0 * self()).to(features[0].dtype), *features[1:]]
+        return self.features
+
+    def second(self) -> float:
+        """A lambd in [0, 1] at DISTANCE from the present one, on the one side or the other by torch's generator."""
+        sides = [self.value + DISTANCE, self.value - DISTANCE]
+        first = int(torch.randint(2, ()))
+        return next(side for side in (sides[first], sides[1 - first]) if 0 <= side <= 1)
+
+    def with_terms(self, loss: Tensor, loss_at: Callable[[float | None], float]) -> Tensor:
+        """The loss of a training batch with what gives the rate its gradient; any other loss as it is.
+
+        loss_at: the task's loss of that batch at a lambd, None for the present one.
+        """
+        if self.batch is None:
+            return loss
+        lambd, second = self(), self.second()
+        slope = (loss_at(second) - loss_at(None)) / (second - self.value)
+        slope = max(-STEEPEST, min(STEEPEST, slope)) if math.isfinite(slope) else 0.0
+        share, self.batch = self.batch.share(lambd), None
+        return loss + (slope * (lambd - lambd.detach()) + self.weight * share).to(loss.dtype)
 
     @property
     def frame_period_ms(self) -> float:
@@ -108,16 +142,24 @@ class AdaptiveRate(nn.Module):
         return {"learnt_lambd": self.value, **period}
 
 
-def weights_per_frame(out: ExtractOutput) -> Tensor:
-    """sum(weights) / sum(T) over a batch, in (0, 1], with a gradient with respect to its lambd; see above."""
-    total = out.input_lengths.double()
-    return (total - out.lambd * (total - out.alpha_sum)).sum() / total.sum()
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What a training batch's loss needs to know of it: waves, 20 ms frames and sums of alpha (batch,), float64."""
+
+    wavs: list[Tensor]
+    frames: Tensor
+    alpha_sum: Tensor
+
+    def share(self, lambd: Tensor) -> Tensor:
+        """sum(weights) / sum(T), in (0, 1], with a gradient with respect to lambd; see above."""
+        return (self.frames - lambd * (self.frames - self.alpha_sum)).sum() / self.frames.sum()
 
 
 def with_adaptive_rate(get_downstream: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Wraps ``Runner._get_downstream`` of S3PRL's, after which all models are there, to bring in the rate's term.
 
     It is added to what the downstream model returns, so that gradient accumulation and loss scaling hold for it too.
+    The losses at two rates are of the features before SpecAug, and with the same random numbers (dropout).
     """
 
     @functools.wraps(get_downstream)
@@ -126,7 +168,7 @@ def with_adaptive_rate(get_downstream: Callable[[Any], Any]) -> Callable[[Any], 
         rate = rate_of(runner)
         if rate is not None:
             check_frozen(runner.upstream.trainable)
-            entry.model.register_forward_hook(lambda module, args, loss: rate.with_rate_term(loss))
+            entry.model.register_forward_hook(functools.partial(add_terms, rate, runner))
             entry.model.log_records = logging_rate(entry.model.log_records, rate, runner)
             fixed = "" if runner.args.mode == "train" else "fixed, "
             learnt = "as learnt" if runner.init_ckpt.get("Featurizer") else "where it starts"
@@ -135,6 +177,27 @@ def with_adaptive_rate(get_downstream: Callable[[Any], Any]) -> Callable[[Any], 
 
     get.adds_adaptive_rate = True
     return get
+
+
+def add_terms(rate: AdaptiveRate, runner: Any, module: nn.Module, args: tuple[Any, ...], loss: Tensor) -> Tensor:
+    """A forward hook of the downstream model."""
+    split, _, *others = args
+    forward = getattr(module, "module", module).forward  # without this hook
+
+    def loss_at(lambd: float | None) -> float:
+        device = loss.device
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            features = present
+            if lambd is not None:
+                rate.elsewhere = lambd
+                try:
+                    features = runner.featurizer.model(rate.batch.wavs, runner.upstream.model(rate.batch.wavs))
+                finally:
+                    rate.elsewhere = None
+            return float(forward(split, features, *others, records=collections.defaultdict(list)))
+
+    present = rate.features
+    return rate.with_terms(loss, loss_at)
 
 
 def rate_of(runner: Any) -> AdaptiveRate | None:

@@ -104,18 +104,13 @@ class UpstreamExpert(nn.Module):
         Returns ``hidden_states`` (layers + 1 tensors (batch, frames, dim)), ``hidden_states_len`` (batch,) int64,
         ``last_hidden_state``, and each layer once more as ``hidden_state_0``, ... so that S3PRL's ``-s`` can pick one.
         """
-        # S3PRL runs a frozen upstream without gradients, which a rate that is trained needs all the same
-        gradients = torch.is_grad_enabled() if self.rate is None else self.rate.training
-        with torch.set_grad_enabled(gradients):
-            return self.run(wavs)
-
-    def run(self, wavs: list[Tensor]) -> dict[str, Any]:
         out = self.extract(wavs)
         encoded = out.lengths.tolist()
         if self.options.pool:
             out = pooled(out, self.options.pool)
-        for wav, before, frames in zip(wavs, encoded, out.lengths.tolist(), strict=True):
-            self.measured.add(len(wav), frames, macs(self.model.config, len(wav), before))
+        if self.rate is None or self.rate.elsewhere is None:
+            for wav, before, frames in zip(wavs, encoded, out.lengths.tolist(), strict=True):
+                self.measured.add(len(wav), frames, macs(self.model.config, len(wav), before))
         if self.native_frames:
             repeat = self.options.repeat
             states = [state.repeat_interleave(repeat, dim=1) if repeat > 1 else state for state in out.hidden_states]

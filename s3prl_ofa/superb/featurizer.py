@@ -45,7 +45,8 @@ class LengthAwareFeaturizer(Featurizer):
         feature = self._select_feature(paired_features)
         if isinstance(feature, list | tuple):
             feature = self._weighted_sum(feature)
-        return [row[:length] for row, length in zip(feature, lengths.tolist(), strict=True)]
+        found = [row[:length] for row, length in zip(feature, lengths.tolist(), strict=True)]
+        return found if self.rate is None else self.rate.seen(found)
 
 
 def with_native_lengths(forward: Callable) -> Callable:
