@@ -111,10 +111,12 @@ class FeatureCache:
             before = self.now()
             out = compute([wavs[index] for index in missing])
             after = self.now()
+            mixed = len(missing) < len(wavs)
             for row, index in enumerate(missing):
-                entries[index] = entry_of(out, row, self.layers)
-                self.keep(paths[index], entries[index])
-            if len(missing) == len(wavs):
+                if mixed or not (self.full or paths[index].exists()):
+                    entries[index] = entry_of(out, row, self.layers)
+                    self.keep(paths[index], entries[index])
+            if not mixed:
                 self.overhead = self.now() - after + before - start
                 return out
         return self.together(entries, wavs)
@@ -233,6 +235,19 @@ class Space:
                 return size - size_of(gone)
         except (InUse, OSError):
             return 0
+
+
+def cache_for(runner: Any, folder: str | os.PathLike, limit_gb: float) -> FeatureCache:
+    """A cache for the upstream of a runner of S3PRL's, one of ours, and for the layers that the runner selects."""
+    args, upstream = runner.args, runner.upstream.model
+    if args.mode == "train" and runner.config.get("downstream_expert", {}).get("datarc", {}).get("max_timestep"):
+        logger.warning(
+            "the feature cache will find little again: longer utterances are cut at random places "
+            "(-o config.downstream_expert.datarc.max_timestep=None hears them whole)"
+        )
+    last = upstream.model.config.layers
+    layers = wanted_layers(args.upstream_feature_selection, args.upstream_layer_selection, last)
+    return FeatureCache(folder, limit_gb, upstream.model, upstream.options.extract_rate, layers)
 
 
 def default_folder() -> pathlib.Path:

@@ -43,7 +43,7 @@ from s3prl_ofa.superb.experiment import (
     trained_model_config,
 )
 from s3prl_ofa.superb.expert import Measured
-from s3prl_ofa.superb.feature_cache import FeatureCache, default_folder, wanted_layers
+from s3prl_ofa.superb.feature_cache import cache_for, default_folder
 from s3prl_ofa.superb.meter import Meter, keeping_scores
 from s3prl_ofa.superb.rate_options import (
     ADAPTIVE,
@@ -323,20 +323,9 @@ class Experiment:
 
     def open_cache(self, runner: Any) -> None:
         """Lets the upstream of a runner of S3PRL's use the feature cache, where one was asked for."""
-        if self.cache_gb is None:
-            return
-        args, upstream = runner.args, runner.upstream.model
-        layers = wanted_layers(
-            args.upstream_feature_selection, args.upstream_layer_selection, upstream.model.config.layers
-        )
-        cache = FeatureCache(
-            self.cache_folder or default_folder(),
-            self.cache_gb,
-            upstream.model,
-            upstream.options.extract_rate,
-            layers,
-        )
-        upstream.cache = self.lock.enter_context(cache)
+        if self.cache_gb is not None:
+            cache = cache_for(runner, self.cache_folder or default_folder(), self.cache_gb)
+            runner.upstream.model.cache = self.lock.enter_context(cache)
 
     @contextlib.contextmanager
     def folders(self) -> Iterator[None]:
