@@ -138,6 +138,15 @@ def test_training_is_the_same_with_a_cache(call, tmp_path, ran):
     assert on_disk(tmp_path / "cache" / "s3prl_ofa" / "features") > 0
 
 
+def test_pieces_at_random_places(call, caplog):
+    """Training on pieces cut at random says that a cache helps little; on whole utterances it does not."""
+    for whole in (False, True):
+        caplog.clear()
+        changes = f"{DATARC}.max_timestep={None if whole else 64_000},,config.runner.total_steps=1"
+        assert call(f"exp{whole}", "--cache-gb", "0.1", "-o", changes) == 0
+        assert ("will find little again" in caplog.text) is not whole
+
+
 MISUSE = [
     (["--feature-cache", "features"], "--feature-cache needs --cache-gb"),
     (["--cache-gb", "1", "-f"], "leave it out with -f"),
