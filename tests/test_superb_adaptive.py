@@ -194,7 +194,7 @@ def test_in_evaluation_it_is_that_lambd(wavs):
     """Evaluated, features are those of an upstream with this number for its lambd, bit for bit and without a graph."""
     upstream, featurizer = pair(0.37, frames="native")
     featurizer.eval()
-    given = UpstreamExpert(CKPT, lambd=float(featurizer.rate()), frames="native").eval()
+    given = UpstreamExpert(CKPT, lambd=featurizer.rate.value, frames="native").eval()
     with torch.no_grad():
         found, expected = upstream(wavs), given(wavs)
     assert not found["last_hidden_state"].requires_grad
@@ -290,3 +290,21 @@ def test_bad_options(options, words):
     with pytest.raises(UsageError) as error:
         RateOptions.layered(options)
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_statistics_of_the_task_are_left_alone(wavs):
+    """Batch norm of the downstream model sees each batch once, at the present rate, and is in training again after."""
+    upstream, featurizer = pair(0.5, 0.0, frames="native")
+
+    class Normed(Task):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(featurizer.output_dim)
+
+        def forward(self, split, found, scale, records):
+            return super().forward(split, [self.norm(row) for row in found], scale, records)
+
+    _, task = runner_of(upstream, featurizer, Normed().train())
+    step(upstream, featurizer, wavs, task).backward()
+    assert int(task.norm.num_batches_tracked) == len(wavs) and task.norm.training
+    assert float(featurizer.rate.raw.grad) != 0

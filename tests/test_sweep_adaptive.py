@@ -12,7 +12,7 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.sweep.grid import Rates
 from s3prl_ofa.sweep.reading import grid_from, to_yaml
 from s3prl_ofa.sweep.summary import LEARNT, summarize
-from s3prl_ofa.sweep.work import train_arguments
+from s3prl_ofa.sweep.work import chosen_checkpoint, train_arguments
 
 DEMO = pathlib.Path(cli.__file__).parent / "demo"
 DATARC = "downstream_expert.datarc"
@@ -83,3 +83,18 @@ def test_bad_starts(start):
         grid_from(
             {"checkpoints": {"tiny": "tiny.pt"}, "tasks": ["sid"], "rates": {"adaptive": 1}, "lambd_starts": start}
         )
+
+
+def test_starts_without_an_adaptive_rate():
+    """Starts that nothing would begin at are refused by their key."""
+    grid = {"checkpoints": {"tiny": "tiny.pt"}, "tasks": ["sid"], "rates": {"lambd": 1}, "lambd_starts": [0.1]}
+    with pytest.raises(UsageError, match="lambd_starts is for adaptive rates, and sid has none"):
+        grid_from(grid)
+
+
+def test_scored_where_it_ended(tmp_path):
+    """An adaptive point is evaluated at its last checkpoint, others at the best on dev."""
+    for name in ("states-4.ckpt", "states-12.ckpt", "dev-best.ckpt"):
+        (tmp_path / name).touch()
+    assert chosen_checkpoint(tmp_path, {"rate": "adaptive"}).name == "states-12.ckpt"
+    assert chosen_checkpoint(tmp_path, {"rate": "lambd"}).name == "dev-best.ckpt"

@@ -16,11 +16,12 @@ sum(weights) = T - lambd (T - A).
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -159,7 +160,8 @@ def with_adaptive_rate(get_downstream: Callable[[Any], Any]) -> Callable[[Any], 
     """Wraps ``Runner._get_downstream`` of S3PRL's, after which all models are there, to bring in the rate's term.
 
     It is added to what the downstream model returns, so that gradient accumulation and loss scaling hold for it too.
-    The losses at two rates are of the features before SpecAug, and with the same random numbers (dropout).
+    The losses at two rates are of the features before SpecAug, without dropout, and leave the task's own statistics
+    (batch norm) alone.
     """
 
     @functools.wraps(get_downstream)
@@ -186,7 +188,7 @@ def add_terms(rate: AdaptiveRate, runner: Any, module: nn.Module, args: tuple[An
 
     def loss_at(lambd: float | None) -> float:
         device = loss.device
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.no_grad(), calm(module), torch.random.fork_rng([device] if device.type == "cuda" else []):
             features = present
             if lambd is not None:
                 rate.elsewhere = lambd
@@ -198,6 +200,20 @@ def add_terms(rate: AdaptiveRate, runner: Any, module: nn.Module, args: tuple[An
 
     present = rate.features
     return rate.with_terms(loss, loss_at)
+
+
+@contextlib.contextmanager
+def calm(module: nn.Module) -> Iterator[None]:
+    """Dropout and batch norm within ``module`` as in evaluation; the rest of it may ask whether it is trained."""
+    kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+    lively = [part for part in module.modules() if issubclass(type(part), kinds) and part.training]
+    for part in lively:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in lively:
+            part.training = True
 
 
 def rate_of(runner: Any) -> AdaptiveRate | None:

@@ -41,6 +41,7 @@ GB = 10**9
 LOCK, USERS, USED, KEY = ".lock", ".users", "bytes", "key.json"
 SUFFIX = ".safetensors"
 GONE = ".gone-"  # before the name of a place that is being removed
+FORMAT = 1  # to be raised when the model comes to give other features for the same weights
 ENTRY = {"hidden_states", "times", "frame_index", "lambd"}
 
 Entry = dict[str, Tensor]  # of one utterance
@@ -176,8 +177,8 @@ class FeatureCache:
 class Space:
     """How much a cache's folder holds, counted in its file ``bytes`` by all who use it, so that it keeps to a limit.
 
-    A process that is killed may leave the count too high; whoever opens the folder alone counts anew, and removes what
-    was left half written.
+    A process that is killed, or two that write the same entry, may leave the count too high; whoever opens the folder
+    alone counts anew, and removes what was left half written.
     """
 
     def __init__(self, folder: pathlib.Path, limit: int, held: contextlib.ExitStack) -> None:
@@ -237,14 +238,18 @@ class Space:
             return 0
 
 
-def cache_for(runner: Any, folder: str | os.PathLike, limit_gb: float) -> FeatureCache:
-    """A cache for the upstream of a runner of S3PRL's, one of ours, and for the layers that the runner selects."""
+def cache_for(runner: Any, folder: str | os.PathLike, limit_gb: float) -> FeatureCache | None:
+    """A cache for the upstream of a runner of S3PRL's, one of ours, and for the layers that the runner selects.
+
+    None for a training that cuts utterances at random places: it would find little again, and fill the cache.
+    """
     args, upstream = runner.args, runner.upstream.model
     if args.mode == "train" and runner.config.get("downstream_expert", {}).get("datarc", {}).get("max_timestep"):
         logger.warning(
-            "the feature cache will find little again: longer utterances are cut at random places "
+            "training does without the feature cache, as longer utterances are cut at random places "
             "(-o config.downstream_expert.datarc.max_timestep=None hears them whole)"
         )
+        return None
     last = upstream.model.config.layers
     layers = wanted_layers(args.upstream_feature_selection, args.upstream_layer_selection, last)
     return FeatureCache(folder, limit_gb, upstream.model, upstream.options.extract_rate, layers)
@@ -266,12 +271,13 @@ def wanted_layers(selection: str, layer: int | None, last: int) -> tuple[int, ..
 
 
 def key_of(model: OFAWav2Vec2, rate: dict[str, float | None], layers: tuple[int, ...]) -> dict[str, Any]:
-    """All that features depend on beside the audio; torch and the device, because they decide how sums are rounded."""
+    """What features depend on beside the audio; torch and the type of device, as they decide how sums are rounded."""
     weights = hashlib.sha256(json.dumps(dataclasses.asdict(model.config), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return {
+        "format": FORMAT,
         "weights": weights.hexdigest(),
         "rate": {name: value for name, value in rate.items() if value is not None} or {"lambd": 0.0},
         "layers": list(layers),

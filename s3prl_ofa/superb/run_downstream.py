@@ -325,7 +325,7 @@ class Experiment:
         """Lets the upstream of a runner of S3PRL's use the feature cache, where one was asked for."""
         if self.cache_gb is not None:
             cache = cache_for(runner, self.cache_folder or default_folder(), self.cache_gb)
-            runner.upstream.model.cache = self.lock.enter_context(cache)
+            runner.upstream.model.cache = cache and self.lock.enter_context(cache)
 
     @contextlib.contextmanager
     def folders(self) -> Iterator[None]:

@@ -163,6 +163,9 @@ def task_from(name: str, settings: Any, grid: Section, mini: bool) -> Task:
         seeds=axis("seeds", seed, (1,)),
         lambd_starts=axis("lambd_starts", lambd_start, (None,)),
     )
+    if axes.lambd_starts != (None,) and not axes.rates.adaptive:
+        key = section.key if "lambd_starts" in section.values else grid.key
+        raise UsageError(f"{key('lambd_starts')} is for adaptive rates, and {name} has none")
     task = Task(
         name=name,
         axes=axes,

@@ -92,7 +92,7 @@ def work(folder: pathlib.Path, settings: dict[str, Any], cache: list[str]) -> in
         write_json(folder / TRAINED, {"seconds": time.monotonic() - start})
     for split in filter(None, (settings["dev"], settings["test"])):
         if not measured_path(experiment, split).exists():
-            call([*evaluate_arguments(best_checkpoint(experiment), split, settings), *cache])
+            call([*evaluate_arguments(chosen_checkpoint(experiment, settings["point"]), split, settings), *cache])
     write_json(folder / RESULT, row_of(folder, settings, time.monotonic() - start))
     return 0
 
@@ -126,8 +126,11 @@ def evaluate_arguments(past: pathlib.Path, split: str, settings: dict[str, Any])
     return ["-m", "evaluate", "-e", str(past), "-t", split, "--device", settings["device"]]
 
 
-def best_checkpoint(experiment: pathlib.Path) -> pathlib.Path:
-    """The one that S3PRL found best on dev; the last one where none was better than nothing."""
+def chosen_checkpoint(experiment: pathlib.Path, point: dict[str, Any]) -> pathlib.Path:
+    """The one that S3PRL found best on dev, the last one where none was better than nothing, and the last one of an
+    adaptive rate: the best on dev would be one at which frames cost less than they do in the end."""
+    if point["rate"] == ADAPTIVE:
+        return states_files(experiment)[0]
     best = sorted(experiment.glob("[!.]*best*.ckpt"), key=lambda path: path.stat().st_mtime)
     chosen = [path for path in best if "test" not in path.name] or states_files(experiment)[:1]
     return chosen[-1] if chosen else experiment
