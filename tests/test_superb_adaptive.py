@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 import s3prl_ofa.superb  # noqa: F401  (registers)
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb import adaptive
-from s3prl_ofa.superb.adaptive import DAMPING, DISTANCE, STEEPEST, AdaptiveRate, with_adaptive_rate
+from s3prl_ofa.superb.adaptive import DAMPING, DISTANCE, FLATTEST, STEEPEST, AdaptiveRate, with_adaptive_rate
 from s3prl_ofa.superb.expert import Measured, UpstreamExpert
 from s3prl_ofa.superb.rate_options import RateOptions, read_model_config
 
@@ -52,12 +52,12 @@ def task_loss(features):
 
 @pytest.mark.parametrize("start", STARTS)
 def test_the_map_starts_where_it_is_told_and_stays_in_range(start):
-    """lambd starts within 0.001 of any start in [0, 1], where it can move at most at the raw parameter's own speed and
-    not at none; it is in [0, 1] for every raw value, both ends included."""
+    """lambd starts within 0.001 of any start in [0, 1], where its gradient is at most the raw parameter's own and at
+    least FLATTEST of it; it is in [0, 1] for every raw value, both ends included."""
     rate = AdaptiveRate(start, 0.0)
     assert float(rate().detach()) == pytest.approx(start, abs=1.1e-3)
     rate().backward()
-    assert 0.05 < float(rate.raw.grad) / DAMPING < 1 + 1e-6
+    assert FLATTEST - 1e-6 < float(rate.raw.grad) / DAMPING < 1 + 1e-6
     values = []
     for raw in torch.linspace(-20, 20, 2001):
         rate.raw.data = raw
@@ -126,9 +126,23 @@ def test_gradient(start, frames, repeat, scale, wavs):
     slope = max(-STEEPEST, min(STEEPEST, (losses[1] - losses[0]) / (other - lambd)))
     alpha, lengths = upstream.model.alpha(wavs)
     share = float((alpha.sum() - lengths.sum()) / lengths.sum())
-    along = 2 * (lambd * (1 - lambd)) ** 0.5  # of the map: cos(2 raw)
+    along = max(FLATTEST, 2 * (lambd * (1 - lambd)) ** 0.5)  # of the map: cos(2 raw)
     assert float(rate.raw.grad) / DAMPING == pytest.approx(along * (slope + 0.8 * share), rel=1e-6)
     assert all(parameter.grad is None for parameter in upstream.parameters())
+
+
+@pytest.mark.parametrize("end", [0.0, 1.0])
+def test_it_leaves_an_end(end):
+    """Held at an end for long and then pulled away by a slope as large, it is well away from there in 60 steps of Adam,
+    whichever way it turned."""
+    rate = AdaptiveRate(end, 0.0)
+    optimizer = torch.optim.Adam(rate.parameters(), lr=1e-2)
+    inwards = 1.0 if end else -1.0
+    for slope in [-inwards] * 200 + [inwards] * 60:
+        optimizer.zero_grad()
+        (slope * rate()).backward()
+        optimizer.step()
+    assert abs(rate.value - end) > 0.1
 
 
 def test_both_sides_are_asked(wavs):

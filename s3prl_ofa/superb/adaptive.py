@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 MARGIN = 1e-3  # how far from 0 and 1 a start is kept: at the ends themselves the map has no slope
 DISTANCE = 0.2  # between the two lambds at which a batch's loss is compared
 STEEPEST = 1.0  # slope of the loss that counts, in its own unit over all of [0, 1]
+FLATTEST = 0.25  # slope of the map that gradients see at its ends
 DAMPING = 0.1  # of the raw parameter's gradient
 RECENT = 20  # training batches over which the frame period is measured
 
@@ -48,7 +49,8 @@ class AdaptiveRate(nn.Module):
     Beyond 1 lambd leaves alpha, and what the model was trained for. The sine reaches both ends at finite values and
     turns back there, where a sigmoid would be drawn on into the region in which its gradient is nothing. Its slope is
     1 in the middle and never more, so a step of the optimizer, which S3PRL gives one learning rate for all, moves lambd
-    by at most its own size: with Adam by about the learning rate.
+    by at most its own size: with Adam by about the learning rate. Towards the ends the slope that gradients see falls
+    to FLATTEST, not to 0: Adam measures a step by the gradients before it, and would stay where they come to nothing.
 
     The measured slope is bounded by STEEPEST: in their first steps some tasks' losses fall by tens, and the second
     moments of Adam would remember that for a thousand steps. S3PRL clips the gradient of all parameters as one, so the
@@ -83,8 +85,10 @@ class AdaptiveRate(nn.Module):
     def forward(self) -> Tensor:
         """lambd, a scalar in float64."""
         raw = self.raw.double()
-        raw = raw.detach() + DAMPING * (raw - raw.detach())
-        return (1 + torch.sin(2 * raw)) / 2
+        here = raw.detach()
+        true = torch.cos(2 * here)
+        slope = torch.where(true < 0, true.clamp(max=-FLATTEST), true.clamp(min=FLATTEST))
+        return (1 + torch.sin(2 * here)) / 2 + DAMPING * slope * (raw - here)
 
     @property
     def value(self) -> float:
