@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 import s3prl_ofa.superb  # noqa: F401  (registers)
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb import adaptive
-from s3prl_ofa.superb.adaptive import DAMPING, DISTANCE, FLATTEST, STEEPEST, AdaptiveRate, with_adaptive_rate
+from s3prl_ofa.superb.adaptive import DAMPING, FLATTEST, REACH, STEEPEST, AdaptiveRate, with_adaptive_rate
 from s3prl_ofa.superb.expert import Measured, UpstreamExpert
 from s3prl_ofa.superb.rate_options import RateOptions, read_model_config
 
@@ -111,19 +111,18 @@ def loss_at(lambd, wavs, **options):
 @pytest.mark.parametrize(("frames", "repeat"), [("native", 1), ("native", 2), ("upsampled", 1)])
 @pytest.mark.parametrize("scale", [1.0, 1e3])
 def test_gradient(start, frames, repeat, scale, wavs):
-    """The raw parameter's gradient is DAMPING times the map's slope times (the task's loss at two lambds, DISTANCE
-    apart and both in [0, 1], bounded by STEEPEST, and the weighted slope of the frame rate); nothing else has one."""
+    """The raw parameter's gradient is DAMPING times the map's slope times (the slope of the task's loss between two
+    lambds around it, bounded by STEEPEST, and the weighted slope of the frame rate); nothing else has one."""
     upstream, featurizer = pair(start, 0.8, frames=frames, repeat=repeat)
     upstream.double(), featurizer.double()
     rate, (_, task) = featurizer.rate, runner_of(upstream, featurizer)
     lambd, seen = rate.value, []
-    second = rate.second
-    rate.second = lambda: seen.append(second()) or seen[-1]
+    sides = rate.sides
+    rate.sides = lambda: seen.append(sides()) or seen[-1]
     step(upstream, featurizer, wavs, task, scale).backward()
-    (other,) = seen
-    assert 0 <= other <= 1 and abs(other - lambd) == pytest.approx(DISTANCE)
-    losses = [scale * loss_at(value, wavs, frames=frames, repeat=repeat) for value in (lambd, other)]
-    slope = max(-STEEPEST, min(STEEPEST, (losses[1] - losses[0]) / (other - lambd)))
+    ((here, there),) = seen
+    losses = [scale * loss_at(value, wavs, frames=frames, repeat=repeat) for value in (here, there)]
+    slope = max(-STEEPEST, min(STEEPEST, (losses[1] - losses[0]) / (there - here)))
     alpha, lengths = upstream.model.alpha(wavs)
     share = float((alpha.sum() - lengths.sum()) / lengths.sum())
     along = max(FLATTEST, 2 * (lambd * (1 - lambd)) ** 0.5)  # of the map: cos(2 raw)
@@ -153,13 +152,16 @@ def test_it_leaves_an_end(end):
     assert abs(rate.value - end) > 0.01
 
 
-def test_both_sides_are_asked(wavs):
-    """In the middle either side comes, by torch's generator; near an end the one that is in range."""
+@pytest.mark.parametrize("start", STARTS)
+def test_both_sides_are_asked(start):
+    """A batch runs at two lambds in [0, 1], 2 REACH apart with lambd between them, in either order, so that the task's
+    model is trained as much at the one as at the other."""
     torch.manual_seed(0)
-    assert {round(AdaptiveRate(0.5, 0.0).second(), 6) for _ in range(50)} == {0.5 - DISTANCE, 0.5 + DISTANCE}
-    for start in (0.0, 0.1, 0.9, 1.0):
-        expected = pytest.approx(start + (DISTANCE if start < 0.5 else -DISTANCE), abs=2e-3)
-        assert all(AdaptiveRate(start, 0.0).second() == expected for _ in range(10))
+    rate = AdaptiveRate(start, 0.0)
+    found = [rate.sides() for _ in range(100)]
+    low, high = sorted(found[0])
+    assert 0 <= low <= rate.value <= high <= 1 and high - low == pytest.approx(2 * REACH)
+    assert set(found) == {(low, high), (high, low)} and 30 < found.count((low, high)) < 70
 
 
 def test_the_second_run_leaves_no_trace(wavs):
@@ -167,7 +169,7 @@ def test_the_second_run_leaves_no_trace(wavs):
     runs, so that it makes no slope where the features are the same."""
     upstream, featurizer = pair(0.5, 0.0, frames="native")
     rate, (_, task) = featurizer.rate, runner_of(upstream, featurizer, Task(dropout=0.5).train())
-    rate.second = lambda: rate.value + 1e-12  # as good as the same features
+    rate.sides = lambda: (rate.value, rate.value + 1e-12)  # as good as the same features
     upstream.measured = Measured()
     records = collections.defaultdict(list)
     torch.manual_seed(1)
@@ -198,6 +200,7 @@ def test_the_term_is_the_frame_rate(lambd, wavs):
     """What the loss is charged for is frames out / 20 ms frames in over the batch, up to the part of a frame that an
     utterance drops at its end; with its weight, once a batch, and not in evaluation."""
     upstream, featurizer = pair(lambd, weight=3.0, frames="native", repeat=2)
+    featurizer.rate.sides = lambda: (featurizer.rate.value, 0.5)
 
     def term():
         return float(featurizer.rate.with_terms(torch.zeros(()), lambda _: 0.0).detach())
@@ -259,7 +262,8 @@ def test_the_runner_adds_the_term_to_what_is_divided_and_scaled(wavs):
 
 def test_distributed(wavs, tmp_path):
     """In DistributedDataParallel, as S3PRL wraps the featurizer, the rate gets the same gradient."""
-    upstream, featurizer = pair(0.1, 1.0, frames="native")  # near an end: there is one side
+    upstream, featurizer = pair(0.5, 1.0, frames="native")
+    featurizer.rate.sides = lambda: (0.4, 0.6)
     step(upstream, featurizer, wavs, runner_of(upstream, featurizer)[1]).backward()
     expected, featurizer.rate.raw.grad = float(featurizer.rate.raw.grad), None
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)

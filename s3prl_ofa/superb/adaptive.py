@@ -7,8 +7,9 @@ model; the upstream reads it and stays as it is. A term of the loss makes frames
 
 Both parts of the loss depend on the number of frames, a step function of lambd without a gradient, and the task's also
 on where frames begin. Going back through the compressor finds the second alone, and mostly noise: a small step of lambd
-moves all later frames along. So the slope of the task's loss is measured instead: the same batch is run at a second
-lambd, DISTANCE away, and the two losses are compared.
+moves all later frames along. So the slope of the task's loss is measured instead: each training batch runs at two
+lambds, REACH below lambd and REACH above it, and the two losses are compared. The task's model is trained on one of the
+two, by chance: trained at lambd alone it would come to do best just there, and hold the rate wherever it is.
 
 In the second term the sum of the weights that are integrated stands for the number of frames, of which it is the whole
 part: over a batch, sum(weights) / sum(T) with T frames of 20 ms and alphas that sum to A an utterance, and
@@ -36,7 +37,7 @@ from s3prl_ofa.superb.rate_options import RateOptions
 logger = logging.getLogger(__name__)
 
 MARGIN = 1e-3  # how far from 0 and 1 a start is kept: at the ends themselves the map has no slope
-DISTANCE = 0.2  # between the two lambds at which a batch's loss is compared
+REACH = 0.1  # from lambd to the two lambds at which a batch's loss is compared
 STEEPEST = 1.0  # slope of the loss that counts, in its own unit over all of [0, 1]
 FLATTEST = 0.25  # slope of the map that gradients see at its ends
 DAMPING = 0.1  # of the raw parameter's gradient
@@ -66,7 +67,7 @@ class AdaptiveRate(nn.Module):
         self.weight = weight
         inside = min(max(start, MARGIN), 1 - MARGIN)
         self.raw = nn.Parameter(torch.tensor(math.asin(2 * inside - 1) / 2, dtype=torch.float32))
-        self.elsewhere: float | None = None  # the second lambd, while a batch is run at it
+        self.elsewhere: float | None = None  # the other lambd, while a batch is run at it
         self.batch: Batch | None = None  # whose loss is still to come
         self.features: list[Tensor] = []  # of that batch, as the featurizer gave them
         self.recent: collections.deque[tuple[int, int]] = collections.deque(maxlen=RECENT)  # samples, frames
@@ -99,11 +100,13 @@ class AdaptiveRate(nn.Module):
         """The model's output at this rate."""
         if self.elsewhere is not None:
             return model.extract(wavs, lambd=self.elsewhere)
-        out = model.extract(wavs, lambd=self.value)
-        if self.training:
-            alpha_sum = model.alpha(wavs)[0].sum(1) if out.alpha_sum is None else out.alpha_sum  # None at lambd 0
-            self.batch = Batch(wavs, out.input_lengths.double(), alpha_sum.detach())
-            self.recent.append((sum(map(len, wavs)), int(out.lengths.sum())))
+        if not self.training:
+            return model.extract(wavs, lambd=self.value)
+        here, there = self.sides()
+        out = model.extract(wavs, lambd=here)
+        alpha_sum = model.alpha(wavs)[0].sum(1) if out.alpha_sum is None else out.alpha_sum  # None at lambd 0
+        self.batch = Batch(wavs, here, there, out.input_lengths.double(), alpha_sum.detach())
+        self.recent.append((sum(map(len, wavs)), int(out.lengths.sum())))
         return out
 
     def seen(self, features: list[Tensor]) -> list[Tensor]:
@@ -114,23 +117,24 @@ class AdaptiveRate(nn.Module):
         self.features = [features[0] + (0 * self()).to(features[0].dtype), *features[1:]]
         return self.features
 
-    def second(self) -> float:
-        """A lambd in [0, 1] at DISTANCE from the present one, on the one side or the other by torch's generator."""
-        sides = [self.value + DISTANCE, self.value - DISTANCE]
-        first = int(torch.randint(2, ()))
-        return next(side for side in (sides[first], sides[1 - first]) if 0 <= side <= 1)
+    def sides(self) -> tuple[float, float]:
+        """Two lambds in [0, 1], 2 REACH apart and around the present one unless it is near an end; their order is by
+        torch's generator."""
+        middle = min(max(self.value, REACH), 1 - REACH)
+        low, high = max(0.0, middle - REACH), min(1.0, middle + REACH)
+        return (low, high) if torch.randint(2, ()) else (high, low)
 
     def with_terms(self, loss: Tensor, loss_at: Callable[[float | None], float]) -> Tensor:
         """The loss of a training batch with what gives the rate its gradient; any other loss as it is.
 
-        loss_at: the task's loss of that batch at a lambd, None for the present one.
+        loss_at: the task's loss of that batch at a lambd, None for the one at which it ran.
         """
         if self.batch is None:
             return loss
-        lambd, second = self(), self.second()
-        slope = (loss_at(second) - loss_at(None)) / (second - self.value)
+        lambd, batch = self(), self.batch
+        slope = (loss_at(batch.there) - loss_at(None)) / (batch.there - batch.here)
         slope = max(-STEEPEST, min(STEEPEST, slope)) if math.isfinite(slope) else 0.0
-        share, self.batch = self.batch.share(lambd), None
+        share, self.batch = batch.share(lambd), None
         return loss + (slope * (lambd - lambd.detach()) + self.weight * share).to(loss.dtype)
 
     @property
@@ -149,9 +153,12 @@ class AdaptiveRate(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What a training batch's loss needs to know of it: waves, 20 ms frames and sums of alpha (batch,), float64."""
+    """What a training batch's loss needs to know of it: waves, the lambd at which it ran and the other one, 20 ms
+    frames and sums of alpha (batch,), float64."""
 
     wavs: list[Tensor]
+    here: float
+    there: float
     frames: Tensor
     alpha_sum: Tensor
 
