@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from s3prl_ofa import locks
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.sweep import locks
 from s3prl_ofa.sweep.results import Results
 
 
@@ -112,5 +112,5 @@ def test_no_locks(tmp_path, monkeypatch):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(locks.fcntl, "flock", refuse)
-    with pytest.raises(UsageError, match="no locks.*--out"):
+    with pytest.raises(UsageError, match="no locks.*choose a folder on another one"):
         Results(tmp_path).record(row("a"))
