@@ -1,6 +1,7 @@
 """What the tests share."""
 
 import json
+import logging
 import os
 import pathlib
 
@@ -11,6 +12,15 @@ import torch
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SAMPLE_RATE = 16_000  # Hz
+
+
+@pytest.fixture(autouse=True)
+def no_handlers_of_other_tests():
+    """hydra, in a pretraining, leaves root handlers on its test's stdout, which is closed when the next test logs."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.StreamHandler) and getattr(handler.stream, "closed", False):
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

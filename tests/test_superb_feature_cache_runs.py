@@ -163,7 +163,7 @@ def test_misuse(options, sentence, call, capfd, tmp_path):
     """What cannot be cached, and a size that is none, is bad use, said in one sentence before anything is written."""
     assert call("exp", *options) == 2
     shown = capfd.readouterr().err
-    assert sentence in shown.strip().splitlines()[-1]
+    assert sentence in shown.strip().splitlines()[-1] and "Traceback" not in shown
     assert not list(tmp_path.iterdir())
 
 
@@ -180,6 +180,7 @@ def test_a_folder_that_cannot_be_written_in_a_run(call, capfd, tmp_path):
     assert call("exp", "--cache-gb", "1", "--feature-cache", "file/features") == 2
     shown = capfd.readouterr().err
     assert "the feature cache file/features cannot be written" in shown.strip().splitlines()[-1]
+    assert "Traceback" not in shown
     assert call("exp", "--cache-gb", "1", "--feature-cache", "features") == 0
 
 
