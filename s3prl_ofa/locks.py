@@ -1,37 +1,61 @@
-"""Locks that die with their holder, whatever kills it: of a sweep's folder, of a point, of a cache of features."""
+"""Locks that die with their holder, whatever kills it: of a folder that one process writes, of a point, of a cache."""
 
 import contextlib
-import fcntl
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import IO
 
 from s3prl_ofa.errors import UsageError
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
+
 
 class InUse(Exception):
     """Another process holds the lock."""
 
 
+class NoLocks(UsageError):
+    """The file system, or the operating system, has no locks."""
+
+
 @contextlib.contextmanager
-def locked(path: pathlib.Path, wait: bool, shared: bool = False) -> Iterator[IO[str]]:
+def locked(path: pathlib.Path, wait: bool, shared: bool = False, remove: bool = False) -> Iterator[IO[str]]:
     """Holds the lock file ``path`` and gives it: a process that inherits the open file holds the lock as well.
 
-    shared: together with others that hold it so. Raises InUse where another process holds it and ``wait`` is false,
-    UsageError where the file system has no locks.
+    shared: together with others that hold it so. remove: the file is there only as long as it is held. Raises InUse
+    where another process holds it and ``wait`` is false, NoLocks where there are none, OSError where the file cannot be
+    made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise InUse(path) from None
-        except OSError as error:
-            raise UsageError(
-                f"{path.parent}: its file system has no locks ({error.strerror}), without which two processes could "
-                f"write the same file; choose a folder on another one"
-            ) from None
+    with contextlib.ExitStack() as stack:
+        while True:
+            file = stack.enter_context(path.open("a"))
+            take(file, path, wait, shared)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    break
+            stack.pop_all().close()  # its holder removed it between our opening and our locking it
+        if remove:
+            stack.callback(path.unlink, missing_ok=True)
         yield file
+
+
+def take(file: IO[str], path: pathlib.Path, wait: bool, shared: bool) -> None:
+    try:
+        if fcntl is None:
+            raise OSError("not on this operating system")
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise InUse(path) from None
+    except OSError as error:
+        raise NoLocks(
+            f"{path.parent}: its file system has no locks ({error.strerror or error}), without which two processes "
+            f"could write the same file; choose a folder on another one"
+        ) from None
 
 
 def is_locked(path: pathlib.Path) -> bool:

@@ -3,8 +3,6 @@
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -85,24 +83,6 @@ def test_a_full_disk_leaves_no_half_row(tmp_path, monkeypatch):
         results.record(row("b"))
     monkeypatch.undo()
     assert (tmp_path / "results.jsonl").read_text() == json.dumps(row("a")) + "\n"
-
-
-def test_a_lock_is_inherited_and_dies_with_its_holder(tmp_path):
-    """A process that was given the lock keeps it when its parent is gone; killed, it lets go."""
-    path = tmp_path / "lock"
-    with locks.locked(path, wait=False) as lock:
-        with pytest.raises(locks.InUse), locks.locked(path, wait=False):
-            pass
-        code = "import sys; print('ready', flush=True); sys.stdin.read()"
-        child = subprocess.Popen(
-            [sys.executable, "-c", code], pass_fds=[lock.fileno()], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        child.stdout.readline()
-    assert locks.is_locked(path)
-    child.kill()
-    child.wait()
-    child.stdin.close(), child.stdout.close()
-    assert not locks.is_locked(path)
 
 
 def test_no_locks(tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ only what it was working on.
 """
 
 import contextlib
-import fcntl
 import json
 import pathlib
 import re
@@ -16,6 +15,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..files import atomic_path, printable
+from ..locks import InUse, locked
 from .inputs import Utterance
 from .writers import FEATURES, TIMES, files_of
 
@@ -69,10 +69,10 @@ def open_store(folder: pathlib.Path, settings: dict[str, Any], force: bool) -> I
     be written, holds other things, holds features of other settings (without ``force``), or is in use.
     """
     prepare_folder(folder)
-    with (folder / LOCK).open("w") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            stack.enter_context(locked(folder / LOCK, wait=False))
+        except InUse:
             raise UsageError(f"{folder} is in use by another extract; wait for it, or give another --out") from None
         if force:
             remove_results(folder)

@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from ..errors import UsageError
 from ..files import atomic_path, printable
+from ..locks import InUse, locked
 from ..model import SAMPLE_RATE
 from . import layout
 from .layout import GuidanceError, guidance_path, num_frames, read_manifest
@@ -111,18 +111,15 @@ def call(item: Any) -> Any:
 @contextlib.contextmanager
 def open_folder(folder: pathlib.Path) -> Iterator[None]:
     """Holds the folder for this process alone. Raises UsageError when it cannot be written or is in use."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
-    except OSError as error:
-        raise UsageError(
-            f"--out {folder} cannot be written ({error.strerror}); expected a folder to write to"
-        ) from None
-    with lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            stack.enter_context(locked(folder / LOCK, wait=False))
+        except InUse:
             raise UsageError(f"{folder} is in use by another guidance; wait for it, or give another --out") from None
+        except OSError as error:
+            raise UsageError(
+                f"--out {folder} cannot be written ({error.strerror}); expected a folder to write to"
+            ) from None
         for name in (layout.ALPHA, layout.BOUNDARIES):
             for path in (folder / name).rglob(".*.pt"):
                 if LEFTOVER.fullmatch(path.name):

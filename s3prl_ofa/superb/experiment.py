@@ -20,14 +20,10 @@ import torch
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path
+from s3prl_ofa.locks import InUse, NoLocks, locked
 from s3prl_ofa.superb import shims
 from s3prl_ofa.superb.exact_resume import KEY as POSITION
 from s3prl_ofa.superb.exact_resume import Position
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None
 
 logger = logging.getLogger(__name__)
 
@@ -152,39 +148,18 @@ def held(expdir: pathlib.Path) -> Iterator[None]:
     What a killed one left half written is removed.
     """
     with contextlib.ExitStack() as stack:
-        if fcntl is not None:
-            stack.enter_context(flocked(expdir / LOCK))
+        try:
+            stack.enter_context(locked(expdir / LOCK, wait=False, remove=True))
+        except InUse:
+            raise UsageError(f"{expdir}: another process is training there; choose another -n or -p") from None
+        except NoLocks as error:  # some network file systems; S3PRL trains there all the same
+            logger.debug("%s", error)
+        except OSError as error:
+            raise UsageError(f"{expdir}: nothing can be written there ({error.strerror})") from error
         for path in (path for pattern in TEMPORARIES for path in expdir.glob(pattern)):
             logger.info("%s is removed: a killed training left it half written", path)
             path.unlink(missing_ok=True)
         yield
-
-
-@contextlib.contextmanager
-def flocked(path: pathlib.Path) -> Iterator[None]:
-    """Holds a lock file, which is there only as long as it is held."""
-    while True:
-        try:
-            file = path.open("a")
-        except OSError as error:
-            raise UsageError(f"{path.parent}: nothing can be written there ({error.strerror})") from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"{path.parent}: another process is training there; choose another -n or -p") from None
-            except OSError as error:  # some network file systems have no locks
-                logger.debug("%s cannot be locked: %s", path, error)
-            try:
-                if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    continue  # its holder removed it between our opening and our locking it
-            except FileNotFoundError:
-                continue
-            try:
-                yield
-                return
-            finally:
-                path.unlink(missing_ok=True)
 
 
 def check_override(text: str | None) -> None:
