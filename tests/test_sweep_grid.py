@@ -132,6 +132,7 @@ BAD = {
         "tasks.sid.overrides: optimizer.lr is varied",
     ),
     "unknown executor": (lambda grid: grid.update(executor={"kind": "ssh"}), "executor.kind: one of local, slurm"),
+    "no room": (lambda grid: grid.update(cache_gb=0), "cache_gb: a number above 0"),
     "no time": (lambda grid: grid.update(executor={"hours": 0}), "executor.hours: a number above 0"),
 }
 
@@ -149,6 +150,16 @@ def test_bad_grids(name, good, tmp_path, monkeypatch, capsys):
     assert cli.main(["sweep", "bad.yaml", "--out", "out"]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("s3prl-ofa sweep: error: bad.yaml: ") and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "nan", "inf"])
+def test_no_room_for_features(size, good, tmp_path, monkeypatch, capsys):
+    """--cache-gb takes a number above 0, and nothing runs with another."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(good))
+    assert cli.main(["sweep", "grid.yaml", "--out", "out", "--cache-gb", size]) == 2
+    assert "--cache-gb: a number above 0 is expected" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
