@@ -37,8 +37,8 @@ def entries(out: pathlib.Path) -> list[pathlib.Path]:
 
 
 def test_points_share_it(grid, corpora, tmp_path):
-    """Training and evaluation of all points keep each utterance of the corpus once; the scores, on dev and test, are those
-    of the sweep without a cache, which leaves no features."""
+    """Training and evaluation of all points keep each utterance of the corpus once; the scores, on dev and test, are
+    those of the sweep without a cache, which leaves no features."""
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump(grid))
     scores = {}

@@ -6,7 +6,7 @@ torchaudio and huggingface_hub (see shims.py). It imports neither s3prl nor torc
 
 register.py, shims.py, link.py          how S3PRL comes to know us and to run on today's stack
 expert.py, rate_options.py              the upstream and its options    featurizer.py   what S3PRL's featurizer lacks
-adaptive.py                             a rate that is trained          feature_cache.py   one that is not, kept on the disk
+adaptive.py                             a rate that is trained          feature_cache.py   its features, where it is not
 run_downstream.py, run_options.py       the command around S3PRL's runner
 experiment.py, exact_resume.py          its folder, and going on as if it had never stopped
 meter.py                                what a run scored and cost
