@@ -76,6 +76,18 @@ def test_starts_of_an_adaptive_rate_are_points_of_their_own(tmp_path):
     assert arguments[arguments.index("--lambd-start") + 1] == "0.90000000000000002"
 
 
+def test_starts_in_a_report(tmp_path):
+    """Learnt rates of two starts are two rows of the table, not two seeds of one."""
+    learnt = [
+        row("sid", "lambd", 0.5, 1)
+        | {"rate": "adaptive", "value": 0.1, "lambd_start": start, "point": f"sid_tiny_adaptive0.1_start{start}_seed1"}
+        for start in (0.1, 0.9)
+    ]
+    summary = summarize(write_sweep(tmp_path, [*grid_rows(), *learnt]), tolerance=0.05)
+    found = [setting for setting in summary.settings if setting.kind == LEARNT]
+    assert sorted(setting.label for setting in found) == ["adaptive 0.1 from 0.1", "adaptive 0.1 from 0.9"]
+
+
 @pytest.mark.parametrize("start", [-0.1, 1.5, "x", True])
 def test_bad_starts(start):
     """A start outside [0, 1] is refused by its key."""
