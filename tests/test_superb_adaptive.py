@@ -1,6 +1,7 @@
 """``lambd: adaptive``, in parts: its map, its gradient from two runs of a batch, its options."""
 
 import collections
+import math
 import types
 
 import pytest
@@ -213,6 +214,22 @@ def test_the_term_is_the_frame_rate(lambd, wavs):
     featurizer.eval()
     upstream(wavs)
     assert term() == 0
+
+
+@pytest.mark.parametrize("lambd", [0.0, 0.5, 1.0])
+def test_the_period_of_training_is_that_of_lambd(lambd, wavs):
+    """The frame period that training reports is the one that evaluation at lambd has, up to the part of a frame that an
+    utterance drops, although batches run at the lambds around it."""
+    upstream, featurizer = pair(lambd, frames="native")
+    assert math.isnan(featurizer.rate.frame_period_ms)
+    for _ in range(3):
+        upstream(wavs)
+    period = featurizer.rate.frame_period_ms
+    featurizer.eval()
+    upstream.measured = Measured()
+    upstream(wavs)
+    frames = upstream.measured.frames
+    assert frames / (frames + len(wavs)) <= period / upstream.measured.frame_period_ms <= 1 + 1e-9
 
 
 def test_in_evaluation_it_is_that_lambd(wavs):

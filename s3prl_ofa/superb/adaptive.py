@@ -29,14 +29,13 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
+from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS, SAMPLE_RATE
 from s3prl_ofa.model.ofa import ExtractOutput, OFAWav2Vec2
-from s3prl_ofa.superb.expert import Measured
 from s3prl_ofa.superb.rate_options import RateOptions
 
 logger = logging.getLogger(__name__)
 
-MARGIN = 1e-3  # how far from 0 and 1 a start is kept: at the ends themselves the map has no slope
+MARGIN = 1e-3  # how far from 0 and 1 a start is kept: at the ends themselves rounding decides where the map turns
 REACH = 0.1  # from lambd to the two lambds at which a batch's loss is compared
 STEEPEST = 1.0  # slope of the loss that counts, in its own unit over all of [0, 1]
 FLATTEST = 0.25  # slope of the map that gradients see at its ends
@@ -70,7 +69,8 @@ class AdaptiveRate(nn.Module):
         self.elsewhere: float | None = None  # the other lambd, while a batch is run at it
         self.batch: Batch | None = None  # whose loss is still to come
         self.features: list[Tensor] = []  # of that batch, as the featurizer gave them
-        self.recent: collections.deque[tuple[int, int]] = collections.deque(maxlen=RECENT)  # samples, frames
+        # samples of the last training batches, and the frames that they have at lambd, not at the two around it
+        self.recent: collections.deque[tuple[int, float]] = collections.deque(maxlen=RECENT)
         self.eval()
 
     @classmethod
@@ -106,7 +106,8 @@ class AdaptiveRate(nn.Module):
         out = model.extract(wavs, lambd=here)
         alpha_sum = model.alpha(wavs)[0].sum(1) if out.alpha_sum is None else out.alpha_sum  # None at lambd 0
         self.batch = Batch(wavs, here, there, out.input_lengths.double(), alpha_sum.detach())
-        self.recent.append((sum(map(len, wavs)), int(out.lengths.sum())))
+        frames = float(self.batch.share(self().detach()) * self.batch.frames.sum())
+        self.recent.append((sum(map(len, wavs)), frames))
         return out
 
     def seen(self, features: list[Tensor]) -> list[Tensor]:
@@ -140,10 +141,8 @@ class AdaptiveRate(nn.Module):
     @property
     def frame_period_ms(self) -> float:
         """The mean frame period of the last training batches; NaN before the first."""
-        measured = Measured()
-        for samples, frames in self.recent:
-            measured.add(samples, frames, macs=0)
-        return measured.frame_period_ms
+        samples, frames = (sum(column) for column in zip(*self.recent, strict=True)) if self.recent else (math.nan, 1.0)
+        return 1000 * samples / SAMPLE_RATE / frames
 
     def measured(self) -> dict[str, float]:
         """learnt_lambd, and after training the frame_period_ms of its last batches."""
