@@ -7,9 +7,10 @@ model; the upstream reads it and stays as it is. A term of the loss makes frames
 
 Both parts of the loss depend on the number of frames, a step function of lambd without a gradient, and the task's also
 on where frames begin. Going back through the compressor finds the second alone, and mostly noise: a small step of lambd
-moves all later frames along. So the slope of the task's loss is measured instead: each training batch runs at two
-lambds, REACH below lambd and REACH above it, and the two losses are compared. The task's model is trained on one of the
-two, by chance: trained at lambd alone it would come to do best just there, and hold the rate wherever it is.
+moves all later frames along. So the task's loss is measured as a curve over [0, 1] (LossCurve), and lambd goes down
+along it: each training batch runs at two lambds drawn from [0, 1], the task's model is trained on the first, and the
+difference of the two losses is what the curve is fitted to. The task's model therefore learns to do at any rate; one
+that is trained at lambd alone comes to do best just there, and holds the rate wherever it is.
 
 In the second term the sum of the weights that are integrated stands for the number of frames, of which it is the whole
 part: over a batch, sum(weights) / sum(T) with T frames of 20 ms and alphas that sum to A an utterance, and
@@ -36,8 +37,9 @@ from s3prl_ofa.superb.rate_options import RateOptions
 logger = logging.getLogger(__name__)
 
 MARGIN = 1e-3  # how far from 0 and 1 a start is kept: at the ends themselves rounding decides where the map turns
-REACH = 0.1  # from lambd to the two lambds at which a batch's loss is compared
-STEEPEST = 1.0  # slope of the loss that counts, in its own unit over all of [0, 1]
+LARGEST = 1.0  # difference of a batch's two losses that counts: in their first steps some tasks' fall by tens
+MEMORY = 0.2  # of the training so far, after which a batch counts for 1/e in the curve
+SHORTEST_MEMORY = 20  # training batches
 FLATTEST = 0.25  # slope of the map that gradients see at its ends
 DAMPING = 0.1  # of the raw parameter's gradient
 RECENT = 20  # training batches over which the frame period is measured
@@ -52,10 +54,8 @@ class AdaptiveRate(nn.Module):
     by at most its own size: with Adam by about the learning rate. Towards the ends the slope that gradients see falls
     to FLATTEST, not to 0: Adam measures a step by the gradients before it, and would stay where they come to nothing.
 
-    The measured slope is bounded by STEEPEST: in their first steps some tasks' losses fall by tens, and the second
-    moments of Adam would remember that for a thousand steps. S3PRL clips the gradient of all parameters as one, so the
-    rate would take from the downstream model's; its own is made smaller by DAMPING, which Adam does not notice (plain
-    SGD moves lambd the less).
+    S3PRL clips the gradient of all parameters as one, so the rate would take from the downstream model's; its own is
+    made smaller by DAMPING, which Adam does not notice (plain SGD moves lambd the less).
 
     start: lambd at first, in [0, 1]. weight: of the mean frame rate in the loss, 0 or more. In evaluation mode (as it
     is made) lambd is a constant.
@@ -66,10 +66,11 @@ class AdaptiveRate(nn.Module):
         self.weight = weight
         inside = min(max(start, MARGIN), 1 - MARGIN)
         self.raw = nn.Parameter(torch.tensor(math.asin(2 * inside - 1) / 2, dtype=torch.float32))
+        self.curve = LossCurve()
         self.elsewhere: float | None = None  # the other lambd, while a batch is run at it
         self.batch: Batch | None = None  # whose loss is still to come
         self.features: list[Tensor] = []  # of that batch, as the featurizer gave them
-        # samples of the last training batches, and the frames that they have at lambd, not at the two around it
+        # samples of the last training batches, and the frames that they would have at lambd
         self.recent: collections.deque[tuple[int, float]] = collections.deque(maxlen=RECENT)
         self.eval()
 
@@ -102,7 +103,7 @@ class AdaptiveRate(nn.Module):
             return model.extract(wavs, lambd=self.elsewhere)
         if not self.training:
             return model.extract(wavs, lambd=self.value)
-        here, there = self.sides()
+        here, there = self.two_lambds()
         out = model.extract(wavs, lambd=here)
         alpha_sum = model.alpha(wavs)[0].sum(1) if out.alpha_sum is None else out.alpha_sum  # None at lambd 0
         self.batch = Batch(wavs, here, there, out.input_lengths.double(), alpha_sum.detach())
@@ -118,12 +119,11 @@ class AdaptiveRate(nn.Module):
         self.features = [features[0] + (0 * self()).to(features[0].dtype), *features[1:]]
         return self.features
 
-    def sides(self) -> tuple[float, float]:
-        """Two lambds in [0, 1], 2 REACH apart and around the present one unless it is near an end; their order is by
-        torch's generator."""
-        middle = min(max(self.value, REACH), 1 - REACH)
-        low, high = max(0.0, middle - REACH), min(1.0, middle + REACH)
-        return (low, high) if torch.randint(2, ()) else (high, low)
+    @staticmethod
+    def two_lambds() -> tuple[float, float]:
+        """At which a batch runs: uniform in [0, 1], by torch's generator."""
+        here, there = torch.rand(2, dtype=torch.float64).tolist()
+        return here, there
 
     def with_terms(self, loss: Tensor, loss_at: Callable[[float | None], float]) -> Tensor:
         """The loss of a training batch with what gives the rate its gradient; any other loss as it is.
@@ -133,8 +133,8 @@ class AdaptiveRate(nn.Module):
         if self.batch is None:
             return loss
         lambd, batch = self(), self.batch
-        slope = (loss_at(batch.there) - loss_at(None)) / (batch.there - batch.here)
-        slope = max(-STEEPEST, min(STEEPEST, slope)) if math.isfinite(slope) else 0.0
+        self.curve.add(batch.here, batch.there, loss_at(batch.there) - loss_at(None))
+        slope = self.curve.slope(float(lambd.detach()))
         share, self.batch = batch.share(lambd), None
         return loss + (slope * (lambd - lambd.detach()) + self.weight * share).to(loss.dtype)
 
@@ -148,6 +148,39 @@ class AdaptiveRate(nn.Module):
         """learnt_lambd, and after training the frame_period_ms of its last batches."""
         period = {"frame_period_ms": self.frame_period_ms} if self.recent else {}
         return {"learnt_lambd": self.value, **period}
+
+
+class LossCurve(nn.Module):
+    """A task's loss over lambd in [0, 1] as c1 x + c2 x^2 + c3 x^3 with x = 2 lambd - 1, up to a constant.
+
+    Fitted to differences of the loss by recursive least squares with forgetting (Ljung, System Identification, 11.2),
+    which follow the task's model as it learns: fast in its first steps, in which frames cost differently than later,
+    and with less noise the longer it is trained. Its state is saved with the featurizer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("gram", torch.zeros(3, 3, dtype=torch.float64))
+        self.register_buffer("moment", torch.zeros(3, dtype=torch.float64))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.float64))
+
+    def add(self, here: float, there: float, difference: float) -> None:
+        """Takes the loss at lambd ``there`` less that at ``here``; one that is not finite is passed over."""
+        if not math.isfinite(difference):
+            return
+        powers = [(2 * there - 1) ** power - (2 * here - 1) ** power for power in (1, 2, 3)]
+        row = self.moment.new_tensor(powers)
+        self.batches.add_(1)
+        keep = math.exp(-1 / max(SHORTEST_MEMORY, MEMORY * float(self.batches)))
+        self.gram.mul_(keep).add_(torch.outer(row, row))
+        self.moment.mul_(keep).add_(row, alpha=max(-LARGEST, min(LARGEST, difference)))
+
+    def slope(self, lambd: float) -> float:
+        """Of the curve at ``lambd``; 0 before anything is known. The unit matrix in the equations weighs as much as a
+        single batch against a curve that is not flat, for the time in which there are fewer batches than unknowns."""
+        gram, moment = self.gram.cpu(), self.moment.cpu()
+        coefficients = torch.linalg.solve(gram + torch.eye(3, dtype=gram.dtype), moment).tolist()
+        return sum(2 * power * c * (2 * lambd - 1) ** (power - 1) for power, c in enumerate(coefficients, 1))
 
 
 @dataclasses.dataclass(frozen=True)

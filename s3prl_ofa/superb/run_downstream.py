@@ -133,7 +133,8 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
         meter.write()
     upstream = meter.runner.upstream.model
     measured = getattr(getattr(upstream, "module", upstream), "measured", None)
-    if measured is not None:
+    rate = adaptive.rate_of(meter.runner)
+    if measured is not None and not (rate is not None and rate.recent):  # trained at rates that are not its own
         logger.info(
             "measured frame period: %.2f ms over %d utterances (%.1f s, %d frames)",
             measured.frame_period_ms,
@@ -141,7 +142,7 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
             measured.seconds,
             measured.frames,
         )
-    if (rate := adaptive.rate_of(meter.runner)) is not None:
+    if rate is not None:
         logger.info("learnt lambd: %.4f", rate.value)
     return measured
 
