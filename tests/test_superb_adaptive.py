@@ -183,10 +183,9 @@ def test_a_loss_that_is_not_finite_moves_nothing(wavs):
     upstream, featurizer = pair(0.5, 0.0, frames="native")
     _, task = runner_of(upstream, featurizer)
     step(upstream, featurizer, wavs, task, float("inf"))
-    loss = featurizer.rate.with_terms(torch.zeros(()), lambda lambd: 1.0)
-    assert float(loss) == 0  # its batch was used up
+    assert featurizer.rate.batch is None  # used up
     features(upstream, featurizer, wavs)
-    featurizer.rate.with_terms(torch.zeros(()), lambda lambd: float("nan")).backward()
+    featurizer.rate.with_terms(torch.zeros(()), float("nan")).backward()
     assert float(featurizer.rate.raw.grad) == 0
 
 
@@ -197,16 +196,20 @@ def test_the_term_is_the_frame_rate(lambd, wavs):
     upstream, featurizer = pair(lambd, weight=3.0, frames="native", repeat=2)
     featurizer.rate.two_lambds = lambda: (lambd, 0.5)
 
-    def term():
-        return float(featurizer.rate.with_terms(torch.zeros(()), lambda _: 0.0).detach())
+    _, task = runner_of(upstream, featurizer)
 
-    output = upstream(wavs)
+    def term():
+        return float(
+            task("train", features(upstream, featurizer, wavs), 0.0, records=collections.defaultdict(list)).detach()
+        )
+
     share = term() / 3
+    output = upstream(wavs)
     frames_out, frames_in = output["hidden_states_len"].sum() / 2, sum((len(wav) - 400) // 320 + 1 for wav in wavs)
     assert 0 <= share - float(frames_out / frames_in) <= len(wavs) / frames_in
-    assert term() == 0
+    featurizer.rate.batch = None
+    assert task("train", featurizer.rate.features, 0.0, records=collections.defaultdict(list)) == 0
     featurizer.eval()
-    upstream(wavs)
     assert term() == 0
 
 

@@ -21,12 +21,8 @@ CONVOLUTIONS = {
     "tapered": "[(96, 10, 5)] + [(96, 3, 2)] + [(128, 3, 2)] * 2 + [(192, 3, 2)] + [(192, 2, 2)] * 2",
     "even": "[(192, 10, 5)] + [(192, 3, 2)] * 4 + [(192, 2, 2)] * 2",
 }
-ENCODER = {
+COMMON = {
     "extractor_mode": "default",
-    "encoder_layers": 6,
-    "encoder_embed_dim": 256,
-    "encoder_ffn_embed_dim": 1024,
-    "encoder_attention_heads": 4,
     "conv_pos": 64,
     "conv_pos_groups": 8,
     "layer_norm_first": False,
@@ -47,9 +43,25 @@ ENCODER = {
 }
 
 
-def settings_of(network: str) -> dict:
-    """fairseq's model settings of a network by its name in CONVOLUTIONS."""
-    return {"conv_feature_layers": CONVOLUTIONS[network], **ENCODER}
+def settings_of(network: str, layers: int, width: int) -> dict:
+    """fairseq's model settings of a network by its name in CONVOLUTIONS and its encoder's size.
+
+    As in Base, heads are 64 wide and the inner layers of the feed-forward networks four times as wide as the encoder.
+    """
+    encoder = {
+        "encoder_layers": layers,
+        "encoder_embed_dim": width,
+        "encoder_ffn_embed_dim": 4 * width,
+        "encoder_attention_heads": width // 64,
+    }
+    return {"conv_feature_layers": CONVOLUTIONS[network], **encoder, **COMMON}
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """--network, --layers and --width, which by default name the network that is shipped."""
+    parser.add_argument("--network", choices=tuple(CONVOLUTIONS), default="tapered", help="the convolutions")
+    parser.add_argument("--layers", type=int, default=6, help="of the encoder")
+    parser.add_argument("--width", type=int, default=256, help="of the encoder, a multiple of 64")
 
 
 def write_checkpoint(path: pathlib.Path, weights: dict[str, Tensor], settings: dict) -> None:
@@ -65,11 +77,11 @@ def write_checkpoint(path: pathlib.Path, weights: dict[str, Tensor], settings: d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--network", choices=tuple(CONVOLUTIONS), default="tapered")
+    add_network_arguments(parser)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    settings = settings_of(args.network)
+    settings = settings_of(args.network, args.layers, args.width)
     write_checkpoint(args.out, Wav2Vec2Model(Wav2Vec2Config(**settings)).state_dict(), settings)
 
 

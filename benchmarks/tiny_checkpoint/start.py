@@ -35,7 +35,7 @@ from corpus import (
     read_waves,
 )
 from fairseq.models.wav2vec import Wav2Vec2Config, Wav2Vec2Model
-from network import CONVOLUTIONS, settings_of, write_checkpoint
+from network import add_network_arguments, settings_of, write_checkpoint
 from torch import Tensor, nn
 
 from s3prl_ofa.files import atomic_path
@@ -48,6 +48,7 @@ SAVE_SECONDS = 180.0  # at least, then at the next row of the log
 LOG_UPDATES = 50
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 COLUMNS = ("update", "seconds", "loss", "phone_loss", "front_loss", "middle_loss", "train_accuracy", "dev_accuracy")
 
 
@@ -128,9 +129,10 @@ class Run:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
+        self.clock = CLOCKS[args.clock]
         self.update, self.seconds = 0, 0.0
         torch.manual_seed(args.seed)
-        self.settings = settings_of(args.network)
+        self.settings = settings_of(args.network, args.layers, args.width)
         self.model = Start(self.settings)
         utterances = read_corpus(args.corpus)
         self.crops = Crops([one for one in utterances if one.text_split in ("train", "dev")], args.crop_seconds)
@@ -234,27 +236,31 @@ class Run:
 
     def train(self) -> None:
         """Until the planned minutes have been trained, over all launches."""
-        sums: dict[str, float] = {}
+        steps: list[dict[str, float]] = []
         saved = self.seconds
-        while self.seconds < 60.0 * self.args.minutes:
-            begin = time.perf_counter()
-            for name, value in self.step().items():
-                sums[name] = sums.get(name, 0.0) + value / LOG_UPDATES
-            self.seconds += time.perf_counter() - begin
-            if self.update % LOG_UPDATES == 0:
-                self.log(sums)
-                sums = {}
+        while not self.finished:
+            begin = self.clock()
+            steps.append(self.step())
+            self.seconds += self.clock() - begin
+            if self.update % LOG_UPDATES == 0 or self.finished:
+                self.log(steps)
+                steps = []
                 if self.seconds - saved > SAVE_SECONDS:
                     self.save()
                     saved = self.seconds
         self.save()
 
-    def log(self, means: dict[str, float]) -> None:
+    @property
+    def finished(self) -> bool:
+        return self.seconds >= 60.0 * self.args.minutes
+
+    def log(self, steps: list[dict[str, float]]) -> None:
+        """A row of the means of these updates."""
         row = {"update": self.update, "seconds": round(self.seconds, 1)}
+        row |= {name: round(sum(step[name] for step in steps) / len(steps), 4) for name in COLUMNS if name in steps[0]}
         # Validation takes as long as some updates, so not at every row.
-        accuracy = self.dev_accuracy() if self.update % (4 * LOG_UPDATES) == 0 else None
-        row |= {name: round(means[name], 4) for name in COLUMNS if name in means}
-        row["dev_accuracy"] = None if accuracy is None else round(accuracy, 4)
+        validated = self.finished or self.update % (4 * LOG_UPDATES) == 0
+        row["dev_accuracy"] = round(self.dev_accuracy(), 4) if validated else None
         with self.log_path.open("a", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             if not file.tell():
@@ -268,10 +274,13 @@ def main() -> None:
     parser.add_argument("corpus", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--minutes", type=float, required=True, help="of training, over all launches")
-    parser.add_argument("--network", choices=tuple(CONVOLUTIONS), default="tapered")
+    add_network_arguments(parser)
     parser.add_argument("--batch", type=int, default=8, help="crops an update")
     parser.add_argument("--crop-seconds", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--clock", choices=tuple(CLOCKS), default="wall", help="cpu: of all threads, whatever else runs"
+    )
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

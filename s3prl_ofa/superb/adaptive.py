@@ -26,7 +26,10 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.polynomial import Polynomial
+from numpy.polynomial.polynomial import polyvander
 from torch import Tensor, nn
 
 from s3prl_ofa.errors import UsageError
@@ -125,15 +128,13 @@ class AdaptiveRate(nn.Module):
         here, there = torch.rand(2, dtype=torch.float64).tolist()
         return here, there
 
-    def with_terms(self, loss: Tensor, loss_at: Callable[[float | None], float]) -> Tensor:
-        """The loss of a training batch with what gives the rate its gradient; any other loss as it is.
+    def with_terms(self, loss: Tensor, difference: float) -> Tensor:
+        """The loss of a training batch with what gives the rate its gradient; the batch is then used up.
 
-        loss_at: the task's loss of that batch at a lambd, None for the one at which it ran.
+        difference: of the task's loss of that batch, at the other lambd less at the one at which it ran.
         """
-        if self.batch is None:
-            return loss
         lambd, batch = self(), self.batch
-        self.curve.add(batch.here, batch.there, loss_at(batch.there) - loss_at(None))
+        self.curve.add(batch.here, batch.there, difference)
         slope = self.curve.slope(float(lambd.detach()))
         share, self.batch = batch.share(lambd), None
         return loss + (slope * (lambd - lambd.detach()) + self.weight * share).to(loss.dtype)
@@ -168,8 +169,8 @@ class LossCurve(nn.Module):
         """Takes the loss at lambd ``there`` less that at ``here``; one that is not finite is passed over."""
         if not math.isfinite(difference):
             return
-        powers = [(2 * there - 1) ** power - (2 * here - 1) ** power for power in (1, 2, 3)]
-        row = self.moment.new_tensor(powers)
+        powers = polyvander(2 * np.array([here, there]) - 1, 3)
+        row = self.moment.new_tensor(powers[1, 1:] - powers[0, 1:])
         self.batches.add_(1)
         keep = math.exp(-1 / max(SHORTEST_MEMORY, MEMORY * float(self.batches)))
         self.gram.mul_(keep).add_(torch.outer(row, row))
@@ -180,7 +181,7 @@ class LossCurve(nn.Module):
         single batch against a curve that is not flat, for the time in which there are fewer batches than unknowns."""
         gram, moment = self.gram.cpu(), self.moment.cpu()
         coefficients = torch.linalg.solve(gram + torch.eye(3, dtype=gram.dtype), moment).tolist()
-        return sum(2 * power * c * (2 * lambd - 1) ** (power - 1) for power, c in enumerate(coefficients, 1))
+        return float(Polynomial([0, *coefficients], domain=(0, 1)).deriv()(lambd))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,24 +226,24 @@ def with_adaptive_rate(get_downstream: Callable[[Any], Any]) -> Callable[[Any], 
 
 
 def add_terms(rate: AdaptiveRate, runner: Any, module: nn.Module, args: tuple[Any, ...], loss: Tensor) -> Tensor:
-    """A forward hook of the downstream model."""
+    """A forward hook of the downstream model: the loss with the rate's terms in training, as it is otherwise."""
+    if rate.batch is None:
+        return loss
     split, _, *others = args
     forward = getattr(module, "module", module).forward  # without this hook
-
-    def loss_at(lambd: float | None) -> float:
-        device = loss.device
-        with torch.no_grad(), calm(module), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            features = present
-            if lambd is not None:
-                rate.elsewhere = lambd
-                try:
-                    features = runner.featurizer.model(rate.batch.wavs, runner.upstream.model(rate.batch.wavs))
-                finally:
-                    rate.elsewhere = None
-            return float(forward(split, features, *others, records=collections.defaultdict(list)))
-
-    present = rate.features
-    return rate.with_terms(loss, loss_at)
+    devices = [loss.device] if loss.device.type == "cuda" else []
+    here = rate.features
+    losses = []
+    with torch.no_grad(), calm(module):
+        rate.elsewhere = rate.batch.there
+        try:
+            there = runner.featurizer.model(rate.batch.wavs, runner.upstream.model(rate.batch.wavs))
+        finally:
+            rate.elsewhere = None
+        for features in (here, there):
+            with torch.random.fork_rng(devices):
+                losses.append(float(forward(split, features, *others, records=collections.defaultdict(list))))
+    return rate.with_terms(loss, losses[1] - losses[0])
 
 
 @contextlib.contextmanager
