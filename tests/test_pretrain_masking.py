@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from s3prl_ofa.pretrain.masking import draw_negatives, draw_spans
+from s3prl_ofa.pretrain.masking import draw_negatives, draw_spans, same_share
 from s3prl_ofa.pretrain.rates import DISTRIBUTIONS, draw_lambd
 
 
@@ -58,6 +58,50 @@ def test_masks_come_from_torch_alone():
     torch.manual_seed(4)
     assert torch.equal(first, draw_spans(lengths, 50, 0.65, 10))
     assert not torch.equal(first, draw_spans(lengths, 50, 0.65, 10))
+
+
+def test_as_many_frames_as_fairseq_masks_in_a_batch():
+    """Promise: as with fairseq's require_same_masks, sequences of equal lengths have equally many masked frames, those
+    of the one with the fewest; the others are shown at random, within their spans too."""
+    from fairseq.data.data_utils import compute_mask_indices
+
+    torch.manual_seed(0)
+    lengths, fixed = torch.full((8,), 199), {"min_masks": 2, "epoch": 0, "indices": torch.arange(8)}
+    theirs = [compute_mask_indices((8, 199), None, 0.65, 10, seed=n, **fixed).sum(1) for n in range(100)]
+    ours = []
+    for _ in range(100):
+        spans = draw_spans(lengths, 199, 0.65, 10)
+        masked = same_share(spans, lengths)
+        assert not (masked & ~spans).any()
+        assert set(masked.sum(1).tolist()) == {int(spans.sum(1).min())}
+        ours.append(int(masked[0].sum()))
+    assert np.mean(ours) == pytest.approx(np.mean(theirs), rel=0.03)
+    # What is shown lies anywhere in a span: as often in its middle as at an end.
+    spans = torch.zeros(2000, 40, dtype=torch.bool)
+    spans[:, 10:20], spans[0] = True, False
+    spans[0, 10:15] = True
+    shown = 1 - same_share(spans, torch.full((2000,), 40))[1:, 10:20].double().mean(0)
+    assert shown.tolist() == pytest.approx([0.5] * 10, abs=0.05)
+
+
+def test_the_same_share_in_unequal_lengths():
+    """Promise: of sequences of unequal lengths the same share is masked, up to a frame; the smallest loses nothing, at
+    least two frames stay masked, and sequences too short for a mask are not asked."""
+    torch.manual_seed(0)
+    lengths = torch.tensor([200, 100, 31, 12, 2, 1])
+    for _ in range(50):
+        spans = draw_spans(lengths, 200, 0.65, 10)
+        masked = same_share(spans, lengths)
+        shares, counts = (spans.sum(1) / lengths)[:4], masked.sum(1)
+        assert not (masked & ~spans).any()
+        assert counts[shares.argmin()] == spans.sum(1)[shares.argmin()]
+        assert all(
+            abs(int(count) - float(shares.min() * length)) <= 1 or count == 2
+            for count, length in zip(counts[:4], lengths[:4], strict=True)
+        )
+        assert counts.tolist()[4:] == [0, 0] and (counts[:4] >= 2).all()
+    nothing = torch.zeros(2, 2, dtype=torch.bool)
+    assert torch.equal(same_share(nothing, torch.tensor([2, 1])), nothing)
 
 
 def test_negatives():

@@ -46,6 +46,25 @@ def draw_spans(lengths: Tensor, longest: int, probability: float, span: int) -> 
     return masked
 
 
+def same_share(masked: Tensor, lengths: Tensor) -> Tensor:
+    """(batch, longest) bool: masks with random frames taken out, until all sequences have the smallest one's share.
+
+    It is fairseq's ``require_same_masks``, which leaves equally many masked frames in sequences of equal lengths; here
+    lengths (batch,), on the CPU, may differ. A frame that it shows within a span is much of the span's context: a small
+    model learns several times faster at first. At least two frames stay masked where two were.
+    """
+    counts = masked.sum(1)
+    maskable = lengths >= SHORTEST
+    if not bool(maskable.any()):
+        return masked
+    least = torch.where(maskable, counts / lengths, torch.inf).argmin()
+    # in whole numbers, so that the smallest share itself loses nothing
+    kept = (counts[least] * lengths // lengths[least]).clamp(min=MIN_SPANS)
+    scores = torch.rand(masked.shape).masked_fill_(~masked, -1.0)
+    rank = scores.argsort(1, descending=True).argsort(1)
+    return masked & (rank < kept[:, None])
+
+
 def draw_negatives(counts: Tensor, negatives: int, across: int) -> Tensor:
     """(negatives + across, rows) int64: for every masked row of a batch, other masked rows.
 

@@ -21,7 +21,7 @@ from s3prl_ofa.model.packing import pad, positions_of, starts_of, unpad, valid_m
 from s3prl_ofa.model.rate import check_lambd, mix
 from s3prl_ofa.pretrain.config import OFAModelConfig
 from s3prl_ofa.pretrain.losses import cardinality_loss, frame_loss, segment_loss
-from s3prl_ofa.pretrain.masking import draw_negatives, draw_spans
+from s3prl_ofa.pretrain.masking import draw_negatives, draw_spans, same_share
 from s3prl_ofa.pretrain.rates import draw_lambd
 
 logger = logging.getLogger(__name__)
@@ -208,6 +208,8 @@ class OFAPretrainingModel(Wav2Vec2Model):
         masked = torch.zeros(x.shape[:2], dtype=torch.bool)
         if cfg.mask_prob > 0:
             masked = draw_spans(lengths, x.shape[1], cfg.mask_prob, cfg.mask_length)
+            if cfg.require_same_masks:
+                masked = same_share(masked, lengths)
         masked = masked.to(x.device)
         x = torch.where(masked[..., None], self.mask_emb.to(x.dtype), x)
         if cfg.mask_channel_prob > 0:
