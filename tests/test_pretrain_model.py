@@ -169,12 +169,28 @@ def test_a_wave_without_a_frame_is_refused():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"mask_selection": "uniform"}, {"upper_lambd": 2.5}, {"fixed_subsample_ratio": 0}]
+    "settings",
+    [
+        {"mask_selection": "uniform"},
+        {"no_mask_channel_overlap": True},
+        {"upper_lambd": 2.5},
+        {"fixed_subsample_ratio": 0},
+    ],
 )
 def test_settings_without_a_meaning_are_refused(settings):
     """Promise: a setting that would be ignored or cannot be is an error that names it."""
     with pytest.raises(ValueError, match=f"model.{next(iter(settings))} must be"):
         tiny_model(**settings)
+
+
+def test_the_same_share_is_masked_unless_it_need_not_be():
+    """Promise: require_same_masks (true by default, as in fairseq) masks equally many frames of equal lengths."""
+    for same in (True, False):
+        model = tiny_model(require_same_masks=same)
+        torch.manual_seed(0)
+        _, masked = model.mask_frames(torch.zeros(8, 199, 32), torch.full((8,), 199))
+        assert (len(masked.sum(1).unique()) == 1) is same
+    assert tiny_model().cfg.require_same_masks
 
 
 def train_a_step(model, source, padding=None, lambd=None, guidance=None):

@@ -37,6 +37,7 @@ ONLY = {
     "mask_dropout": 0.0,
     "mask_channel_before": False,
     "mask_channel_selection": "static",
+    "no_mask_channel_overlap": False,
 }
 # Parts that a checkpoint of another kind lacks as a whole, and that may then begin with new weights.
 NEW_PARTS = ("cif_subsampler.", ("quantizer.", "project_q."), "final_proj.", "mask_emb")
