@@ -91,7 +91,7 @@ def runner_of(upstream, featurizer, task=None, **args):
     entries = {"upstream": upstream, "featurizer": featurizer}
     runner = types.SimpleNamespace(
         args=types.SimpleNamespace(**{"mode": "train", "downstream": "task", **args}),
-        config={"runner": {}},
+        config={"runner": {"total_steps": 1000}},
         init_ckpt={},
         **{name: types.SimpleNamespace(model=model, trainable=False) for name, model in entries.items()},
     )

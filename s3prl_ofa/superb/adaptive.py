@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 MARGIN = 1e-3  # how far from 0 and 1 a start is kept: at the ends themselves rounding decides where the map turns
 LARGEST = 1.0  # difference of a batch's two losses that counts: in their first steps some tasks' fall by tens
+SEARCH = 0.5  # of a training's batches run at two lambds
 MEMORY = 0.2  # of the training so far, after which a batch counts for 1/e in the curve
 SHORTEST_MEMORY = 20  # training batches
 FLATTEST = 0.25  # slope of the map that gradients see at its ends
@@ -70,6 +71,7 @@ class AdaptiveRate(nn.Module):
         inside = min(max(start, MARGIN), 1 - MARGIN)
         self.raw = nn.Parameter(torch.tensor(math.asin(2 * inside - 1) / 2, dtype=torch.float32))
         self.curve = LossCurve()
+        self.search = math.inf  # training batches for which the curve is measured
         self.elsewhere: float | None = None  # the other lambd, while a batch is run at it
         self.batch: Batch | None = None  # whose loss is still to come
         self.features: list[Tensor] = []  # of that batch, as the featurizer gave them
@@ -106,7 +108,7 @@ class AdaptiveRate(nn.Module):
             return model.extract(wavs, lambd=self.elsewhere)
         if not self.training:
             return model.extract(wavs, lambd=self.value)
-        here, there = self.two_lambds()
+        here, there = self.two_lambds() if self.curve.batches < self.search else (self.value, None)
         out = model.extract(wavs, lambd=here)
         alpha_sum = model.alpha(wavs)[0].sum(1) if out.alpha_sum is None else out.alpha_sum  # None at lambd 0
         self.batch = Batch(wavs, here, there, out.input_lengths.double(), alpha_sum.detach())
@@ -128,13 +130,15 @@ class AdaptiveRate(nn.Module):
         here, there = torch.rand(2, dtype=torch.float64).tolist()
         return here, there
 
-    def with_terms(self, loss: Tensor, difference: float) -> Tensor:
+    def with_terms(self, loss: Tensor, difference: float | None) -> Tensor:
         """The loss of a training batch with what gives the rate its gradient; the batch is then used up.
 
-        difference: of the task's loss of that batch, at the other lambd less at the one at which it ran.
+        difference: of the task's loss of that batch, at the other lambd less at the one at which it ran; None where it
+        ran at lambd alone.
         """
         lambd, batch = self(), self.batch
-        self.curve.add(batch.here, batch.there, difference)
+        if difference is not None:
+            self.curve.add(batch.here, batch.there, difference)
         slope = self.curve.slope(float(lambd.detach()))
         share, self.batch = batch.share(lambd), None
         return loss + (slope * (lambd - lambd.detach()) + self.weight * share).to(loss.dtype)
@@ -166,12 +170,12 @@ class LossCurve(nn.Module):
         self.register_buffer("batches", torch.zeros((), dtype=torch.float64))
 
     def add(self, here: float, there: float, difference: float) -> None:
-        """Takes the loss at lambd ``there`` less that at ``here``; one that is not finite is passed over."""
+        """Takes the loss at lambd ``there`` less that at ``here``; one that is not finite is counted, not used."""
+        self.batches.add_(1)
         if not math.isfinite(difference):
             return
         powers = polyvander(2 * np.array([here, there]) - 1, 3)
         row = self.moment.new_tensor(powers[1, 1:] - powers[0, 1:])
-        self.batches.add_(1)
         keep = math.exp(-1 / max(SHORTEST_MEMORY, MEMORY * float(self.batches)))
         self.gram.mul_(keep).add_(torch.outer(row, row))
         self.moment.mul_(keep).add_(row, alpha=max(-LARGEST, min(LARGEST, difference)))
@@ -186,12 +190,12 @@ class LossCurve(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What a training batch's loss needs to know of it: waves, the lambd at which it ran and the other one, 20 ms
-    frames and sums of alpha (batch,), float64."""
+    """What a training batch's loss needs to know of it: waves, the lambd at which it ran and the other one, if there is
+    one, 20 ms frames and sums of alpha (batch,), float64."""
 
     wavs: list[Tensor]
     here: float
-    there: float
+    there: float | None
     frames: Tensor
     alpha_sum: Tensor
 
@@ -214,6 +218,7 @@ def with_adaptive_rate(get_downstream: Callable[[Any], Any]) -> Callable[[Any], 
         rate = rate_of(runner)
         if rate is not None:
             check_frozen(runner.upstream.trainable)
+            rate.search = SEARCH * training_batches(runner.config["runner"])
             entry.model.register_forward_hook(functools.partial(add_terms, rate, runner))
             entry.model.log_records = logging_rate(entry.model.log_records, rate, runner)
             fixed = "" if runner.args.mode == "train" else "fixed, "
@@ -229,6 +234,8 @@ def add_terms(rate: AdaptiveRate, runner: Any, module: nn.Module, args: tuple[An
     """A forward hook of the downstream model: the loss with the rate's terms in training, as it is otherwise."""
     if rate.batch is None:
         return loss
+    if rate.batch.there is None:
+        return rate.with_terms(loss, None)
     split, _, *others = args
     forward = getattr(module, "module", module).forward  # without this hook
     devices = [loss.device] if loss.device.type == "cuda" else []
@@ -282,6 +289,11 @@ def logging_rate(log_records: Callable[..., Any], rate: AdaptiveRate, runner: An
         return found
 
     return log
+
+
+def training_batches(settings: dict[str, Any]) -> int:
+    """Of a whole training with these settings of S3PRL's runner."""
+    return settings["total_steps"] * (settings.get("gradient_accumulate_steps") or 1)
 
 
 def check_frozen(trainable: bool) -> None:
