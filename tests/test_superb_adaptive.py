@@ -86,12 +86,12 @@ def step(upstream, featurizer, wavs, task, scale=1.0, records=None):
     return task("train", features(upstream, featurizer, wavs), scale, records=collections.defaultdict(list))
 
 
-def runner_of(upstream, featurizer, task=None, **args):
-    """A runner of S3PRL's, as far as the rate asks for it, and its downstream model."""
+def runner_of(upstream, featurizer, task=None, settings=None, **args):
+    """A runner of S3PRL's, as far as the rate asks for it, and its downstream model. settings: of the runner."""
     entries = {"upstream": upstream, "featurizer": featurizer}
     runner = types.SimpleNamespace(
         args=types.SimpleNamespace(**{"mode": "train", "downstream": "task", **args}),
-        config={"runner": {"total_steps": 1000}},
+        config={"runner": {"total_steps": 1000, **(settings or {})}},
         init_ckpt={},
         **{name: types.SimpleNamespace(model=model, trainable=False) for name, model in entries.items()},
     )
@@ -176,6 +176,43 @@ def test_the_second_run_leaves_no_trace(wavs):
     torch.manual_seed(1)
     Task(dropout=0.5).train()("train", features(upstream, featurizer, wavs), 1.0, records=records)
     assert torch.equal(torch.get_rng_state(), after)
+
+
+@pytest.mark.parametrize(("steps", "accumulation"), [(8, None), (8, 1), (4, 2)])
+def test_in_the_second_half_it_runs_at_lambd_alone(steps, accumulation, wavs, monkeypatch):
+    """For half of a training's batches, also those that S3PRL accumulates and those whose loss is not finite, each runs
+    at two drawn lambds; then at lambd alone, which follows the curve as that has become. A resumed training goes on in
+    its half."""
+
+    def run(upstream, featurizer, batches):
+        """The lambds at which these batches run; the last one's gradient."""
+        lambds, extract = [], upstream.model.extract
+        monkeypatch.setattr(
+            upstream.model, "extract", lambda *args, lambd: lambds.append(lambd) or extract(*args, lambd=lambd)
+        )
+        _, task = runner_of(upstream, featurizer, settings=settings)
+        for scale in batches:
+            featurizer.rate.raw.grad = None
+            step(upstream, featurizer, wavs, task, scale).backward()
+        return lambds, float(featurizer.rate.raw.grad)
+
+    settings = {"total_steps": steps, "gradient_accumulate_steps": accumulation}
+    upstream, featurizer = pair(0.3, 0.5, frames="native")
+    lambds, _ = run(upstream, featurizer, [1.0, float("inf"), 1.0, 1.0])
+    rate = featurizer.rate
+    assert len(set(lambds)) == 8 and rate.value not in lambds
+    curve = {name: value.clone() for name, value in rate.curve.state_dict().items()}
+    resumed = pair(0.7, 0.5, frames="native")
+    resumed[1].load_state_dict(featurizer.state_dict())
+    for models in ((upstream, featurizer), resumed):
+        rate = models[1].rate
+        lambds, gradient = run(*models, [1.0, 1e3])
+        assert lambds == [rate.value] * 2 == [pytest.approx(0.3)] * 2
+        assert all(torch.equal(value, curve[name]) for name, value in rate.curve.state_dict().items())
+        alpha, lengths = upstream.model.alpha(wavs)
+        share = float((alpha.sum() - lengths.sum()) / lengths.sum())
+        along = 2 * (rate.value * (1 - rate.value)) ** 0.5
+        assert gradient / DAMPING == pytest.approx(along * (rate.curve.slope(rate.value) + 0.5 * share), rel=1e-5)
 
 
 def test_a_loss_that_is_not_finite_moves_nothing(wavs):
