@@ -8,7 +8,7 @@ model; the upstream reads it and stays as it is. A term of the loss makes frames
 Both parts of the loss depend on the number of frames, a step function of lambd without a gradient, and the task's also
 on where frames begin. Going back through the compressor finds the second alone, and mostly noise: a small step of lambd
 moves all later frames along. So the task's loss is measured as a curve over [0, 1] (LossCurve), and lambd goes down
-along it. In the first half of a training each batch runs at two lambds drawn from [0, 1], the task's model is trained on
+along it. In the first half of training each batch runs at two lambds drawn from [0, 1], the task's model is trained at
 the first, and the difference of the two losses is what the curve is fitted to. The task's model so learns to do at any
 rate; one that is trained at lambd alone comes to do best just there, and holds the rate wherever it is. In the second
 half the curve stays as it is, lambd comes to rest on it, and the task's model is trained at lambd alone.
