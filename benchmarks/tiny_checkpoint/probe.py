@@ -28,7 +28,6 @@ from s3prl_ofa.files import atomic_path
 from s3prl_ofa.guidance.scores import TOLERANCES, boundary_scores, uniform_boundaries
 from s3prl_ofa.model import OFAWav2Vec2
 
-LAMBDS = (0.0, 0.5, 1.0)
 SECONDS = 4.0  # of each utterance
 PHONE_TRAIN, PHONE_TEST, SPEAKER_TRAIN = 100, 40, 10  # utterances; the last of each speaker
 BATCH = 8
@@ -174,11 +173,13 @@ class Probes:
             for layer, (phone, speaker) in enumerate(zip(phones, speakers, strict=True))
         ]
 
-    def checkpoint(self, path: pathlib.Path) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-        """Probes at every lambd that the checkpoint has, and boundaries where it has a compressor."""
+    def checkpoint(
+        self, path: pathlib.Path, lambds: list[float]
+    ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+        """Probes at every lambd that the checkpoint has, and boundaries at lambd 1."""
         model = s3prl_ofa.load(path)
         probes, segments = [], []
-        for lambd in LAMBDS if model.compressor is not None else LAMBDS[:1]:
+        for lambd in lambds if model.compressor is not None else [0.0]:
             found = extract(model, list(self.waves.values()), lambd)
             features = dict(zip(self.waves, found, strict=True))
             probes += self.rows(features, str(path), lambd)
@@ -207,6 +208,7 @@ def main() -> None:
     parser.add_argument("corpus", type=pathlib.Path)
     parser.add_argument("checkpoints", type=pathlib.Path, nargs="+", help="of any format that s3prl_ofa.load reads")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="a JSON file")
+    parser.add_argument("--lambds", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="of those with a compressor")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -214,7 +216,7 @@ def main() -> None:
     results = probes.rows({name: mfcc(wave) for name, wave in probes.waves.items()}, "MFCC", 0.0)
     segments = []
     for path in args.checkpoints:
-        rows, found = probes.checkpoint(path)
+        rows, found = probes.checkpoint(path, args.lambds)
         results += rows
         segments += found
     show(results)
