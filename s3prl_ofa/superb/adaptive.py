@@ -6,12 +6,12 @@ model; the upstream reads it and stays as it is. A term of the loss makes frames
     loss = the task's loss + rate_weight * frames out / 20 ms frames in
 
 Both parts of the loss depend on the number of frames, a step function of lambd without a gradient, and the task's also
-on where frames begin. Going back through the compressor finds the second alone, and mostly noise: a small step of lambd
-moves all later frames along. So the task's loss is measured as a curve over [0, 1] (LossCurve), and lambd goes down
-along it. In the first half of training each batch runs at two lambds drawn from [0, 1], the task's model is trained at
-the first, and the difference of the two losses is what the curve is fitted to. The task's model so learns to do at any
-rate; one that is trained at lambd alone comes to do best just there, and holds the rate wherever it is. In the second
-half the curve stays as it is, lambd comes to rest on it, and the task's model is trained at lambd alone.
+on where frames begin. Going back through the compressor finds the second alone, and mostly noise: a small step of
+lambd moves all later frames along. So the task's loss is measured as a curve over [0, 1] (LossCurve), and lambd goes
+down along it. In the first half of training each batch runs at two lambds drawn from its range, the task's model is
+trained at the first, and the difference of the two losses is what the curve is fitted to. The task's model so learns
+to do at any rate; one that is trained at lambd alone comes to do best just there, and holds the rate wherever it is.
+In the second half the curve stays as it is, lambd comes to rest on it, and the task's model is trained at lambd alone.
 
 In the second term the sum of the weights that are integrated stands for the number of frames, of which it is the whole
 part: over a batch, sum(weights) / sum(T) with T frames of 20 ms and alphas that sum to A an utterance, and
@@ -51,25 +51,26 @@ RECENT = 20  # training batches over which the frame period is measured
 
 
 class AdaptiveRate(nn.Module):
-    """One lambd in [0, 1], from no compression to the model's own alpha: lambd = (1 + sin(2 raw)) / 2.
+    """One lambd from 0, no compression, to ``most``: lambd = most (1 + sin(2 raw)) / 2.
 
-    Beyond 1 lambd leaves alpha, and what the model was trained for. The sine reaches both ends at finite values and
-    turns back there, where a sigmoid would be drawn on into the region in which its gradient is nothing. Its slope is
-    1 in the middle and never more, so a step of the optimizer, which S3PRL gives one learning rate for all, moves lambd
-    by at most its own size: with Adam by about the learning rate. Towards the ends the slope that gradients see falls
-    to FLATTEST, not to 0: Adam measures a step by the gradients before it, and would stay where they come to nothing.
+    most is at most 1, the model's own alpha. Beyond 1 lambd leaves alpha, and what the model was trained for. The sine
+    reaches both ends at finite values and turns back there, where a sigmoid would be drawn on into the region in which
+    its gradient is nothing. Its slope is ``most`` in the middle and never more, so a step of the optimizer, which
+    S3PRL gives one learning rate for all, moves lambd by at most its own size: with Adam by about the learning rate.
+    Towards the ends the slope that gradients see falls to FLATTEST, not to 0: Adam measures a step by the gradients
+    before it, and would stay where they come to nothing.
 
     S3PRL clips the gradient of all parameters as one, so the rate would take from the downstream model's; its own is
     made smaller by DAMPING, which Adam does not notice (plain SGD moves lambd the less).
 
-    start: lambd at first, in [0, 1]. weight: of the mean frame rate in the loss, 0 or more. In evaluation mode (as it
-    is made) lambd is a constant.
+    start: lambd at first, from 0 to most. weight: of the mean frame rate in the loss, 0 or more. In evaluation mode (as
+    it is made) lambd is a constant.
     """
 
-    def __init__(self, start: float, weight: float) -> None:
+    def __init__(self, start: float, weight: float, most: float = 1.0) -> None:
         super().__init__()
-        self.weight = weight
-        inside = min(max(start, MARGIN), 1 - MARGIN)
+        self.weight, self.most = weight, most
+        inside = min(max(start / most, MARGIN), 1 - MARGIN)
         self.raw = nn.Parameter(torch.tensor(math.asin(2 * inside - 1) / 2, dtype=torch.float32))
         self.curve = LossCurve()
         self.search = math.inf  # training batches for which the curve is measured
@@ -86,7 +87,7 @@ class AdaptiveRate(nn.Module):
         options = getattr(upstream, "options", None)
         if not getattr(options, "adaptive", False):
             return None
-        rate = cls(options.lambd_start, options.rate_weight)
+        rate = cls(options.lambd_start, options.rate_weight, options.lambd_max)
         upstream.follow(rate)
         return rate
 
@@ -96,7 +97,7 @@ class AdaptiveRate(nn.Module):
         here = raw.detach()
         true = torch.cos(2 * here)
         slope = torch.where(true < 0, true.clamp(max=-FLATTEST), true.clamp(min=FLATTEST))
-        return (1 + torch.sin(2 * here)) / 2 + DAMPING * slope * (raw - here)
+        return self.most * ((1 + torch.sin(2 * here)) / 2 + DAMPING * slope * (raw - here))
 
     @property
     def value(self) -> float:
@@ -125,10 +126,9 @@ class AdaptiveRate(nn.Module):
         self.features = [features[0] + (0 * self()).to(features[0].dtype), *features[1:]]
         return self.features
 
-    @staticmethod
-    def two_lambds() -> tuple[float, float]:
-        """At which a batch runs: uniform in [0, 1], by torch's generator."""
-        here, there = torch.rand(2, dtype=torch.float64).tolist()
+    def two_lambds(self) -> tuple[float, float]:
+        """At which a batch runs: uniform from 0 to most, by torch's generator."""
+        here, there = (self.most * torch.rand(2, dtype=torch.float64)).tolist()
         return here, there
 
     def with_terms(self, loss: Tensor, difference: float | None) -> Tensor:
@@ -313,15 +313,20 @@ def check_change(before: RateOptions, after: RateOptions, mode: str) -> None:
         raise UsageError(
             f"lambd_start is for a new training: this one began at {before.lambd_start:g} and goes on where it is"
         )
+    if after.adaptive and after.lambd_max != before.lambd_max:
+        raise UsageError(f"lambd_max is for a new training: in this one it is {before.lambd_max:g}")
 
 
 def slowest(options: RateOptions) -> RateOptions:
     """The options at the lowest rate that training can come to, at which CTC must still find its frames."""
-    return RateOptions(lambd=1.0, frames=options.frames, repeat=options.repeat) if options.adaptive else options
+    if not options.adaptive:
+        return options
+    return RateOptions(lambd=options.lambd_max, frames=options.frames, repeat=options.repeat)
 
 
 def period_at_start(options: RateOptions, slowest_ms: float) -> float:
     """The mean frame period in ms at which training starts, from that at ``slowest``; see the formula above."""
     if not options.adaptive:
         return slowest_ms
-    return MIN_FRAME_PERIOD_MS / (1 - options.lambd_start * (1 - MIN_FRAME_PERIOD_MS / slowest_ms))
+    part = options.lambd_start / options.lambd_max
+    return MIN_FRAME_PERIOD_MS / (1 - part * (1 - MIN_FRAME_PERIOD_MS / slowest_ms))

@@ -6,9 +6,11 @@ has no alignment; S3PRL's ``zero_infinity`` then gives it a loss of zero, and no
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import soundfile
 import torch
 from tqdm import tqdm
@@ -45,7 +47,9 @@ class CtcCheck:
 
     utterances: of the training set. checked: those whose frames were counted; the rest is estimated from them.
     infeasible: utterances with fewer frames than CTC needs, with the given ``repeat``. needed_repeat: the smallest
-    repeat that leaves at most 1% of them. frame_period_ms: the mean period of the frames that CTC sees.
+    repeat that leaves at most 1% of them. largest_lambd: the largest lambd, in hundredths, that leaves at most 1% of
+    them with the given repeat, of lambds up to the one of the check; None where the rate was given otherwise, or where
+    not even lambd 0 does. frame_period_ms: the mean period of the frames that CTC sees.
     """
 
     utterances: int
@@ -54,6 +58,7 @@ class CtcCheck:
     repeat: int
     needed_repeat: int
     frame_period_ms: float
+    largest_lambd: float | None = None
 
     @property
     def too_many(self) -> bool:
@@ -90,7 +95,30 @@ def check_ctc(downstream: str, config: dict[str, Any], upstream: Any) -> CtcChec
     ]
     sample, weights = choose(utterances)
     frames = count_frames(upstream.model, upstream.options, sample)
-    return judge(sample, weights, frames, upstream.options.repeat)
+    check = judge(sample, weights, frames, upstream.options.repeat)
+    if not (upstream.options.frames == NATIVE and upstream.options.lambd):
+        return check
+    fine = [upstream.model.config.num_frames(utterance.samples) for utterance in sample]
+    return dataclasses.replace(check, largest_lambd=largest_lambd(sample, weights, frames, fine, upstream.options))
+
+
+def largest_lambd(
+    sample: list[Utterance], weights: list[float], frames: list[int], fine: list[int], options: RateOptions
+) -> float | None:
+    """See CtcCheck. frames: of each utterance at ``options.lambd``. fine: its 20 ms frames.
+
+    Of T fine frames T - lambd (T - A) are left, down to a whole number, where A is the sum of alpha. T - A is at most
+    (T - frames) / options.lambd, so an utterance has the frames it needs up to the lambd that is found with that.
+    """
+    limits = []
+    for utterance, count, most in zip(sample, frames, fine, strict=True):
+        needed = -(-utterance.needed // options.repeat)
+        limits.append(options.lambd * min(1.0, (most - needed) / max(most - count, 1e-9)))
+    order = np.argsort(limits)
+    below = np.cumsum(np.array(weights)[order])
+    first = int(np.searchsorted(below, MAX_INFEASIBLE * below[-1], side="right"))  # that must have its frames
+    hundredths = math.floor(100 * limits[order[first]] + 1e-9)
+    return hundredths / 100 if hundredths > 0 else None
 
 
 def frames_needed(labels: Sequence[int]) -> int:

@@ -23,7 +23,7 @@ RATE_KEYS = ("lambd", "frame_period_ms", "pool")  # three ways to say how fast f
 ONE_RATE = "give lambd, frame_period_ms or pool, not more than one"
 MIN_POOL = 2  # 20 ms frames that become one
 ADAPTIVE = "adaptive"  # a lambd that the task learns
-ADAPTIVE_KEYS = {"rate_weight": 0.0, "lambd_start": 0.5}  # and their defaults
+ADAPTIVE_KEYS = {"rate_weight": 0.0, "lambd_max": 1.0, "lambd_start": 0.5}  # and their defaults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,8 @@ class RateOptions:
     repeat: with native frames, how often each is repeated, so that CTC finds as many frames as labels.
     pool: the fixed rate to compare with: at lambd 0, so many hidden states (2 or more) are averaged into one.
     rate_weight: of the mean frame rate in the loss of an adaptive lambd, 0 or more; see adaptive.py.
-    lambd_start: where an adaptive lambd starts, in [0, 1].
+    lambd_max: the largest that an adaptive lambd may become, in (0, 1].
+    lambd_start: where an adaptive lambd starts, from 0 to lambd_max; by default 0.5, or lambd_max where that is less.
     """
 
     lambd: float | str | None = None
@@ -48,6 +49,7 @@ class RateOptions:
     repeat: int = 1
     pool: int | None = None
     rate_weight: float | None = None
+    lambd_max: float | None = None
     lambd_start: float | None = None
 
     def __post_init__(self) -> None:
@@ -83,9 +85,13 @@ class RateOptions:
                 raise UsageError(f"{name} needs lambd {ADAPTIVE}, found {name} {given!r} without it")
             value = default if given is None else real(given)
             limit = math.inf if name == "rate_weight" else 1.0
-            if value is None or not 0 <= value <= limit or math.isinf(value):
-                expected = "of at least 0" if limit > 1 else "in [0, 1]"
+            if value is None or not 0 <= value <= limit or math.isinf(value) or name == "lambd_max" and value == 0:
+                expected = {"rate_weight": "of at least 0", "lambd_max": "in (0, 1]", "lambd_start": "in [0, 1]"}[name]
                 raise UsageError(f"{name} must be a number {expected}, found {given!r}")
+            if name == "lambd_start" and self.adaptive and value > self.lambd_max:
+                if given is not None:
+                    raise UsageError(f"lambd_start must be at most lambd_max, {self.lambd_max:g}, found {given!r}")
+                value = self.lambd_max
             object.__setattr__(self, name, value if self.adaptive else None)
 
     @property
@@ -132,7 +138,8 @@ class RateOptions:
         elif self.pool is not None:
             rate = f"{self.pool} averaged 20 ms frames"
         elif self.adaptive:
-            rate = f"adaptive lambd (start {self.lambd_start:g}, rate weight {self.rate_weight:g})"
+            most = f", at most {self.lambd_max:g}" if self.lambd_max < 1 else ""
+            rate = f"adaptive lambd (start {self.lambd_start:g}{most}, rate weight {self.rate_weight:g})"
         else:
             rate = f"lambd {self.lambd or 0:g}"
         return f"{rate}, {self.frames} frames" + (f", each {self.repeat} times" if self.repeat > 1 else "")

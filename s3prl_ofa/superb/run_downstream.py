@@ -308,9 +308,10 @@ class Experiment:
         check = check_ctc(args.downstream, config, expert.to(args.device))
         if check is None:
             return options
-        reached = "at lambd 1, which an adaptive rate may come to: " if options.adaptive else ""
+        reached = f"at lambd {options.lambd_max:g}, which an adaptive rate may come to: " if options.adaptive else ""
         if check.too_many and not (self.repeat_auto and options.frames == NATIVE):
-            raise UsageError(f"{reached}{check}")
+            limit = options.adaptive and check.largest_lambd
+            raise UsageError(f"{reached}{check}" + (f"; so would --lambd-max {limit:g}" if limit else ""))
         if self.repeat_auto and options.frames == NATIVE:
             options = dataclasses.replace(options, repeat=check.needed_repeat)
             logger.info("%s--repeat auto: CTC needs each frame %d times", reached, options.repeat)

@@ -42,6 +42,7 @@ class CombinedParser(argparse.ArgumentParser):
         rate.add_argument("--pool", type=int, metavar="N", help="at lambd 0, the mean of each N frames: a fixed rate")
         group.add_argument("--rate-weight", type=float, metavar="W", help="of an adaptive lambd: what frames cost")
         group.add_argument("--lambd-start", type=float, metavar="L", help="of an adaptive lambd: 0 to 1, default 0.5")
+        group.add_argument("--lambd-max", type=float, metavar="L", help="of an adaptive lambd: up to 1, the default")
         group.add_argument(
             "--frames", choices=FRAMES, help="native (default): the compressed frames; upsampled: repeated to 20 ms"
         )

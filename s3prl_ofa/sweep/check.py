@@ -48,6 +48,7 @@ def prepare(grid: Grid) -> dict[str, dict[str, Any]]:
             "point": {**vars(point), "checkpoint": checkpoint},
             "metric": task.metric,
             "higher_is_better": task.higher_is_better,
+            "lambd_max": task.lambd_max if point.rate == ADAPTIVE else None,
             "unit": known.unit if known and task.metric == known.metric else 1,
             "dev": task.dev,
             "test": task.test,

@@ -54,6 +54,7 @@ def described(settings: dict[str, Any]) -> dict[str, Any]:
         **asked,
         "asked_repeat": settings["point"]["repeat"],
         "learning_rate": (config.get("optimizer") or {}).get("lr"),
+        "lambd_max": settings.get("lambd_max"),
         "steps": config["runner"]["total_steps"],
         "metric": settings["metric"],
         "higher_is_better": settings["higher_is_better"],

@@ -20,6 +20,7 @@ class Known:
 
     metric: str
     higher_is_better: bool
+    lambd_max: float | None  # of adaptive rates
     dev: str
     test: str
     unit: float

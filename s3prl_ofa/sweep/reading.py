@@ -161,7 +161,7 @@ def task_from(name: str, settings: Any, grid: Section, mini: bool) -> Task:
         repeat=axis("repeat", repeat, (usual_repeat(name),)),
         learning_rates=axis("learning_rates", positive, (None,)),
         seeds=axis("seeds", seed, (1,)),
-        lambd_starts=axis("lambd_starts", lambd_start, (None,)),
+        lambd_starts=axis("lambd_starts", lambd_in_range, (None,)),
     )
     if axes.lambd_starts != (None,) and not axes.rates.adaptive:
         key = section.key if "lambd_starts" in section.values else grid.key
@@ -175,6 +175,7 @@ def task_from(name: str, settings: Any, grid: Section, mini: bool) -> Task:
         overrides=section.get("overrides", overrides, {}),
         metric=metric,
         higher_is_better=section.get("higher_is_better", boolean, higher),
+        lambd_max=section.get("lambd_max", lambd_in_range, None),
         dev=section.get("dev", text, known.dev if known else None),
         test=section.get("test", text, known.test if known else "test"),
     )
@@ -313,7 +314,7 @@ def rate_weight(value: Any) -> float:
     return number
 
 
-def lambd_start(value: Any) -> float:
+def lambd_in_range(value: Any) -> float:
     number = real(value)
     if number is None or not 0 <= number <= 1:
         raise ValueError(f"a lambd in [0, 1] is expected, found {value!r}")

@@ -115,6 +115,8 @@ def train_arguments(folder: pathlib.Path, settings: dict[str, Any]) -> list[str]
             arguments += ["--lambd", ADAPTIVE, "--rate-weight", value]
             if point.get("lambd_start") is not None:
                 arguments += ["--lambd-start", f"{point['lambd_start']:.17g}"]
+            if settings.get("lambd_max") is not None:
+                arguments += ["--lambd-max", f"{settings['lambd_max']:.17g}"]
         else:
             arguments += ["--" + point["rate"].replace("_", "-"), value]
         arguments += ["--frames", point["frames"]]
