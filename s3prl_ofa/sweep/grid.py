@@ -20,7 +20,6 @@ class Known:
 
     metric: str
     higher_is_better: bool
-    lambd_max: float | None  # of adaptive rates
     dev: str
     test: str
     unit: float
@@ -84,6 +83,7 @@ class Task:
     overrides: dict[str, Any]
     metric: str
     higher_is_better: bool
+    lambd_max: float | None  # of adaptive rates
     dev: str | None
     test: str
 
