@@ -52,18 +52,19 @@ def task_loss(features):
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_the_map_starts_where_it_is_told_and_stays_in_range(start):
-    """lambd starts within 0.001 of any start in [0, 1], where its gradient is at most the raw parameter's own and at
-    least FLATTEST of it; it is in [0, 1] for every raw value, both ends included."""
-    rate = AdaptiveRate(start, 0.0)
-    assert float(rate().detach()) == pytest.approx(start, abs=1.1e-3)
+@pytest.mark.parametrize("most", [1.0, 0.7])
+def test_the_map_starts_where_it_is_told_and_stays_in_range(start, most):
+    """lambd starts within 0.001 of any start from 0 to lambd_max, where its gradient is at most the raw parameter's own
+    and at least FLATTEST of it, times lambd_max; it is in that range for every raw value, both ends included."""
+    rate = AdaptiveRate(most * start, 0.0, most)
+    assert float(rate().detach()) == pytest.approx(most * start, abs=1.1e-3)
     rate().backward()
-    assert FLATTEST - 1e-6 < float(rate.raw.grad) / DAMPING < 1 + 1e-6
+    assert FLATTEST - 1e-6 < float(rate.raw.grad) / DAMPING / most < 1 + 1e-6
     values = []
     for raw in torch.linspace(-20, 20, 2001):
         rate.raw.data = raw
         values.append(float(rate().detach()))
-    assert 0 <= min(values) < 1e-4 and 1 - 1e-4 < max(values) <= 1
+    assert 0 <= min(values) < 1e-4 and most - 1e-4 < max(values) <= most
 
 
 class Task(nn.Module):
@@ -349,7 +350,13 @@ def test_options():
     stored = read_model_config(options.to_yaml())
     assert RateOptions.layered(stored, {"lambd": 0.3}) == RateOptions(lambd=0.3, frames="native")
     assert RateOptions.layered(stored, {"lambd": "adaptive"}, {"rate_weight": 0.2}).rate_weight == 0.2
-    assert RateOptions().lambd_start is None and "lambd_start" not in RateOptions().to_yaml()
+    assert RateOptions(lambd="adaptive", lambd_max=0.4).lambd_start == 0.4
+    assert str(RateOptions(lambd="adaptive", lambd_max=0.8)).startswith("adaptive lambd (start 0.5, at most 0.8, ")
+    assert (
+        RateOptions().lambd_max is None
+        and RateOptions().lambd_start is None
+        and "lambd_start" not in RateOptions().to_yaml()
+    )
 
 
 @pytest.mark.parametrize(
@@ -364,6 +371,10 @@ def test_options():
         ({"lambd": "adaptive", "lambd_start": 1.1}, ["lambd_start", "[0, 1]", "1.1"]),
         ({"lambd": "adaptive", "lambd_start": -0.1}, ["lambd_start", "[0, 1]", "-0.1"]),
         ({"lambd": "adaptive", "lambd_start": float("nan")}, ["lambd_start", "nan"]),
+        ({"lambd": 0.5, "lambd_max": 0.9}, ["lambd_max", "adaptive"]),
+        ({"lambd": "adaptive", "lambd_max": 0}, ["lambd_max", "(0, 1]", "0"]),
+        ({"lambd": "adaptive", "lambd_max": 1.2}, ["lambd_max", "(0, 1]", "1.2"]),
+        ({"lambd": "adaptive", "lambd_max": 0.5, "lambd_start": 0.6}, ["lambd_start", "lambd_max", "0.5", "0.6"]),
         ({"lambd": "adaptive", "frame_period_ms": 40}, ["not more than one"]),
         ({"lambd": "adapted"}, ["lambd", "adaptive", "adapted"]),
     ],

@@ -8,17 +8,19 @@ import torch
 from s3prl_ofa.superb.adaptive import AdaptiveRate, Batch, LossCurve
 
 
-def test_all_rates_are_asked():
-    """A batch runs at two lambds that are uniform in [0, 1] and drawn by torch's generator, so that the task's model is
-    trained at all rates."""
+@pytest.mark.parametrize("most", [1.0, 0.6])
+def test_all_rates_are_asked(most):
+    """A batch runs at two lambds that are uniform from 0 to lambd_max and drawn by torch's generator, so that the
+    task's model is trained at all rates."""
     torch.manual_seed(0)
-    found = torch.tensor([AdaptiveRate.two_lambds() for _ in range(2000)], dtype=torch.float64)
+    rate = AdaptiveRate(0.5, 0.0, most)
+    found = torch.tensor([rate.two_lambds() for _ in range(2000)], dtype=torch.float64)
     ranks = torch.linspace(0, 1, 2000, dtype=torch.float64)
     for column in found.sort(0).values.T:
-        assert float((column - ranks).abs().max()) < 0.04  # Kolmogorov and Smirnov, at 0.3%
+        assert float((column / most - ranks).abs().max()) < 0.04  # Kolmogorov and Smirnov, at 0.3%
     assert abs(float(torch.corrcoef(found.T)[0, 1])) < 0.08
     torch.manual_seed(0)
-    assert AdaptiveRate.two_lambds() == tuple(found[0].tolist())
+    assert rate.two_lambds() == tuple(found[0].tolist())
 
 
 @pytest.mark.parametrize("coefficients", [(0.1, 0, 0), (-0.2, 0.4, 0), (0.1, 0.1, 0.2)])

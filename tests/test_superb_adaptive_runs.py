@@ -135,6 +135,7 @@ def test_evaluated_at_the_learnt_rate(trained, caplog):
     [
         ("train", ["--lambd", "0.5"], ["trains its rate", "lambd 0.5"]),
         ("train", ["--lambd-start", "0.2"], ["lambd_start", "0.5"]),
+        ("evaluate", ["--lambd-max", "0.9"], ["lambd_max", "new training", "it is 1"]),
         ("evaluate", ["--rate-weight", "-1"], ["rate_weight", "-1"]),
     ],
 )
@@ -192,7 +193,8 @@ def test_a_checkpoint_without_a_compressor(tmp_path, capfd):
 
 
 def test_ctc_is_checked_where_the_rate_may_come_to(tmp_path, capfd, caplog):
-    """Labels that fit at the start but not at lambd 1 stop the training; --repeat auto finds what is needed there."""
+    """Labels that fit at the start but not at lambd 1 stop the training; --repeat auto finds what is needed there, and
+    with the --lambd-max that is named frames are enough without it, but not far beyond."""
     make_librispeech(tmp_path)
     for path in tmp_path.glob("LibriSpeech/train-mini/*/*/*.trans.txt"):
         lines = [line.split(" ", 1) for line in path.read_text().splitlines()]
@@ -204,7 +206,16 @@ def test_ctc_is_checked_where_the_rate_may_come_to(tmp_path, capfd, caplog):
     assert cli.main(ask) == 2
     said = capfd.readouterr().err.strip().splitlines()[-1]
     assert said.count("at lambd 1, which an adaptive rate may come to") == 1 and "--repeat 2 would do" in said
+    limit = float(said.split("so would --lambd-max ")[1])
+    assert 0.1 < limit < 1
+    assert cli.main([*ask, "--lambd-max", f"{min(1.0, limit + 0.15):g}"]) == 2
+    assert not (tmp_path / "exp").exists()
+    capfd.readouterr()
     caplog.set_level("INFO")
+    assert cli.main([*ask, "-p", str(tmp_path / "limited"), "--lambd-max", f"{limit:g}"]) == 0
+    options = UpstreamExpert(CKPT, stored(tmp_path / "limited" / "states-1.ckpt")["Args"].upstream_model_config).options
+    assert (options.repeat, options.lambd_max) == (1, limit)
+    caplog.clear()
     assert cli.main([*ask, "--repeat", "auto"]) == 0
     assert "CTC needs each frame 2 times" in caplog.text
     config = stored(tmp_path / "exp" / "states-1.ckpt")["Args"].upstream_model_config

@@ -193,5 +193,6 @@ def test_every_option_of_the_rate_reaches_the_cache():
         "repeat",
         "pool",
         "rate_weight",
+        "lambd_max",
         "lambd_start",
     }

@@ -9,6 +9,8 @@ from sweep_rows import grid_rows, row, write_sweep
 
 from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.sweep.check import prepare
+from s3prl_ofa.sweep.folder import described
 from s3prl_ofa.sweep.grid import Rates
 from s3prl_ofa.sweep.reading import grid_from, to_yaml
 from s3prl_ofa.sweep.summary import LEARNT, summarize
@@ -73,7 +75,37 @@ def test_starts_of_an_adaptive_rate_are_points_of_their_own(tmp_path):
     ]
     settings = {"point": vars(read.points()[-1]), "device": "cpu"}
     arguments = train_arguments(tmp_path, settings)
-    assert arguments[arguments.index("--lambd-start") + 1] == "0.90000000000000002"
+    assert arguments[arguments.index("--lambd-start") + 1] == "0.90000000000000002" and "--lambd-max" not in arguments
+
+
+def test_the_largest_lambd_of_a_task(tmp_path):
+    """A task's lambd_max reaches run_downstream for its adaptive rates alone, and the row of each."""
+    tasks = {"sid": {"rates": {"lambd": 1, "adaptive": 0}, "lambd_max": 0.8, "lambd_starts": 0.1}}
+    read = grid_from({**GRID, "tasks": tasks})
+    assert grid_from(yaml.safe_load(to_yaml(read))) == read
+    fixed, adaptive = prepare(read).values()
+    arguments = [train_arguments(tmp_path, settings) for settings in (fixed, adaptive)]
+    assert "--lambd-max" not in arguments[0]
+    assert arguments[1][arguments[1].index("--lambd-max") + 1] == "0.80000000000000004"
+    assert (described(fixed)["lambd_max"], described(adaptive)["lambd_max"]) == (None, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lambd_max": 0}, r"tasks.sid.lambd_max: a lambd in \(0, 1\] is expected"),
+        ({"lambd_max": 1.5}, r"tasks.sid.lambd_max: a lambd in \[0, 1\] is expected"),
+        ({"lambd_max": 0.8, "rates": {"lambd": 1}}, "tasks.sid.lambd_max is for adaptive rates, and sid has none"),
+        (
+            {"lambd_max": 0.8, "lambd_starts": [0.1, 0.9]},
+            "tasks.sid.lambd_max is 0.8, and of lambd_starts 0.9 is above",
+        ),
+    ],
+)
+def test_a_bad_largest_lambd(settings, words):
+    """It is refused before anything runs, by its key."""
+    with pytest.raises(UsageError, match=words):
+        grid_from({"checkpoints": {"tiny": "tiny.pt"}, "tasks": {"sid": {"rates": {"adaptive": 1}, **settings}}})
 
 
 def test_starts_in_a_report(tmp_path):

@@ -166,6 +166,12 @@ def task_from(name: str, settings: Any, grid: Section, mini: bool) -> Task:
     if axes.lambd_starts != (None,) and not axes.rates.adaptive:
         key = section.key if "lambd_starts" in section.values else grid.key
         raise UsageError(f"{key('lambd_starts')} is for adaptive rates, and {name} has none")
+    lambd_max = section.get("lambd_max", lambd_above_0, None)
+    if lambd_max is not None and not axes.rates.adaptive:
+        raise UsageError(f"{section.key('lambd_max')} is for adaptive rates, and {name} has none")
+    late = [start for start in axes.lambd_starts if None not in (start, lambd_max) and start > lambd_max]
+    if late:
+        raise UsageError(f"{section.key('lambd_max')} is {lambd_max:g}, and of lambd_starts {late[0]:g} is above it")
     task = Task(
         name=name,
         axes=axes,
@@ -175,7 +181,7 @@ def task_from(name: str, settings: Any, grid: Section, mini: bool) -> Task:
         overrides=section.get("overrides", overrides, {}),
         metric=metric,
         higher_is_better=section.get("higher_is_better", boolean, higher),
-        lambd_max=section.get("lambd_max", lambd_in_range, None),
+        lambd_max=lambd_max,
         dev=section.get("dev", text, known.dev if known else None),
         test=section.get("test", text, known.test if known else "test"),
     )
@@ -319,6 +325,12 @@ def lambd_in_range(value: Any) -> float:
     if number is None or not 0 <= number <= 1:
         raise ValueError(f"a lambd in [0, 1] is expected, found {value!r}")
     return number
+
+
+def lambd_above_0(value: Any) -> float:
+    if value == 0:
+        raise ValueError(f"a lambd in (0, 1] is expected, found {value!r}")
+    return lambd_in_range(value)
 
 
 def repeat(value: Any) -> int | str:
