@@ -48,8 +48,8 @@ class CtcCheck:
     utterances: of the training set. checked: those whose frames were counted; the rest is estimated from them.
     infeasible: utterances with fewer frames than CTC needs, with the given ``repeat``. needed_repeat: the smallest
     repeat that leaves at most 1% of them. largest_lambd: the largest lambd, in hundredths, that leaves at most 1% of
-    them with the given repeat, of lambds up to the one of the check; None where the rate was given otherwise, or where
-    not even lambd 0 does. frame_period_ms: the mean period of the frames that CTC sees.
+    them with the given repeat, of lambds up to the one of the check; None where none does, and where that was 0, above 1
+    or no lambd. frame_period_ms: the mean period of the frames that CTC sees.
     """
 
     utterances: int
@@ -96,7 +96,7 @@ def check_ctc(downstream: str, config: dict[str, Any], upstream: Any) -> CtcChec
     sample, weights = choose(utterances)
     frames = count_frames(upstream.model, upstream.options, sample)
     check = judge(sample, weights, frames, upstream.options.repeat)
-    if not (upstream.options.frames == NATIVE and upstream.options.lambd):
+    if upstream.options.frames != NATIVE or not 0 < (upstream.options.lambd or 0) <= 1:
         return check
     fine = [upstream.model.config.num_frames(utterance.samples) for utterance in sample]
     return dataclasses.replace(check, largest_lambd=largest_lambd(sample, weights, frames, fine, upstream.options))
