@@ -48,8 +48,8 @@ class CtcCheck:
     utterances: of the training set. checked: those whose frames were counted; the rest is estimated from them.
     infeasible: utterances with fewer frames than CTC needs, with the given ``repeat``. needed_repeat: the smallest
     repeat that leaves at most 1% of them. largest_lambd: the largest lambd, in hundredths, that leaves at most 1% of
-    them with the given repeat, of lambds up to the one of the check; None where none does, and where that was 0, above 1
-    or no lambd. frame_period_ms: the mean period of the frames that CTC sees.
+    them with the given repeat, of lambds up to the one of the check; None where none does, and where that one was 0,
+    above 1 or no lambd. frame_period_ms: the mean period of the frames that CTC sees.
     """
 
     utterances: int
