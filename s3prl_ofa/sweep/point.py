@@ -8,11 +8,13 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 from typing import IO, Any
 
 from s3prl_ofa.locks import locked
 
 from .folder import CACHE_GB, FAILURE, LOCK, LOG, POINT, RESULT, described, read_json, tail, write_json
+from .provenance import provenance
 from .results import FAILED, FINISHED, Results
 
 KILLED = "killed"  # an exit state without a row: the point goes on the next time
@@ -48,12 +50,14 @@ def run_point(folder: pathlib.Path, gpu: str | None, threads: int, cache_gb: flo
         if not (folder / RESULT).exists():
             try:
                 cache = [] if cache_gb is None else [CACHE_GB, f"{cache_gb:.17g}"]
+                start = time.monotonic()
                 run_process([str(folder), *cache], folder / LOG, gpu, threads, lock)
             except CommandKilled:
                 return KILLED
             except CommandFailed as error:
                 row = described(read_json(folder / POINT))
                 row |= {"state": FAILED, "error": str(error), "log": tail(folder / LOG)}
+                row |= {"duration_s": time.monotonic() - start, **provenance()}
                 write_json(folder / FAILURE, row)
                 Results(folder.parents[1]).record(row)
                 return FAILED

@@ -96,6 +96,7 @@ def notes(summary: Summary) -> str:
     devices = sorted({device for setting in summary.settings for device in setting.devices})
     return (
         "Scores: mean and standard deviation over seeds, on the test split, at the learning rate that is best on dev. "
-        "Frame period, speed and memory as measured there; GMACs of the upstream and wall times a second of audio. "
+        "Frame period and speed as measured there, memory the peak of training and evaluation; GMACs of the upstream "
+        "and wall times a second of audio. "
         f"Measured on {', '.join(devices)}."
     )

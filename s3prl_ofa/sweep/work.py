@@ -6,13 +6,10 @@ run_downstream, one after the other in one process, as S3PRL takes long to impor
 """
 
 import copy
-import datetime
-import importlib.metadata
 import logging
 import os
 import pathlib
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +23,6 @@ from s3prl_ofa.superb import run_downstream
 from s3prl_ofa.superb.experiment import states_files
 from s3prl_ofa.superb.meter import measured_path
 from s3prl_ofa.superb.rate_options import ADAPTIVE
-from s3prl_ofa.version import __version__
 
 from .folder import (
     CACHE_GB,
@@ -42,6 +38,7 @@ from .folder import (
     write_json,
 )
 from .grid import OURS
+from .provenance import provenance
 from .results import FINISHED, Row
 
 COMMAND = "s3prl-ofa run_downstream"
@@ -49,7 +46,6 @@ TRAIN = f"{COMMAND} -a -m train"  # how a training begins in the log
 PROBE = "--probe"
 PROBE_STEPS = 6  # of training
 PROBE_SHARE = 0.1  # of the test split
-PACKAGES = ("torch", "s3prl")
 COPIED = (  # from what was measured on the test split to the row
     "frame_period_ms",
     "learnt_lambd",
@@ -58,7 +54,6 @@ COPIED = (  # from what was measured on the test split to the row
     "macs_per_second",
     "upstream_seconds_per_second",
     "downstream_seconds_per_second",
-    "peak_memory_mb",
     "device",
     "scores",
 )
@@ -90,10 +85,12 @@ def work(folder: pathlib.Path, settings: dict[str, Any], cache: list[str]) -> in
         write_config(folder, settings)
         call([*train_arguments(folder, settings), *cache])
         write_json(folder / TRAINED, {"seconds": time.monotonic() - start})
+    trained = read_json(folder / TRAINED)["seconds"]
+    start = time.monotonic()
     for split in filter(None, (settings["dev"], settings["test"])):
         if not measured_path(experiment, split).exists():
             call([*evaluate_arguments(chosen_checkpoint(experiment, settings["point"]), split, settings), *cache])
-    write_json(folder / RESULT, row_of(folder, settings, time.monotonic() - start))
+    write_json(folder / RESULT, row_of(folder, settings, trained + time.monotonic() - start))
     return 0
 
 
@@ -139,13 +136,16 @@ def chosen_checkpoint(experiment: pathlib.Path, point: dict[str, Any]) -> pathli
 
 
 def row_of(folder: pathlib.Path, settings: dict[str, Any], seconds: float) -> Row:
-    """The row of a finished point. duration_s: of the process that finished it; attempts: how often training began.
+    """The row of a finished point. seconds: of training and evaluation, of each what the process that finished it took.
+    attempts: how often training began. peak_memory_mb: of the processes of training and evaluation.
 
     Raises ValueError where there is no score.
     """
     experiment = folder / EXPERIMENT
     test = read_json(measured_path(experiment, settings["test"]))
     dev = read_json(measured_path(experiment, settings["dev"])) if settings["dev"] else {"scores": {}}
+    train = measured_path(experiment, "train")
+    train = read_json(train) if train.exists() else {}  # one step is too few to measure
     metric = settings["metric"]
     if test["scores"].get(metric) is None:
         found = ", ".join(f"{name} {value}" for name, value in test["scores"].items()) or "nothing"
@@ -159,24 +159,12 @@ def row_of(folder: pathlib.Path, settings: dict[str, Any], seconds: float) -> Ro
         **{key: test[key] for key in COPIED},
         "frame_count": test["frames"],
         "repeat": (test["options"] or {}).get("repeat"),
+        # the three were in one process only if nothing was interrupted
+        "peak_memory_mb": max(found.get("peak_memory_mb", 0.0) for found in (train, dev, test)),
         "duration_s": seconds,
         "attempts": log.count(f"$ {TRAIN}"),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {"s3prl_ofa": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
-        "commit": git_commit(),
+        **provenance(),
     }
-
-
-def git_commit() -> str | None:
-    """Of the project, where it is run from a checkout; with -dirty where files differ from it."""
-    root = pathlib.Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def write_config(folder: pathlib.Path, settings: dict[str, Any]) -> None:
