@@ -60,6 +60,21 @@ def test_the_oldest_place_makes_room(alike, golden_model, opened, tmp_path):
         assert counted(folder) == on_disk(folder) <= limit
 
 
+def test_a_lower_limit_holds_when_it_is_opened(alike, golden_model, opened, tmp_path, ran):
+    """Opened with less room than the last time, other places go first, then entries of its own; the rest is used."""
+    folder, waves = tmp_path / "features", alike(4)
+    for lambd in (0.001, 0.002):
+        with opened(lambd=lambd) as cache:
+            ask(cache, waves, golden_model, lambd=lambd)
+    both = on_disk(folder)
+    with opened(limit=both // 4 + 10, lambd=0.002) as cache:
+        assert counted(folder) == on_disk(folder) == on_disk(cache.place) == both // 4
+        ran.clear()
+        found = ask(cache, waves, golden_model, lambd=0.002)
+        assert len(ran) == 2  # of four
+        assert_same(found, golden_model.extract(waves, lambd=0.002))
+
+
 def test_a_place_in_use_stays(alike, golden_model, opened, tmp_path, ran):
     """Where all places are in use nothing makes room: their entries stay, and the newcomer goes on without keeping."""
     folder, waves = tmp_path / "features", alike(3)

@@ -9,6 +9,7 @@ from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.resources import folder
 from s3prl_ofa.sweep.check import divisor, prepare
+from s3prl_ofa.sweep.launch import Launcher
 from s3prl_ofa.sweep.reading import grid_from, read_grid, to_yaml
 
 CKPT = str(pathlib.Path(__file__).parent / "golden" / "ref_tiny.pt")
@@ -76,7 +77,7 @@ def test_prepared(good):
     assert asr["config"]["runner"]["total_steps"] == 500 and asr["config"]["optimizer"]["lr"] == 0.01
     assert (asr["metric"], asr["dev"], asr["test"]) == ("wer", "dev-clean", "test-clean")
     assert len(asr["checkpoint_sha256"]) == 64
-    assert [divisor(12, wanted) for wanted in (5, 12, 100, 1, 0)] == [4, 12, 12, 1, 1]
+    assert [divisor(12, wanted) for wanted in (5, 12, 100, 1)] == [4, 12, 12, 1]
 
 
 BAD = {
@@ -102,6 +103,10 @@ BAD = {
     "no rates": (lambda grid: grid.update(rates={}), "rates is empty"),
     "same seed twice": (lambda grid: grid.update(seeds=[1, 1]), "seeds holds 1 twice"),
     "same rate twice": (lambda grid: grid["rates"].update(lambd=[0.5, "5e-1"]), "rates.lambd holds 0.5 twice"),
+    "nearly the same learning rate": (
+        lambda grid: grid.update(learning_rates=[0.1, 0.10000001]),
+        "learning_rates: two",
+    ),
     "nearly the same rate": (lambda grid: grid["rates"].update(lambd=[0.5, 0.50000001]), "rates: two points"),
     "bad seed": (lambda grid: grid.update(seeds=[1.5]), "seeds: a whole number"),
     "bad learning rate": (lambda grid: grid.update(learning_rates=[0]), "learning_rates: a number above 0"),
@@ -133,6 +138,35 @@ BAD = {
     ),
     "unknown executor": (lambda grid: grid.update(executor={"kind": "ssh"}), "executor.kind: one of local, slurm"),
     "no room": (lambda grid: grid.update(cache_gb=0), "cache_gb: a number above 0"),
+    "tasks in a list": (lambda grid: grid.update(tasks=[{"sid": {"steps": 2}}]), "tasks: names of tasks are expected"),
+    "tasks in lists": (lambda grid: grid.update(tasks=[["sid"]]), "tasks: names of tasks are expected"),
+    "step of text": (
+        lambda grid: grid["tasks"]["sid"].update(overrides={"runner.eval_step": "abc"}),
+        "tasks.sid: runner.eval_step must be a whole number of at least 1, found 'abc'",
+    ),
+    "empty step": (
+        lambda grid: grid["tasks"]["sid"].update(overrides={"runner.save_step": None}),
+        "tasks.sid: runner.save_step must be a whole number",
+    ),
+    "no runner": (lambda grid: grid["tasks"]["sid"].update(overrides={"runner": 3}), "tasks.sid.config: runner.total_"),
+    "half a runner": (
+        lambda grid: grid["tasks"]["sid"].update(overrides={"runner": {"eval_step": 3}}),
+        "tasks.sid.config: runner.total_steps is expected",
+    ),
+    "metric that is not there": (
+        lambda grid: grid["tasks"]["sid"].update(metric="accuracy"),
+        "tasks.sid.metric: one of acc, loss is expected, found accuracy",
+    ),
+    "split that is not there": (
+        lambda grid: grid["tasks"]["sid"].update(dev="deev"),
+        "tasks.sid.dev: one of train, dev, test is expected, found deev",
+    ),
+    "unknown device": (lambda grid: grid.update(device="tpu"), "device: .*tpu"),
+    "baseline without its checkpoint": (
+        lambda grid: grid.update(baselines=["hubert_local"]),
+        "baselines: hubert_local takes a checkpoint, as {upstream",
+    ),
+    "more GPUs than there are": (lambda grid: grid.update(executor={"gpus": 400}), "executor.gpus is 400"),
     "no time": (lambda grid: grid.update(executor={"hours": 0}), "executor.hours: a number above 0"),
 }
 
@@ -146,7 +180,9 @@ def test_bad_grids(name, good, tmp_path, monkeypatch, capsys):
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump(good))
     with pytest.raises(UsageError, match=words.replace("[", r"\[").replace(")", r"\)")):
-        prepare(read_grid(path))
+        grid = read_grid(path)
+        prepare(grid)
+        Launcher(grid.executor, tmp_path)
     assert cli.main(["sweep", "bad.yaml", "--out", "out"]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("s3prl-ofa sweep: error: bad.yaml: ") and "Traceback" not in said
@@ -161,6 +197,40 @@ def test_no_room_for_features(size, good, tmp_path, monkeypatch, capsys):
     assert cli.main(["sweep", "grid.yaml", "--out", "out", "--cache-gb", size]) == 2
     assert "--cache-gb: a number above 0 is expected" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_key_that_is_there_twice(tmp_path):
+    """It is refused, by its name and place: PyYAML would take the last one."""
+    (tmp_path / "grid.yaml").write_text("seeds: 1\ntasks:\n  sid: {steps: 1}\n  sid: {steps: 2}\n")
+    with pytest.raises(UsageError, match=r"grid.yaml is not YAML: the key sid is there twice .*line 4, column 3"):
+        read_grid(tmp_path / "grid.yaml")
+
+
+@pytest.mark.parametrize(
+    ("metric", "higher"),
+    [
+        ("EER", False),
+        ("slot_value_cer", False),
+        ("st_loss", False),
+        ("minDCF", False),
+        ("acc", True),
+        ("slot_f1", True),
+    ],
+)
+def test_which_way_a_metric_is_better(metric, higher):
+    """Errors and losses are better the lower they are, however S3PRL's task spells them; the grid can say otherwise."""
+    task = {"config": "x.yaml", "metric": metric}
+    grid = {"checkpoints": {"tiny": "tiny.pt"}, "rates": {"lambd": 0}}
+    assert grid_from({**grid, "tasks": {"sv": task}}).tasks["sv"].higher_is_better is higher
+    other = {**task, "higher_is_better": not higher}
+    assert grid_from({**grid, "tasks": {"sv": other}}).tasks["sv"].higher_is_better is not higher
+
+
+def test_an_override_that_is_new_is_said(good, caplog):
+    """A key that the config does not have is added, and said, as it may be a slip."""
+    good["tasks"]["sid"]["overrides"] = {"runner.eval_stp": 3}
+    prepare(grid_from(good))
+    assert "tasks.sid.overrides: the config has no runner.eval_stp yet" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["[1, 2", "- a\n- b\n", ""])
@@ -189,5 +259,5 @@ def test_a_checkpoint_without_compressor(good, tmp_path):
 def test_packaged_grid():
     """The grid for the five hours is what it is said to be."""
     points = read_grid(folder("downstream_configs") / "sweeps" / "mini.yaml").points()
-    assert len(points) == 3 * (5 + 3 + 1) * 2
+    assert len(points) == (3 * (5 + 3 + 1) + 1) * 2
     assert {point.task for point in points} == {"asr", "pr", "sid"}

@@ -12,6 +12,7 @@ from s3prl_ofa import cli
 from s3prl_ofa.sweep.plots import draw_all
 from s3prl_ofa.sweep.results import Results
 from s3prl_ofa.sweep.summary import summarize
+from s3prl_ofa.sweep.tables import reach_rows
 
 STEMS = ("score_frame_period", "score_macs", "score_speed")
 
@@ -103,7 +104,9 @@ def test_learning_rate_is_chosen_on_dev(task, best, tmp_path):
         ({0.0: 0.60, 0.5: 0.50, 1.0: 0.60}, 0.05, "none of the longer"),  # the way there is not within it
         ({0.0: 0.60, 0.5: 0.60, 1.0: 0.58}, 0.05, "80.8 ms (the longest that was run), 4.02 times fewer"),
         ({0.0: 0.60, 0.5: 0.50, 1.0: 0.40}, 0.5, "80.8 ms (the longest"),
+        ({0.0: 0.60, 0.5: 0.58}, 0.025, "none of the longer periods stays within 2.5% of 60.00"),
         ({0.5: 0.60, 1.0: 0.58}, 0.05, "no finished point at 20 ms"),
+        ({0.0: 0.60}, 0.05, "not known: there is no finished point beyond 20 ms"),
     ],
 )
 def test_how_far_a_task_can_be_compressed(scores, tolerance, expected, tmp_path):
@@ -118,6 +121,24 @@ def test_errors_may_grow(tmp_path):
     rows = [row("asr", "lambd", lambd, 1, score=score) for lambd, score in ((0.0, 20.0), (0.5, 20.9), (1.0, 21.1))]
     (reach,) = summarize(write_sweep(tmp_path, rows), 0.05).reaches
     assert reach.text.startswith("32.3 ms, ") and reach.limit == pytest.approx(21)
+
+
+def test_curves_of_one_model_are_told_apart(tmp_path):
+    """Frames and repeats of which a task has several are named in its sentences, and only there."""
+    kinds = ({"frames": "upsampled"}, {"asked_repeat": 1}, {"asked_repeat": 2})
+    rows = [row("pr", "lambd", lambd, 1, **kind, point=f"{lambd}{kind}") for lambd in (0.0, 0.5) for kind in kinds]
+    rows.append(row("sid", "lambd", 0.0, 1))
+    found = {model for _, model, _ in reach_rows(summarize(write_sweep(tmp_path, rows), 0.05))}
+    assert found == {"tiny, upsampled", "tiny, native, repeat 1", "tiny, native, repeat 2", "tiny"}
+
+
+def test_learnt_rates_alone(tmp_path, capsys):
+    """Where each settled is in table and page; without a curve there is nothing to compare, and this is said."""
+    rows = [row("sid", "lambd", 0.5, 1) | {"rate": "adaptive", "value": 0.1, "learnt_lambd": 0.4149, "steps": 600}]
+    assert cli.main(["report", str(write_sweep(tmp_path, rows))]) == 0
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / "report" / name).read_text()
+        assert "adaptive 0.1 (lambd 0.41)" in text and "nothing to compare" in text and "600" in text
 
 
 def test_series_and_marks(sweep, tmp_path):

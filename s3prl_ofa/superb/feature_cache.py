@@ -211,13 +211,18 @@ class Space:
         return sorted((path for path in self.folder.glob("[!.]*") if path.is_dir()), key=opened)
 
     def take(self, size: int, keep: pathlib.Path) -> bool:
-        """Takes room for ``size`` bytes, if need be from places other than ``keep``; whether there was any."""
+        """Takes room for ``size`` bytes, if need be from places other than ``keep``; whether there was any.
+
+        With a size of 0, when a place is opened, ``keep`` gives entries back too, where it is itself above the limit.
+        """
         with locked(self.lock, wait=True):
             used = int((self.folder / USED).read_text())
-            if used + size > self.limit and size_of(keep) + size <= self.limit:
+            if used + size > self.limit and (not size or size_of(keep) + size <= self.limit):
                 for place in self.places():
                     if used + size > self.limit and place != keep:
                         used -= self.removed(place)
+            if not size and used > self.limit:
+                used -= self.trimmed(keep, used - self.limit)
             fits = used + size <= self.limit
             self.write(used + size if fits else used)
             return fits
@@ -236,6 +241,19 @@ class Space:
                 return size - size_of(gone)
         except (InUse, OSError):
             return 0
+
+    def trimmed(self, place: pathlib.Path, excess: int) -> int:
+        """Removes entries of a place until it takes so many bytes less; the bytes that this gave back. Who has one of
+        them open can read on, and who wants one that is gone computes it."""
+        given = 0
+        for path in place.rglob(f"*{SUFFIX}"):
+            if given >= excess:
+                break
+            with contextlib.suppress(OSError):
+                size = path.stat().st_size
+                path.unlink()
+                given += size
+        return given
 
 
 def cache_for(runner: Any, folder: str | os.PathLike, limit_gb: float) -> FeatureCache | None:

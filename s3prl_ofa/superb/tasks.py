@@ -142,6 +142,8 @@ def resolve_config(downstream: str, config: str | None, mini: bool, roots: dict[
         raise UsageError(f"{path} must hold a mapping with runner, optimizer and downstream_expert")
     filled = fill(loaded, DataRoots(roots, mini), path)
     expert = filled.get("downstream_expert") or {}
+    if not isinstance(expert, dict):
+        raise UsageError(f"{path}: downstream_expert must be a mapping, found {expert!r}")
     for section, key in (("datarc", "dict_path"), ("text", "vocab_file")):
         values = expert.get(section) or {}
         if task == "asr" and section == "datarc":

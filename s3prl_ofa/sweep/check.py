@@ -7,21 +7,28 @@ import copy
 import hashlib
 import importlib
 import importlib.util
+import logging
 import os
 import pathlib
 import re
 from typing import Any
 
+import torch
+
 from s3prl_ofa.checkpoint import load
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
-from s3prl_ofa.superb.rate_options import ADAPTIVE
+from s3prl_ofa.superb.rate_options import ADAPTIVE, whole
 from s3prl_ofa.superb.register import URL_SCHEMES
 from s3prl_ofa.superb.tasks import resolve_config
 
 from .grid import KNOWN, OURS, Grid, Point, Task
 
+logger = logging.getLogger(__name__)
+
+WITH_CHECKPOINT = ("_local", "_url", "_custom")  # how upstreams of S3PRL's end that take one with -k
 EVERY = ("eval_step", "save_step", "log_step")  # of S3PRL's runner
+NUMBERS = {"rates": "value", "learning_rates": "learning_rate", "lambd_starts": "lambd_start"}  # in a point's name
 ROOT_OPTION = re.compile(r"(`[^`]*`)|--([a-z][a-z0-9-]*)")
 
 
@@ -31,6 +38,7 @@ def prepare(grid: Grid) -> dict[str, dict[str, Any]]:
     ``config`` is S3PRL's whole config, with the data's absolute paths; ``checkpoint_sha256`` keeps a folder from mixing
     results of two checkpoints of one name.
     """
+    check_device(grid.device)
     for task in grid.tasks.values():
         check_task(task)
     check_baselines(grid)
@@ -39,7 +47,9 @@ def prepare(grid: Grid) -> dict[str, dict[str, Any]]:
     prepared: dict[str, dict[str, Any]] = {}
     for point in grid.points():
         if point.name in prepared:
-            raise UsageError(f"rates: two points are both named {point.name}; their values differ too little")
+            other = prepared[point.name]["point"]
+            key = next(key for key, field in NUMBERS.items() if other[field] != getattr(point, field))
+            raise UsageError(f"{key}: two points are both named {point.name}; their values differ too little")
         task = grid.tasks[point.task]
         known = KNOWN.get(point.task)
         checkpoint = point.checkpoint and absolute(point.checkpoint)
@@ -59,8 +69,24 @@ def prepare(grid: Grid) -> dict[str, dict[str, Any]]:
     return prepared
 
 
+def check_device(name: str) -> None:
+    """That it is a name; whether it is there, the machine that runs the points knows."""
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device: {str(error).splitlines()[0]}") from None
+
+
 def check_task(task: Task) -> None:
-    if task.name in KNOWN:
+    known = KNOWN.get(task.name)
+    if known is not None:
+        if task.config is None and task.metric not in (*known.metrics, "loss"):
+            choices = ", ".join((*known.metrics, "loss"))
+            raise UsageError(f"tasks.{task.name}.metric: one of {choices} is expected, found {task.metric}")
+        for role, split in (("dev", task.dev), ("test", task.test)):
+            if task.config is None and split not in known.splits:
+                choices = ", ".join(known.splits)
+                raise UsageError(f"tasks.{task.name}.{role}: one of {choices} is expected, found {split}")
         return
     folders = importlib.util.find_spec("s3prl.downstream").submodule_search_locations
     if not any(pathlib.Path(folder, task.name, "expert.py").is_file() for folder in folders):
@@ -74,6 +100,9 @@ def check_baselines(grid: Grid) -> None:
             raise UsageError(f"baselines: S3PRL has no upstream {baseline.upstream}")
         if baseline.upstream.startswith(OURS):
             raise UsageError(f"baselines: {baseline.upstream} is what is compared; it belongs to checkpoints")
+        if baseline.checkpoint is None and baseline.upstream.endswith(WITH_CHECKPOINT):
+            want = f"{{upstream: {baseline.upstream}, checkpoint: PATH}}"
+            raise UsageError(f"baselines: {baseline.upstream} takes a checkpoint, as {want}")
         if baseline.checkpoint and not exists(baseline.checkpoint):
             raise UsageError(f"baselines: the checkpoint of {baseline.name}, {baseline.checkpoint}, is not there")
 
@@ -129,26 +158,29 @@ def base_config(grid: Grid, task: Task) -> dict[str, Any]:
         said = ROOT_OPTION.sub(lambda found: found[1] or f"data.{found[2].replace('-', '_')}", str(error))
         raise UsageError(f"tasks.{task.name}: {said}") from None
     where = f"tasks.{task.name}"
-    if not isinstance(config.get("runner"), dict) or "total_steps" not in config["runner"]:
-        raise UsageError(f"{where}.config: runner.total_steps is expected in it")
     for key, value in task.overrides.items():
         if key == "optimizer.lr" and task.axes.learning_rates != (None,):
             raise UsageError(f"{where}.overrides: optimizer.lr is varied by learning_rates already")
         if key == "runner.total_steps":
             raise UsageError(f"{where}.overrides: use {where}.steps for runner.total_steps")
         put(config, key, value, f"{where}.overrides")
+    runner = config.get("runner")
+    if not isinstance(runner, dict) or "total_steps" not in runner:
+        raise UsageError(f"{where}.config: runner.total_steps is expected in it")
     if task.steps is not None:
-        config["runner"]["total_steps"] = task.steps
-    for key in EVERY:
+        runner["total_steps"] = task.steps
+    for key in ("total_steps", *EVERY):
+        number = whole(runner.setdefault(key, runner["total_steps"]))
+        if number is None or number < 1:
+            raise UsageError(f"{where}: runner.{key} must be a whole number of at least 1, found {runner[key]!r}")
         # What is saved and evaluated last must be the last step.
-        given = config["runner"].get(key, config["runner"]["total_steps"])
-        config["runner"][key] = divisor(config["runner"]["total_steps"], given)
+        runner[key] = number if key == "total_steps" else divisor(runner["total_steps"], number)
     return config
 
 
 def divisor(steps: int, wanted: int) -> int:
     """The largest divisor of ``steps`` up to ``wanted``."""
-    return next(every for every in range(min(steps, max(1, wanted)), 0, -1) if steps % every == 0)
+    return next(every for every in range(min(steps, wanted), 0, -1) if steps % every == 0)
 
 
 def put(config: dict[str, Any], key: str, value: Any, where: str) -> None:
@@ -158,6 +190,8 @@ def put(config: dict[str, Any], key: str, value: Any, where: str) -> None:
         section = section.get(parent) if isinstance(section, dict) else None
     if not isinstance(section, dict):
         raise UsageError(f"{where}: the config has no {'.'.join(parents)}, of which {key} would be a part")
+    if last not in section:
+        logger.warning("%s: the config has no %s yet; it is added", where, key)
     section[last] = value
 
 

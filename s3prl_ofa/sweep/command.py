@@ -2,12 +2,10 @@
 
 import argparse
 import dataclasses
-import json
 import logging
 import math
 import pathlib
 import sys
-from typing import Any
 
 from tqdm import tqdm
 
@@ -16,17 +14,17 @@ from s3prl_ofa.files import atomic_path
 from s3prl_ofa.locks import InUse, is_locked, locked
 
 from .check import prepare
-from .folder import FAILURE, LOCK, LOG, POINT, POINTS, RESULT, read_json, tail, write_json
+from .folder import FAILURE, LOCK, LOG, POINTS, RESULT, read_json, tail
 from .grid import Grid
 from .launch import Launcher
+from .layout import Prepared, lay_out
 from .point import KILLED, recover
-from .reading import read_grid, to_yaml
+from .reading import read_grid
 from .results import FAILED, FILE, FINISHED, Results
 
 logger = logging.getLogger(__name__)
 
-SWEEP_LOCK, GRID = ".sweep.lock", "grid.yaml"
-Prepared = dict[str, dict[str, Any]]  # a point's settings by its name
+SWEEP_LOCK = ".sweep.lock"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,27 +53,29 @@ def run(args: argparse.Namespace) -> int:
         if not 0 < args.cache_gb < math.inf:
             raise UsageError(f"--cache-gb: a number above 0 is expected, found {args.cache_gb:g}")
         grid = dataclasses.replace(grid, cache_gb=args.cache_gb)
+    out = args.out or pathlib.Path(grid.out or f"sweeps/{args.grid.stem}")
     try:
         prepared = prepare(grid)
+        if not args.dry_run:
+            launcher = Launcher(grid.executor, out.absolute(), grid.cache_gb)
     except UsageError as error:
         raise UsageError(f"{args.grid}: {error}") from None
-    out = args.out or pathlib.Path(grid.out or f"sweeps/{args.grid.stem}")
     if args.dry_run:
         from .estimate import dry_run
 
         return dry_run(grid, prepared, out)
-    return sweep(grid, prepared, out.absolute(), args.retry)
+    return sweep(grid, prepared, out.absolute(), launcher, args.retry)
 
 
-def sweep(grid: Grid, prepared: Prepared, out: pathlib.Path, retry: bool) -> int:
+def sweep(grid: Grid, prepared: Prepared, out: pathlib.Path, launcher: Launcher, retry: bool) -> int:
     """Runs the points that are not done; the exit status is 1 when some have failed or were killed."""
     check_writable(out)
-    launcher = Launcher(grid.executor, out, grid.cache_gb)
     try:
         with locked(out / SWEEP_LOCK, wait=False):
-            lay_out(grid, prepared, out)
+            recorded = lay_out(grid, prepared, out)
             folders = {name: out / POINTS / name for name in prepared}
-            done, failed = sort_out(folders, retry)
+            done, failed = sort_out({name: folder for name, folder in folders.items() if name not in recorded}, retry)
+            done |= recorded
             left = {name: folder for name, folder in folders.items() if name not in done | failed}
             killed = run_points(launcher, left, len(done))
             return conclude(out, folders, killed)
@@ -91,32 +91,6 @@ def check_writable(out: pathlib.Path) -> None:
         (out / ".probe").unlink()
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written ({error.strerror}); expected a folder to write to") from None
-
-
-def lay_out(grid: Grid, prepared: Prepared, out: pathlib.Path) -> None:
-    """Writes what each point is to its folder. Raises UsageError where an earlier sweep ran another one there."""
-    for name, settings in prepared.items():
-        path = out / POINTS / name / POINT
-        plain = json.loads(json.dumps(settings))
-        if not path.exists():
-            write_json(path, plain)
-            continue
-        differing = differences(read_json(path), plain)
-        if differing:
-            raise UsageError(
-                f"{path.parent} was run with other settings ({'; '.join(differing[:3])}); "
-                f"give another --out, or remove that folder and its line in {FILE}"
-            )
-    with atomic_path(out / GRID) as temporary:
-        temporary.write_text(to_yaml(grid), "utf-8")
-
-
-def differences(earlier: Any, now: Any, where: str = "") -> list[str]:
-    """What differs between two JSON values, as ``config.runner.total_steps: 100, now 200``."""
-    if isinstance(earlier, dict) and isinstance(now, dict):
-        keys = dict.fromkeys([*earlier, *now])
-        return [found for key in keys for found in differences(earlier.get(key), now.get(key), f"{where}.{key}")]
-    return [] if earlier == now else [f"{where.lstrip('.')}: {earlier}, now {now}"]
 
 
 def sort_out(folders: dict[str, pathlib.Path], retry: bool) -> tuple[set[str], set[str]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from s3prl_ofa.files import atomic_path
 
+GRID = "grid.yaml"  # the grid in full, as it was run last
 POINTS = "points"  # the folder of the points' folders
 FEATURES = "features"  # beside it, the cache of features
 CACHE_GB = "--cache-gb"  # of work.py and of run_downstream

@@ -22,6 +22,7 @@ CONTROLLER_LOG = "controllers.log"
 POLL_SECONDS = {"local": 0.2, "debug": 0.0, "slurm": 10.0}
 SLURM_PARALLEL = 64  # points at a time, unless the grid says
 SLURM_CPUS = 4
+ENDLESS_MINUTES = 60 * 24 * 365 * 10  # submitit wants a limit, and nobody shares this machine by the clock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +56,10 @@ class Launcher:
         except ImportError as error:
             raise UsageError(f"sweeps run through submitit ({error}): pip install 's3prl-ofa[sweep]'") from None
         settings = self.settings
-        parameters: dict[str, Any] = {"timeout_min": max(1, round(60 * settings.hours))}
+        parameters: dict[str, Any] = {"timeout_min": ENDLESS_MINUTES}
         if settings.kind == "slurm":
-            parameters |= {
+            parameters = {
+                "timeout_min": max(1, round(60 * settings.hours)),
                 "name": "s3prl-ofa",
                 "cpus_per_task": self.threads,
                 "gpus_per_node": 1 if settings.gpus is None else settings.gpus,
@@ -120,15 +122,20 @@ def stderr_to(path: pathlib.Path) -> Iterator[None]:
 
 
 def ended(name: str, job: Any) -> Ended:
-    from submitit.core.utils import UncompletedJobError
+    from submitit.core.utils import FailedJobError, UncompletedJobError
 
-    try:
-        error = job.exception()
-    except UncompletedJobError:  # killed, with no time to say anything
-        return Ended(name, KILLED)
+    error = job.exception()
+    if isinstance(error, UncompletedJobError) and not isinstance(error, FailedJobError):
+        return Ended(name, KILLED)  # with no time to say anything
     if error is not None:
-        return Ended(name, FAILED, str(error).strip().splitlines()[-1])
+        return Ended(name, FAILED, last_words(error))
     return Ended(name, job.result())
+
+
+def last_words(error: BaseException) -> str:
+    """The exception at the end of the traceback that submitit's error holds, before its rule and the paths of logs."""
+    lines = str(error).partition("You can check full logs")[0].splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip("- ")), type(error).__name__)
 
 
 def local_gpus(settings: Executor) -> list[str]:

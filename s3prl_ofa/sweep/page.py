@@ -5,8 +5,8 @@ import html
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from .summary import Summary
-from .tables import HEADER, notes, reach_rows, stand, table_rows
+from .summary import Summary, percent
+from .tables import HEADER, NOTHING, notes, reach_rows, stand, table_rows
 
 STYLE = """
 :root { color-scheme: light; }
@@ -36,11 +36,13 @@ def page(summary: Summary, plots: dict[str, pathlib.Path], captions: dict[str, s
         f"<title>Sweep {html.escape(summary.folder.resolve().name)}</title><style>{STYLE}</style></head><body>",
         f"<h1>Sweep {html.escape(summary.folder.resolve().name)}</h1>",
         f'<p class="stand{"" if whole else " partial"}">{html.escape(stand(summary))}</p>',
-        f"<h2>Longest frame period within {summary.tolerance:.0%} of the score at 20 ms</h2>",
+        f"<h2>Longest frame period within {percent(summary.tolerance)} of the score at 20 ms</h2>",
         list_of(
             f"<b>{html.escape(task)}</b>, {html.escape(model)}: {html.escape(text)}"
             for task, model, text in reach_rows(summary)
-        ),
+        )
+        if summary.reaches
+        else f"<p>{NOTHING}</p>",
     ]
     for number, (stem, path) in enumerate(plots.items(), 1):
         image = base64.b64encode(path.read_bytes()).decode("ascii")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path
 
-from .summary import BASELINE, FIXED, KINDS, LEARNT, VARIABLE, Setting, Spread, Summary
+from .summary import BASELINE, FIXED, KINDS, LEARNT, VARIABLE, Setting, Spread, Summary, percent
 
 # Okabe and Ito's colours, which can be told apart by everybody (https://jfly.uni-koeln.de/color/)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -172,7 +172,7 @@ def draw_panel(panel: Any, plot: Plot, summary: Summary, task: str, styles: dict
         )
     limits = [reach.limit for reach in summary.reaches if reach.task == task and reach.limit is not None]
     if len(limits) == 1:  # of several models the lines would say nothing
-        label = f"{summary.tolerance:.0%} worse than at 20 ms"
+        label = f"{percent(summary.tolerance)} worse than at 20 ms"
         panel.axhline(limits[0], color="#888888", linewidth=0.8, linestyle=":", zorder=1, label=label)
     panel.set_title(task.upper() if len(task) <= 3 else task)
     panel.set_xlabel(plot.label)

@@ -6,6 +6,7 @@ keeps the lock, and who comes next waits for its end and does what is left.
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from .folder import CACHE_GB, FAILURE, LOCK, LOG, POINT, RESULT, described, read
 from .provenance import provenance
 from .results import FAILED, FINISHED, Results
 
+FROM_OUTSIDE = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
 KILLED = "killed"  # an exit state without a row: the point goes on the next time
 
 
@@ -87,8 +89,12 @@ def run_process(arguments: list[str], log: pathlib.Path, gpu: str | None, thread
             process.terminate()
             process.wait()
             raise
-    if status < 0 or status in (130, 137, 143):  # by a signal, itself or through a shell
+    if status < 0:  # by a signal; a shell between would make 128 + the signal of it
+        status = 128 - status
+    if status - 128 in FROM_OUTSIDE:
         raise CommandKilled
+    if status > 128 and status - 128 in set(signal.Signals):  # its own doing, as a segmentation fault is
+        raise CommandFailed(f"it crashed with {signal.Signals(status - 128).name}")
     if status:
         last = (tail(log) or ["it said nothing"])[-1]
         raise CommandFailed(f"status {status}: {last}")

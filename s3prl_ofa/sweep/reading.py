@@ -89,11 +89,23 @@ class Section:
         return tuple(found)
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """YAML without a key that is there twice, of which PyYAML would take the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                mark = node.value[index][0].start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} is there twice", mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_grid(path: str | os.PathLike) -> Grid:
     """The grid in a YAML file. Paths in it stay as they are; check.py makes them absolute."""
     path = pathlib.Path(path)
     try:
-        loaded = yaml.safe_load(path.read_text("utf-8"))
+        loaded = yaml.load(path.read_text("utf-8"), UniqueKeys)
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); a grid file is expected") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -147,7 +159,7 @@ def task_from(name: str, settings: Any, grid: Section, mini: bool) -> Task:
     if known is None and config is None:
         raise UsageError(f"tasks.{name}.config is missing; only {', '.join(KNOWN)} come with one")
     metric = section.get("metric", text, known.metric if known else UNSET)
-    higher = known.higher_is_better if known and metric == known.metric else metric not in LOWER_IS_BETTER
+    higher = known.higher_is_better if known and metric == known.metric else not is_error(metric)
 
     def axis(key: str, convert: Convert, default: Any) -> tuple[Any, ...]:
         return (section if key in section.values else grid).list(key, convert, default)
@@ -188,6 +200,11 @@ def task_from(name: str, settings: Any, grid: Section, mini: bool) -> Task:
     if len(axes.learning_rates) > 1 and task.dev is None:
         raise UsageError(f"tasks.{name}.dev is missing: the split on which the best of learning_rates is chosen")
     return task
+
+
+def is_error(metric: str) -> bool:
+    """Whether less of it is better: EER, slot_value_cer, st_loss and the like."""
+    return re.split(r"[^a-z0-9]+", metric.lower())[-1] in LOWER_IS_BETTER
 
 
 def rates(value: Any, where: str) -> Rates:
@@ -257,11 +274,10 @@ def executor(value: Any) -> Executor:
 
 def task_names(value: Any) -> dict[str, Any]:
     """Tasks and their settings; a list of names stands for tasks without settings."""
-    if isinstance(value, str | list):
-        value = dict.fromkeys([value] if isinstance(value, str) else value)
-    if not isinstance(value, Mapping) or not value:
-        raise ValueError(f"at least one task is expected, such as asr, pr, sid, found {value!r}")
-    return dict(value)
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | Mapping) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"names of tasks are expected, or a mapping as {{sid: {{steps: 500}}}}, found {value!r}")
+    return dict(names) if isinstance(names, Mapping) else dict.fromkeys(names)
 
 
 def overrides(value: Any) -> dict[str, Any]:

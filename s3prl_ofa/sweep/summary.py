@@ -11,13 +11,14 @@ from typing import Any
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.rate_options import ADAPTIVE
 
-from .folder import POINTS
+from .folder import GRID, POINTS
+from .reading import read_grid
 from .results import FAILED, FILE, FINISHED, Results, Row
 
 VARIABLE, LEARNT, FIXED, BASELINE = "variable", "adaptive", "pooling", "baseline"  # what a setting is compared as
 KINDS = (VARIABLE, LEARNT, FIXED, BASELINE)
-# what rows are grouped by
-GROUPED = ("task", "model", "rate", "value", "lambd_start", "frames", "asked_repeat")
+# what rows are grouped by; the last two differ only where results of several sweeps were put together
+GROUPED = ("task", "model", "rate", "value", "lambd_start", "frames", "asked_repeat", "steps", "checkpoint_sha256")
 NO_COMPRESSION_MS = 20.5  # up to this asked frame period a setting counts as 20 ms
 
 
@@ -53,6 +54,7 @@ class Setting:
     frames: str | None
     repeats: tuple[int, ...]
     asked_repeat: int | str | None
+    steps: int | None
     learning_rate: float | None
     tried_rates: int
     seeds: tuple[int, ...]
@@ -61,6 +63,7 @@ class Setting:
     unit: float
     score: Spread
     dev_score: Spread
+    learnt_lambd: Spread
     frame_period_ms: Spread
     gmacs: Spread
     upstream_ms: Spread
@@ -102,6 +105,7 @@ class Reach:
     task: str
     model: str
     frames: str | None
+    asked_repeat: int | str | None
     limit: float | None
     text: str
     setting: Setting | None = None
@@ -136,7 +140,7 @@ def summarize(folder: pathlib.Path, tolerance: float) -> Summary:
     """Raises UsageError where the folder holds no sweep, or none of whose points is finished."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder; give the one that s3prl-ofa sweep wrote to")
-    names = sorted(path.name for path in (folder / POINTS).glob("*") if path.is_dir())
+    names = names_of(folder)
     rows = latest(Results(folder).rows())
     finished = [row for row in rows if row["state"] == FINISHED]
     if not finished:
@@ -146,6 +150,13 @@ def summarize(folder: pathlib.Path, tolerance: float) -> Summary:
     missing = [name for name in names if name not in {row["point"] for row in rows}]
     failed = [row for row in rows if row["state"] == FAILED]
     return Summary(folder, rows, settings, reaches(settings, tolerance), failed, missing, tolerance)
+
+
+def names_of(folder: pathlib.Path) -> list[str]:
+    """The points of the sweep's last grid; where that is not there, of all folders."""
+    if (folder / GRID).exists():
+        return [point.name for point in read_grid(folder / GRID).points()]
+    return sorted(path.name for path in (folder / POINTS).glob("*") if path.is_dir())
 
 
 def latest(rows: list[Row]) -> list[Row]:
@@ -201,7 +212,7 @@ def setting_of(rows: list[Row], tried: int) -> Setting:
     first, unit = rows[0], rows[0]["unit"]
 
     def spread(key: str, factor: float = 1.0) -> Spread:
-        return Spread.of(None if row[key] is None else factor * row[key] for row in rows)
+        return Spread.of(None if row.get(key) is None else factor * row[key] for row in rows)
 
     return Setting(
         task=first["task"],
@@ -213,6 +224,7 @@ def setting_of(rows: list[Row], tried: int) -> Setting:
         frames=first["frames"],
         repeats=tuple(sorted({row["repeat"] for row in rows if row["repeat"] is not None})),
         asked_repeat=first["asked_repeat"],
+        steps=first.get("steps"),
         learning_rate=first["learning_rate"],
         tried_rates=tried,
         seeds=tuple(sorted(row["seed"] for row in rows)),
@@ -221,6 +233,7 @@ def setting_of(rows: list[Row], tried: int) -> Setting:
         unit=unit,
         score=spread("score", unit),
         dev_score=spread("dev_score", unit),
+        learnt_lambd=spread("learnt_lambd"),
         frame_period_ms=spread("frame_period_ms"),
         gmacs=spread("macs_per_second", 1e-9),
         upstream_ms=spread("upstream_seconds_per_second", 1e3),
@@ -241,10 +254,12 @@ def reaches(settings: list[Setting], tolerance: float) -> list[Reach]:
 
 def reach(curve: list[Setting], tolerance: float) -> Reach:
     """curve: by frame period, the shortest first."""
-    task, model, frames = curve[0].task, curve[0].model, curve[0].frames
+    which = (curve[0].task, curve[0].model, curve[0].frames, curve[0].asked_repeat)
     base = next((setting for setting in curve if setting.is_uncompressed), None)
     if base is None:
-        return Reach(task, model, frames, None, "not known: there is no finished point at 20 ms (lambd 0)")
+        return Reach(*which, None, "not known: there is no finished point at 20 ms (lambd 0)")
+    if base is curve[-1]:
+        return Reach(*which, None, "not known: there is no finished point beyond 20 ms")
     change = tolerance * abs(base.score.mean) * (-1 if base.higher_is_better else 1)
     limit = base.score.mean + change
     last = base
@@ -255,11 +270,15 @@ def reach(curve: list[Setting], tolerance: float) -> Reach:
         last = setting
     longest = " (the longest that was run)" if last is curve[-1] else ""
     if last is base:
-        text = f"none of the longer periods stays within {tolerance:.0%} of {base.score.mean:.2f} at 20 ms"
+        text = f"none of the longer periods stays within {percent(tolerance)} of {base.score.mean:.2f} at 20 ms"
     else:
         ratio = last.frame_period_ms.mean / base.frame_period_ms.mean
         text = (
             f"{last.frame_period_ms.mean:.1f} ms{longest}, {ratio:.2f} times fewer frames: {base.metric_name} "
             f"{last.score.mean:.2f} against {base.score.mean:.2f} at 20 ms"
         )
-    return Reach(task, model, frames, limit, text, last, base)
+    return Reach(*which, limit, text, last, base)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:g}%"

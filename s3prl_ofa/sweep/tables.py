@@ -2,14 +2,16 @@
 
 import pathlib
 
-from .summary import BASELINE, Setting, Spread, Summary
+from .summary import BASELINE, Setting, Spread, Summary, percent
 
+NOTHING = "nothing to compare"
 HEADER = (
     "task",
     "upstream",
     "rate",
     "frames",
     "learning rate",
+    "steps",
     "seeds",
     "score",
     "frame period (ms)",
@@ -26,10 +28,11 @@ def table_rows(summary: Summary) -> list[list[str]]:
         [
             setting.task,
             setting.model,
-            "" if setting.kind == BASELINE else setting.label,
+            rate_text(setting),
             frames_text(setting),
             ("" if setting.learning_rate is None else f"{setting.learning_rate:g}")
             + (f" (of {setting.tried_rates})" if setting.tried_rates > 1 else ""),
+            "" if setting.steps is None else str(setting.steps),
             str(len(setting.seeds)),
             f"{setting.metric_name} {plus_minus(setting.score, 2)}",
             number(setting.frame_period_ms, 1),
@@ -40,6 +43,13 @@ def table_rows(summary: Summary) -> list[list[str]]:
         ]
         for setting in summary.settings
     ]
+
+
+def rate_text(setting: Setting) -> str:
+    if setting.kind == BASELINE:
+        return ""
+    learnt = number(setting.learnt_lambd, 2)
+    return setting.label + (f" (lambd {learnt})" if learnt else "")
 
 
 def frames_text(setting: Setting) -> str:
@@ -68,19 +78,23 @@ def stand(summary: Summary) -> str:
 
 
 def reach_rows(summary: Summary) -> list[tuple[str, str, str]]:
-    several = len({(reach.task, reach.frames) for reach in summary.reaches}) > len(summary.tasks)
-    return [
-        (reach.task, f"{reach.model}, {reach.frames}" if several else reach.model, reach.text)
-        for reach in summary.reaches
-    ]
+    """Task, model and sentence; with the model its frames and repeat, where it has several curves in a task."""
+    found = []
+    for reach in summary.reaches:
+        alike = [other for other in summary.reaches if (other.task, other.model) == (reach.task, reach.model)]
+        frames = f", {reach.frames}" if len({other.frames for other in alike}) > 1 else ""
+        repeats = {other.asked_repeat for other in alike if other.frames == reach.frames}
+        repeat = f", repeat {reach.asked_repeat}" if len(repeats) > 1 else ""
+        found.append((reach.task, reach.model + frames + repeat, reach.text))
+    return found
 
 
 def markdown(summary: Summary, plots: dict[str, pathlib.Path], captions: dict[str, str]) -> str:
     lines = ["# Sweep", "", stand(summary), ""]
     lines += ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table_rows(summary)]
-    lines += ["", notes(summary), "", f"## Longest frame period within {summary.tolerance:.0%} of 20 ms", ""]
-    lines += [f"* {task}, {model}: {text}" for task, model, text in reach_rows(summary)] or ["* nothing to compare"]
+    lines += ["", notes(summary), "", f"## Longest frame period within {percent(summary.tolerance)} of 20 ms", ""]
+    lines += [f"* {task}, {model}: {text}" for task, model, text in reach_rows(summary)] or [f"* {NOTHING}"]
     for stem, path in plots.items():
         lines += ["", f"![{captions[stem]}]({path.with_suffix('.png').name})", "", f"{captions[stem]}."]
     if summary.failed:

@@ -176,6 +176,7 @@ def probe(folder: pathlib.Path, settings: dict[str, Any]) -> int:
     """For an estimate of the time: a few training steps and a part of the test split, and what they took."""
     settings = copy.deepcopy(settings)
     runner = settings["config"]["runner"]
+    share = runner.get("evaluate_ratio") or 1
     runner |= {"total_steps": PROBE_STEPS, "eval_step": PROBE_STEPS + 1, "save_step": PROBE_STEPS}
     runner["evaluate_ratio"] = PROBE_SHARE
     write_config(folder, settings)
@@ -186,7 +187,9 @@ def probe(folder: pathlib.Path, settings: dict[str, Any]) -> int:
     seconds = time.monotonic() - start
     batch = read_json(measured_path(folder / EXPERIMENT, "train"))["seconds_a_batch"]
     done = read_json(measured_path(folder / EXPERIMENT, split))["batches"]
-    whole_split = max(done, (done - 1) / PROBE_SHARE)  # S3PRL runs one batch more than the share
+    # S3PRL runs one batch more than the share
+    whole_split = max(done, (done - 1) / PROBE_SHARE)
+    whole_split = min(whole_split, whole_split * share + 1)
     step = batch * (runner.get("gradient_accumulate_steps") or 1)
     write_json(folder / RESULT, {"step": step, "probed": seconds, "evaluation": seconds / done * whole_split})
     return 0
