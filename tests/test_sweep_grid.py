@@ -167,6 +167,7 @@ BAD = {
         "baselines: hubert_local takes a checkpoint, as {upstream",
     ),
     "more GPUs than there are": (lambda grid: grid.update(executor={"gpus": 400}), "executor.gpus is 400"),
+    "no Slurm": (lambda grid: grid.update(executor={"kind": "slurm"}), "executor.kind: slurm cannot be used here"),
     "no time": (lambda grid: grid.update(executor={"hours": 0}), "executor.hours: a number above 0"),
 }
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import time
@@ -35,10 +36,14 @@ class Ended:
 
 
 class Launcher:
-    """An executor of submitit's and the places in which it runs points; each place has a GPU, or none, of its own."""
+    """An executor of submitit's and the places in which it runs points; each place has a GPU, or none, of its own.
+
+    Raises UsageError where the settings cannot be met here. Nothing is written before the first point is submitted.
+    """
 
     def __init__(self, settings: Executor, folder: pathlib.Path, cache_gb: float | None = None) -> None:
         self.settings, self.cache_gb = settings, cache_gb
+        check_submitit(settings)
         gpus = local_gpus(settings)
         on_slurm = settings.kind == "slurm"
         self.parallel = settings.parallel or (SLURM_PARALLEL if on_slurm else max(1, len(gpus)))
@@ -48,13 +53,11 @@ class Launcher:
         self.gpu = [None if on_slurm else gpus[place % len(gpus)] if gpus else "" for place in range(self.parallel)]
         self.threads = settings.cpus or (SLURM_CPUS if on_slurm else max(1, (os.cpu_count() or 1) // self.parallel))
         self.folder = folder / SUBMITIT
-        self.executor = self.make()
 
-    def make(self) -> Any:
-        try:
-            import submitit
-        except ImportError as error:
-            raise UsageError(f"sweeps run through submitit ({error}): pip install 's3prl-ofa[sweep]'") from None
+    @functools.cached_property
+    def executor(self) -> Any:
+        import submitit
+
         settings = self.settings
         parameters: dict[str, Any] = {"timeout_min": ENDLESS_MINUTES}
         if settings.kind == "slurm":
@@ -69,18 +72,16 @@ class Launcher:
                 "slurm_qos": settings.qos,
                 "slurm_setup": list(settings.setup) or None,
             }
-        try:
-            executor = submitit.AutoExecutor(self.folder, cluster=settings.kind)
-        except RuntimeError as error:  # no sbatch here
-            raise UsageError(f"executor.kind: {settings.kind} cannot be used here: {error}") from None
+        executor = submitit.AutoExecutor(self.folder, cluster=settings.kind)
         executor.update_parameters(**parameters)
         return executor
 
     def submit(self, folder: pathlib.Path, place: int) -> Any:
         """A job of submitit's that runs the point in ``folder``."""
+        executor = self.executor  # which makes the folder
         # What submitit starts here prints a traceback when it is interrupted, which says nothing about the point.
         with stderr_to(self.folder / CONTROLLER_LOG) if self.settings.kind == "local" else contextlib.nullcontext():
-            return self.executor.submit(PointRun(), str(folder), self.gpu[place], self.threads, self.cache_gb)
+            return executor.submit(PointRun(), str(folder), self.gpu[place], self.threads, self.cache_gb)
 
     def run(self, folders: dict[str, pathlib.Path], started: Callable[[str], None]) -> Iterator[Ended]:
         """Runs the points of these folders, by name, and gives each when it has ended.
@@ -106,6 +107,15 @@ class Launcher:
             if self.settings.kind != "slurm":
                 for _, job in running.values():
                     job.cancel()
+
+
+def check_submitit(settings: Executor) -> None:
+    try:
+        import submitit
+    except ImportError as error:
+        raise UsageError(f"sweeps run through submitit ({error}): pip install 's3prl-ofa[sweep]'") from None
+    if settings.kind == "slurm" and submitit.SlurmExecutor.affinity() < 0:
+        raise UsageError("executor.kind: slurm cannot be used here, as there is no srun; local runs on this machine")
 
 
 @contextlib.contextmanager
