@@ -1,6 +1,5 @@
 """Sweeps through real S3PRL, on the bundled audio: run, killed at chosen moments, failed and tried again."""
 
-import json
 import os
 import pathlib
 import shutil
@@ -205,32 +204,3 @@ def test_dry_run(voices, tmp_path, monkeypatch, capsys):
     assert "4 points, 0 of them finished" in printed and "sid: 4 points of about " in printed
     assert "in all, if every rate costs what the slowest does" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["my.yaml"]
-
-
-def test_settings_of_a_cluster(tmp_path, monkeypatch):
-    """What the grid says of Slurm reaches sbatch; the points run by the same code."""
-    from s3prl_ofa.sweep.grid import Executor
-    from s3prl_ofa.sweep.launch import Launcher
-
-    sbatch = tmp_path / "bin" / "sbatch"
-    sbatch.parent.mkdir()
-    sbatch.write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/submitted.sh\necho "Submitted batch job 7"\n')
-    (tmp_path / "bin" / "srun").write_text("#!/bin/sh\n")
-    for path in (sbatch, tmp_path / "bin" / "srun"):
-        path.chmod(0o755)
-    monkeypatch.setenv("PATH", str(sbatch.parent), prepend=os.pathsep)
-    settings = Executor(kind="slurm", partition="gpu", hours=2, gpus=1, cpus=6, memory_gb=20, setup=("module load x",))
-    launcher = Launcher(settings, tmp_path)
-    assert launcher.parallel == 64 and launcher.gpu[0] is None and launcher.threads == 6
-    job = launcher.executor.submit(json.dumps, "x")
-    assert job.job_id == "7"
-    script = (tmp_path / "submitted.sh").read_text()
-    for line in (
-        "--partition=gpu",
-        "--time=120",
-        "--gpus-per-node=1",
-        "--cpus-per-task=6",
-        "--mem=20GB",
-        "module load x",
-    ):
-        assert line in script, script
