@@ -12,7 +12,7 @@ from s3prl_ofa import cli
 from s3prl_ofa.sweep.plots import draw_all
 from s3prl_ofa.sweep.results import Results
 from s3prl_ofa.sweep.summary import summarize
-from s3prl_ofa.sweep.tables import reach_rows
+from s3prl_ofa.sweep.tables import overview, reach_rows
 
 STEMS = ("score_frame_period", "score_macs", "score_speed")
 
@@ -68,6 +68,26 @@ def test_page_needs_nothing_else(sweep):
     text = (sweep / "report" / "report.html").read_text()
     assert text.count("data:image/svg+xml;base64,") == 3
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:)|url\(|@import|<script""", text)
+
+
+def test_overview(tmp_path):
+    """A row a rate and a column a task, by kind and period; what a task does not have is empty, and frames that CTC had
+    to see more than once are marked."""
+    rows = [row("sid", "lambd", lambd, seed, score=0.6) for lambd in (0.0, 1.0) for seed in (1, 2)]
+    auto = {"asked_repeat": "auto"}
+    rows += [row("pr", "lambd", lambd, 1, score=0.2, **auto) for lambd in (0.0, 0.5)]
+    rows += [row("pr", "lambd", 1.0, 1, score=0.4, repeat=2, **auto), row("pr", None, None, 1, "mfcc", score=0.9)]
+    rows += [row("pr", "lambd", 1.0, 1, score=0.5, point="once"), row("sid", "pool", 2, 1, score=0.7)]
+    header, found = overview(summarize(write_sweep(tmp_path, rows), 0.05))
+    assert header == ["rate", "frame period (ms)", "GMACs / s", "sid, accuracy (%)", "pr, PER (%)"]
+    assert [(line[0], *line[-2:]) for line in found] == [
+        ("lambd 0", "60.0 ± 0.0", "20.0"),
+        ("lambd 0.5", "", "20.0"),
+        ("lambd 1", "60.0 ± 0.0", "40.0 (frames x2)"),
+        ("lambd 1, repeat 1", "", "50.0"),
+        ("pool 2", "70.0", ""),
+        ("mfcc", "", "90.0"),
+    ]
 
 
 def test_mean_and_spread_over_seeds(sweep):

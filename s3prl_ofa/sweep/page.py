@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 from .summary import Summary, percent
-from .tables import HEADER, NOTHING, notes, reach_rows, stand, table_rows
+from .tables import HEADER, NOTHING, notes, overview, reach_rows, stand, table_rows
 
 STYLE = """
 :root { color-scheme: light; }
@@ -24,18 +24,20 @@ th, td { padding: .28rem .6rem; } td.number, th.number { text-align: right; whit
 tr.first td { border-top: .75px solid #bbb; }
 pre { background: #f6f6f6; padding: .6rem .8rem; font-size: .78rem; overflow-x: auto; }
 """
-FIRST_NUMBER = 4  # column from which on the cells are numbers
+FIRST_NUMBER = HEADER.index("learning rate")  # column from which on the cells are numbers
 
 
 def page(summary: Summary, plots: dict[str, pathlib.Path], captions: dict[str, str]) -> str:
     """plots: SVG files by name. captions: by the same. Names of tasks and models hold no HTML (see reading.py)."""
     whole = len(summary.finished) == len(summary.rows) + len(summary.missing)
+    overview_table = overview(summary)
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
         f"<title>Sweep {html.escape(summary.folder.resolve().name)}</title><style>{STYLE}</style></head><body>",
         f"<h1>Sweep {html.escape(summary.folder.resolve().name)}</h1>",
         f'<p class="stand{"" if whole else " partial"}">{html.escape(stand(summary))}</p>',
+        table(*overview_table, first_number=overview_table[0].index("frame period (ms)")),
         f"<h2>Longest frame period within {percent(summary.tolerance)} of the score at 20 ms</h2>",
         list_of(
             f"<b>{html.escape(task)}</b>, {html.escape(model)}: {html.escape(text)}"
@@ -53,7 +55,7 @@ def page(summary: Summary, plots: dict[str, pathlib.Path], captions: dict[str, s
         )
     parts += [
         "<h2>All settings</h2>",
-        table(HEADER, table_rows(summary)),
+        table(HEADER, table_rows(summary), FIRST_NUMBER, ruled=True),
         f'<p class="notes">{html.escape(notes(summary))}</p>',
     ]
     if summary.failed:
@@ -70,18 +72,18 @@ def list_of(items: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with a rule where another task begins."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], first_number: int, ruled: bool = False) -> str:
+    """A table whose cells from column ``first_number`` on are numbers; ruled: a rule where the first one changes."""
 
     def cells(tag: str, values: Sequence[str]) -> str:
         return "".join(
-            f"<{tag}{' class=number' if index >= FIRST_NUMBER else ''}>{html.escape(value)}</{tag}>"
+            f"<{tag}{' class=number' if index >= first_number else ''}>{html.escape(value)}</{tag}>"
             for index, value in enumerate(values)
         )
 
     body, before = [], None
     for row in rows:
-        body.append(f"<tr{' class=first' if before not in (None, row[0]) else ''}>{cells('td', row)}</tr>")
+        body.append(f"<tr{' class=first' if ruled and before not in (None, row[0]) else ''}>{cells('td', row)}</tr>")
         before = row[0]
     return (
         f'<div class="scroll"><table><thead><tr>{cells("th", header)}</tr></thead>'

@@ -1,8 +1,11 @@
 """The words and numbers of a report, and the Markdown file of them."""
 
+import math
 import pathlib
+from collections.abc import Sequence
 
-from .summary import BASELINE, Setting, Spread, Summary, percent
+from .grid import usual_frames, usual_repeat
+from .summary import BASELINE, KINDS, Setting, Spread, Summary, percent
 
 NOTHING = "nothing to compare"
 HEADER = (
@@ -43,6 +46,54 @@ def table_rows(summary: Summary) -> list[list[str]]:
         ]
         for setting in summary.settings
     ]
+
+
+def overview(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table with a row a rate and a column a task; period and GMACs are means over tasks."""
+    found: list[tuple[str, str, dict[str, Setting]]] = []  # upstream, rate, the settings by task
+    for setting in summary.settings:
+        name = (setting.model, rate_name(setting))
+        row = next((row for row in found if row[:2] == name and setting.task not in row[2]), None)
+        if row is None:
+            row = (*name, {})
+            found.append(row)
+        row[2][setting.task] = setting
+    several = len({setting.model for setting in summary.settings if setting.kind != BASELINE}) > 1
+    metrics = {setting.task: setting.metric_name for setting in summary.settings}
+    header = [*["upstream"] * several, "rate", "frame period (ms)", "GMACs / s"]
+    rows = []
+    for model, rate, by_task in sorted(found, key=lambda row: place(*row)):
+        cells = [*[model] * several, rate if several else rate or model, number(period(by_task), 1)]
+        cells.append(number(Spread.of(known(setting.gmacs.mean) for setting in by_task.values()), 2))
+        rows.append(cells + [score_text(by_task[task]) if task in by_task else "" for task in metrics])
+    return [*header, *(f"{task}, {metric}" for task, metric in metrics.items())], rows
+
+
+def place(model: str, rate: str, by_task: dict[str, Setting]) -> tuple[int, str, float]:
+    """By kind, upstream and frame period."""
+    return KINDS.index(next(iter(by_task.values())).kind), model, period(by_task).mean
+
+
+def period(by_task: dict[str, Setting]) -> Spread:
+    return Spread.of(known(setting.frame_period_ms.mean) for setting in by_task.values())
+
+
+def known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def rate_name(setting: Setting) -> str:
+    """The rate, with frames and repeat where these are not the task's usual ones; empty for a baseline."""
+    if setting.kind == BASELINE:
+        return ""
+    frames = f", {setting.frames}" if setting.frames != usual_frames(setting.task) else ""
+    repeat = f", repeat {setting.asked_repeat}" if setting.asked_repeat != usual_repeat(setting.task) else ""
+    return setting.label + frames + repeat
+
+
+def score_text(setting: Setting) -> str:
+    repeats = [repeat for repeat in setting.repeats if repeat > 1]
+    return plus_minus(setting.score, 1) + (f" (frames x{', '.join(map(str, repeats))})" if repeats else "")
 
 
 def rate_text(setting: Setting) -> str:
@@ -90,13 +141,12 @@ def reach_rows(summary: Summary) -> list[tuple[str, str, str]]:
 
 
 def markdown(summary: Summary, plots: dict[str, pathlib.Path], captions: dict[str, str]) -> str:
-    lines = ["# Sweep", "", stand(summary), ""]
-    lines += ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table_rows(summary)]
-    lines += ["", notes(summary), "", f"## Longest frame period within {percent(summary.tolerance)} of 20 ms", ""]
+    lines = ["# Sweep", "", stand(summary), "", *markdown_table(*overview(summary)), "", notes(summary)]
+    lines += ["", f"## Longest frame period within {percent(summary.tolerance)} of 20 ms", ""]
     lines += [f"* {task}, {model}: {text}" for task, model, text in reach_rows(summary)] or [f"* {NOTHING}"]
     for stem, path in plots.items():
         lines += ["", f"![{captions[stem]}]({path.with_suffix('.png').name})", "", f"{captions[stem]}."]
+    lines += ["", "## All settings", "", *markdown_table(HEADER, table_rows(summary))]
     if summary.failed:
         lines += ["", "## Failed", ""]
         for row in summary.failed:
@@ -104,6 +154,12 @@ def markdown(summary: Summary, plots: dict[str, pathlib.Path], captions: dict[st
     if summary.missing:
         lines += ["", "## No result yet", "", *(f"* {name}" for name in summary.missing)]
     return "\n".join(lines) + "\n"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    first, *others = ["| " + " | ".join(row) + " |" for row in cells]
+    return [first, "|" + "---|" * len(header), *others]
 
 
 def notes(summary: Summary) -> str:
