@@ -82,7 +82,7 @@ def differing_row(row: Row, now: Settings | None, prepared: Prepared) -> list[st
         found
         for key, column in (("task", "steps"), ("model", "checkpoint_sha256"))
         for other in one_with(key, row[key], prepared)
-        for found in differences({column: row[column]}, {column: described(other)[column]})
+        for found in differences({column: row.get(column)}, {column: described(other)[column]})
     ]
 
 
