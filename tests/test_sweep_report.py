@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -9,11 +10,13 @@ import pytest
 from sweep_rows import grid_rows, row, write_sweep
 
 from s3prl_ofa import cli
-from s3prl_ofa.sweep.plots import draw_all
+from s3prl_ofa.sweep.plots import PLOTS, draw_all
 from s3prl_ofa.sweep.results import Results
 from s3prl_ofa.sweep.summary import summarize
-from s3prl_ofa.sweep.tables import overview, reach_rows
+from s3prl_ofa.sweep.tables import markdown, overview, reach_rows
 
+ROOT = pathlib.Path(cli.__file__).parents[1]
+CAPTIONS = {plot.stem: plot.caption for plot in PLOTS}
 STEMS = ("score_frame_period", "score_macs", "score_speed")
 
 
@@ -165,7 +168,7 @@ def test_series_and_marks(sweep, tmp_path):
     """One panel a task, with a curve of our model, one of pooling, a mark of the baseline, and error bars."""
     from matplotlib.figure import Figure
 
-    from s3prl_ofa.sweep.plots import PLOTS, draw
+    from s3prl_ofa.sweep.plots import draw
 
     figure = Figure()
     draw(figure, PLOTS[0], summarize(sweep, 0.05))
@@ -178,6 +181,20 @@ def test_series_and_marks(sweep, tmp_path):
         assert series["mfcc"][0].get_linestyle() == "None"
     (legend,) = figure.legends
     assert len(legend.get_texts()) == 4
+
+
+def test_repeated_frames_are_marked(tmp_path):
+    """Where CTC had to see frames more than once the mark is hollow, as such a score is not of the rate alone."""
+    from matplotlib.figure import Figure
+
+    from s3prl_ofa.sweep.plots import REPEATED, draw
+
+    rows = [row("pr", "lambd", lambd, 1, repeat=repeat) for lambd, repeat in ((0.0, 1), (0.5, 1), (1.0, 2))]
+    figure = Figure()
+    draw(figure, PLOTS[0], summarize(write_sweep(tmp_path, rows), 0.05))
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    assert [line.get_xdata().tolist() for line in hollow if len(line.get_xdata())] == [[80.8]]
+    assert REPEATED in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_one_seed_and_no_costs(tmp_path):
@@ -204,3 +221,18 @@ def test_bad_use(tmp_path, capsys):
             status = end.code
         assert status == 2 and words in capsys.readouterr().err
     assert json.loads((failed / "results.jsonl").read_text())["state"] == "failed"
+
+
+def test_published_results():
+    """The published table is what the published results give, and the README's is the same, number by number."""
+    published = ROOT / "benchmarks" / "results" / "mini_librispeech"
+    summary = summarize(published, 0.05)
+    text = (published / "report" / "report.md").read_text()
+    assert markdown(summary, {plot.stem: pathlib.Path(plot.stem) for plot in PLOTS}, CAPTIONS) == text
+    readme = (ROOT / "README.md").read_text()
+    for rate, period, _, asr, pr, sid in overview(summary)[1]:
+        scores = " | ".join(score.replace("(frames x2)", "(x2)") for score in (pr, sid, asr))
+        line = next(
+            line for line in readme.splitlines() if line.startswith((f"| {rate} | {period} ms", f"| `{rate}` |"))
+        )
+        assert line.endswith(f"| {scores} |"), line

@@ -39,7 +39,8 @@ STYLE = {
 }
 PANEL = (2.5, 2.15)  # inches
 LEGEND_INCHES = 0.2  # a row of the legend
-LEGEND_COLUMNS = 4
+LEGEND_COLUMNS = 5
+REPEATED = "frames repeated for CTC"
 
 
 class Plot(NamedTuple):
@@ -102,7 +103,8 @@ def draw(figure: Any, plot: Plot, summary: Summary) -> None:
     """One panel a task, one legend for all above them."""
     tasks = summary.tasks
     styles = styles_of(summary)
-    rows = math.ceil((len(styles) + 1) / LEGEND_COLUMNS)
+    marks = 1 + any(is_repeated(setting) for setting in summary.settings)
+    rows = math.ceil((len(styles) + marks) / LEGEND_COLUMNS)
     height = PANEL[1] + LEGEND_INCHES * rows
     figure.set_size_inches(PANEL[0] * max(len(tasks), 1.6), height)
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
@@ -112,6 +114,8 @@ def draw(figure: Any, plot: Plot, summary: Summary) -> None:
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
+    if REPEATED in handles:
+        handles[REPEATED] = handles.pop(REPEATED)  # last
     figure.tight_layout(rect=(0, 0, 1, PANEL[1] / height), w_pad=1.4)
     figure.legend(
         handles.values(), handles, loc="upper center", ncols=LEGEND_COLUMNS, columnspacing=1.6, handletextpad=0.5
@@ -151,6 +155,10 @@ def styles_of(summary: Summary) -> dict[str, dict[str, Any]]:
     return styles
 
 
+def is_repeated(setting: Setting) -> bool:
+    return any(repeat > 1 for repeat in setting.repeats)
+
+
 def draw_panel(panel: Any, plot: Plot, summary: Summary, task: str, styles: dict[str, dict[str, Any]]) -> None:
     settings = [setting for setting in summary.of_task(task) if math.isfinite(plot.value(setting))]
     series: dict[str, list[Setting]] = {}
@@ -170,6 +178,12 @@ def draw_panel(panel: Any, plot: Plot, summary: Summary, task: str, styles: dict
             zorder=3,
             **styles[name],
         )
+        hollow = {**styles[name], "linestyle": "none", "markerfacecolor": "white", "zorder": 4}
+        repeated = [setting for setting in members if is_repeated(setting)]
+        panel.plot([plot.value(setting) for setting in repeated], [item.score.mean for item in repeated], **hollow)
+    if any(is_repeated(setting) for setting in settings):
+        label = {"marker": "o", "linestyle": "none", "color": "#555555", "markerfacecolor": "white", "label": REPEATED}
+        panel.plot([], [], **label)
     limits = [reach.limit for reach in summary.reaches if reach.task == task and reach.limit is not None]
     if len(limits) == 1:  # of several models the lines would say nothing
         label = f"{percent(summary.tolerance)} worse than at 20 ms"
