@@ -59,6 +59,9 @@ def take(file: IO[str], path: pathlib.Path, wait: bool, shared: bool) -> None:
 
 
 def is_locked(path: pathlib.Path) -> bool:
+    """Whether a process holds it. Nothing is written where there is no such file."""
+    if not path.exists():
+        return False
     try:
         with locked(path, wait=False):
             return False

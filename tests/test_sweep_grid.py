@@ -10,7 +10,7 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.resources import folder
 from s3prl_ofa.sweep.check import divisor, prepare
 from s3prl_ofa.sweep.launch import Launcher
-from s3prl_ofa.sweep.reading import grid_from, read_grid, to_yaml
+from s3prl_ofa.sweep.reading import UniqueKeys, grid_from, read_grid, to_yaml
 
 CKPT = str(pathlib.Path(__file__).parent / "golden" / "ref_tiny.pt")
 
@@ -150,8 +150,8 @@ BAD = {
     ),
     "no runner": (lambda grid: grid["tasks"]["sid"].update(overrides={"runner": 3}), "tasks.sid.config: runner.total_"),
     "half a runner": (
-        lambda grid: grid["tasks"]["sid"].update(overrides={"runner": {"eval_step": 3}}),
-        "tasks.sid.config: runner.total_steps is expected",
+        lambda grid: grid["tasks"]["asr"].update(overrides={"runner": {"eval_step": 3}}),
+        "tasks.asr.config: runner.total_steps is expected",
     ),
     "metric that is not there": (
         lambda grid: grid["tasks"]["sid"].update(metric="accuracy"),
@@ -160,6 +160,14 @@ BAD = {
     "split that is not there": (
         lambda grid: grid["tasks"]["sid"].update(dev="deev"),
         "tasks.sid.dev: one of train, dev, test is expected, found deev",
+    ),
+    "split that ASR does not have": (
+        lambda grid: grid["tasks"]["asr"].update(test="test-other"),
+        "tasks.asr.test: one of train, dev-clean, test-clean, test is expected",
+    ),
+    "metric that is not computed": (
+        lambda grid: grid["tasks"].update(pr={"metric": "cer"}),
+        "tasks.pr.metric: one of per, loss is expected, found cer",
     ),
     "unknown device": (lambda grid: grid.update(device="tpu"), "device: .*tpu"),
     "baseline without its checkpoint": (
@@ -176,6 +184,7 @@ BAD = {
 def test_bad_grids(name, good, tmp_path, monkeypatch, capsys):
     """One sentence that names the key and the file, status 2, and nothing is written."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))  # a cluster's login node has srun
     change, words = BAD[name]
     change(good)
     path = tmp_path / "bad.yaml"
@@ -207,15 +216,33 @@ def test_a_key_that_is_there_twice(tmp_path):
         read_grid(tmp_path / "grid.yaml")
 
 
+def test_scores_of_a_config(good):
+    """Splits and metrics are those of the config as it is run: SUPERB's ASR has test-other, PR what the grid adds."""
+    good["mini"] = False
+    data = {key: good["data"][key] for key in ("librispeech", "prepared")}
+    data["splits"] = "train-mini,dev-mini,test-mini"
+    more = {"downstream_expert.metric": ["per", "cer"]}
+    good |= {"tasks": {"asr": {"test": "test-other"}, "pr": {"metric": "cer", "overrides": more}}, "data": data}
+    prepared = prepare(grid_from(good))
+    assert {settings["test"] for settings in prepared.values()} == {"test-other", "test"}
+    assert {settings["metric"] for settings in prepared.values()} == {"wer", "cer"}
+
+
+def test_keys_of_anchors(tmp_path):
+    """Anchors and merges are no keys that are there twice, at whatever depth."""
+    text = "a: &a\n  b: &b {c: 1, d: 2}\ne: {f: {g: {<<: *b, c: 3}}}\nh:\n  <<: *a\n  <<: {i: 1}\n  b: {<<: *b, d: 1}\n"
+    read = yaml.load(text, UniqueKeys)
+    assert read["e"]["f"]["g"] == {"c": 3, "d": 2} and read["h"]["b"] == {"c": 1, "d": 1}
+
+
+ERRORS = ("EER", "slot_value_cer", "st_loss", "minDCF", "word_error_rate", "wer (%)", "per")
+
+
 @pytest.mark.parametrize(
     ("metric", "higher"),
     [
-        ("EER", False),
-        ("slot_value_cer", False),
-        ("st_loss", False),
-        ("minDCF", False),
-        ("acc", True),
-        ("slot_f1", True),
+        *((metric, False) for metric in ERRORS),
+        *((metric, True) for metric in ("acc", "bleu", "slot_type_f1", "acc_per_class")),
     ],
 )
 def test_which_way_a_metric_is_better(metric, higher):

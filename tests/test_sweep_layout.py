@@ -6,10 +6,12 @@ import pathlib
 import shutil
 
 import pytest
+import yaml
 from sweep_rows import row
 
 from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.locks import locked
 from s3prl_ofa.sweep.check import prepare
 from s3prl_ofa.sweep.folder import described, write_json
 from s3prl_ofa.sweep.layout import lay_out
@@ -90,6 +92,42 @@ def test_other_tasks_and_learning_rates_may_join(tmp_path, corpora):
     lay(tmp_path, grid_of(tasks={"asr": {"steps": 9}}, data=data))
 
 
+def test_learnt_rates_have_one_limit(tmp_path):
+    """Seeds of an adaptive rate with other limits of lambd are refused; a rate that is given may join."""
+    task = {"steps": 4, "lambd_max": 0.95}
+    adaptive = grid_of(rates={"adaptive": 0}, tasks={"sid": task})
+    lay(tmp_path, adaptive)
+    begin(tmp_path, "sid_tiny_adaptive0_seed1")
+    lay(tmp_path, grid_of())
+    with pytest.raises(UsageError, match="other settings .lambd_max: 0.95, now 0.5"):
+        lay(tmp_path, {**adaptive, "tasks": {"sid": {**task, "lambd_max": 0.5}}, "seeds": 2})
+
+
+def test_a_point_that_still_runs(tmp_path):
+    """What it is scored by does not change under it, though it has no result yet; what waits and is not wanted goes."""
+    lay(tmp_path, grid_of(seeds=[1, 2]))
+    folder = begin(tmp_path, ONE)
+    other = grid_of()
+    other["tasks"]["sid"]["metric"] = "loss"
+    with locked(folder / ".point.lock", wait=False), pytest.raises(UsageError, match="metric: acc, now loss"):
+        lay(tmp_path, other)
+    assert (tmp_path / "points" / TWO).exists()
+    lay(tmp_path, grid_of())
+    assert not (tmp_path / "points" / TWO).exists()
+
+
+def test_a_dry_run_knows_as_much(tmp_path, capsys):
+    """Rows without folders are finished there too, and what does not fit is refused."""
+    lay(tmp_path / "out", grid_of())
+    begin(tmp_path / "out", ONE, result=True)
+    shutil.rmtree(tmp_path / "out" / "points")
+    for steps, status, words in ((4, 0, "1 points, 1 of them finished"), (8, 2, "steps: 4, now 8")):
+        (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid_of(steps=steps)))
+        assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out"), "--dry-run"]) == status
+        said = capsys.readouterr()
+        assert words in said.out + said.err
+
+
 def test_what_never_ran_may_change(tmp_path):
     """A point that was laid out and not begun takes the settings of the next grid, and a refused grid lays out none."""
     lay(tmp_path, grid_of(seeds=[1, 2]))
@@ -134,7 +172,11 @@ def test_rows_of_other_trainings_are_no_seeds_of_one(tmp_path):
     rows = [row("sid", "lambd", 0.0, seed, steps=steps) for seed, steps in ((1, 100), (2, 9000))]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(item) + "\n" for item in rows))
     found = summarize(tmp_path, 0.05).settings
-    assert [(setting.steps, setting.seeds) for setting in found] == [(100, (1,)), (9000, (2,))]
+    assert [(setting.label, setting.seeds) for setting in found] == [
+        ("lambd 0, 100 steps", (1,)),
+        ("lambd 0, 9000 steps", (2,)),
+    ]
+    assert [reach.variant for reach in summarize(tmp_path, 0.05).reaches] == ["100 steps", "9000 steps"]
 
 
 def test_a_report_of_a_grid_that_became_smaller(tmp_path):

@@ -39,6 +39,7 @@ def folder(tmp_path):
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "killed", None),
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "killed", None),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "failed", "it crashed with SIGSEGV"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGUSR2)", "killed", None),
         ("import sys; sys.exit(137)", "killed", None),  # a shell's word for SIGKILL
         ("import sys; sys.exit(134)", "failed", "it crashed with SIGABRT"),
         ("print('no such file'); import sys; sys.exit(3)", "failed", "status 3: no such file"),
@@ -59,8 +60,14 @@ def test_how_a_point_ended(code, state, words, folder, tmp_path, monkeypatch):
         assert row["state"] == "failed" and row["duration_s"] > 0 and row["finished"] and row["versions"]["torch"]
 
 
+def test_a_job_whose_grid_has_gone(tmp_path):
+    """A job that waited in a queue while the grid became another one runs nothing."""
+    assert point.run_point(tmp_path / "points" / "p", None, 1, None) == "killed"
+    assert not Results(tmp_path).rows()
+
+
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_a_row_does_not_depend_on_interruptions(interrupted, folder, monkeypatch):
+def test_a_row_does_not_depend_on_a_kill_after_training(interrupted, folder, monkeypatch):
     """Memory and duration are those of training and evaluation, in one process or in two."""
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(work.time, "monotonic", lambda: float(next(clock)))

@@ -229,10 +229,7 @@ def test_published_results():
     summary = summarize(published, 0.05)
     text = (published / "report" / "report.md").read_text()
     assert markdown(summary, {plot.stem: pathlib.Path(plot.stem) for plot in PLOTS}, CAPTIONS) == text
-    readme = (ROOT / "README.md").read_text()
-    for rate, period, _, asr, pr, sid in overview(summary)[1]:
+    readme = (ROOT / "README.md").read_text().replace("`mfcc`", "mfcc")
+    for rate, period, gmacs, asr, pr, sid in overview(summary)[1]:
         scores = " | ".join(score.replace("(frames x2)", "(x2)") for score in (pr, sid, asr))
-        line = next(
-            line for line in readme.splitlines() if line.startswith((f"| {rate} | {period} ms", f"| `{rate}` |"))
-        )
-        assert line.endswith(f"| {scores} |"), line
+        assert f"| {rate} | {period} ms | {gmacs} | {scores} |" in readme

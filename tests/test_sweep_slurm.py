@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 import yaml
+from submitit import SlurmJob
 
 from s3prl_ofa import cli
 from s3prl_ofa.sweep import launch
@@ -92,6 +93,7 @@ def test_a_sweep(cluster, tmp_path, capsys):
 
 def test_a_job_that_ends_without_a_word(cluster, tmp_path, monkeypatch, capsys):
     """A node that dies leaves no result: the point is told as killed, and goes on with the same command."""
+    monkeypatch.setattr(SlurmJob, "_results_timeout_s", 1)
     (cluster / "srun").write_text("#!/bin/bash\nkill -9 $PPID\n")
     launcher = launch.Launcher(Executor(kind="slurm", cpus=2), tmp_path)
     assert launcher.parallel == 64 and launcher.gpu[0] is None and launcher.threads == 2

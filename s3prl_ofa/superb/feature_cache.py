@@ -246,7 +246,7 @@ class Space:
         """Removes entries of a place until it takes so many bytes less; the bytes that this gave back. Who has one of
         them open can read on, and who wants one that is gone computes it."""
         given = 0
-        for path in place.rglob(f"*{SUFFIX}"):
+        for path in place.rglob(f"[!.]*{SUFFIX}"):  # without what is being written
             if given >= excess:
                 break
             with contextlib.suppress(OSError):

@@ -78,15 +78,7 @@ def check_device(name: str) -> None:
 
 
 def check_task(task: Task) -> None:
-    known = KNOWN.get(task.name)
-    if known is not None:
-        if task.config is None and task.metric not in (*known.metrics, "loss"):
-            choices = ", ".join((*known.metrics, "loss"))
-            raise UsageError(f"tasks.{task.name}.metric: one of {choices} is expected, found {task.metric}")
-        for role, split in (("dev", task.dev), ("test", task.test)):
-            if task.config is None and split not in known.splits:
-                choices = ", ".join(known.splits)
-                raise UsageError(f"tasks.{task.name}.{role}: one of {choices} is expected, found {split}")
+    if task.name in KNOWN:
         return
     folders = importlib.util.find_spec("s3prl.downstream").submodule_search_locations
     if not any(pathlib.Path(folder, task.name, "expert.py").is_file() for folder in folders):
@@ -165,17 +157,33 @@ def base_config(grid: Grid, task: Task) -> dict[str, Any]:
             raise UsageError(f"{where}.overrides: use {where}.steps for runner.total_steps")
         put(config, key, value, f"{where}.overrides")
     runner = config.get("runner")
+    if isinstance(runner, dict) and task.steps is not None:
+        runner["total_steps"] = task.steps
     if not isinstance(runner, dict) or "total_steps" not in runner:
         raise UsageError(f"{where}.config: runner.total_steps is expected in it")
-    if task.steps is not None:
-        runner["total_steps"] = task.steps
     for key in ("total_steps", *EVERY):
         number = whole(runner.setdefault(key, runner["total_steps"]))
         if number is None or number < 1:
             raise UsageError(f"{where}: runner.{key} must be a whole number of at least 1, found {runner[key]!r}")
         # What is saved and evaluated last must be the last step.
         runner[key] = number if key == "total_steps" else divisor(runner["total_steps"], number)
+    check_scores(task, config.get("downstream_expert") or {})
     return config
+
+
+def check_scores(task: Task, expert: dict[str, Any]) -> None:
+    """That the config of a known task has the splits and the metric: what is missing would show after training only."""
+    if task.name not in KNOWN:
+        return
+    splits, metrics = ["train", "dev", "test"], ["acc"]  # sid
+    if task.name == "asr":
+        splits, metrics = [key for key, value in expert["datarc"].items() if isinstance(value, list)], ["wer", "uer"]
+    if task.name == "pr":
+        metrics = expert.get("metric") or ["per"]
+    for key, choices in {"dev": splits, "test": splits, "metric": [*metrics, "loss"]}.items():
+        found = getattr(task, key)
+        if found is not None and found not in choices:
+            raise UsageError(f"tasks.{task.name}.{key}: one of {', '.join(choices)} is expected, found {found}")
 
 
 def divisor(steps: int, wanted: int) -> int:

@@ -56,14 +56,13 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or pathlib.Path(grid.out or f"sweeps/{args.grid.stem}")
     try:
         prepared = prepare(grid)
-        if not args.dry_run:
-            launcher = Launcher(grid.executor, out.absolute(), grid.cache_gb)
+        launcher = Launcher(grid.executor, out.absolute(), grid.cache_gb)
     except UsageError as error:
         raise UsageError(f"{args.grid}: {error}") from None
     if args.dry_run:
         from .estimate import dry_run
 
-        return dry_run(grid, prepared, out)
+        return dry_run(prepared, out, launcher)
     return sweep(grid, prepared, out.absolute(), launcher, args.retry)
 
 

@@ -15,8 +15,9 @@ from s3prl_ofa.locks import locked
 from s3prl_ofa.superb.rate_options import ADAPTIVE
 
 from .folder import LOCK, LOG, POINT, POINTS, RESULT, read_json, write_json
-from .grid import OURS, Grid
+from .grid import OURS
 from .launch import Launcher
+from .layout import Prepared, check_fits
 from .point import CommandFailed, CommandKilled, run_process
 from .work import PROBE, PROBE_STEPS
 
@@ -37,9 +38,12 @@ class Cost:
         return self.start + runner["total_steps"] * self.step + (during + after) * self.evaluation
 
 
-def dry_run(grid: Grid, prepared: dict[str, dict[str, Any]], out: pathlib.Path) -> int:
-    """Prints the points and the estimate; nothing is written to ``out``."""
-    done = {name for name in prepared if (out / POINTS / name / RESULT).exists()}
+def dry_run(prepared: Prepared, out: pathlib.Path, launcher: Launcher) -> int:
+    """Prints the points and the estimate; nothing is written to ``out``.
+
+    Raises UsageError where the points do not fit to what is there.
+    """
+    done = check_fits(prepared, out) | {name for name in prepared if (out / POINTS / name / RESULT).exists()}
     for name in prepared:
         print(f"{name}{'  (finished)' if name in done else ''}")
     left = {name: settings for name, settings in prepared.items() if name not in done}
@@ -49,7 +53,6 @@ def dry_run(grid: Grid, prepared: dict[str, dict[str, Any]], out: pathlib.Path) 
         by_task.setdefault(settings["point"]["task"], {})[name] = settings
     costs = {}
     with tempfile.TemporaryDirectory() as folder:
-        launcher = Launcher(grid.executor, pathlib.Path(folder))
         for task, points in tqdm(by_task.items(), desc="probe", unit="task", disable=None):
             name = dearest(points)
             try:

@@ -16,26 +16,25 @@ KINDS = ("local", "slurm", "debug")
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """What is known of a task. unit: what its scores are multiplied by to be percent. metrics, splits: what there is of
-    them with the config that comes with the task."""
+    """What is known of a task. unit: what its scores are multiplied by to be percent."""
 
     metric: str
     higher_is_better: bool
     dev: str
     test: str
     unit: float
-    metrics: tuple[str, ...]
-    splits: tuple[str, ...]
 
 
 KNOWN = {
-    "asr": Known("wer", False, "dev-clean", "test-clean", 1, ("wer", "uer"), ("dev-clean", "test-clean", "test")),
-    "pr": Known("per", False, "dev", "test", 100, ("per",), ("train", "dev", "test")),
-    "sid": Known("acc", True, "dev", "test", 100, ("acc",), ("train", "dev", "test")),
+    "asr": Known("wer", False, "dev-clean", "test-clean", 1),
+    "pr": Known("per", False, "dev", "test", 100),
+    "sid": Known("acc", True, "dev", "test", 100),
 }
 RATES = (*RATE_KEYS, ADAPTIVE)
 RATE_NAMES = {"lambd": "lambd{:g}", "frame_period_ms": "{:g}ms", "pool": "pool{:g}", ADAPTIVE: "adaptive{:g}"}
-LOWER_IS_BETTER = ("wer", "per", "cer", "uer", "eer", "der", "mindcf", "loss", "mse", "mcd")
+# words of a metric's name that tell it to be an error
+LOWER_IS_BETTER = frozenset(("wer", "cer", "uer", "eer", "der", "mindcf", "loss", "nll", "ppl", "perplexity"))
+LOWER_IS_BETTER |= {"mse", "rmse", "mae", "mcd", "error", "errors", "err"}
 
 
 @dataclasses.dataclass(frozen=True)

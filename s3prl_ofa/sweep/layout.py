@@ -7,41 +7,60 @@ not, as one report tells of all.
 
 import json
 import pathlib
+import shutil
+from collections.abc import Set
 from typing import Any
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path
+from s3prl_ofa.locks import is_locked
 
-from .folder import FAILURE, GRID, LOG, POINT, POINTS, RESULT, described, read_json, write_json
+from .folder import FAILURE, GRID, LOCK, LOG, POINT, POINTS, RESULT, described, read_json, write_json
 from .grid import Grid
 from .reading import to_yaml
 from .results import FILE, FINISHED, Results, Row
 
 Settings = dict[str, Any]  # of a point, as check.prepare makes them
 Prepared = dict[str, Settings]  # by the point's name
-OF_THE_SCORE = ("metric", "unit", "higher_is_better")  # may be put right as long as there is no score
+OF_THE_SCORE = {"metric", "unit", "higher_is_better", "dev", "test"}  # may be put right while there is no score
+# of a row, what those with the same task, and so on, have in common
+COLUMNS = {("task",): ("steps", "metric", "unit"), ("model",): ("checkpoint_sha256",), ("task", "rate"): ("lambd_max",)}
 SHOWN = 3  # differences
 
 
-def lay_out(grid: Grid, prepared: Prepared, out: pathlib.Path) -> set[str]:
-    """Writes what each point is to its folder. Returns the points of which the results have a finished row and there is
-    no folder, as on another machine: they are done.
+def check_fits(prepared: Prepared, out: pathlib.Path) -> set[str]:
+    """Raises UsageError where what was begun in ``out`` earlier does not fit. Nothing is written.
 
-    Raises UsageError, with nothing written, where what was begun there earlier does not fit.
+    Returns the points of which the results have a finished row and there is no folder, as on another machine: they are
+    done. Of these only what the row says is compared.
     """
-    prepared = json.loads(json.dumps(prepared))
+    prepared = plain(prepared)
     begun = {path.name: path for path in (out / POINTS).glob("*") if is_begun(path)}
     rows = {row["point"]: row for row in Results(out).rows() if row["state"] == FINISHED and row["point"] not in begun}
     for name, folder in begun.items():
         refuse(folder, differing_settings(folder, prepared.get(name), prepared), "that folder and its line in " + FILE)
     for name, row in rows.items():
         refuse(f"{out / FILE}: {name}", differing_row(row, prepared.get(name), prepared), "its line")
+    return prepared.keys() & rows.keys()
+
+
+def lay_out(grid: Grid, prepared: Prepared, out: pathlib.Path) -> set[str]:
+    """Writes what each point is to its folder, if it fits; see ``check_fits``, also for what is returned."""
+    recorded = check_fits(prepared, out)
+    for path in (out / POINTS).glob("*"):
+        if not (path.name in prepared or is_begun(path) or is_locked(path / LOCK)):
+            shutil.rmtree(path, ignore_errors=True)  # an earlier grid wanted it, and it may wait in a queue
     for name, settings in prepared.items():
-        if name not in rows:
+        if name not in recorded:
             write_json(out / POINTS / name / POINT, settings)
     with atomic_path(out / GRID) as temporary:
         temporary.write_text(to_yaml(grid), "utf-8")
-    return prepared.keys() & rows.keys()
+    return recorded
+
+
+def plain(prepared: Prepared) -> Prepared:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(prepared))
 
 
 def is_begun(folder: pathlib.Path) -> bool:
@@ -58,17 +77,15 @@ def differing_settings(folder: pathlib.Path, now: Settings | None, prepared: Pre
     """What differs between a point that was begun and the grid: itself, or where that has no such point, others of its
     task and of its model."""
     earlier = read_json(folder / POINT)
+    settled = (folder / RESULT).exists() or is_locked(folder / LOCK)
+    ignored = set() if settled else OF_THE_SCORE
     if now is not None:
-        ignored = () if (folder / RESULT).exists() else OF_THE_SCORE
-        first, second = (
-            {key: value for key, value in settings.items() if key not in ignored} for settings in (earlier, now)
-        )
-        return differences(first, second)
+        return differences(without(ignored, earlier), without(ignored, now))
     return [
         found
-        for key, common in (("task", of_task), ("model", of_model))
-        for other in one_with(key, earlier["point"][key], prepared)
-        for found in differences(common(earlier), common(other))
+        for keys, common in ((("task",), of_task), (("model",), of_model), (("task", "rate"), of_rate))
+        for other in one_with(keys, earlier["point"], prepared)
+        for found in differences(without(ignored, common(earlier)), without(ignored, common(other)))
     ]
 
 
@@ -76,29 +93,39 @@ def differing_row(row: Row, now: Settings | None, prepared: Prepared) -> list[st
     """The same for a row without a folder."""
     if now is not None:
         # the same file may lie elsewhere on another machine
-        keys = [key for key in described(now) if key in row and key not in ("state", "checkpoint")]
+        keys = described(now).keys() & row.keys() - {"state", "checkpoint"}
         return differences({key: row[key] for key in keys}, {key: described(now)[key] for key in keys})
     return [
         found
-        for key, column in (("task", "steps"), ("model", "checkpoint_sha256"))
-        for other in one_with(key, row[key], prepared)
-        for found in differences({column: row.get(column)}, {column: described(other)[column]})
+        for keys, columns in COLUMNS.items()
+        for other in one_with(keys, row, prepared)
+        for column in columns
+        if column in row
+        for found in differences({column: row[column]}, {column: described(other)[column]})
     ]
 
 
-def one_with(key: str, value: str, prepared: Prepared) -> list[Settings]:
-    """A point of the grid with this task or model, if there is one: in what is compared they are all alike."""
-    return [settings for settings in prepared.values() if settings["point"][key] == value][:1]
+def without(ignored: Set[str], settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in ignored}
+
+
+def one_with(keys: tuple[str, ...], point: dict[str, Any], prepared: Prepared) -> list[Settings]:
+    """A point of the grid that has these keys as this one, if there is one: in what is compared they are all alike."""
+    return [found for found in prepared.values() if all(found["point"][key] == point[key] for key in keys)][:1]
 
 
 def of_task(settings: Settings) -> dict[str, Any]:
     """What all points of a task have in common."""
     config = {**settings["config"], "optimizer": {**(settings["config"].get("optimizer") or {}), "lr": None}}
-    return {"config": config, **{key: settings[key] for key in ("dev", "test", *OF_THE_SCORE)}}
+    return {"config": config, **{key: settings[key] for key in sorted(OF_THE_SCORE)}}
 
 
 def of_model(settings: Settings) -> dict[str, Any]:
     return {"checkpoint_sha256": settings["checkpoint_sha256"]}
+
+
+def of_rate(settings: Settings) -> dict[str, Any]:
+    return {"lambd_max": settings["lambd_max"]}
 
 
 def differences(earlier: Any, now: Any, where: str = "") -> list[str]:

@@ -125,14 +125,15 @@ def draw(figure: Any, plot: Plot, summary: Summary) -> None:
 def series_name(setting: Setting, summary: Summary) -> str:
     """What the legend calls the curve or mark that a setting belongs to."""
     if setting.kind == BASELINE:
-        return setting.model
+        return setting.label
     models = {other.model for other in summary.settings if other.kind != BASELINE}
     name = {VARIABLE: "compressed", LEARNT: "adaptive", FIXED: "average pooling"}[setting.kind]
     name = f"{setting.model}, {name}" if len(models) > 1 else name
     usual = {other.frames for other in summary.of_task(setting.task) if other.kind != BASELINE}
     name = f"{name}, {setting.frames}" if len(usual) > 1 else name
     repeats = {other.asked_repeat for other in summary.of_task(setting.task) if other.frames == setting.frames}
-    return f"{name}, repeat {setting.asked_repeat}" if len(repeats) > 1 else name
+    name = f"{name}, repeat {setting.asked_repeat}" if len(repeats) > 1 else name
+    return f"{name}, {setting.variant}" if setting.variant else name
 
 
 def styles_of(summary: Summary) -> dict[str, dict[str, Any]]:

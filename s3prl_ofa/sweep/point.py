@@ -19,6 +19,7 @@ from .provenance import provenance
 from .results import FAILED, FINISHED, Results
 
 FROM_OUTSIDE = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
+FROM_OUTSIDE += (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)  # Slurm's and submitit's word of an end that comes
 KILLED = "killed"  # an exit state without a row: the point goes on the next time
 
 
@@ -49,6 +50,8 @@ class PointRun:
 
 def run_point(folder: pathlib.Path, gpu: str | None, threads: int, cache_gb: float | None) -> str:
     with locked(folder / LOCK, wait=True) as lock:
+        if not (folder / POINT).exists():
+            return KILLED  # it was waiting in a queue, and the grid that wanted it has gone
         if not (folder / RESULT).exists():
             try:
                 cache = [] if cache_gb is None else [CACHE_GB, f"{cache_gb:.17g}"]

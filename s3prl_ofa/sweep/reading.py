@@ -92,13 +92,14 @@ class Section:
 class UniqueKeys(yaml.SafeLoader):
     """YAML without a key that is there twice, of which PyYAML would take the last one without a word."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         keys = [key.value for key, _ in node.value]
         for index, key in enumerate(keys):
-            if key in keys[:index]:
+            if key in keys[:index] and key != "<<":
                 mark = node.value[index][0].start_mark
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key} is there twice", mark)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def read_grid(path: str | os.PathLike) -> Grid:
@@ -203,8 +204,9 @@ def task_from(name: str, settings: Any, grid: Section, mini: bool) -> Task:
 
 
 def is_error(metric: str) -> bool:
-    """Whether less of it is better: EER, slot_value_cer, st_loss and the like."""
-    return re.split(r"[^a-z0-9]+", metric.lower())[-1] in LOWER_IS_BETTER
+    """Whether less of it is better: EER, slot_value_cer, st_loss, word_error_rate and the like."""
+    words = [word for word in re.split(r"[^a-z0-9]+", metric.lower()) if word]
+    return words[-1:] == ["per"] or not LOWER_IS_BETTER.isdisjoint(words)  # per is also a word of its own
 
 
 def rates(value: Any, where: str) -> Rates:

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import pathlib
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from s3prl_ofa.errors import UsageError
@@ -17,8 +17,9 @@ from .results import FAILED, FILE, FINISHED, Results, Row
 
 VARIABLE, LEARNT, FIXED, BASELINE = "variable", "adaptive", "pooling", "baseline"  # what a setting is compared as
 KINDS = (VARIABLE, LEARNT, FIXED, BASELINE)
-# what rows are grouped by; the last two differ only where results of several sweeps were put together
-GROUPED = ("task", "model", "rate", "value", "lambd_start", "frames", "asked_repeat", "steps", "checkpoint_sha256")
+GROUPED = ("task", "model", "rate", "value", "lambd_start", "frames", "asked_repeat")  # by what rows are grouped
+# and by this, which differs only where results of several sweeps were put together: how a variant is called
+VARIED = {"steps": "{} steps", "lambd_max": "lambd_max {}", "metric": "{}", "checkpoint_sha256": "checkpoint {:.8}"}
 NO_COMPRESSION_MS = 20.5  # up to this asked frame period a setting counts as 20 ms
 
 
@@ -41,8 +42,9 @@ class Spread:
 class Setting:
     """A point of the grid without its seed, at the learning rate that is best on dev.
 
-    score: in percent where the task's is. frame_period_ms: as measured on the test split. gmacs: of the upstream, a
-    second of audio. upstream_ms, downstream_ms: wall time of a second of audio.
+    variant: what tells it from those of another training under the same name, mostly empty. score: in percent where the
+    task's is. frame_period_ms: as measured on the test split. gmacs: of the upstream, a second of audio. upstream_ms,
+    downstream_ms: wall time of a second of audio.
     """
 
     task: str
@@ -55,6 +57,7 @@ class Setting:
     repeats: tuple[int, ...]
     asked_repeat: int | str | None
     steps: int | None
+    variant: str
     learning_rate: float | None
     tried_rates: int
     seeds: tuple[int, ...]
@@ -74,12 +77,13 @@ class Setting:
     @property
     def label(self) -> str:
         """The rate, in words: lambd 0.5, 40 ms, pool 3, adaptive 0.1 (its weight; from 0.9: its start); a baseline's
-        upstream."""
+        upstream. With its variant, if there are several."""
+        variant = f", {self.variant}" if self.variant else ""
         if self.rate is None:
-            return self.model
+            return self.model + variant
         name = {"lambd": "lambd {:g}", "frame_period_ms": "{:g} ms", "pool": "pool {:g}", ADAPTIVE: "adaptive {:g}"}
         start = "" if self.lambd_start is None else f" from {self.lambd_start:g}"
-        return name[self.rate].format(self.value) + start
+        return name[self.rate].format(self.value) + start + variant
 
     @property
     def metric_name(self) -> str:
@@ -106,6 +110,7 @@ class Reach:
     model: str
     frames: str | None
     asked_repeat: int | str | None
+    variant: str
     limit: float | None
     text: str
     setting: Setting | None = None
@@ -177,11 +182,12 @@ def kind_of(row: Row) -> str:
 def settings_of(rows: list[Row]) -> list[Setting]:
     """Groups rows over seeds and takes the learning rate that is best on dev, ordered by task, model and period."""
     groups: dict[tuple[Any, ...], dict[Any, list[Row]]] = {}
+    name_of = variants(rows)
     for row in rows:
-        key = tuple(row.get(name) for name in GROUPED)
+        key = (*(row.get(name) for name in GROUPED), name_of(row))
         groups.setdefault(key, {}).setdefault(row["learning_rate"], []).append(row)
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    found = [setting_of(best_learning_rate(by_rate), len(by_rate)) for by_rate in groups.values()]
+    found = [setting_of(best_learning_rate(by_rate), len(by_rate), key[-1]) for key, by_rate in groups.items()]
     return sorted(
         found,
         key=lambda item: (
@@ -190,9 +196,28 @@ def settings_of(rows: list[Row]) -> list[Setting]:
             item.model,
             item.frames or "",
             str(item.asked_repeat),
+            item.variant,
             item.frame_period_ms.mean,
         ),
     )
+
+
+def variants(rows: list[Row]) -> Callable[[Row], str]:
+    """What to call the variant of a row: the values in which rows of its task, kind and model differ and should not."""
+
+    def kin(row: Row) -> tuple[str, str, str]:
+        return row["task"], kind_of(row), row["model"]
+
+    values: dict[tuple[str, ...], set[Any]] = {}
+    for row in rows:
+        for key in VARIED:
+            values.setdefault((*kin(row), key), set()).add(row.get(key))
+
+    def name_of(row: Row) -> str:
+        several = [key for key in VARIED if len(values[(*kin(row), key)]) > 1 and row.get(key) is not None]
+        return ", ".join(VARIED[key].format(row[key]) for key in several)
+
+    return name_of
 
 
 def best_learning_rate(by_rate: dict[Any, list[Row]]) -> list[Row]:
@@ -208,7 +233,7 @@ def best_learning_rate(by_rate: dict[Any, list[Row]]) -> list[Row]:
     return max(candidates, key=on_dev)
 
 
-def setting_of(rows: list[Row], tried: int) -> Setting:
+def setting_of(rows: list[Row], tried: int, variant: str) -> Setting:
     first, unit = rows[0], rows[0]["unit"]
 
     def spread(key: str, factor: float = 1.0) -> Spread:
@@ -225,6 +250,7 @@ def setting_of(rows: list[Row], tried: int) -> Setting:
         repeats=tuple(sorted({row["repeat"] for row in rows if row["repeat"] is not None})),
         asked_repeat=first["asked_repeat"],
         steps=first.get("steps"),
+        variant=variant,
         learning_rate=first["learning_rate"],
         tried_rates=tried,
         seeds=tuple(sorted(row["seed"] for row in rows)),
@@ -248,13 +274,14 @@ def reaches(settings: list[Setting], tolerance: float) -> list[Reach]:
     curves: dict[tuple[Any, ...], list[Setting]] = {}
     for setting in settings:
         if setting.kind == VARIABLE:
-            curves.setdefault((setting.task, setting.model, setting.frames, setting.asked_repeat), []).append(setting)
+            key = (setting.task, setting.model, setting.frames, setting.asked_repeat, setting.variant)
+            curves.setdefault(key, []).append(setting)
     return [reach(curve, tolerance) for curve in curves.values()]
 
 
 def reach(curve: list[Setting], tolerance: float) -> Reach:
     """curve: by frame period, the shortest first."""
-    which = (curve[0].task, curve[0].model, curve[0].frames, curve[0].asked_repeat)
+    which = (curve[0].task, curve[0].model, curve[0].frames, curve[0].asked_repeat, curve[0].variant)
     base = next((setting for setting in curve if setting.is_uncompressed), None)
     if base is None:
         return Reach(*which, None, "not known: there is no finished point at 20 ms (lambd 0)")

@@ -49,46 +49,49 @@ def table_rows(summary: Summary) -> list[list[str]]:
 
 
 def overview(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table with a row a rate and a column a task; period and GMACs are means over tasks."""
+    """Header and rows of the table with a row a rate and a column a task."""
     found: list[tuple[str, str, dict[str, Setting]]] = []  # upstream, rate, the settings by task
     for setting in summary.settings:
-        name = (setting.model, rate_name(setting))
+        name = (setting.model, rate_name(setting, summary))
         row = next((row for row in found if row[:2] == name and setting.task not in row[2]), None)
         if row is None:
             row = (*name, {})
             found.append(row)
         row[2][setting.task] = setting
+
+    def place(row: tuple[str, str, dict[str, Setting]]) -> tuple[int, str, float]:
+        first = next(iter(row[2].values()))
+        return KINDS.index(first.kind), row[0], first.frame_period_ms.mean
+
     several = len({setting.model for setting in summary.settings if setting.kind != BASELINE}) > 1
     metrics = {setting.task: setting.metric_name for setting in summary.settings}
     header = [*["upstream"] * several, "rate", "frame period (ms)", "GMACs / s"]
     rows = []
-    for model, rate, by_task in sorted(found, key=lambda row: place(*row)):
-        cells = [*[model] * several, rate if several else rate or model, number(period(by_task), 1)]
-        cells.append(number(Spread.of(known(setting.gmacs.mean) for setting in by_task.values()), 2))
-        rows.append(cells + [score_text(by_task[task]) if task in by_task else "" for task in metrics])
+    for model, rate, by_task in sorted(found, key=place):
+        periods = between([setting.frame_period_ms.mean for setting in by_task.values()], 1)
+        gmacs = between([setting.gmacs.mean for setting in by_task.values()], 2)
+        scores = [score_text(by_task[task]) if task in by_task else "" for task in metrics]
+        rows.append([*[model] * several, rate, periods, gmacs, *scores])
     return [*header, *(f"{task}, {metric}" for task, metric in metrics.items())], rows
 
 
-def place(model: str, rate: str, by_task: dict[str, Setting]) -> tuple[int, str, float]:
-    """By kind, upstream and frame period."""
-    return KINDS.index(next(iter(by_task.values())).kind), model, period(by_task).mean
+def between(values: list[float], digits: int) -> str:
+    """The mean of what tasks have alike; the range of what differs by more than 5%, as where they choose their rate."""
+    values = [value for value in values if math.isfinite(value)]
+    if values and max(values) > 1.05 * min(values):
+        return f"{min(values):.{digits}f}–{max(values):.{digits}f}"
+    return number(Spread.of(values), digits)
 
 
-def period(by_task: dict[str, Setting]) -> Spread:
-    return Spread.of(known(setting.frame_period_ms.mean) for setting in by_task.values())
-
-
-def known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def rate_name(setting: Setting) -> str:
-    """The rate, with frames and repeat where these are not the task's usual ones; empty for a baseline."""
+def rate_name(setting: Setting, summary: Summary) -> str:
+    """The rate; with frames that are not the task's usual ones, and with the repeat where the task has others too."""
     if setting.kind == BASELINE:
-        return ""
+        return setting.label
+    here = [(item.model, item.label, item.frames) for item in summary.of_task(setting.task)]
     frames = f", {setting.frames}" if setting.frames != usual_frames(setting.task) else ""
-    repeat = f", repeat {setting.asked_repeat}" if setting.asked_repeat != usual_repeat(setting.task) else ""
-    return setting.label + frames + repeat
+    several = here.count((setting.model, setting.label, setting.frames)) > 1
+    unusual = several and setting.asked_repeat != usual_repeat(setting.task)
+    return setting.label + frames + (f", repeat {setting.asked_repeat}" if unusual else "")
 
 
 def score_text(setting: Setting) -> str:
@@ -136,7 +139,8 @@ def reach_rows(summary: Summary) -> list[tuple[str, str, str]]:
         frames = f", {reach.frames}" if len({other.frames for other in alike}) > 1 else ""
         repeats = {other.asked_repeat for other in alike if other.frames == reach.frames}
         repeat = f", repeat {reach.asked_repeat}" if len(repeats) > 1 else ""
-        found.append((reach.task, reach.model + frames + repeat, reach.text))
+        variant = f", {reach.variant}" if reach.variant else ""
+        found.append((reach.task, reach.model + frames + repeat + variant, reach.text))
     return found
 
 
@@ -167,6 +171,7 @@ def notes(summary: Summary) -> str:
     return (
         "Scores: mean and standard deviation over seeds, on the test split, at the learning rate that is best on dev. "
         "Frame period and speed as measured there, memory the peak of training and evaluation; GMACs of the upstream "
-        "and wall times a second of audio. "
+        "and wall times a second of audio. The first table has their means over tasks, or the range; x2 there says "
+        "that CTC had to see each frame twice. "
         f"Measured on {', '.join(devices)}."
     )
