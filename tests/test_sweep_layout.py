@@ -184,6 +184,7 @@ def test_a_report_of_a_grid_that_became_smaller(tmp_path):
     given = grid_of(seeds=[1, 2, 3])
     lay(tmp_path, copy.deepcopy(given))
     begin(tmp_path, ONE, result=True)
+    begin(tmp_path, TWO)
     assert summarize(tmp_path, 0.05).missing == [TWO, TWO.replace("2", "3")]
     lay(tmp_path, grid_of(seeds=1))
     assert summarize(tmp_path, 0.05).missing == []
