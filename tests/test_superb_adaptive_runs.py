@@ -211,6 +211,9 @@ def test_ctc_is_checked_where_the_rate_may_come_to(tmp_path, capfd, caplog):
     assert cli.main([*ask, "--lambd-max", f"{min(1.0, limit + 0.15):g}"]) == 2
     assert not (tmp_path / "exp").exists()
     capfd.readouterr()
+    given = [*ask[: ask.index("--lambd")], "--lambd", "1"]
+    assert cli.main(given) == 2
+    assert f"--repeat 2 would do, --repeat auto chooses it; so would --lambd {limit:g}" in capfd.readouterr().err
     caplog.set_level("INFO")
     assert cli.main([*ask, "-p", str(tmp_path / "limited"), "--lambd-max", f"{limit:g}"]) == 0
     options = UpstreamExpert(CKPT, stored(tmp_path / "limited" / "states-1.ckpt")["Args"].upstream_model_config).options

@@ -309,12 +309,13 @@ class Experiment:
         if check is None:
             return options
         reached = f"at lambd {options.lambd_max:g}, which an adaptive rate may come to: " if options.adaptive else ""
+        name = "--lambd-max" if options.adaptive else "--lambd"
+        other = f"; so would {name} {check.largest_lambd:g}" if check.too_many and check.largest_lambd else ""
         if check.too_many and not (self.repeat_auto and options.frames == NATIVE):
-            limit = options.adaptive and check.largest_lambd
-            raise UsageError(f"{reached}{check}" + (f"; so would --lambd-max {limit:g}" if limit else ""))
+            raise UsageError(f"{reached}{check}{other}")
         if self.repeat_auto and options.frames == NATIVE:
             options = dataclasses.replace(options, repeat=check.needed_repeat)
-            logger.info("%s--repeat auto: CTC needs each frame %d times", reached, options.repeat)
+            logger.info("%s--repeat auto: CTC needs each frame %d times%s", reached, options.repeat, other)
         else:
             logger.info("%s%s", reached, check)
         if options.frames == NATIVE and config.get("specaug") and "config.specaug" not in (args.override or ""):
