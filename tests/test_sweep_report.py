@@ -233,3 +233,13 @@ def test_published_results():
     for rate, period, gmacs, asr, pr, sid in overview(summary)[1]:
         scores = " | ".join(score.replace("(frames x2)", "(x2)") for score in (pr, sid, asr))
         assert f"| {rate} | {period} ms | {gmacs} | {scores} |" in readme
+
+
+def test_published_rates_that_were_learnt():
+    """So is the README's table of learnt rates."""
+    readme = (ROOT / "README.md").read_text()
+    for found in Results(ROOT / "benchmarks" / "results" / "mini_librispeech" / "adaptive").rows():
+        score = f"{'PER' if found['task'] == 'pr' else 'accuracy'} {100 * found['score']:.1f}%"
+        cell = f"{found['frame_period_ms']:.1f} ms (lambd {found['learnt_lambd']:.2f}), {score}"
+        (line,) = [line for line in readme.splitlines() if line.startswith(f"| {found['task']}, {found['value']:g} |")]
+        assert cell in line.split("|")[2 if found["lambd_start"] == 0.1 else 3]
