@@ -240,6 +240,9 @@ def test_published_rates_that_were_learnt():
     readme = (ROOT / "README.md").read_text()
     for found in Results(ROOT / "benchmarks" / "results" / "mini_librispeech" / "adaptive").rows():
         score = f"{'PER' if found['task'] == 'pr' else 'accuracy'} {100 * found['score']:.1f}%"
+        if found["seed"] != 1:
+            assert f"{found['frame_period_ms']:.1f} ms, {score}" in readme
+            continue
         cell = f"{found['frame_period_ms']:.1f} ms (lambd {found['learnt_lambd']:.2f}), {score}"
         (line,) = [line for line in readme.splitlines() if line.startswith(f"| {found['task']}, {found['value']:g} |")]
         assert cell in line.split("|")[2 if found["lambd_start"] == 0.1 else 3]
