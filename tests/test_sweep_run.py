@@ -2,10 +2,12 @@
 
 import os
 import pathlib
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -53,15 +55,19 @@ def grid_of(voices, **changes) -> dict:
     }
 
 
-def start(grid: dict, out: pathlib.Path, kill: str | None = None) -> tuple[int, str]:
-    """Runs a sweep in a process group of its own, killed as sweep_killer says; its exit status and what it said."""
+def command_of(grid: dict, out: pathlib.Path) -> list[str]:
     path = out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(grid))
+    return [sys.executable, "-m", "s3prl_ofa", "sweep", str(path), "--out", str(out)]
+
+
+def start(grid: dict, out: pathlib.Path, kill: str | None = None) -> tuple[int, str]:
+    """Runs a sweep in a process group of its own, killed as sweep_killer says; its exit status and what it said."""
     environment = dict(os.environ)
     if kill is not None:
         environment["OFA_KILL"] = kill
         environment["PYTHONPATH"] = os.pathsep.join([str(KILLER), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "s3prl_ofa", "sweep", str(path), "--out", str(out)]
+    command = command_of(grid, out)
     # files, not pipes: a process that outlives the sweep would keep a pipe open
     with out.with_suffix(".txt").open("w+") as said:
         process = subprocess.run(
@@ -75,6 +81,10 @@ def points(out: pathlib.Path) -> dict[str, dict]:
     rows = Results(out).rows()
     assert len({row["point"] for row in rows}) == len(rows)
     return {row["point"]: row for row in rows}
+
+
+def same_of_any_run(rows: dict[str, dict]) -> dict[str, dict]:
+    return {name: {key: row[key] for key in row.keys() - set(OF_THE_RUN)} for name, row in rows.items()}
 
 
 @pytest.fixture(scope="module")
@@ -131,14 +141,28 @@ def test_killed_and_the_same(voices, undisturbed, tmp_path):
     assert not (out / "results.jsonl").read_bytes().endswith(b"\n")
     status, said = start(grid_of(voices), out)
     assert status == 0 and "2 of 2 points are finished" in said
-    found, expected = points(out), points(undisturbed)
-    assert found.keys() == expected.keys()
-    for name, row in found.items():
-        assert {key: row[key] for key in row.keys() - set(OF_THE_RUN)} == {
-            key: expected[name][key] for key in row.keys() - set(OF_THE_RUN)
-        }
+    found = points(out)
+    assert same_of_any_run(found) == same_of_any_run(points(undisturbed))
     # the first point was trained in two goes, the second in one
     assert [found[name]["attempts"] for name in sorted(found)] == [2, 1]
+
+
+def test_killed_at_random_moments(voices, undisturbed, tmp_path):
+    """Killed with SIGKILL at moments that nobody chose, with its points or without them, a sweep ends the same."""
+    out, seed = tmp_path / "sweep", random.SystemRandom().randrange(10**6)
+    draw = random.Random(seed)
+    command = command_of(grid_of(voices, executor={"kind": "local", "cpus": 1, "parallel": 2}), out)
+    for _ in range(3):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, start_new_session=True
+        )
+        time.sleep(draw.uniform(2, 14))  # an undisturbed sweep takes some fifteen seconds
+        kill = draw.choice([os.kill, os.killpg])
+        kill(process.pid, signal.SIGKILL)
+        process.wait()
+    status, said = start(grid_of(voices), out)
+    assert status == 0 and "2 of 2 points are finished" in said, f"seed {seed}: {said}"
+    assert same_of_any_run(points(out)) == same_of_any_run(points(undisturbed)), f"seed {seed}"
 
 
 def test_one_sweep_a_folder(voices, tmp_path, capsys):

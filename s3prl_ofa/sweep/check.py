@@ -38,7 +38,7 @@ def prepare(grid: Grid) -> dict[str, dict[str, Any]]:
     ``config`` is S3PRL's whole config, with the data's absolute paths; ``checkpoint_sha256`` keeps a folder from mixing
     results of two checkpoints of one name.
     """
-    check_device(grid.device)
+    check_device_name(grid.device)
     for task in grid.tasks.values():
         check_task(task)
     check_baselines(grid)
@@ -69,8 +69,8 @@ def prepare(grid: Grid) -> dict[str, dict[str, Any]]:
     return prepared
 
 
-def check_device(name: str) -> None:
-    """That it is a name; whether it is there, the machine that runs the points knows."""
+def check_device_name(name: str) -> None:
+    """Whether the device is there (device.check_device) only the machine that runs the points can tell."""
     try:
         torch.device(name)
     except RuntimeError as error:
