@@ -10,6 +10,7 @@ import soundfile
 import soxr
 
 SAMPLE_RATE = 16_000  # Hz, what the models hear; stated here too so that reading audio does not need torch
+MIN_SAMPLES = 400  # at 16 kHz: one frame of wav2vec 2.0's front end
 BLOCK_SECONDS = 30.0  # an hour of 48 kHz stereo is 1.4 GB in float32; read piece by piece it never is in memory
 # The endings of libsndfile's formats, and those that its format names do not give away. RAW has no header to read.
 SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"}
@@ -51,6 +52,23 @@ def duration(path: str | os.PathLike) -> float:
     """Seconds of audio, from the header. Raises AudioError when the file cannot be opened as audio or is cut short."""
     with open_audio(path) as file:
         return file.frames / file.samplerate
+
+
+def check_speech(path: str | os.PathLike) -> int:
+    """Samples of a file that the tasks and pretraining can read as it is: 16 kHz mono, at least 400 samples.
+
+    Every command that reads a corpus asks this one function which files are usable. Only the header is read. Raises
+    AudioError saying why the file cannot be used.
+    """
+    with open_audio(path) as file:
+        if file.samplerate != SAMPLE_RATE or file.channels != 1:
+            raise AudioError(
+                f"{file.samplerate} Hz with {file.channels} channel{'s' * (file.channels != 1)}; "
+                f"expected {SAMPLE_RATE} Hz mono"
+            )
+        if file.frames < MIN_SAMPLES:
+            raise AudioError(f"{file.frames} samples; at least {MIN_SAMPLES} are needed (25 ms)")
+        return file.frames
 
 
 def load_audio(path: str | os.PathLike) -> np.ndarray:

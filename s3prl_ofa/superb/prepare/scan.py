@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
-from s3prl_ofa.audio import SAMPLE_RATE, AudioError, open_audio
+from s3prl_ofa.audio import AudioError, check_speech
 
 CHUNK = 64  # files a process takes at a time
 
@@ -26,10 +26,7 @@ class Scan:
 def measure(path: pathlib.Path) -> int | str:
     """Samples of a 16 kHz mono file by its header, or in words why it is of no use to S3PRL and fairseq."""
     try:
-        with open_audio(path) as file:
-            if file.samplerate != SAMPLE_RATE or file.channels != 1:
-                return f"{file.samplerate} Hz with {file.channels} channels; the tasks read {SAMPLE_RATE} Hz mono"
-            return file.frames or "holds no samples"
+        return check_speech(path)
     except AudioError as error:
         return str(error)
 
