@@ -74,6 +74,7 @@ def test_hdf5_without_h5py(extract, audio_folder, monkeypatch, capsys):
     assert "pip install 's3prl-ofa[hdf5]'" in capsys.readouterr().err
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision(extract, audio_folder, tmp_path, dtype):
     """float16 is kept; numpy has no bfloat16, which becomes float32. Values stay near those of float32."""

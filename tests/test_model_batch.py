@@ -237,6 +237,7 @@ def test_many_utterances_of_many_lengths():
         assert_same_utterance(out, row, model.extract([waves[row]], frame_period_ms=20.0 + row))
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["base", "large"])
 def test_half_precision_batches_have_the_lengths_and_padding_of_one(waves, name, dtype):

@@ -86,6 +86,7 @@ class AutocastOfACard(TorchFunctionMode):
             return function(*args, **kwargs)
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("name", CONFIGS)
 def test_autocast_of_a_card(name):
     """Promise: S3PRL's fp16 works on a card, where float32 from a norm meets half precision from a product."""

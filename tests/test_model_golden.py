@@ -133,6 +133,7 @@ def test_short_rows_of_a_cif_batch_have_no_gradient_from_their_padding(core):
     assert not frames.grad.any() and not weights.grad.any()
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_models_give_the_same_lengths(golden, dtype):
     """Promise: lengths never go off by one, in float16 and bfloat16 models alike; hidden states are finite and near."""

@@ -177,6 +177,7 @@ def test_golden_model_meets_every_period_it_can_reach(caplog):
         check_period(model, waves, [period] * 3, caplog, allow_beyond_one=period % 4 == 0)
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_models_meet_frame_periods_exactly(waves, dtype, caplog):
     """Promise: lengths are exact in float16 and bfloat16 models alike."""

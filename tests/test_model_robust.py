@@ -18,6 +18,7 @@ from s3prl_ofa.model.storage import FORMAT
 LENGTHS = [16_000, 4_000, 30_000, 9_000]
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("name", CONFIGS)
 def test_autocast_keeps_the_frames(name):
     """Promise: S3PRL's fp16 (autocast around the upstream) works, ragged batches too, and alpha stays out of half
@@ -32,6 +33,7 @@ def test_autocast_keeps_the_frames(name):
         assert (found - expected).norm() < 0.1 * expected.norm()
 
 
+@pytest.mark.cpu_kernels
 def test_the_predictor_s_last_steps_ignore_autocast():
     """Promise: under autocast the number of frames is decided in float32: with a convolution that only passes on what
     half precision holds exactly, alpha is bit for bit that of float32."""

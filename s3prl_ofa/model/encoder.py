@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
+from .convolution import Conv2d
 from .packing import pad, positions_of, spread, starts_of, unpad, valid_mask
 
 # Utterances attend in groups of similar length, each padded to its longest: at most this much longer than the shortest.
@@ -91,7 +92,7 @@ class Encoder(nn.Module):
         self.pre_norm = config.pre_norm
         # In two dimensions, one of them 1, because then torch takes rows as they lie, channels last; some 1.5 times
         # faster on a CPU than one dimension.
-        self.pos_conv = nn.Conv2d(
+        self.pos_conv = Conv2d(
             config.dim,
             config.dim,
             (1, config.pos_conv_kernel),

@@ -20,6 +20,7 @@ from .compressor import Compressor
 from .config import SAMPLE_RATE, ModelConfig
 from .encoder import Encoder
 from .frontend import FrontEnd
+from .kernels import check_kernels
 from .names import from_fairseq, to_fairseq
 from .packing import pad
 from .rate import check_frame_period, check_lambd, solve_lambd, wanted_frames
@@ -71,6 +72,7 @@ class OFAWav2Vec2(nn.Module):
         self.compressor = Compressor(config.conv_dim) if config.compressor == "cif" else None
         self.projection = nn.Linear(config.conv_dim, config.dim) if config.projection else nn.Identity()
         self.encoder = Encoder(config)
+        self.checked_kernels: set[tuple[torch.device, torch.dtype]] = set()  # of check_kernels
         self.requires_grad_(False).eval()
 
     @property
@@ -95,7 +97,11 @@ class OFAWav2Vec2(nn.Module):
         write_safetensors(path, self.config, self.weights())
 
     def frames(self, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The front end's normalised output: rows (frames of the batch, conv dim), and frames (batch,) on the CPU."""
+        """The front end's normalised output: rows (frames of the batch, conv dim), and frames (batch,) on the CPU.
+
+        Raises RuntimeError where a 16-bit kernel of this machine is wrong.
+        """
+        check_kernels(self)
         if self.config.normalize:
             waves = [normalize_wave(wave) for wave in waves]
         rows, lengths = self.front_end(waves)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from s3prl_ofa.checkpoint.fairseq_format import parse_conv_layers
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.compressor import Compressor
+from s3prl_ofa.model.convolution import use_exact_groups
 from s3prl_ofa.model.packing import pad, positions_of, starts_of, unpad, valid_mask
 from s3prl_ofa.model.rate import check_lambd, mix
 from s3prl_ofa.pretrain.config import OFAModelConfig
@@ -64,6 +65,7 @@ class OFAPretrainingModel(Wav2Vec2Model):
         except ValueError as error:
             raise UsageError(f"model.conv_feature_layers {error}") from None
         super().__init__(cfg)
+        use_exact_groups(self)
         self.cif_subsampler = Compressor(self.embed) if cfg.subsample == "cif" else None
         self.overwrite_lambd: float | Tensor | None = None
 
