@@ -2,22 +2,29 @@
 
 import os
 import pathlib
-import struct
+import shlex
 from collections.abc import Iterator
 
 import numpy as np
 import soundfile
 import soxr
 
+from .audio_headers import is_placeholder, sample_bytes
+from .files import printable
+
 SAMPLE_RATE = 16_000  # Hz, what the models hear; stated here too so that reading audio does not need torch
 MIN_SAMPLES = 400  # at 16 kHz: one frame of wav2vec 2.0's front end
+MIN_FILE_RATE, MAX_FILE_RATE = 1_000, 768_000  # Hz; a header with another one is damaged, at 2 Hz a second is an hour
 BLOCK_SECONDS = 30.0  # an hour of 48 kHz stereo is 1.4 GB in float32; read piece by piece it never is in memory
 # The endings of libsndfile's formats, and those that its format names do not give away. RAW has no header to read.
 SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"}
-SUFFIXES |= {".aif", ".oga", ".opus", ".snd", ".sph"}
-# Files of chunks, each with a name and a size, by what they begin with: WAV and its other forms, AIFF and 8SVX.
-BYTE_ORDERS = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<", b"FORM": ">"}
-SAMPLE_CHUNKS = {b"data", b"SSND", b"BODY"}
+SUFFIXES |= {".aif", ".aifc", ".oga", ".opus", ".snd", ".sph"}
+# Endings of audio that libsndfile does not read. Such files are found all the same, so that their readers name them.
+OTHER_SUFFIXES = set(
+    ".3ga .3gp .aac .ac3 .amr .ape .asf .avi .awb .dff .dsf .eac3 .flv .m4a .m4b .m4v .mka .mkv .mov .mp1 .mp2 .mp4 .mpc "
+    ".mpeg .mpg .mpga .ra .rm .shn .spx .tak .tta .weba .webm .wma .wmv .wv".split()
+)
+ALL_SUFFIXES = SUFFIXES | OTHER_SUFFIXES
 
 
 class AudioError(ValueError):
@@ -25,15 +32,20 @@ class AudioError(ValueError):
 
 
 def find_audio(folder: str | os.PathLike) -> list[pathlib.Path]:
-    """Every file below ``folder`` whose ending names a format that soundfile reads, sorted; hidden ones left out.
+    """Every file below ``folder`` whose ending names an audio format, sorted; hidden ones left out.
 
-    Links to folders are followed, but every folder is searched once, whatever links lead to it.
+    Among them are files in formats that soundfile does not read, and folders that cannot be searched: reading one
+    raises an AudioError, so that whoever reads them all names these too. Links to folders are followed, but every
+    folder is searched once, whatever links lead to it.
     """
-    found, searched = [], set()
+    found: list[pathlib.Path] = []
+    searched = set()
     # Links are followed last, so that a folder that lies below ``folder`` itself keeps its own name.
     starts = [os.fspath(folder)]
     while starts:
-        for directory, subfolders, names in os.walk(starts.pop(0)):
+        for directory, subfolders, names in os.walk(
+            starts.pop(0), onerror=lambda error: found.append(pathlib.Path(error.filename))
+        ):
             status = os.stat(directory)
             if (status.st_dev, status.st_ino) in searched:
                 subfolders.clear()
@@ -43,7 +55,7 @@ def find_audio(folder: str | os.PathLike) -> list[pathlib.Path]:
             below = [os.path.join(directory, name) for name in subfolders]
             starts += [path for path in below if os.path.islink(path)]
             for name in names:
-                if not name.startswith(".") and pathlib.PurePath(name).suffix.lower() in SUFFIXES:
+                if not name.startswith(".") and pathlib.PurePath(name).suffix.lower() in ALL_SUFFIXES:
                     found.append(pathlib.Path(directory, name))
     return sorted(found)
 
@@ -54,21 +66,42 @@ def duration(path: str | os.PathLike) -> float:
         return file.frames / file.samplerate
 
 
-def check_speech(path: str | os.PathLike) -> int:
+def check_speech(path: str | os.PathLike, verify: bool = False) -> int:
     """Samples of a file that the tasks and pretraining can read as it is: 16 kHz mono, at least 400 samples.
 
-    Every command that reads a corpus asks this one function which files are usable. Only the header is read. Raises
-    AudioError saying why the file cannot be used.
+    Every command that reads a corpus asks this one function which files are usable. Only the header is read, or with
+    ``verify`` all of the file. Raises AudioError saying why the file cannot be used.
     """
     with open_audio(path) as file:
-        if file.samplerate != SAMPLE_RATE or file.channels != 1:
-            raise AudioError(
-                f"{file.samplerate} Hz with {file.channels} channel{'s' * (file.channels != 1)}; "
-                f"expected {SAMPLE_RATE} Hz mono"
-            )
-        if file.frames < MIN_SAMPLES:
-            raise AudioError(f"{file.frames} samples; at least {MIN_SAMPLES} are needed (25 ms)")
+        check_format(file)
+        for _ in mono_blocks(file) if verify else ():
+            pass
         return file.frames
+
+
+def check_format(file: soundfile.SoundFile) -> None:
+    """Raises AudioError for another rate than 16 kHz, more than one channel, and fewer than 400 samples."""
+    if file.samplerate != SAMPLE_RATE or file.channels != 1:
+        raise AudioError(
+            f"{file.samplerate} Hz with {file.channels} channel{'s' * (file.channels != 1)}; "
+            f"expected {SAMPLE_RATE} Hz mono"
+        )
+    if file.frames < MIN_SAMPLES:
+        raise AudioError(f"{file.frames} samples; at least {MIN_SAMPLES} are needed (25 ms)")
+
+
+def load_speech(path: str | os.PathLike) -> np.ndarray:
+    """Samples (samples,), float32, of a file that ``check_speech`` takes, read to its end.
+
+    Raises AudioError saying why the file cannot be used, here with its name: who reads a batch in the middle of a
+    training would not know it.
+    """
+    try:
+        with open_audio(path) as file:
+            check_format(file)
+            return np.concatenate(list(mono_blocks(file)))
+    except AudioError as error:
+        raise AudioError(f"{printable(path)}: {error}") from None
 
 
 def load_audio(path: str | os.PathLike) -> np.ndarray:
@@ -81,26 +114,22 @@ def load_audio(path: str | os.PathLike) -> np.ndarray:
         stream = None
         if file.samplerate != SAMPLE_RATE:
             stream = soxr.ResampleStream(file.samplerate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-        pieces, found = [], 0
-        for block in mono_blocks(file):
-            found += len(block)
-            pieces.append(block if stream is None else stream.resample_chunk(block))
+        blocks = mono_blocks(file)
+        pieces = list(blocks) if stream is None else [stream.resample_chunk(block) for block in blocks]
         if stream is not None:
             pieces.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
-        if found < file.frames:
-            raise AudioError(f"damaged: {found} of the {file.frames} samples that its header promises can be read")
     wave = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
     if not len(wave):
         raise AudioError("holds no samples")
-    if not np.isfinite(wave).all():
-        raise AudioError("holds NaN or infinite samples")
     return wave
 
 
 def open_audio(path: str | os.PathLike) -> soundfile.SoundFile:
     """The open file. Raises AudioError when it is missing or no audio, or has fewer samples than its header says.
 
-    The last is seen here for WAV and AIFF; of compressed files it shows when they are read.
+    The last is seen here for WAV and its other forms, AIFF, 8SVX, AU, W64, CAF, NIST, and for Ogg where it does not end
+    with a page. Of FLAC, and of MP3 with a count of frames in its header, it shows when they are read; of other MP3s
+    and of the remaining formats it does not show, as they give no length or libsndfile corrects it.
     """
     try:
         os.fspath(path).encode("utf-8")
@@ -108,53 +137,65 @@ def open_audio(path: str | os.PathLike) -> soundfile.SoundFile:
         raise AudioError("its path is not UTF-8, rename it") from None
     if not os.path.exists(path):
         raise AudioError("a link to nothing" if os.path.islink(path) else "no such file")
-    if not os.path.getsize(path):
-        raise AudioError("an empty file")
+    if os.path.isdir(path):
+        raise AudioError(unsearchable(path))
     try:
+        if not os.path.getsize(path):
+            raise AudioError("an empty file")
+        promised, there = sample_bytes(path)  # Python says why a file cannot be opened, libsndfile does not
         file = soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
-        raise AudioError(f"cannot be read as audio ({reason(error)})") from None
-    # libsndfile takes what there is for the whole.
-    promised, there = sample_bytes(path)
-    if promised > there + 1 and not is_placeholder(promised):  # 1: some writers count the byte of padding
+        raise AudioError(f"cannot be read as audio ({reason(error)}){conversion(path)}") from None
+    try:
+        if not MIN_FILE_RATE <= file.samplerate <= MAX_FILE_RATE:
+            raise AudioError(
+                f"damaged: its header says {file.samplerate} Hz; expected {MIN_FILE_RATE} to {MAX_FILE_RATE} Hz"
+            )
+        if promised > there + 1 and not is_placeholder(promised):  # 1: some writers count the byte of padding
+            raise AudioError(f"cut short: {there} of the {promised} bytes of samples that its header promises")
+    except AudioError:
         file.close()
-        raise AudioError(f"cut short: {there} of the {promised} bytes of samples that its header promises")
+        raise
     return file
 
 
-def sample_bytes(path: str | os.PathLike) -> tuple[int, int]:
-    """How many bytes of samples the header of a file of chunks promises and how many there are; else 0 and 0."""
-    with open(path, "rb") as file:
-        order = BYTE_ORDERS.get(file.read(12)[:4])
-        long_size = 0  # where 32 bits are too few
-        while order and len(head := file.read(8)) == 8:
-            name, size = struct.unpack(f"{order}4sI", head)
-            start = file.tell()
-            if name in SAMPLE_CHUNKS:
-                return long_size or size, os.path.getsize(path) - start
-            if not any(name):
-                break  # no chunk: zeros, which would be searched eight by eight
-            if name == b"ds64" and len(sizes := file.read(16)) == 16:
-                long_size = struct.unpack("<QQ", sizes)[1]
-            file.seek(start + size + size % 2)
-    return 0, 0
+def unsearchable(folder: str | os.PathLike) -> str:
+    """Why a folder is no audio file; ``find_audio`` gives those that it cannot search."""
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        return f"a folder that cannot be searched ({error.strerror})"
+    return "a folder; expected a file"
 
 
-def is_placeholder(size: int) -> bool:
-    """Whether a header's size means "unknown", as programs write that cannot go back in their output: 0, or the largest
-    number of 64, 32 or 31 bits, some less by the size of their header or rounded to whole blocks."""
-    return size == 0 or any(-0x1_0000 <= size - 2**bits <= 0 for bits in (31, 32, 63, 64))
+def conversion(path: str | os.PathLike) -> str:
+    """What to do about a file in a format that libsndfile does not read; nothing for others."""
+    old = pathlib.Path(path)
+    if old.suffix.lower() not in OTHER_SUFFIXES:
+        return ""
+    source, target = (shlex.quote(printable(name)) for name in (old.name, old.with_suffix(".wav").name))
+    return f"; convert it: ffmpeg -i {source} -ac 1 -ar {SAMPLE_RATE} {target}"
 
 
 def mono_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    """The file piece by piece, at its own rate, its channels averaged. Raises AudioError when it is damaged."""
+    """The file piece by piece, at its own rate, its channels averaged.
+
+    Raises AudioError when it is damaged, ends before its header says, or holds values that are not finite.
+    """
+    found = 0
     try:
         while len(block := file.read(int(BLOCK_SECONDS * file.samplerate), dtype="float32", always_2d=True)):
-            yield block.mean(1)
+            found += len(block)
+            if not np.isfinite(block).all():
+                raise AudioError("holds NaN or infinite samples")
+            yield block.mean(1) if file.channels > 1 else block[:, 0]
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise AudioError(f"damaged ({reason(error)})") from None
+    if found < file.frames:
+        raise AudioError(f"damaged: {found} of the {file.frames} samples that its header promises can be read")
 
 
 def reason(error: Exception) -> str:
-    """libsndfile's own words, without the file's name that soundfile puts before them."""
-    return getattr(error, "error_string", str(error)).strip().rstrip(".")
+    """libsndfile's or the system's own words, without the file's name beside them."""
+    words = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+    return words.strip().rstrip(".")

@@ -4,8 +4,10 @@ import contextlib
 import os
 import pathlib
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 
+UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # categories of control characters, surrogates and line breaks
 STEM = 40  # characters of a file's name in its temporary name; of at most 4 bytes each, where a name may have 255
 
 
@@ -35,5 +37,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def printable(path: str | os.PathLike) -> str:
-    """The path for people and reports: bytes of it that are no UTF-8, which no text file takes, become ``\\udcff``."""
-    return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
+    """The path for people and reports, on one line: control characters and line breaks become ``\\n``, ``\\t``, and
+    bytes that are no UTF-8, which no text file takes, ``\\udcff``."""
+    return "".join(
+        character.encode("unicode_escape").decode() if unicodedata.category(character) in UNPRINTABLE else character
+        for character in os.fspath(path)
+    )

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import multiprocessing
 import os
 import pathlib
 import sys
@@ -13,10 +14,10 @@ from superb_corpora import SENTENCES, make_corpora, noise
 
 from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.scan import scan
 from s3prl_ofa.superb.prepare.g2p import LetterToSound, phone_names
 from s3prl_ofa.superb.prepare.lexicon import pronounce
 from s3prl_ofa.superb.prepare.manifest import divide
-from s3prl_ofa.superb.prepare.scan import scan
 from s3prl_ofa.superb.prepare.voxceleb1 import make_list
 
 
@@ -94,15 +95,19 @@ def test_bad_audio_is_left_out_and_named(corpora, out, capsys):
     assert sorted(row["file_path"] for row in rows) == [f"train-mini/11/22/{path.name}" for path in files[4:]]
 
 
-def test_many_files_are_measured_by_several_processes(tmp_path):
-    """Two processes find the same lengths, in the same order, as the files have."""
+def test_many_files_are_measured_at_once(tmp_path, monkeypatch):
+    """Several threads find the same lengths, in the same order, as the files have; no process is forked, which macOS
+    and Windows cannot be asked for."""
+    for name in ("get_context", "Process", "Pool"):
+        monkeypatch.setattr(multiprocessing, name, None)
+    monkeypatch.setattr(os, "fork", None)
     paths = [tmp_path / f"{index:03}.wav" for index in range(140)]
     for index, path in enumerate(paths):
-        soundfile.write(path, np.zeros(160 + index, np.int16), 16_000)
+        soundfile.write(path, np.zeros(400 + index, np.int16), 16_000)
     paths[7].write_bytes(b"")
     found = scan(paths, 2, "files")
     assert list(found.bad) == [paths[7]]
-    assert found.samples == {path: 160 + index for index, path in enumerate(paths) if index != 7}
+    assert found.samples == {path: 400 + index for index, path in enumerate(paths) if index != 7}
     assert list(found.samples) == [path for path in paths if path != paths[7]]
 
 

@@ -17,7 +17,7 @@ from s3prl_ofa.arguments import Parser
 from s3prl_ofa.checkpoint import read_checkpoint
 from s3prl_ofa.checkpoint.contents import split_weight_norm
 from s3prl_ofa.checkpoint.fairseq_format import drop_needless_projection, read_config, write_state
-from s3prl_ofa.errors import CheckpointError, UsageError
+from s3prl_ofa.errors import CheckpointError, UsageError, worker_message
 from s3prl_ofa.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -251,14 +251,6 @@ def hydra_main(arguments: Sequence[str], before: Callable[[Any], None]) -> None:
     finally:
         sys.argv = argv
         hydra_train._hydra_main, hydra_train.pre_main = with_defaults, train_model
-
-
-def worker_message(error: Exception) -> str | None:
-    """What went wrong in a data worker: torch gives the worker's whole traceback. None for an error from elsewhere."""
-    text = str(error).strip()
-    if not (text.startswith("Caught ") and "Original Traceback" in text):
-        return None
-    return text.splitlines()[-1].partition(": ")[2]
 
 
 def write_init(init: str, target: pathlib.Path) -> None:

@@ -97,6 +97,9 @@ AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "s3prl.nn.upstream": keep_native_lengths,
     "s3prl.downstream.runner": mend_runner,
     "s3prl.downstream.asr.model": speed_up_asr,
+    "s3prl.downstream.asr.dataset": shims.speech_loader,
+    "s3prl.downstream.ctc.data": shims.speech_loader,
+    "s3prl.downstream.voxceleb1.dataset": shims.speech_loader,
 }
 
 

@@ -20,6 +20,9 @@ import soundfile
 import torch
 from torch import Tensor
 
+from s3prl_ofa.audio import SAMPLE_RATE, AudioError, load_speech, open_audio, reason
+from s3prl_ofa.files import printable
+
 logger = logging.getLogger(__name__)
 
 ISSUE = "https://github.com/s3prl/s3prl/issues/575"
@@ -247,15 +250,41 @@ def load_audio(
 
     float32 in [-1, 1]; with ``normalize=False`` 16-bit files stay int16 and 24- and 32-bit ones become int32, as they
     did before torchaudio 2.9. ``frame_offset`` and ``num_frames`` (-1: to the end) are samples a channel. The last
-    three arguments are taken and not needed. Raises what soundfile raises for a file that it cannot read.
+    three arguments are taken and not needed. Raises AudioError, which names the file, for one that is damaged, missing
+    or cut short; of any rate, number of channels and length otherwise, as S3PRL's tasks resample on their own.
     """
-    with soundfile.SoundFile(uri if hasattr(uri, "read") else os.fspath(uri)) as file:
-        integer = {"PCM_16": "int16", "PCM_24": "int32", "PCM_32": "int32"}.get(file.subtype)
-        file.seek(min(frame_offset, file.frames))
-        wave = file.read(num_frames, dtype="float32" if normalize or integer is None else integer, always_2d=True)
-        sample_rate = file.samplerate
+    try:
+        with soundfile.SoundFile(uri) if hasattr(uri, "read") else open_audio(uri) as file:
+            integer = {"PCM_16": "int16", "PCM_24": "int32", "PCM_32": "int32"}.get(file.subtype)
+            start = file.seek(min(frame_offset, file.frames))
+            there = file.frames - start
+            expected = there if num_frames < 0 else min(num_frames, there)
+            wave = file.read(num_frames, dtype="float32" if normalize or integer is None else integer, always_2d=True)
+            sample_rate = file.samplerate
+        if len(wave) < expected:
+            raise AudioError(f"damaged: {len(wave)} of {expected} samples can be read")
+    except (AudioError, soundfile.LibsndfileError) as error:
+        raise AudioError(f"{uri if hasattr(uri, 'read') else printable(uri)}: {reason(error)}") from None
     tensor = torch.from_numpy(wave)
     return (tensor.t().contiguous() if channels_first else tensor), sample_rate
+
+
+def speech_loader(dataset: types.ModuleType) -> bool:
+    """S3PRL's datasets of asr, ctc and voxceleb1 take whatever ``torchaudio.load`` gives for 16 kHz mono: two channels
+    one after the other, other rates too fast, and what cannot be read without a word of which file it was.
+
+    Like ``cpu_beside_cuda`` this one is given the module, once that is imported; other tasks keep ``torchaudio.load``.
+    """
+    if isinstance(dataset.torchaudio, Instead):
+        return False
+    dataset.torchaudio = Instead(dataset.torchaudio, load=load_checked)
+    return True
+
+
+def load_checked(path: str | os.PathLike) -> tuple[Tensor, int]:
+    """A wave (1, samples), float32, and 16,000. Raises AudioError, which names the file, unless it is 16 kHz mono, has
+    at least 400 samples and can be read to its end."""
+    return torch.from_numpy(load_speech(path))[None], SAMPLE_RATE
 
 
 class AudioInfo(NamedTuple):

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from s3prl_ofa.audio import SAMPLE_RATE, find_audio
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path, printable
+from s3prl_ofa.scan import Scan, scan
 from s3prl_ofa.superb.corpora import corpus_root, read_split, read_transcripts, split_names
 from s3prl_ofa.superb.tasks import SPEAKER_LISTS
 
 from .lexicon import pronounce, read_given, summary
-from .manifest import divide, write_manifest
-from .scan import Scan, scan
+from .manifest import divide, unlistable, write_manifest
 from .voxceleb1 import find_files, make_list, read_list
 
 SHOWN_BAD_FILES = 20
@@ -43,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             command.add_argument(f"--{corpus}", metavar="ROOT", required=name != "all", help=help_text)
         command.add_argument("--out", type=pathlib.Path, metavar="DIR", required=True, help="where the files go")
         command.add_argument("--force", action="store_true", help="make files anew that are there")
-        command.add_argument("--jobs", type=int, metavar="N", help="processes that read audio (default: all cores)")
+        command.add_argument("--jobs", type=int, metavar="N", help="threads that read audio (default: one per core)")
+        if name != "lexicon":
+            help_text = "decode all audio to its end, not the headers alone: finds compressed files that are cut short"
+            command.add_argument("--verify", action="store_true", help=help_text)
         if name in ("bucket", "all"):
             command.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these splits (default: all)")
         if name in ("lexicon", "all"):
@@ -98,7 +101,7 @@ def bucket(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
 
         def write(path: pathlib.Path, split: str = split) -> str:
             audio = [file for file, _ in read_split(root / split)]
-            samples = measured(audio, args.jobs, split, bad)
+            samples = measured(audio, args, split, bad)
             rows = sorted(samples.items(), key=lambda item: (-item[1], item[0]))
             with open(path, "w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
@@ -142,8 +145,10 @@ def voxceleb1(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
 
     def write(path: pathlib.Path) -> str:
         files = find_files(root)
+        for name in [name for name in files if len(name.split()) != 1]:
+            bad[files.pop(name)] = "its path holds white space, at which S3PRL splits the list's lines, rename it"
         parts = read_list(official) if official else None
-        usable = measured(list(files.values()), args.jobs, "VoxCeleb1", bad)
+        usable = measured(list(files.values()), args, "VoxCeleb1", bad)
         names = [name for name, file in files.items() if file in usable]
         if parts is None:
             parts = make_list(names, args.seed)
@@ -174,7 +179,15 @@ def manifest(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
         missing = next(path for path in paths if path not in there)
         raise UsageError(f"{there[0]} is there already, {missing.name} is not; --force makes both anew")
     root = args.audio.resolve()
-    samples = measured(find_audio(root), args.jobs, root.name, bad)
+    if reason := unlistable(str(root)):
+        raise UsageError(f"{printable(root)}: {reason}")
+    listable = []
+    for path in find_audio(root):
+        if reason := unlistable(path.relative_to(root).as_posix()):
+            bad[path] = reason
+        else:
+            listable.append(path)
+    samples = measured(listable, args, root.name, bad)
     for path, files in zip(paths, divide(list(samples), args.valid_fraction, args.seed).values(), strict=True):
         write_manifest(path, root, {file: samples[file] for file in files})
         hours = sum(samples[file] for file in files) / SAMPLE_RATE / 3600
@@ -194,14 +207,14 @@ def chosen_splits(root: pathlib.Path, splits: list[str] | None = None) -> list[s
 
 
 def measured(
-    paths: list[pathlib.Path], jobs: int | None, what: str, bad: dict[pathlib.Path, str]
+    paths: list[pathlib.Path], args: argparse.Namespace, what: str, bad: dict[pathlib.Path, str]
 ) -> dict[pathlib.Path, int]:
     """Samples of every usable file; the others go into ``bad``. UsageError when none is left."""
-    found: Scan = scan(paths, jobs, what)
+    found: Scan = scan(paths, args.jobs, what, args.verify)
     bad.update(found.bad)
     if not found.samples:
-        example = next(iter(found.bad.items()), None)
-        reason = f", the first {example[0]}: {example[1]}" if example else ""
+        example = next(iter((found.bad or bad).items()), None)
+        reason = f", the first {printable(example[0])}: {example[1]}" if example else ""
         raise UsageError(f"{what}: none of {len(paths)} audio files can be used{reason}")
     return found.samples
 

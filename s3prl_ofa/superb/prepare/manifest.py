@@ -16,6 +16,15 @@ def divide(files: list[pathlib.Path], valid_fraction: float, seed: int) -> dict[
     return {"train": [path for path in files if path not in valid], "valid": [path for path in files if path in valid]}
 
 
+def unlistable(name: str) -> str | None:
+    """Why a path cannot stand in a manifest, which fairseq reads line by line, stripped and split at tabs; else None."""
+    if any(character in name for character in "\t\n\r"):
+        return "its path holds a tab or a line break, rename it"
+    if name != name.strip():
+        return "its path begins or ends with white space, rename it"
+    return None
+
+
 def write_manifest(path: pathlib.Path, root: pathlib.Path, samples: dict[pathlib.Path, int]) -> None:
     """The root in the first line, then a line of path below it, tab and samples for every file."""
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
