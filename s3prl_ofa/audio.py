@@ -142,20 +142,15 @@ def open_audio(path: str | os.PathLike) -> soundfile.SoundFile:
     try:
         if not os.path.getsize(path):
             raise AudioError("an empty file")
-        promised, there = sample_bytes(path)  # Python says why a file cannot be opened, libsndfile does not
+        promised, there = sample_bytes(path)
+        if promised > there and not is_placeholder(promised):
+            raise AudioError(f"cut short: {there} of the {promised} bytes of samples that its header promises")
         file = soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
         raise AudioError(f"cannot be read as audio ({reason(error)}){conversion(path)}") from None
-    try:
-        if not MIN_FILE_RATE <= file.samplerate <= MAX_FILE_RATE:
-            raise AudioError(
-                f"damaged: its header says {file.samplerate} Hz; expected {MIN_FILE_RATE} to {MAX_FILE_RATE} Hz"
-            )
-        if promised > there + 1 and not is_placeholder(promised):  # 1: some writers count the byte of padding
-            raise AudioError(f"cut short: {there} of the {promised} bytes of samples that its header promises")
-    except AudioError:
+    if not MIN_FILE_RATE <= (rate := file.samplerate) <= MAX_FILE_RATE:
         file.close()
-        raise
+        raise AudioError(f"damaged: its header says {rate} Hz; expected {MIN_FILE_RATE} to {MAX_FILE_RATE} Hz")
     return file
 
 

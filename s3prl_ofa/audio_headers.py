@@ -47,7 +47,8 @@ def in_chunks(file: BinaryIO, size: int, order: str) -> tuple[int, int]:
         name, length = struct.unpack(f"{order}4sI", head)
         start = file.tell()
         if name in SAMPLE_CHUNKS:
-            return long_size or length, size - start
+            promised, there = long_size or length, size - start
+            return promised, there + (promised == there + 1)  # some writers count the byte of padding
         if not any(name):
             break  # no chunk: zeros, which would be searched eight by eight
         if name == b"ds64" and len(sizes := file.read(16)) == 16:

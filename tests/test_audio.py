@@ -1,6 +1,8 @@
 """Reading audio of any format, rate and channel count."""
 
+import errno
 import os
+import shlex
 import struct
 
 import numpy as np
@@ -8,7 +10,9 @@ import pytest
 import soundfile
 import soxr
 
-from s3prl_ofa.audio import AudioError, duration, find_audio, load_audio
+from s3prl_ofa.audio import AudioError, check_speech, duration, find_audio, load_audio, load_speech
+from s3prl_ofa.audio_headers import sample_bytes
+from s3prl_ofa.files import printable
 from s3prl_ofa.model import SAMPLE_RATE
 
 
@@ -100,22 +104,69 @@ def test_damaged(tmp_path, make_wave, name, rate):
 LONG_LIST = b"INFO" + 100 * (b"ICMT" + struct.pack("<I", 40) + b"x" * 40)
 
 
-@pytest.mark.parametrize("kind", ["WAV", "WAVEX", "RF64", "AIFF", "RIFX", "after a long list"])
+KINDS = ["WAV", "WAVEX", "RF64", "AIFF", "RIFX", "AU", "little AU", "W64", "CAF", "NIST", "after a long list"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_cut_short(tmp_path, make_wave, kind):
-    """libsndfile takes a cut WAV or AIFF for a shorter one; here it is refused, and the whole one is not."""
+    """libsndfile takes a cut WAV, AIFF, AU, ... for a shorter one; here it is refused, and the whole one is not."""
     path = tmp_path / "a.wav"
-    options = {"format": kind if kind.isupper() and kind != "RIFX" else "WAV"}
-    options["endian"] = "BIG" if kind == "RIFX" else "FILE"
+    options = {"format": {"RIFX": "WAV", "little AU": "AU", "after a long list": "WAV"}.get(kind, kind)}
+    options["endian"] = {"RIFX": "BIG", "little AU": "LITTLE"}.get(kind, "FILE")
     soundfile.write(path, make_wave(1.0)[:15_999], SAMPLE_RATE, subtype="PCM_24", **options)
     whole = path.read_bytes()
     if kind == "after a long list":
         whole = whole[:36] + b"LIST" + struct.pack("<I", len(LONG_LIST)) + LONG_LIST + whole[36:]
         path.write_bytes(whole)
     assert len(load_audio(path)) == 15_999
-    path.write_bytes(whole[:-4000])
-    for function in (load_audio, duration):
+    for missing in (4000, len(whole) // 2):
+        path.write_bytes(whole[:-missing])
+        for function in (load_audio, duration):
+            with pytest.raises(AudioError, match="cut short: "):
+                function(path)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_cut_ogg(tmp_path, make_wave, subtype):
+    """An Ogg file that ends within a page, its head included, is refused; a whole one is not, with or without rubbish
+    after it."""
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, make_wave(3.0), SAMPLE_RATE, format="OGG", subtype=subtype)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\0" * 100)
+    assert len(load_audio(path)) == 3 * SAMPLE_RATE
+    for end in (len(whole) - 1, len(whole) // 2, whole.rindex(b"OggS") + 10, whole.rindex(b"OggS") + 30):
+        path.write_bytes(whole[:end])
         with pytest.raises(AudioError, match="cut short: "):
-            function(path)
+            load_audio(path)
+
+
+@pytest.mark.parametrize(("kind", "at"), [("AU", 8), ("CAF", -1), ("W64", -1)])
+def test_sizes_of_streams_are_no_promise(tmp_path, make_wave, kind, at):
+    """Where the size was not known when the header was written, nothing is promised; libsndfile reads such an AU."""
+    path = tmp_path / f"a.{kind.lower()}"
+    soundfile.write(path, make_wave(0.5), SAMPLE_RATE, format=kind)
+    data = path.read_bytes()
+    width = 4 if kind == "AU" else 8
+    at = at if kind == "AU" else data.index(b"data") + (4 if kind == "CAF" else 16)
+    path.write_bytes(data[:at] + b"\xff" * width + data[at + width :])
+    assert sample_bytes(path)[0] >= 2 ** (8 * width) - 25  # it is read, and no promise
+    if kind == "AU":  # libsndfile takes no such W64 and CAF
+        assert len(load_audio(path)) == SAMPLE_RATE // 2
+
+
+@pytest.mark.parametrize(("kind", "tag"), [("W64", b"data"), ("CAF", b"data"), ("NIST", b"sample_n_bytes")])
+def test_headers_of_rubbish_end(tmp_path, make_wave, kind, tag):
+    """Sizes that point far behind the end of the file, or nowhere, are neither followed nor an error of another kind."""
+    path = tmp_path / "a"
+    soundfile.write(path, make_wave(0.5), SAMPLE_RATE, format=kind)
+    data = path.read_bytes()
+    at = data.index(tag)
+    for rubbish in (b"\xfe" * 28, b"\0" * 28, b"\x7f" * 28):
+        path.write_bytes(data[:at] + rubbish + data[at + 28 :])
+        assert sample_bytes(path) == (0, 0)
+        path.write_bytes(data[:at] + rubbish[:5])
+        assert sample_bytes(path) == (0, 0)
 
 
 @pytest.mark.parametrize("size", [0xFFFF_FFFF, 0xFFFF_FFFF - 36, 0x7FFF_F000, 0x8000_0000, 2001])
@@ -158,3 +209,80 @@ def test_no_samples_and_nan(tmp_path):
     soundfile.write(tmp_path / "b.wav", wave, SAMPLE_RATE, subtype="FLOAT")
     with pytest.raises(AudioError, match="NaN"):
         load_audio(tmp_path / "b.wav")
+
+
+@pytest.mark.parametrize("rate", [1, 2, 50, 999, 768_001])
+def test_absurd_rates(tmp_path, rate):
+    """A header of 1 to 50 Hz is refused at once: 2,000 samples at 2 Hz would be resampled for minutes."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(2000, np.int16), rate)
+    for function in (load_audio, duration, check_speech, load_speech):
+        with pytest.raises(AudioError, match=f"its header says {rate} Hz; expected 1000 to 768000 Hz"):
+            function(tmp_path / "a.wav")
+
+
+OTHERS = ("a.m4a", "b.MP4", "c.aac", "d.webm", "e.wma", "f.amr", "g.mka", "h.3gp", "i.ape", "j.wv", "k.m4b", "l.mov")
+
+
+def test_formats_that_cannot_be_read_are_found(tmp_path):
+    """They are among the files, and reading one says how to convert it, with a command that can be pasted."""
+    for name in OTHERS:
+        (tmp_path / name).write_bytes(b"\0\0\0\x20ftypM4A " * 20)
+    assert [path.name for path in find_audio(tmp_path)] == sorted(OTHERS)
+    for path in find_audio(tmp_path):
+        with pytest.raises(AudioError, match=f"ffmpeg -i {path.name} -ac 1 -ar 16000 {path.stem}.wav$"):
+            duration(path)
+    (tmp_path / "o'clock news.m4a").write_bytes(b"no audio")
+    with pytest.raises(AudioError) as caught:
+        load_audio(tmp_path / "o'clock news.m4a")
+    assert shlex.split(str(caught.value).partition("convert it: ")[2])[2::5] == ["o'clock news.m4a", "o'clock news.wav"]
+
+
+def test_folders_that_cannot_be_searched_are_named(tmp_path, make_wave, monkeypatch):
+    """A folder without permission is among what is found, and reading it says so; the others are searched."""
+    for name in ("closed", "open"):
+        (tmp_path / name).mkdir()
+        soundfile.write(tmp_path / name / "a.wav", make_wave(0.1), SAMPLE_RATE)
+    scandir = os.scandir
+
+    def guarded(path):
+        if os.path.basename(path) == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert find_audio(tmp_path) == [tmp_path / "closed", tmp_path / "open" / "a.wav"]
+    with pytest.raises(AudioError, match=r"a folder that cannot be searched \(Permission denied\)"):
+        check_speech(tmp_path / "closed")
+    with pytest.raises(AudioError, match="a folder; expected a file"):
+        check_speech(tmp_path / "open")
+
+
+def test_what_speech_is(tmp_path, make_wave):
+    """16 kHz, mono, 400 samples, to its end: the header and the whole file are judged alike, and who reads the whole
+    is told which file it was."""
+    path = tmp_path / "a\nb.flac"
+    soundfile.write(path, make_wave(0.025), SAMPLE_RATE, format="FLAC")
+    assert check_speech(path) == check_speech(path, verify=True) == len(load_speech(path)) == 400
+    for wave, rate, words in (
+        (make_wave(0.025)[1:], SAMPLE_RATE, "399 samples; at least 400"),
+        (make_wave(1.0), 48_000, "48000 Hz with 1 channel; expected 16000 Hz mono"),
+        (np.stack([make_wave(1.0)] * 2, 1), SAMPLE_RATE, "16000 Hz with 2 channels"),
+    ):
+        soundfile.write(path, wave, rate, format="FLAC")
+        for verify in (False, True):
+            with pytest.raises(AudioError, match=f"^{words}"):
+                check_speech(path, verify)
+        with pytest.raises(AudioError, match=rf"a\\nb.flac: {words}"):
+            load_speech(path)
+    soundfile.write(path, make_wave(3.0), SAMPLE_RATE, format="FLAC")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    assert check_speech(path) == 3 * SAMPLE_RATE
+    with pytest.raises(AudioError, match="^damaged"):
+        check_speech(path, verify=True)
+    with pytest.raises(AudioError, match=r"a\\nb.flac: damaged"):
+        load_speech(path)
+
+
+def test_paths_are_printed_on_one_line():
+    """Whatever is in a name, a line of a report stays one line; letters of any script stay as they are."""
+    assert printable("a\nb\tc\rd\x1b[2J\u2028e\udcff é ДЖ 你.wav") == r"a\nb\tc\rd\x1b[2J\u2028e\udcff é ДЖ 你.wav"

@@ -23,7 +23,7 @@ from ..errors import UsageError
 from ..files import printable
 from .inputs import Utterance, find_utterances, make_batches
 from .store import ERRORS, Store, open_store
-from .writers import WRITERS, Writer, get_writer
+from .writers import ENDINGS, WRITERS, Writer, get_writer
 
 if TYPE_CHECKING:
     from ..model import OFAWav2Vec2
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         "checkpoint": fingerprint(model),  # last: with another dtype it differs too, and the dtype is the thing to name
     }
     with open_store(args.out, settings, args.force) as store:
-        extraction = Extraction(model, rate, args.allow_beyond_one, layer, writer, store)
+        extraction = Extraction(model, rate, args.allow_beyond_one, layer, writer, ENDINGS[args.format], store)
         return extraction.run(utterances, args.batch_seconds)
 
 
@@ -141,6 +141,7 @@ class Extraction:
     allow_beyond_one: bool
     layer: int | str
     writer: Writer
+    ending: str  # of the names that the writer gives
     store: Store
     errors: list[tuple[Utterance, str]] = dataclasses.field(default_factory=list)
     done: int = 0
@@ -150,7 +151,7 @@ class Extraction:
         """Extracts what is not finished yet; returns the exit status."""
         # All of them first, because a name that another file's features have must stop the run before it does anything.
         todo = [utterance for utterance in utterances if not self.store.is_finished(utterance)]
-        batches = make_batches(self.durations(todo), batch_seconds)
+        batches = make_batches(self.durations(list(self.writable(utterances, todo))), batch_seconds)
         total = sum(seconds for batch in batches for _, seconds in batch)
         # The model warns for every batch, by number in the batch; one count at the end says more.
         logging.getLogger("s3prl_ofa.model").setLevel(logging.ERROR)
@@ -166,6 +167,16 @@ class Extraction:
             logging.getLogger("s3prl_ofa.model").setLevel(logging.NOTSET)
         self.report(len(utterances), len(utterances) - len(todo))
         return 1 if self.errors else 0
+
+    def writable(self, utterances: list[Utterance], todo: list[Utterance]) -> Iterator[Utterance]:
+        """Those of ``todo`` whose output is not called as a folder that other outputs need; the rest become errors."""
+        folders = {parent for utterance in utterances for parent in pathlib.PurePosixPath(utterance.name).parents}
+        for utterance in todo:
+            name = f"{utterance.name}{self.ending}"
+            if pathlib.PurePosixPath(name) in folders:
+                self.fail(utterance, f"its output would be called {name}, as a folder of other audio is; rename one")
+            else:
+                yield utterance
 
     def durations(self, utterances: list[Utterance]) -> Iterator[tuple[Utterance, float]]:
         """Utterances with their seconds; those that cannot be opened become errors."""
@@ -223,6 +234,9 @@ class Extraction:
             frames = int(out.lengths[index])
             states = [as_array(state[index, :frames]) for state in out.hidden_states]
             features = np.stack(states) if self.layer == "all" else states[-1]
+            if not np.isfinite(features).all():
+                self.fail(utterance, "its features hold NaN or infinite values; are the weights too large for --dtype?")
+                continue
             times = out.times[index, :frames].cpu().numpy()
             self.write(utterance, features, times, len(wave) / SAMPLE_RATE, float(out.lambd[index]))
 
@@ -232,10 +246,13 @@ class Extraction:
         try:
             path = self.writer(self.store.folder, utterance.name, features, times)
         except OSError as error:
-            # Of all that can go wrong with writing only this is about the one file.
-            if error.errno != errno.ENAMETOOLONG:
+            # Of all that can go wrong with writing only these are about the one file.
+            if error.errno == errno.ENAMETOOLONG:
+                self.fail(utterance, "its name is too long to be that of an output too")
+            elif error.errno in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
+                self.fail(utterance, f"its output cannot be called {utterance.name}{self.ending}: {error.strerror}")
+            else:
                 raise
-            self.fail(utterance, "its name is too long to be that of an output too")
             return
         frames = len(times)
         self.store.add(

@@ -40,7 +40,7 @@ class Store:
         if row is None:
             return False
         if (row["size"], row["mtime_ns"]) == (utterance.size, utterance.mtime_ns):
-            return all(path.exists() for path in files_of(self.folder, row["file"]))
+            return all(path.is_file() for path in files_of(self.folder, row["file"]))
         if row["audio"] != str(utterance.path) and utterance.size >= 0:
             raise UsageError(
                 f"{utterance.name} is there already, from {row['audio']}; give another --out, or --force to start again"

@@ -50,6 +50,7 @@ def write_hdf5(folder: pathlib.Path, name: str, features: np.ndarray, times: np.
 
 
 WRITERS: dict[str, Writer] = {"npy": write_npy, "safetensors": write_safetensors, "hdf5": write_hdf5}
+ENDINGS = {"npy": ".npy", "safetensors": ".safetensors", "hdf5": ".h5"}
 
 
 def files_of(folder: pathlib.Path, file: str) -> list[pathlib.Path]:
