@@ -12,6 +12,7 @@ import soundfile
 import torch
 from conftest import read_index
 
+import s3prl_ofa
 from s3prl_ofa import cli
 from s3prl_ofa.audio import load_audio
 from s3prl_ofa.errors import UsageError
@@ -149,6 +150,88 @@ def test_odd_entries_do_not_stop_the_rest(extract, audio_folder, make_wave, tmp_
         said = capsys.readouterr().err
         assert f"{(5, 0)[status]} of 8 files extracted" in said and r"caf\udce9.wav" in said
     assert not [path for path in (tmp_path / "out").rglob(".*.npy")]
+
+
+def errors_of(out) -> dict[str, str]:
+    rows = [json.loads(line) for line in (out / "errors.jsonl").read_text("utf-8").splitlines()]
+    return {row["name"]: row["error"] for row in rows}
+
+
+def test_other_formats_and_closed_folders_are_named(extract, audio_folder, make_wave, tmp_path, monkeypatch, capsys):
+    """What cannot be read because of its format, its folder's permissions or its header's rate is not passed over in
+    silence: it is named like a damaged file, with what to do, and the status is 1."""
+    (audio_folder / "phone.m4a").write_bytes(b"\0\0\0\x20ftypM4A " * 20)
+    soundfile.write(audio_folder / "slow.wav", make_wave(0.1), 2)
+    (audio_folder / "closed").mkdir()
+    (audio_folder / "line\nbreak.wav").write_bytes(b"")
+    scandir = os.scandir
+
+    def guarded(path):
+        if os.path.basename(path) == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert extract(audio_folder) == 1
+    errors, said = errors_of(tmp_path / "out"), capsys.readouterr().err
+    assert set(errors) == {"phone.m4a", "slow.wav", "closed", r"line\nbreak.wav"}
+    assert "ffmpeg -i phone.m4a" in errors["phone.m4a"] and "Permission denied" in errors["closed"]
+    assert "2 Hz" in errors["slow.wav"]
+    assert said.count("\n") == 6 and all(name in said for name in errors)
+    assert set(read_index(tmp_path / "out")) == {"a.flac", "a.wav", "deep/b.mp3", "deep/er/c.opus"}
+
+
+@pytest.mark.parametrize("output_format", ["npy", "safetensors"])
+def test_a_name_that_is_another_files_folder(extract, audio_folder, make_wave, tmp_path, output_format):
+    """Beside a folder x.wav.npy the features of x.wav have no place: it alone is named, whatever came first."""
+    for name in ("x.wav", "x.wav.npy/y.wav", "x.wav.safetensors/deep/z.wav"):
+        path = audio_folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, make_wave(1.5 if name == "x.wav" else 0.1), SAMPLE_RATE)
+    assert extract(audio_folder, "--format", output_format) == 1
+    assert list(errors_of(tmp_path / "out")) == ["x.wav"]
+    assert f"x.wav.{output_format}, as a folder of other audio is" in errors_of(tmp_path / "out")["x.wav"]
+    others = {"x.wav.npy/y.wav", "x.wav.safetensors/deep/z.wav"}
+    assert set(read_index(tmp_path / "out")) == {"a.flac", "a.wav", "deep/b.mp3", "deep/er/c.opus"} | others
+
+
+def test_a_name_that_an_earlier_output_has(extract, audio_folder, make_wave, tmp_path):
+    """Where an earlier run has a file, a later one cannot have a folder: only what would be in it is named."""
+    soundfile.write(audio_folder / "x.wav", make_wave(0.1), SAMPLE_RATE)
+    assert extract(audio_folder) == 0
+    (audio_folder / "x.wav.npy").mkdir()
+    for name in ("x.wav.npy/y.wav", "z.wav"):
+        soundfile.write(audio_folder / name, make_wave(0.1), SAMPLE_RATE)
+    assert extract(audio_folder) == 1
+    assert list(errors_of(tmp_path / "out")) == ["x.wav.npy/y.wav"]
+    assert {"x.wav", "z.wav"} <= set(read_index(tmp_path / "out"))
+
+
+def test_features_that_are_not_finite(extract, audio_folder, golden_checkpoint, tmp_path):
+    """They are reported per file and not written; the exit status is 1."""
+    model = s3prl_ofa.load(golden_checkpoint)
+    torch.nn.init.constant_(model.encoder.layers[-1].final_norm.weight, 3e38)
+    model.save(tmp_path / "large.safetensors")
+    assert extract(audio_folder, ckpt=tmp_path / "large.safetensors") == 1
+    errors = errors_of(tmp_path / "out")
+    assert set(errors) == {"a.flac", "a.wav", "deep/b.mp3", "deep/er/c.opus"}
+    assert all("NaN or infinite values" in reason for reason in errors.values())
+    assert not list((tmp_path / "out").rglob("*.npy")) and not read_index(tmp_path / "out")
+
+
+def test_one_utterance_that_is_not_finite(audio_folder, golden_model, tmp_path, monkeypatch):
+    """The others of its batch are written."""
+    extract = golden_model.extract
+
+    def with_nan(waves, **options):
+        out = extract(waves, **options)
+        out.hidden_states[-1][1, 3, 5] = float("nan")
+        return out
+
+    monkeypatch.setattr(golden_model, "extract", with_nan)
+    monkeypatch.setattr(command, "load_model", lambda args: golden_model)
+    assert cli.main(["extract", str(audio_folder), "--ckpt", "any", "--out", str(tmp_path / "out")]) == 1
+    assert len(errors_of(tmp_path / "out")) == 1 and len(read_index(tmp_path / "out")) == 3
 
 
 def test_progress_is_shown(extract, audio_folder, monkeypatch, capsys):
