@@ -1,0 +1,135 @@
+"""``s3prl-ofa prepare`` and the audio that it leaves out: every file is named with its reason."""
+
+import errno
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import soundfile
+from superb_corpora import make_corpora, noise
+
+from s3prl_ofa import cli
+from s3prl_ofa.guidance.layout import read_manifest
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def prepare(*arguments) -> int:
+    return cli.main(["prepare", *map(str, arguments)])
+
+
+def reasons(out: pathlib.Path) -> dict[str, str]:
+    """What bad_audio.tsv says, by the last part of each path; every line has one tab."""
+    rows = [line.split("\t") for line in (out / "bad_audio.tsv").read_text("utf-8").splitlines()]
+    return {path.rpartition("/")[2]: reason for path, reason in rows}
+
+
+def write_all(folder: pathlib.Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        soundfile.write(folder / name, noise(0.2, 0), 16_000, format="WAV")
+
+
+def test_what_is_too_short(tmp_path, out):
+    """400 samples are used, 399 are not: they would end a training in the middle."""
+    write_all(tmp_path / "audio", "a.wav", "b.wav")
+    for samples in (300, 399, 400):
+        soundfile.write(tmp_path / "audio" / f"{samples}.wav", noise(samples / 16_000, 1), 16_000)
+    assert prepare("manifest", tmp_path / "audio", "--out", out) == 1
+    assert reasons(out) == {
+        f"{samples}.wav": f"{samples} samples; at least 400 are needed (25 ms)" for samples in (300, 399)
+    }
+
+
+@pytest.mark.parametrize("what", ["bucket", "voxceleb1", "manifest"])
+def test_verify_decodes_all_of_it(tmp_path, out, what, capsys):
+    """A FLAC cut to a third passes by its header; with --verify it is decoded, left out and named."""
+    make_corpora(tmp_path / "data")
+    cut = next((tmp_path / "data" / "LibriSpeech" / "dev-mini").rglob("*.flac"))
+    arguments = ["bucket", "--librispeech", tmp_path / "data"]
+    if what == "voxceleb1":
+        files = sorted((tmp_path / "data" / "VoxCeleb1").rglob("*.wav"))
+        soundfile.write(files[0], noise(2.0, 1), 16_000, format="FLAC")
+        cut, arguments = files[0], ["voxceleb1", "--voxceleb1", tmp_path / "data"]
+    elif what == "manifest":
+        arguments = ["manifest", tmp_path / "data" / "LibriSpeech"]
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 3])
+    assert prepare(*arguments, "--out", tmp_path / "unverified") == 0
+    capsys.readouterr()
+    assert prepare(*arguments, "--out", out, "--verify") == 1
+    assert "100%" in capsys.readouterr().err
+    assert list(reasons(out)) == [cut.name] and reasons(out)[cut.name].startswith("damaged")
+    listed = [path for path in out.rglob("*.*") if path.name != "bad_audio.tsv"]
+    assert listed and not any(cut.name in path.read_text() for path in listed)
+
+
+def test_other_formats_rates_and_closed_folders(tmp_path, out, monkeypatch):
+    """Formats that soundfile does not read, folders that cannot be searched and absurd rates are left out and named."""
+    write_all(tmp_path / "audio", "a.wav", "b.wav")
+    for name in ("c.m4a", "d.amr", "e.webm"):
+        (tmp_path / "audio" / name).write_bytes(b"no audio")
+    soundfile.write(tmp_path / "audio" / "f.wav", np.zeros(2000, np.int16), 2)
+    write_all(tmp_path / "audio" / "closed", "g.wav")
+    scandir = os.scandir
+
+    def guarded(path):
+        if os.path.basename(path) == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert prepare("manifest", tmp_path / "audio", "--out", out) == 1
+    found = reasons(out)
+    assert set(found) == {"c.m4a", "d.amr", "e.webm", "f.wav", "closed"}
+    assert all(f"ffmpeg -i {name}" in found[name] for name in ("c.m4a", "d.amr", "e.webm"))
+    assert "Permission denied" in found["closed"] and "2 Hz" in found["f.wav"]
+
+
+def test_names_that_no_manifest_can_hold(tmp_path, out, capsys):
+    """Tabs, line breaks and white space at the start of a name are left out and named on one line; what is listed is
+    what is there."""
+    bad = ["a\nb.wav", "a\tb.wav", "a\rb.wav", "line\r\n9\t5.wav", " first.wav", "\x0bfirst.wav"]
+    good = ["in the middle.wav", "é ДЖ 你.wav", "next\x85line.wav", "a b c.wav"]
+    write_all(tmp_path / "audio", *bad, *good)
+    assert prepare("manifest", tmp_path / "audio", "--out", out, "--valid-fraction", 0.25) == 1
+    assert set(reasons(out)) == {
+        r"a\nb.wav",
+        r"a\tb.wav",
+        r"a\rb.wav",
+        r"line\r\n9\t5.wav",
+        " first.wav",
+        r"\x0bfirst.wav",
+    }
+    said = capsys.readouterr().err
+    assert said.count("left out: ") == 6 and said.count("rename it\n") == 6
+    listed = []
+    for part in ("train", "valid"):
+        root, rows = read_manifest(out / f"{part}.tsv")
+        listed += [name for name, samples in rows if (root / name).is_file() and samples == 3200]
+        # fairseq's own way of reading it
+        with open(out / f"{part}.tsv") as file:
+            assert file.readline().strip() == str(root)
+            assert [line.strip().split("\t")[0] for line in file] == [name for name, _ in rows]
+    assert sorted(listed) == sorted(good)
+
+
+def test_a_root_that_no_manifest_can_hold(tmp_path, out, capsys):
+    """The folder's own path stands in the first line."""
+    write_all(tmp_path / "my\naudio", "a.wav")
+    assert prepare("manifest", tmp_path / "my\naudio", "--out", out) == 2
+    assert r"my\naudio: its path holds a tab or a line break, rename it" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_white_space_in_speakers_files(tmp_path, out):
+    """S3PRL splits the lines of VoxCeleb1's list at white space: such files are left out and named."""
+    make_corpora(tmp_path / "data")
+    first = sorted((tmp_path / "data" / "VoxCeleb1").rglob("*.wav"))[0]
+    first.rename(first.with_name("a b.wav"))
+    assert prepare("voxceleb1", "--voxceleb1", tmp_path / "data", "--out", out) == 1
+    assert "white space" in reasons(out)["a b.wav"]
+    assert all(len(line.split()) == 2 for line in (out / "veri_test_class.txt").read_text().splitlines())
