@@ -20,10 +20,9 @@ BLOCK_SECONDS = 30.0  # an hour of 48 kHz stereo is 1.4 GB in float32; read piec
 SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"}
 SUFFIXES |= {".aif", ".aifc", ".oga", ".opus", ".snd", ".sph"}
 # Endings of audio that libsndfile does not read. Such files are found all the same, so that their readers name them.
-OTHER_SUFFIXES = set(
-    ".3ga .3gp .aac .ac3 .amr .ape .asf .avi .awb .dff .dsf .eac3 .flv .m4a .m4b .m4v .mka .mkv .mov .mp1 .mp2 .mp4 .mpc "
-    ".mpeg .mpg .mpga .ra .rm .shn .spx .tak .tta .weba .webm .wma .wmv .wv".split()
-)
+OTHERS = "3ga 3gp aac ac3 amr ape asf avi awb dff dsf eac3 flv m4a m4b m4v mka mkv mov mp1 mp2 mp4 mpc mpeg mpg mpga ra"
+OTHERS += " rm shn spx tak tta weba webm wma wmv wv"
+OTHER_SUFFIXES = {f".{name}" for name in OTHERS.split()}
 ALL_SUFFIXES = SUFFIXES | OTHER_SUFFIXES
 
 
@@ -90,16 +89,17 @@ def check_format(file: soundfile.SoundFile) -> None:
         raise AudioError(f"{file.frames} samples; at least {MIN_SAMPLES} are needed (25 ms)")
 
 
-def load_speech(path: str | os.PathLike) -> np.ndarray:
-    """Samples (samples,), float32, of a file that ``check_speech`` takes, read to its end.
+def read_speech(path: str | os.PathLike) -> np.ndarray:
+    """Samples (samples,), float32, of a file that ``check_speech`` takes. Raises AudioError as that does."""
+    with open_audio(path) as file:
+        check_format(file)
+        return np.concatenate(list(mono_blocks(file)))
 
-    Raises AudioError saying why the file cannot be used, here with its name: who reads a batch in the middle of a
-    training would not know it.
-    """
+
+def load_speech(path: str | os.PathLike) -> np.ndarray:
+    """``read_speech``, whose AudioError here names the file: in the middle of a training nobody else would."""
     try:
-        with open_audio(path) as file:
-            check_format(file)
-            return np.concatenate(list(mono_blocks(file)))
+        return read_speech(path)
     except AudioError as error:
         raise AudioError(f"{printable(path)}: {error}") from None
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .audio import SAMPLE_RATE, AudioError, load_audio
 from .errors import UsageError
 from .extract.inputs import find_utterances
+from .files import printable
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             wave = load_audio(utterance.path)
         except AudioError as error:
-            raise UsageError(f"{utterance.path}: {error}") from None
+            raise UsageError(f"{printable(utterance.path)}: {error}") from None
         if len(wave) < (shortest := model.config.receptive_field):
             raise UsageError(
                 f"{utterance.path}: too short: {len(wave)} samples at {SAMPLE_RATE} Hz, at least {shortest} are needed"

@@ -157,7 +157,7 @@ def test_sizes_of_streams_are_no_promise(tmp_path, make_wave, kind, at):
 
 @pytest.mark.parametrize(("kind", "tag"), [("W64", b"data"), ("CAF", b"data"), ("NIST", b"sample_n_bytes")])
 def test_headers_of_rubbish_end(tmp_path, make_wave, kind, tag):
-    """Sizes that point far behind the end of the file, or nowhere, are neither followed nor an error of another kind."""
+    """Sizes that point far behind the end of the file, or nowhere, are not followed, and are no other error."""
     path = tmp_path / "a"
     soundfile.write(path, make_wave(0.5), SAMPLE_RATE, format=kind)
     data = path.read_bytes()

@@ -189,12 +189,15 @@ def test_info(golden_checkpoint, golden_model, capsys):
 
 
 def test_info_of_given_audio(golden_checkpoint, audio_folder, capsys):
-    """--audio measures on other files; one that cannot be read is bad use."""
+    """--audio measures on other files; one that cannot be read, for its format too, is bad use."""
     assert cli.main(["info", str(golden_checkpoint), "--audio", str(audio_folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["utterances"] == 4
     (audio_folder / "bad.wav").write_bytes(b"bad")
     assert cli.main(["info", str(golden_checkpoint), "--audio", str(audio_folder)]) == 2
     assert "bad.wav" in capsys.readouterr().err
+    (audio_folder / "bad.wav").rename(audio_folder / "bad.m4a")
+    assert cli.main(["info", str(golden_checkpoint), "--audio", str(audio_folder)]) == 2
+    assert "ffmpeg -i bad.m4a" in capsys.readouterr().err
 
 
 def test_info_of_too_short_audio(golden_checkpoint, audio_folder, make_wave, capsys):

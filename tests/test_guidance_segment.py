@@ -9,11 +9,11 @@ import safetensors.numpy
 import soundfile
 from guidance_data import contents, guidance, make_speech, tones, write_manifest
 
-from s3prl_ofa.audio import load_audio
+from s3prl_ofa.audio import AudioError
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.guidance import codes as codes_module
-from s3prl_ofa.guidance.features import Mfcc, OwnHidden, UpstreamHidden, beginning_with
-from s3prl_ofa.guidance.layout import boundary_seconds, num_frames, read_boundaries
+from s3prl_ofa.guidance.features import Mfcc, OwnHidden, UpstreamHidden, beginning_with, features_of
+from s3prl_ofa.guidance.layout import GuidanceError, boundary_seconds, num_frames, read_boundaries
 from s3prl_ofa.guidance.scores import boundary_scores
 from s3prl_ofa.guidance.segmentation import (
     best_segmentation,
@@ -22,6 +22,7 @@ from s3prl_ofa.guidance.segmentation import (
     segment_costs,
     solve_penalty,
 )
+from s3prl_ofa.guidance.work import Entry
 
 
 def cost_of(segments, distance, penalty) -> float:
@@ -246,14 +247,17 @@ def test_bad_use(segment, tmp_path, capsys):
     assert "none of 12 utterances drawn can be used, the first" in capsys.readouterr().err
 
 
-def test_wave_is_read_as_the_model_reads_it(tmp_path):
-    """Features are of the audio that training hears: resampling changes the number of samples, which is said."""
-    from s3prl_ofa.guidance.features import features_of
-    from s3prl_ofa.guidance.layout import GuidanceError
-    from s3prl_ofa.guidance.work import Entry
-
-    soundfile.write(tmp_path / "a.wav", tones(1.0, 0)[0], 8_000)
-    samples = len(load_audio(tmp_path / "a.wav"))
-    assert features_of(Mfcc(), Entry(tmp_path, "a.wav", samples)).shape == (num_frames(samples), 13)
-    with pytest.raises(GuidanceError, match=f"has {samples} samples at 16000 Hz, the manifest says 16000"):
+def test_wave_is_what_training_reads(tmp_path):
+    """Features are of audio that pretraining takes as it is: 16 kHz mono, of the manifest's length; and they are
+    finite, whatever the model gives."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tones(1.0, 0)[0], 16_000)
+    assert features_of(Mfcc(), Entry(tmp_path, "a.wav", 16_000)).shape == (num_frames(16_000), 13)
+    with pytest.raises(GuidanceError, match="has 16000 samples at 16000 Hz, the manifest says 12000"):
+        features_of(Mfcc(), Entry(tmp_path, "a.wav", 12_000))
+    for value in (np.nan, np.inf):
+        with pytest.raises(GuidanceError, match="expected 49 frames of finite values"):
+            features_of(lambda wave, value=value: np.full((49, 13), value), Entry(tmp_path, "a.wav", 16_000))
+    soundfile.write(path, np.stack([tones(1.0, 0)[0]] * 2, 1), 16_000)
+    with pytest.raises(AudioError, match="with 2 channels; expected 16000 Hz mono"):
         features_of(Mfcc(), Entry(tmp_path, "a.wav", 16_000))

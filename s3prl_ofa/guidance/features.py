@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..audio import load_audio
+from ..audio import read_speech
 from ..errors import UsageError
 from ..model import SAMPLE_RATE
 from .layout import FRAMES, GuidanceError, num_frames
@@ -138,7 +138,7 @@ def beginning_with(frames: int, states: int, hop: int) -> np.ndarray:
 
 def features_of(source: Any, entry: Entry) -> np.ndarray:
     """Features (frames, dim) of an utterance. Raises AudioError, GuidanceError, and what the model raises."""
-    wave = load_audio(entry.path)
+    wave = read_speech(entry.path)
     if len(wave) != entry.samples:
         raise GuidanceError(f"has {len(wave)} samples at {SAMPLE_RATE} Hz, the manifest says {entry.samples}")
     features = source(wave)
