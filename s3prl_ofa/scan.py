@@ -41,7 +41,7 @@ def scan(paths: Iterable[pathlib.Path], jobs: int | None, what: str, verify: boo
         pool = concurrent.futures.ThreadPoolExecutor(jobs or os.cpu_count() or 1)
         stack.callback(pool.shutdown, cancel_futures=True)  # Ctrl-C does not wait for all files
         results = pool.map(functools.partial(measure, verify=verify), paths)
-        bar = tqdm(results, total=len(paths), desc=what, unit="file", dynamic_ncols=True)
+        bar = tqdm(results, total=len(paths), desc=what, unit="file", dynamic_ncols=True, disable=None)
         found = list(zip(paths, bar, strict=True))
     return Scan(
         {path: result for path, result in found if isinstance(result, int)},

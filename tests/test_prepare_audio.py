@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_what_is_too_short(tmp_path, out):
 
 
 @pytest.mark.parametrize("what", ["bucket", "voxceleb1", "manifest"])
-def test_verify_decodes_all_of_it(tmp_path, out, what, capsys):
+def test_verify_decodes_all_of_it(tmp_path, out, what, monkeypatch, capsys):
     """A FLAC cut to a third passes by its header; with --verify it is decoded, left out and named."""
     make_corpora(tmp_path / "data")
     cut = next((tmp_path / "data" / "LibriSpeech" / "dev-mini").rglob("*.flac"))
@@ -60,6 +61,7 @@ def test_verify_decodes_all_of_it(tmp_path, out, what, capsys):
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 3])
     assert prepare(*arguments, "--out", tmp_path / "unverified") == 0
     capsys.readouterr()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert prepare(*arguments, "--out", out, "--verify") == 1
     assert "100%" in capsys.readouterr().err
     assert list(reasons(out)) == [cut.name] and reasons(out)[cut.name].startswith("damaged")

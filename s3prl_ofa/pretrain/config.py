@@ -44,6 +44,9 @@ class OFATaskConfig(AudioPretrainingConfig):
     bad_guidance: ChoiceEnum(["stop", "skip"]) = _about(
         "stop", "for a guidance file that is missing or damaged: stop, or train that utterance without guidance loss"
     )
+    bad_audio: ChoiceEnum(["stop", "skip"]) = _about(
+        "stop", "for audio that is missing, damaged or not 16 kHz mono: stop, or leave that utterance out of its batch"
+    )
     valid_lambds: list[float] = field(
         default_factory=lambda: list(VALID_LAMBDS), metadata={"help": "the rates of validation"}
     )

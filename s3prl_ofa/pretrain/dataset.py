@@ -1,7 +1,11 @@
 """Waves of a fairseq manifest with their guidance: alpha and boundaries of a segmentation, cropped with the wave."""
 
+import contextlib
 import logging
 import os
+import pathlib
+import re
+import time
 from typing import Any
 
 import numpy as np
@@ -10,21 +14,28 @@ from fairseq.data import FileAudioDataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from s3prl_ofa.audio import SAMPLE_RATE, AudioError, load_speech
+from s3prl_ofa.files import printable
 from s3prl_ofa.guidance.layout import FRAMES, GuidanceError, guidance_path, num_frames, read_alpha, read_boundaries
+from s3prl_ofa.scan import scan
 
 logger = logging.getLogger(__name__)
 
 HOP = FRAMES.hop  # samples
 LENGTH_TOLERANCE = 5  # frames by which guidance made from other features may be longer or shorter
 SHOWN = 3  # file names in one message
+PAUSES = (0.1, 1.0)  # seconds, before a file that could not be read is read again
+IN_ZIP = re.compile(r"\.zip:\d+:\d+$")  # fairseq's other form of a path: a part of a stored archive
 
 
 class GuidedAudioDataset(FileAudioDataset):
     """fairseq's FileAudioDataset with guidance beside each wave.
 
     alpha_root, boundaries_root: folders of guidance (see guidance/layout.py), either may be None. bad_guidance: "stop"
-    or "skip", for a file that is missing, damaged or of another length. Crops are drawn from ``crop_seed``, the epoch
-    and the utterance, so a run that was stopped and resumed draws the same. Raises GuidanceError for missing files.
+    or "skip", for a file that is missing, damaged or of another length. bad_audio: the same for audio that
+    ``check_speech`` refuses or that cannot be read to its end; it is left out of its batch, which depends on the files
+    alone. Crops are drawn from ``crop_seed``, the epoch and the utterance. So a run that was stopped and resumed draws
+    the same. Raises GuidanceError for missing files, AudioError for audio whose header says that it cannot be used.
     """
 
     def __init__(
@@ -34,6 +45,7 @@ class GuidedAudioDataset(FileAudioDataset):
         alpha_root: str | None = None,
         boundaries_root: str | None = None,
         bad_guidance: str = "stop",
+        bad_audio: str = "stop",
         crop_seed: int = 0,
         min_sample_size: int | None = None,
         **kwargs: Any,
@@ -42,8 +54,11 @@ class GuidedAudioDataset(FileAudioDataset):
         shortest = max(min_sample_size or 0, FRAMES.receptive_field)
         super().__init__(manifest_path, *args, min_sample_size=shortest, **kwargs)
         self.roots = {"alpha": alpha_root, "boundaries": boundaries_root}
-        self.bad_guidance, self.crop_seed, self.epoch = bad_guidance, crop_seed, 0
+        self.bad_guidance, self.bad_audio = bad_guidance, bad_audio
+        self.crop_seed, self.epoch = crop_seed, 0
         self.said: set[str] = set()  # utterances about which a warning was given
+        self.bad: set[int] = set()  # utterances whose audio cannot be used
+        self.check_audio(pathlib.Path(manifest_path).name)
         self.check_guidance()
 
     @property
@@ -58,6 +73,21 @@ class GuidedAudioDataset(FileAudioDataset):
         """The manifest's name of an utterance."""
         name = self.fnames[index]
         return self.text_compressor.decompress(name if isinstance(self.fnames, list) else name.as_py())
+
+    def check_audio(self, manifest: str) -> None:
+        """Looks at every header before training starts. Raises AudioError, or warns, naming the first bad files."""
+        paths = [pathlib.Path(self.root_dir, self.relative(index)) for index in range(len(self.fnames))]
+        bad = scan([path for path in paths if not IN_ZIP.search(path.name)], None, f"headers of {manifest}").bad
+        if not bad:
+            return
+        self.bad = {index for index, path in enumerate(paths) if path in bad}
+        shown = "; ".join(f"{printable(path)}: {bad[path]}" for path in list(bad)[:SHOWN])
+        text = f"{len(bad)} of {len(paths)} files in {manifest} cannot be used: {shown}{' ...' * (len(bad) > SHOWN)}"
+        if self.bad_audio == "stop":
+            raise AudioError(f"{text}; task.bad_audio=skip leaves them out")
+        if len(self.bad) == len(paths):
+            raise AudioError(text)
+        logger.warning("%s; they are left out", text)
 
     def check_guidance(self) -> None:
         """Looks for every guidance file before training starts. Raises GuidanceError, or warns, naming the first."""
@@ -81,10 +111,13 @@ class GuidedAudioDataset(FileAudioDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """id, source (samples,), and where guidance was asked for pseudo_alpha (frames,) and boundaries (segments,).
 
-        Both are None where the utterance is trained without. Raises GuidanceError.
+        Both are None where the utterance is trained without, and source is where its audio cannot be used. Raises
+        AudioError, GuidanceError.
         """
-        item = super().__getitem__(index)
-        frames = num_frames(len(item["source"]))
+        source = self.source(index)
+        if source is None:
+            return {"id": index, "source": None}
+        frames = num_frames(len(source))
         relative = self.relative(index)
         try:
             alpha = self.read(read_alpha, "alpha", relative)
@@ -103,7 +136,23 @@ class GuidedAudioDataset(FileAudioDataset):
             alpha = boundaries = None
         if boundaries is not None:
             boundaries = torch.unique_consecutive(boundaries.clamp(max=frames))
-        return {**item, "pseudo_alpha": alpha, "boundaries": boundaries}
+        return {"id": index, "source": source, "pseudo_alpha": alpha, "boundaries": boundaries}
+
+    def source(self, index: int) -> Tensor | None:
+        """The wave (samples,) of an utterance; None for one that is left out. Raises AudioError."""
+        path = os.path.join(self.root_dir, self.relative(index))
+        if index in self.bad:
+            return None
+        if IN_ZIP.search(path):
+            return super().__getitem__(index)["source"]
+        try:
+            return self.postprocess(torch.from_numpy(load_patiently(path)), SAMPLE_RATE)
+        except AudioError as error:
+            if self.bad_audio == "stop":
+                raise AudioError(f"{error}; task.bad_audio=skip leaves it out") from None
+            self.bad.add(index)
+            logger.warning("%s; it is left out", error)
+            return None
 
     def read(self, reader, kind: str, relative: str) -> Tensor | None:
         return reader(self.roots[kind], relative) if self.roots[kind] else None
@@ -119,10 +168,12 @@ class GuidedAudioDataset(FileAudioDataset):
         """A batch: ids, and as the model's input ``source`` (batch, samples), ``padding_mask`` where there is padding.
 
         With guidance the input has ``guidance`` too: guided (batch,), pseudo_alpha (batch, frames), boundaries
-        (batch, segments), first_part (batch,).
+        (batch, segments), first_part (batch,). A batch of which nothing can be used becomes the first utterance that
+        can: fairseq takes no empty batch at the start of an epoch.
         """
         if not samples:
             return {}
+        samples = [sample for sample in samples if sample["source"] is not None] or [self.first_usable()]
         sizes = [len(sample["source"]) for sample in samples]
         target = min(max(sizes) if self.pad else min(sizes), self.max_sample_size)
         cropped = [self.crop(sample, target) for sample in samples]
@@ -134,6 +185,12 @@ class GuidedAudioDataset(FileAudioDataset):
         if self.has_guidance:
             net_input["guidance"] = collate_guidance(cropped, self.roots)
         return {"id": torch.tensor([sample["id"] for sample in samples]), "net_input": net_input}
+
+    def first_usable(self) -> dict[str, Any]:
+        for index in range(len(self)):
+            if (item := self[index])["source"] is not None:
+                return item
+        raise AudioError(f"none of the {len(self)} files below {self.root_dir} can be used")
 
     def crop(self, sample: dict[str, Any], target: int) -> dict[str, Any]:
         """The sample with at most ``target`` samples, from a random multiple of the hop on, its guidance with it."""
@@ -150,6 +207,15 @@ class GuidedAudioDataset(FileAudioDataset):
         if boundaries is not None:
             boundaries, first_part = crop_boundaries(boundaries, start, frames)
         return {"source": source, "pseudo_alpha": alpha, "boundaries": boundaries, "first_part": first_part}
+
+
+def load_patiently(path: str) -> np.ndarray:
+    """``load_speech``; like fairseq more than once, as a network file system may fail for a moment."""
+    for pause in PAUSES:
+        with contextlib.suppress(AudioError):
+            return load_speech(path)
+        time.sleep(pause)
+    return load_speech(path)
 
 
 def crop_boundaries(boundaries: Tensor, start: int, frames: int) -> tuple[Tensor, float]:

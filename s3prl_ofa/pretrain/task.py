@@ -38,7 +38,8 @@ class OFAPretrainingTask(AudioPretrainingTask):
         self.loss_names: tuple[str, ...] | None = None
 
     def load_dataset(self, split: str, task_cfg: OFATaskConfig | None = None, **kwargs: Any) -> None:
-        """Raises GuidanceError for guidance that cannot be used, UsageError for a manifest or settings."""
+        """Raises GuidanceError and AudioError for guidance and audio that cannot be used, UsageError for a manifest or
+        settings."""
         cfg = task_cfg or self.cfg
         for name, only in ONLY.items():
             if getattr(cfg, name) != only:
@@ -62,6 +63,7 @@ class OFAPretrainingTask(AudioPretrainingTask):
             alpha_root=cfg.alpha_root,
             boundaries_root=cfg.boundaries_root,
             bad_guidance=str(cfg.bad_guidance),
+            bad_audio=str(cfg.bad_audio),
             crop_seed=cfg.seed,
         )
         if not len(self.datasets[split]):
