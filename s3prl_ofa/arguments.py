@@ -12,4 +12,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def one_line(message: object) -> str:
-    return " ".join(str(message).split())
+    return " ".join((worker_message(message) or str(message)).split())
+
+
+def worker_message(error: object) -> str | None:
+    """What went wrong in a data worker: torch gives the worker's whole traceback. None for an error from elsewhere."""
+    text = str(error).strip()
+    if not (text.startswith("Caught ") and "Original Traceback" in text):
+        return None
+    return text.splitlines()[-1].partition(": ")[2]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from .arguments import Parser, one_line
-from .errors import CheckpointError, UsageError, worker_message
+from .errors import CheckpointError, UsageError
 from .version import __version__
 
 INTERRUPTED = 130  # what shells use for Ctrl-C: 128 + SIGINT
@@ -92,7 +92,7 @@ def guarded(prefix: str, run: Callable[[], int], debug: bool = False) -> int:
     except Exception as error:
         if debug:
             raise
-        message = one_line(worker_message(error) or error) or "no message"
+        message = one_line(error) or "no message"
         if isinstance(error, UsageError | CheckpointError):
             status = 2
         else:

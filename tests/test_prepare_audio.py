@@ -125,13 +125,3 @@ def test_a_root_that_no_manifest_can_hold(tmp_path, out, capsys):
     assert prepare("manifest", tmp_path / "my\naudio", "--out", out) == 2
     assert r"my\naudio: its path holds a tab or a line break, rename it" in capsys.readouterr().err
     assert not out.exists()
-
-
-def test_white_space_in_speakers_files(tmp_path, out):
-    """S3PRL splits the lines of VoxCeleb1's list at white space: such files are left out and named."""
-    make_corpora(tmp_path / "data")
-    first = sorted((tmp_path / "data" / "VoxCeleb1").rglob("*.wav"))[0]
-    first.rename(first.with_name("a b.wav"))
-    assert prepare("voxceleb1", "--voxceleb1", tmp_path / "data", "--out", out) == 1
-    assert "white space" in reasons(out)["a b.wav"]
-    assert all(len(line.split()) == 2 for line in (out / "veri_test_class.txt").read_text().splitlines())

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 import yaml
 
-from s3prl_ofa.arguments import Parser
+from s3prl_ofa.arguments import Parser, worker_message
 from s3prl_ofa.checkpoint import read_checkpoint
 from s3prl_ofa.checkpoint.contents import split_weight_norm
 from s3prl_ofa.checkpoint.fairseq_format import drop_needless_projection, read_config, write_state
-from s3prl_ofa.errors import CheckpointError, UsageError, worker_message
+from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.files import atomic_path
 
 logger = logging.getLogger(__name__)

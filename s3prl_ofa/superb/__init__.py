@@ -5,6 +5,7 @@ Importing this package is enough for S3PRL to know the upstreams ``ofa_wav2vec2`
 torchaudio and huggingface_hub (see shims.py). It imports neither s3prl nor torchaudio: that is left to who needs them.
 
 register.py, shims.py, link.py          how S3PRL comes to know us and to run on today's stack
+workers.py                              the same in its data workers
 expert.py, rate_options.py              the upstream and its options    featurizer.py   what S3PRL's featurizer lacks
 adaptive.py                             a rate that is trained          feature_cache.py   its features, where it is not
 run_downstream.py, run_options.py       the command around S3PRL's runner

@@ -15,7 +15,6 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from s3prl_ofa.audio import load_speech
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.cif import plan_cif
 from s3prl_ofa.model.config import SAMPLE_RATE
@@ -184,7 +183,7 @@ def count_frames(model: OFAWav2Vec2, options: RateOptions, utterances: list[Utte
         unknown = [index for index in unknown if utterances[index].needed > options.repeat * counts[index]]
     with tqdm(total=len(unknown), desc="frames", unit="utterance", dynamic_ncols=True, leave=False) as bar:
         for batch in batches(utterances, unknown):
-            waves = [torch.from_numpy(load_speech(utterances[i].path)) for i in batch]
+            waves = [torch.from_numpy(soundfile.read(utterances[i].path, dtype="float32")[0]) for i in batch]
             alpha, lengths = model.alpha(waves)
             if period_ms is None:
                 lambd = torch.full_like(alpha[:, 0], options.lambd)

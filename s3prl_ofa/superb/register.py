@@ -7,6 +7,7 @@ modules that needs a word is given it when it is imported, or at once where it a
 import importlib.abc
 import importlib.machinery
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -15,6 +16,7 @@ from typing import Any
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.superb import shims
 from s3prl_ofa.superb.expert import UpstreamExpert
+from s3prl_ofa.superb.workers import bring_us_along
 
 URL_SCHEMES = ("http://", "https://")
 
@@ -90,6 +92,18 @@ def speed_up_asr(model: ModuleType) -> None:
         model.nn = shims.Instead(model.nn, LSTM=PackedLSTM)
 
 
+def prepare_dataset(dataset: ModuleType) -> None:
+    shims.speech_loader(dataset)
+    bring_us_along(dataset)
+
+
+def add_corpora(ctc: ModuleType) -> None:
+    """S3PRL's wheel lacks ``s3prl.downstream.ctc.corpus``; a checkout has it, and more corpora in it."""
+    ours = str(pathlib.Path(__file__).parent / "ctc_corpus")
+    if ours not in ctc.__path__:
+        ctc.__path__.insert(0, ours)
+
+
 # What is done to which module of S3PRL once it has run.
 AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "s3prl": lambda _: shims.apply_shims(),
@@ -97,9 +111,11 @@ AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "s3prl.nn.upstream": keep_native_lengths,
     "s3prl.downstream.runner": mend_runner,
     "s3prl.downstream.asr.model": speed_up_asr,
-    "s3prl.downstream.asr.dataset": shims.speech_loader,
+    "s3prl.downstream.asr.dataset": prepare_dataset,
+    "s3prl.downstream.voxceleb1.dataset": prepare_dataset,
+    "s3prl.downstream.ctc": add_corpora,
     "s3prl.downstream.ctc.data": shims.speech_loader,
-    "s3prl.downstream.voxceleb1.dataset": shims.speech_loader,
+    "s3prl.downstream.ctc.corpus.librispeech": bring_us_along,
 }
 
 

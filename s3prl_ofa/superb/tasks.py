@@ -202,16 +202,11 @@ def scale_specaug(config: dict[str, Any], frame_period_ms: float) -> dict[str, A
 def complete_s3prl(expdir: pathlib.Path | None) -> None:
     """Adds to S3PRL, in memory, what its wheel lacks; may be called again, also with another ``expdir``.
 
-    * ``s3prl.downstream.ctc.corpus``, from our own folder.
     * ``ctc.data.load_dataset`` takes ``num_workers`` out of the config it is given, so that all loaders but the first
       start 12 workers: it gets a copy.
     * With ``expdir``, the file lists that the SID dataset caches inside the installed package, by split name only, go
       to a folder of ``expdir`` that is named after the content of the list and the root.
     """
-    ctc = importlib.import_module("s3prl.downstream.ctc")
-    ours = str(pathlib.Path(__file__).parent / "ctc_corpus")
-    if ours not in ctc.__path__:
-        ctc.__path__.insert(0, ours)
     expert = importlib.import_module("s3prl.downstream.ctc.expert")
     if not hasattr(expert.load_dataset, "__wrapped__"):
         expert.load_dataset = keep_num_workers(expert.load_dataset)

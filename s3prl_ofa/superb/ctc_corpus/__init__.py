@@ -1,1 +1,1 @@
-"""The folder that ``tasks.complete_s3prl`` adds to the path of ``s3prl.downstream.ctc``, for the ``corpus`` in it."""
+"""The folder that ``register.add_corpora`` adds to the path of ``s3prl.downstream.ctc``, for the ``corpus`` in it."""
