@@ -27,7 +27,7 @@ ALL_SUFFIXES = SUFFIXES | OTHER_SUFFIXES
 
 
 class AudioError(ValueError):
-    """An audio file cannot be used: the message says why, without naming the file."""
+    """An audio file cannot be used: the message says why, without naming the file unless the function says so."""
 
 
 def find_audio(folder: str | os.PathLike) -> list[pathlib.Path]:
@@ -139,6 +139,8 @@ def open_audio(path: str | os.PathLike) -> soundfile.SoundFile:
         raise AudioError("a link to nothing" if os.path.islink(path) else "no such file")
     if os.path.isdir(path):
         raise AudioError(unsearchable(path))
+    if not os.path.isfile(path):
+        raise AudioError("a pipe, socket or device; expected a file")  # opening one could wait for ever
     try:
         if not os.path.getsize(path):
             raise AudioError("an empty file")

@@ -257,6 +257,15 @@ def test_folders_that_cannot_be_searched_are_named(tmp_path, make_wave, monkeypa
         check_speech(tmp_path / "open")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_are_not_waited_for(tmp_path):
+    """A named pipe among the audio is an error at once: opening it would wait for a writer."""
+    os.mkfifo(tmp_path / "a.wav")
+    for function in (load_audio, duration, check_speech):
+        with pytest.raises(AudioError, match="a pipe, socket or device"):
+            function(tmp_path / "a.wav")
+
+
 def test_what_speech_is(tmp_path, make_wave):
     """16 kHz, mono, 400 samples, to its end: the header and the whole file are judged alike, and who reads the whole
     is told which file it was."""
