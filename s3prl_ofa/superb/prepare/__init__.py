@@ -101,7 +101,7 @@ def bucket(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
 
         def write(path: pathlib.Path, split: str = split) -> str:
             audio = [file for file, _ in read_split(root / split)]
-            samples = measured(audio, args, split, bad)
+            samples = measured(audio, args.jobs, split, bad, args.verify)
             rows = sorted(samples.items(), key=lambda item: (-item[1], item[0]))
             with open(path, "w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
@@ -146,7 +146,7 @@ def voxceleb1(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
     def write(path: pathlib.Path) -> str:
         files = find_files(root)
         parts = read_list(official) if official else None
-        usable = measured(list(files.values()), args, "VoxCeleb1", bad)
+        usable = measured(list(files.values()), args.jobs, "VoxCeleb1", bad, args.verify)
         names = [name for name, file in files.items() if file in usable]
         if parts is None:
             parts = make_list(names, args.seed)
@@ -185,7 +185,7 @@ def manifest(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
             bad[path] = reason
         else:
             listable.append(path)
-    samples = measured(listable, args, root.name, bad)
+    samples = measured(listable, args.jobs, root.name, bad, args.verify)
     for path, files in zip(paths, divide(list(samples), args.valid_fraction, args.seed).values(), strict=True):
         write_manifest(path, root, {file: samples[file] for file in files})
         hours = sum(samples[file] for file in files) / SAMPLE_RATE / 3600
@@ -205,10 +205,10 @@ def chosen_splits(root: pathlib.Path, splits: list[str] | None = None) -> list[s
 
 
 def measured(
-    paths: list[pathlib.Path], args: argparse.Namespace, what: str, bad: dict[pathlib.Path, str]
+    paths: list[pathlib.Path], jobs: int | None, what: str, bad: dict[pathlib.Path, str], verify: bool
 ) -> dict[pathlib.Path, int]:
     """Samples of every usable file; the others go into ``bad``. UsageError when none is left."""
-    found: Scan = scan(paths, args.jobs, what, args.verify)
+    found: Scan = scan(paths, jobs, what, verify)
     bad.update(found.bad)
     if not found.samples:
         example = next(iter((found.bad or bad).items()), None)
