@@ -56,6 +56,7 @@ from s3prl_ofa.superb.rate_options import (
 )
 from s3prl_ofa.superb.run_options import AUTO, ROOTS, CombinedParser
 from s3prl_ofa.superb.shims import Instead
+from s3prl_ofa.superb.task_frames import check_trained, options_for
 
 logger = logging.getLogger(__name__)
 
@@ -285,10 +286,11 @@ class Experiment:
             # ``-i`` takes weights alone; the rate that they were trained with belongs to them all the same.
             trained = trained_model_config(args.init_ckpt)
         else:
-            return RateOptions.layered({"frames": NATIVE}, read_model_config(given), self.rate)
+            return options_for(args.downstream, read_model_config(given), self.rate)
         base = read_model_config(trained)
         override = read_model_config(given) if given != trained else {}
         before, options = RateOptions.layered(base), RateOptions.layered(base, override, self.rate)
+        check_trained(args.downstream, before, options)
         adaptive.check_change(before, options, args.mode)
         if options != before:
             logger.info("the experiment was trained at %s; it now runs at %s", before, options)

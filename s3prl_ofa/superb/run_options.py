@@ -44,7 +44,10 @@ class CombinedParser(argparse.ArgumentParser):
         group.add_argument("--lambd-start", type=float, metavar="L", help="of an adaptive lambd: 0 to 1, default 0.5")
         group.add_argument("--lambd-max", type=float, metavar="L", help="of an adaptive lambd: up to 1, the default")
         group.add_argument(
-            "--frames", choices=FRAMES, help="native (default): the compressed frames; upsampled: repeated to 20 ms"
+            "--frames",
+            choices=FRAMES,
+            help="native: the compressed frames, the default of asr, pr, sid and other tasks that are right with them; "
+            "upsampled: repeated to 20 ms, the default of the rest",
         )
         group.add_argument(
             "--repeat",

@@ -5,7 +5,8 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from s3prl_ofa.superb.rate_options import ADAPTIVE, NATIVE, RATE_KEYS, UPSAMPLED
+from s3prl_ofa.superb.rate_options import ADAPTIVE, NATIVE, RATE_KEYS
+from s3prl_ofa.superb.task_frames import usual_frames
 from s3prl_ofa.superb.tasks import CTC_TASKS
 
 OURS = "ofa_wav2vec2"
@@ -172,11 +173,6 @@ def task_points(grid: Grid, task: Task) -> Iterator[Point]:
         for baseline in grid.baselines:
             given = (baseline.name, baseline.upstream, baseline.checkpoint)
             yield Point(task.name, *given, None, None, None, None, learning_rate, seed)
-
-
-def usual_frames(task: str) -> str:
-    """Other tasks of S3PRL's assume 20 ms frames."""
-    return NATIVE if task in KNOWN else UPSAMPLED
 
 
 def usual_repeat(task: str) -> int | str:

@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.rate_options import ADAPTIVE, FRAMES, RateOptions, real, whole
+from s3prl_ofa.superb.rate_options import ADAPTIVE, FRAMES, NATIVE, RateOptions, real, whole
+from s3prl_ofa.superb.task_frames import refusal, usual_frames
 
 from .grid import (
     AUTO,
@@ -30,7 +31,6 @@ from .grid import (
     Grid,
     Rates,
     Task,
-    usual_frames,
     usual_repeat,
 )
 
@@ -176,6 +176,12 @@ def task_from(name: str, settings: Any, grid: Section, mini: bool) -> Task:
         seeds=axis("seeds", seed, (1,)),
         lambd_starts=axis("lambd_starts", lambd_in_range, (None,)),
     )
+    if reason := refusal(name):
+        if NATIVE in axes.frames:
+            raise UsageError(f"{(section if 'frames' in section.values else grid).key('frames')}: {reason}")
+        if "repeat" in section.values and axes.repeat != (1,):
+            raise UsageError(f"{section.key('repeat')}: {reason}, whose repeat is 1")
+        axes = dataclasses.replace(axes, repeat=(1,))
     if axes.lambd_starts != (None,) and not axes.rates.adaptive:
         key = section.key if "lambd_starts" in section.values else grid.key
         raise UsageError(f"{key('lambd_starts')} is for adaptive rates, and {name} has none")

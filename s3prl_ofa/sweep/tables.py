@@ -4,7 +4,9 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-from .grid import usual_frames, usual_repeat
+from s3prl_ofa.superb.task_frames import usual_frames
+
+from .grid import usual_repeat
 from .summary import BASELINE, KINDS, Setting, Spread, Summary, percent
 
 NOTHING = "nothing to compare"
