@@ -50,6 +50,8 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"s3prl-ofa {__version__}")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for debugging")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    # torch.distributed.launch puts it before the arguments that it was given
+    parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS)
     parser.add_argument("command", choices=COMMANDS, metavar="command", help="one of those below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see: s3prl-ofa <command> --help")
     return parser
@@ -73,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # After the command too, where most people put it; none of S3PRL's options has this name.
     debug = options.debug or "--debug" in options.arguments
     arguments = [argument for argument in options.arguments if argument != "--debug"]
+    if options.local_rank is not None and options.command == "run_downstream":
+        arguments.append(f"--local_rank={options.local_rank}")
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)]
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     return guarded(f"s3prl-ofa {options.command}", lambda: run_command(options.command, arguments), debug)

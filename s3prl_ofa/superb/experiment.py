@@ -5,7 +5,6 @@ experiment that cannot go on. Here a checkpoint is written beside its place and 
 removed.
 """
 
-import argparse
 import contextlib
 import logging
 import os
@@ -173,8 +172,3 @@ def check_override(text: str | None) -> None:
             raise UsageError(
                 f"-o {option.strip()!r}: args.NAME=VALUE or config.NAME.NAME=VALUE is expected, several joined by ,,"
             )
-
-
-def is_leader(args: argparse.Namespace) -> bool:
-    """Whether this process, of those that train together, is the one that writes."""
-    return int(os.environ.get("RANK", args.local_rank or 0)) == 0

@@ -11,8 +11,6 @@ import builtins
 import contextlib
 import copy
 import dataclasses
-import importlib
-import importlib.util
 import logging
 import os
 import pathlib
@@ -27,7 +25,7 @@ import yaml
 from s3prl_ofa.device import check_device
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path
-from s3prl_ofa.superb import adaptive, register, tasks
+from s3prl_ofa.superb import adaptive, processes, register, tasks
 from s3prl_ofa.superb.ctc_check import check_ctc
 from s3prl_ofa.superb.exact_resume import KEY as POSITION
 from s3prl_ofa.superb.exact_resume import Position
@@ -36,7 +34,6 @@ from s3prl_ofa.superb.experiment import (
     check_free,
     check_override,
     held,
-    is_leader,
     make_folder,
     newest_readable,
     past_checkpoints,
@@ -45,6 +42,7 @@ from s3prl_ofa.superb.experiment import (
 from s3prl_ofa.superb.expert import Measured
 from s3prl_ofa.superb.feature_cache import cache_for, default_folder
 from s3prl_ofa.superb.meter import Meter, keeping_scores
+from s3prl_ofa.superb.processes import is_leader
 from s3prl_ofa.superb.rate_options import (
     ADAPTIVE,
     ADAPTIVE_KEYS,
@@ -54,8 +52,8 @@ from s3prl_ofa.superb.rate_options import (
     RateOptions,
     read_model_config,
 )
-from s3prl_ofa.superb.run_options import AUTO, ROOTS, CombinedParser
-from s3prl_ofa.superb.shims import Instead
+from s3prl_ofa.superb.run_options import AUTO, ROOTS, CombinedParser, check_new, is_ours
+from s3prl_ofa.superb.shims import Instead, replaced
 from s3prl_ofa.superb.task_frames import check_trained, options_for
 
 logger = logging.getLogger(__name__)
@@ -96,9 +94,15 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
             super().__init__(args, config)
             experiment.open_cache(self)
             meters.append(Meter(self, scores))
-            if args.mode == "train" and args.local_rank is None:  # of several processes each has a state of its own
+            if args.local_rank is not None:
+                processes.check_divided(self)
+            elif args.mode == "train":  # of several processes each has a state of its own
                 saves.position = Position((experiment.past or {}).get(POSITION))
                 saves.position.watch(self)
+
+        def train(self) -> None:
+            with processes.counting_updates(self, s3prl_runner):
+                super().train()
 
     original_get_args = s3prl_run.get_downstream_args
 
@@ -118,9 +122,12 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
     # S3PRL also replaces the builtin isinstance, for good; the rest of this process needs the real one.
     with (
         replaced(builtins, isinstance=isinstance),
-        replaced(s3prl_run, get_downstream_args=get_downstream_args, Runner=KeptRunner),
+        replaced(
+            s3prl_run, get_downstream_args=get_downstream_args, Runner=KeptRunner, torch=processes.torch_for_main()
+        ),
         replaced(
             s3prl_runner,
+            DDP=processes.data_parallel,
             os=Instead(os, remove=saves.remove),
             torch=Instead(s3prl_runner.torch, save=saves.save),
             SummaryWriter=keeping_scores(s3prl_runner.SummaryWriter, scores),
@@ -190,7 +197,7 @@ class Experiment:
             args.past_exp, args.auto_resume = os.path.abspath(path), False
             self.go_on(args, self.past["Args"], [f"--{option_name(name)}" for name in ("mini", *ROOTS) if ours[name]])
         else:
-            self.check_new(args)
+            check_new(args)
             if args.config is None or args.downstream in tasks.S3PRL_DOWNSTREAM.values():
                 roots = {name: ours[name] for name in ROOTS}
                 config = tasks.resolve_config(args.downstream, args.config, ours["mini"], roots)
@@ -224,33 +231,22 @@ class Experiment:
     def make_folder(self, path: str, exist_ok: bool = True) -> None:
         self.made += make_folder(path)
 
-    def check_new(self, args: argparse.Namespace) -> None:
-        """A new experiment needs a folder, an upstream and a task; ours also a checkpoint."""
-        if args.expdir is None:
-            raise UsageError("say where the experiment goes: -n NAME (result/downstream/NAME) or -p FOLDER")
-        if args.upstream is None:
-            raise UsageError("say which upstream: -u ofa_wav2vec2 -k CHECKPOINT")
-        if args.hub == "torch" and not hasattr(importlib.import_module("s3prl.hub"), args.upstream):
-            raise UsageError(f"-u {args.upstream}: S3PRL has no such upstream (--help lists them)")
-        if args.downstream is None:
-            raise UsageError(f"say which task: -d {', '.join(tasks.S3PRL_DOWNSTREAM)} or another of S3PRL's")
-        downstream = importlib.util.find_spec("s3prl.downstream").submodule_search_locations
-        if not any(pathlib.Path(folder, args.downstream, "expert.py").is_file() for folder in downstream):
-            raise UsageError(f"-d {args.downstream}: neither {', '.join(tasks.S3PRL_DOWNSTREAM)} nor a task of S3PRL's")
-        if args.init_ckpt is not None and not pathlib.Path(args.init_ckpt).is_file():
-            raise UsageError(f"-i {args.init_ckpt}: there is no such checkpoint")
-        if is_ours(args) and args.upstream_ckpt is None:
-            raise UsageError(f"{args.upstream} needs a checkpoint: -k FILE or URL")
-
     def before_running(self, args: argparse.Namespace, config: dict[str, Any]) -> None:
         """Settles device and rate and completes S3PRL, once it has read its arguments, config and checkpoint."""
         if args.device.startswith("cuda") and not torch.cuda.is_available():
             logger.info("there is no CUDA here: --device %s becomes cpu", args.device)
             args.device = "cpu"
+        processes.settle(args)
         check_device(args.device)
         args.expdir = os.path.abspath(args.expdir)  # -o may have changed it
         expdir = pathlib.Path(args.expdir)
-        if args.mode == "train" and is_leader(args):
+        if args.mode == "train":
+            self.lock.enter_context(processes.joined(args))
+            if self.past is not None:
+                processes.check_resumed(self.past)
+        if not is_leader(args):
+            logging.getLogger("s3prl_ofa").setLevel(logging.WARNING)  # the leader tells it all
+        elif args.mode == "train":
             self.lock.enter_context(held(expdir))
             if self.past is None and not args.auto_resume:
                 check_free(expdir)
@@ -263,7 +259,11 @@ class Experiment:
                 raise UsageError(f"--cache-gb needs features that stay as they are: leave it out with {trained}")
             args.upstream_model_config = options.to_yaml()
             if args.mode == "train" and self.past is None:
-                options = self.check_training(args, config, options)
+                if is_leader(args):
+                    options = self.check_training(args, config, options)
+                options, specaug = processes.from_leader((options, config.get("specaug")))
+                config.update({"specaug": specaug} if specaug else {})
+                args.upstream_refresh = False  # done by the leader's check
                 args.upstream_model_config = options.to_yaml()
             logger.info("%s runs at %s", args.upstream, options)
         elif self.rate or self.repeat_auto or self.cache_gb is not None:
@@ -275,7 +275,8 @@ class Experiment:
         if self.past is None:
             # an evaluation (-i) may go to the folder of a training, whose config stays
             args.config = str(expdir / ("config.yaml" if args.mode == "train" else f"config_{args.mode}.yaml"))
-            write_yaml(pathlib.Path(args.config), resolved)
+            if is_leader(args):
+                write_yaml(pathlib.Path(args.config), resolved)
 
     def settle_rate(self, args: argparse.Namespace) -> RateOptions:
         """The rate of the command line on top of ``-g`` (or what ``-o`` makes of it), on top of the trained one."""
@@ -305,7 +306,6 @@ class Experiment:
         """
         entry = register.ENTRIES[args.upstream]
         expert = entry(args.upstream_ckpt, refresh=args.upstream_refresh, model_config=options.to_yaml())
-        args.upstream_refresh = False  # done
         expert.options = adaptive.slowest(options)
         check = check_ctc(args.downstream, config, expert.to(args.device))
         if check is None:
@@ -336,9 +336,9 @@ class Experiment:
     def folders(self) -> Iterator[None]:
         """Lets go of the experiment folder at the end, and takes away the folders that S3PRL made for nothing."""
         try:
-            yield
+            with self.lock:
+                yield
         finally:
-            self.lock.close()
             for folder in self.made:
                 with contextlib.suppress(OSError):
                     folder.rmdir()  # only if empty
@@ -346,10 +346,6 @@ class Experiment:
 
 def option_name(name: str) -> str:
     return name.replace("_", "-")
-
-
-def is_ours(args: argparse.Namespace) -> bool:
-    return args.upstream in register.ENTRIES
 
 
 def take(args: argparse.Namespace, name: str) -> Any:
@@ -378,16 +374,3 @@ def once(source: logging.Logger) -> Iterator[None]:
         yield
     finally:
         source.removeFilter(is_new)
-
-
-@contextlib.contextmanager
-def replaced(module: Any, **values: Any) -> Iterator[None]:
-    """Other values for names of a module, until the block ends; a value may also be the present one, to be kept."""
-    before = {name: getattr(module, name) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(module, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(module, name, value)

@@ -1,11 +1,15 @@
 """The options of ``s3prl-ofa run_downstream`` beside S3PRL's own."""
 
 import argparse
+import importlib
+import importlib.util
 import math
+import pathlib
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.superb import register, tasks
 from s3prl_ofa.superb.rate_options import ADAPTIVE, FRAMES
 
 AUTO = "auto"
@@ -68,6 +72,10 @@ class CombinedParser(argparse.ArgumentParser):
         for name, (metavar, text) in ROOTS.items():
             group.add_argument("--" + name.replace("_", "-"), metavar=metavar, help=text)
 
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        """Also with the spelling of --local_rank that newer launchers pass."""
+        return super().add_argument(*names, *["--local-rank"] * ("--local_rank" in names), **settings)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
@@ -96,3 +104,26 @@ def repeat_count(value: str) -> int | str:
     if value != AUTO and not value.isdecimal():
         raise argparse.ArgumentTypeError(f"a whole number or {AUTO} is expected, found {value!r}")
     return value if value == AUTO else int(value)
+
+
+def check_new(args: argparse.Namespace) -> None:
+    """A new experiment needs a folder, an upstream and a task; ours also a checkpoint."""
+    if args.expdir is None:
+        raise UsageError("say where the experiment goes: -n NAME (result/downstream/NAME) or -p FOLDER")
+    if args.upstream is None:
+        raise UsageError("say which upstream: -u ofa_wav2vec2 -k CHECKPOINT")
+    if args.hub == "torch" and not hasattr(importlib.import_module("s3prl.hub"), args.upstream):
+        raise UsageError(f"-u {args.upstream}: S3PRL has no such upstream (--help lists them)")
+    if args.downstream is None:
+        raise UsageError(f"say which task: -d {', '.join(tasks.S3PRL_DOWNSTREAM)} or another of S3PRL's")
+    downstream = importlib.util.find_spec("s3prl.downstream").submodule_search_locations
+    if not any(pathlib.Path(folder, args.downstream, "expert.py").is_file() for folder in downstream):
+        raise UsageError(f"-d {args.downstream}: neither {', '.join(tasks.S3PRL_DOWNSTREAM)} nor a task of S3PRL's")
+    if args.init_ckpt is not None and not pathlib.Path(args.init_ckpt).is_file():
+        raise UsageError(f"-i {args.init_ckpt}: there is no such checkpoint")
+    if is_ours(args) and args.upstream_ckpt is None:
+        raise UsageError(f"{args.upstream} needs a checkpoint: -k FILE or URL")
+
+
+def is_ours(args: argparse.Namespace) -> bool:
+    return args.upstream in register.ENTRIES
