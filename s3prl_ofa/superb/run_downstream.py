@@ -25,7 +25,7 @@ import yaml
 from s3prl_ofa.device import check_device
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path
-from s3prl_ofa.superb import adaptive, processes, register, tasks
+from s3prl_ofa.superb import adaptive, experiment_data, processes, register, tasks
 from s3prl_ofa.superb.ctc_check import check_ctc
 from s3prl_ofa.superb.exact_resume import KEY as POSITION
 from s3prl_ofa.superb.exact_resume import Position
@@ -195,7 +195,12 @@ class Experiment:
         if past:
             path, self.past = newest_readable(past)
             args.past_exp, args.auto_resume = os.path.abspath(path), False
-            self.go_on(args, self.past["Args"], [f"--{option_name(name)}" for name in ("mini", *ROOTS) if ours[name]])
+            stored, roots = self.past["Args"], {name: ours[name] for name in ROOTS}
+            if stored.downstream in tasks.S3PRL_DOWNSTREAM.values():
+                read = args.mode != "inference"
+                experiment_data.refill(stored.downstream, self.past["Config"], roots, args.override, read)
+                roots = {}
+            self.go_on(args, stored, [f"--{option_name(name)}" for name in ("mini", *roots) if ours[name]])
         else:
             check_new(args)
             if args.config is None or args.downstream in tasks.S3PRL_DOWNSTREAM.values():
@@ -217,8 +222,8 @@ class Experiment:
                 given.append(option)
         if given:
             logger.warning(
-                "the experiment has its own config, data and upstream: %s counts for nothing (-o changes its config, "
-                "--lambd and --frame-period-ms its rate, -k the place of its checkpoint)",
+                "the experiment has its own config and upstream: %s counts for nothing (-o changes its config, --lambd "
+                "and --frame-period-ms its rate, -k the place of its checkpoint, --librispeech and others its data)",
                 ", ".join(given),
             )
         if args.upstream_ckpt not in (None, stored.upstream_ckpt):
@@ -250,6 +255,8 @@ class Experiment:
             self.lock.enter_context(held(expdir))
             if self.past is None and not args.auto_resume:
                 check_free(expdir)
+        if args.mode != "inference":
+            experiment_data.check_splits(args.downstream, config, args.mode, args.evaluate_split)
         resolved = copy.deepcopy(config)
         if is_ours(args):
             options = self.settle_rate(args)

@@ -1,0 +1,150 @@
+"""The data of an experiment: where it is now, and the splits that it can be trained and evaluated on."""
+
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.resources import folder
+
+from .corpora import split_names
+from .tasks import PLACEHOLDER, S3PRL_DOWNSTREAM, DataRoots, vocabulary
+
+logger = logging.getLogger(__name__)
+
+TASKS = {name: task for task, name in S3PRL_DOWNSTREAM.items()}
+CONFIGS = "downstream_configs"
+ROOTS = ("librispeech", "voxceleb1")  # what stands in one of these folders is filled after it
+SPLITS = ("train", "dev", "test")  # by --splits; VoxCeleb1 has no others
+LIBRISPEECH = {"asr": ("datarc", "libri_root"), "ctc": ("corpus", "path")}  # where S3PRL's config has splits and root
+VOCABULARIES = ("downstream_expert.datarc.dict_path", "downstream_expert.text.vocab_file")
+
+
+def refill(
+    downstream: str, config: dict[str, Any], given: dict[str, str | None], override: str | None, read: bool = True
+) -> None:
+    """Brings the paths in an experiment's config to where its data is now.
+
+    downstream: S3PRL's name of one of SUPERB's three tasks. given: as DataRoots takes it; it replaces what the config
+    has. override: S3PRL's ``-o``, which comes after this and wins. read: whether the corpus will be. Raises UsageError
+    naming the option where the corpus is neither where the config says nor given.
+    """
+    given = dict(given)
+    for where, name in placeholders(TASKS[downstream]):
+        section, key = section_of(config, where)
+        if key not in section or overridden(where, override):
+            continue
+        stored = section[key]
+        asked = any(given.get(option) for option in options_of(name))
+        if asked or read and name not in SPLITS and missing(stored):
+            try:
+                section[key] = getattr(DataRoots(given, False), name)()
+            except UsageError as error:
+                raise error if asked else UsageError(f"the experiment's {stored} is no longer there: {error}") from None
+        if name in ROOTS:
+            given[name] = section[key]
+        if section[key] != stored:
+            logger.info("%s: %s in place of %s", where, section[key], stored)
+    for where in VOCABULARIES:
+        section, key = section_of(config, where)
+        if key in section and missing(section[key]) and not overridden(where, override):
+            section[key] = moved_vocabulary(section[key], where)
+
+
+def placeholders(task: str) -> Iterator[tuple[str, str]]:
+    """Where the task's config has which placeholder, as ("downstream_expert.datarc.libri_root", "librispeech")."""
+
+    def below(value: Any, where: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                yield from below(item, f"{where}.{key}" if where else key)
+        elif isinstance(value, str) and (found := PLACEHOLDER.fullmatch(value)):
+            yield where, found[1]
+
+    yield from below(yaml.safe_load((folder(CONFIGS) / f"{task}.yaml").read_text("utf-8")), "")
+
+
+def options_of(name: str) -> tuple[str, ...]:
+    """The options that fill a placeholder."""
+    if name in ROOTS:
+        return (name,)
+    return ("splits",) if name in SPLITS else (name, "prepared")
+
+
+def section_of(config: dict[str, Any], where: str) -> tuple[dict[str, Any], str]:
+    """The mapping in which a key such as ``a.b.c`` is looked up, and its last part; empty where there is none."""
+    *parents, key = where.split(".")
+    section: Any = config
+    for parent in parents:
+        section = section.get(parent) if isinstance(section, dict) else None
+    return section if isinstance(section, dict) else {}, key
+
+
+def overridden(where: str, override: str | None) -> bool:
+    return re.search(rf"(^|,,)\s*config\.{re.escape(where)}\s*=", override or "") is not None
+
+
+def parts(value: str | list[str]) -> list[str]:
+    """One name or several, as S3PRL takes them."""
+    return [value] if isinstance(value, str) else value
+
+
+def missing(value: str | list[str]) -> bool:
+    """Whether a path, or one of several, is not there."""
+    return not all(os.path.exists(path) for path in parts(value))
+
+
+def moved_vocabulary(stored: str, where: str) -> str:
+    """A vocabulary of ours, or S3PRL's of the same name, where the installation was somewhere else."""
+    path = pathlib.Path(stored)
+    try:
+        if path.is_absolute() and path.parent.name != CONFIGS:
+            raise UsageError("it was not one of ours")
+        return vocabulary(stored, pathlib.Path(), folder(CONFIGS))
+    except UsageError:
+        raise UsageError(f"the experiment's vocabulary {stored} is no longer there: -o config.{where}=FILE") from None
+
+
+def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: str) -> None:
+    """Raises UsageError for a split that is not there, of those that a training or an evaluation (``-t``) reads.
+
+    ``-t`` may also be any split of LibriSpeech, or several joined by +; it is added to the config.
+    """
+    expert, runner = config.get("downstream_expert") or {}, config.get("runner") or {}
+    wanted = ["train", *(runner.get("eval_dataloaders") or [])] if mode == "train" else [evaluated]
+    if downstream not in LIBRISPEECH:
+        for split in wanted if downstream in TASKS else ():
+            if split not in SPLITS:
+                raise UsageError(f"{TASKS[downstream]} has no split {split}; it has {', '.join(SPLITS)}")
+        return
+    name, root_key = LIBRISPEECH[downstream]
+    section = expert.get(name) or {}
+    if root_key not in section:  # another corpus of S3PRL's ctc
+        return
+    root = pathlib.Path(section[root_key])
+    for split in wanted:
+        named = [key for key, value in section.items() if key in SPLITS or isinstance(value, list) and key != "lexicon"]
+        if mode == "evaluate" and split == "train" and split in named:
+            raise UsageError(
+                f"-t train would score the batches of training, in which S3PRL leaves out or repeats utterances: "
+                f"-t {'+'.join(parts(section['train']))} scores each once"
+            )
+        if split not in named:
+            section[split] = split.split("+")
+        for part in parts(section[split]):
+            if not (root / part).is_dir():
+                there = ", ".join(split_names(root)) if root.is_dir() else "nothing"
+                raise UsageError(
+                    f"there is no split {part} in {root}; it has {there}, and the config {', '.join(named)}"
+                )
+            bucket = pathlib.Path(section.get("bucket_file", ""))
+            if downstream == "asr" and not (bucket / f"{part}.csv").is_file():
+                raise UsageError(
+                    f"{bucket} holds no {part}.csv; "
+                    f"`s3prl-ofa prepare bucket --librispeech {root} --splits {part} --out {bucket.parent}` makes it"
+                )
