@@ -81,7 +81,7 @@ def test_a_training_resumes_on_data_that_has_moved(moved, task, how, tmp_path):
 
 @pytest.mark.parametrize("task", ["asr", "pr"])
 def test_other_splits_are_evaluated(moved, task):
-    """--splits chooses what ``test`` is, -t any folder of the corpus, or several; the measurements are named after it."""
+    """--splits chooses what ``test`` is, -t any folder of the corpus, or several; it names what was measured."""
     given = ["-e", str(moved / task), *data(moved / "new")]
     assert run("evaluate", *given, "--splits", "dev-mini,test-mini,train-mini+dev-mini") == 0
     assert utterances(moved / task, "test") == 8
