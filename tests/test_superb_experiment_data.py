@@ -155,6 +155,13 @@ def test_vocabularies_of_another_installation(config):
     experiment_data.refill("asr", config, {}, "config.downstream_expert.datarc.dict_path=char.dict")
 
 
+def test_other_corpora_of_ctc_are_left_alone():
+    """S3PRL's ctc also does slot filling, on a corpus that is not LibriSpeech and has splits of its own."""
+    config = {"downstream_expert": {"corpus": {"name": "snips", "path": "/gone", "train": ["train"], "test": ["test"]}}}
+    assert not experiment_data.known("ctc", config) and not experiment_data.known("diarization", {})
+    experiment_data.check_splits("ctc", config, "evaluate", "test")
+
+
 def test_overrides_win(config):
     """What -o sets is neither filled nor looked for, and a key that only begins alike is not meant."""
     datarc = config["downstream_expert"]["datarc"]

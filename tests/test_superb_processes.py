@@ -16,7 +16,10 @@ from s3prl_ofa.superb import processes
 
 TESTS = pathlib.Path(__file__).parent
 CKPT = str(TESTS / "golden" / "ref_tiny.pt")
-STEPS = "config.runner.total_steps={0},,config.runner.eval_step=2,,config.runner.save_step=2,,config.runner.log_step=1"
+STEPS = (
+    "config.runner.total_steps={0},,config.runner.eval_step=2,,config.runner.save_step=2,,config.runner.log_step=1,,"
+    "config.downstream_expert.datarc.max_timestep=None"  # whole utterances, which the feature cache keeps
+)
 
 
 def launched(folder: pathlib.Path, launcher: str, *program: str) -> subprocess.CompletedProcess:
@@ -71,6 +74,7 @@ def test_two_processes_train_one_model(trained):
     once = ("args_", "config_", "events.out", "measured_train", "states-", "dev-best", "config.yaml")
     assert [sum(name.startswith(start) for name in names) for start in once] == [1] * len(once)
     assert ".lock" not in names
+    assert len(list((trained / "features").rglob("[!.]*.safetensors"))) == 6  # of both processes: 4 to train, 2 of dev
 
 
 def test_two_processes_resume_together_and_one_evaluates(trained, monkeypatch, capfd):
@@ -157,6 +161,23 @@ def test_other_starts_of_several_processes_are_refused(settled, monkeypatch, env
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UsageError, match=words):
         settled(environment, **options)
+
+
+def test_a_refusal_leaves_nothing(settled, trained, monkeypatch, capfd):
+    """One sentence, and no folder."""
+    monkeypatch.chdir(trained)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(train(trained, "-p", "none")) == 2
+    assert "WORLD_SIZE=2 says that 2 processes were started" in capfd.readouterr().err.splitlines()[-1]
+    assert not (trained / "none").exists()
+
+
+def test_processes_that_see_other_checkpoints_are_refused(monkeypatch):
+    """A node whose file system does not show the leader's checkpoint would train on from another step."""
+    for leader, here in ((4, {"Step": 2}), (4, None), (None, {"Step": 2})):
+        monkeypatch.setattr(processes, "from_leader", lambda value, found=leader: found)
+        with pytest.raises(UsageError, match="do not see the same checkpoint"):
+            processes.check_resumed(here)
 
 
 def test_a_task_that_does_not_divide_its_data_is_refused():

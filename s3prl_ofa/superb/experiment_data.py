@@ -25,13 +25,19 @@ LIBRISPEECH = {"asr": ("datarc", "libri_root"), "ctc": ("corpus", "path")}  # wh
 VOCABULARIES = ("downstream_expert.datarc.dict_path", "downstream_expert.text.vocab_file")
 
 
+def known(downstream: str, config: dict[str, Any]) -> bool:
+    """Whether this is one of SUPERB's three tasks, on its own corpus; S3PRL's ctc has others."""
+    corpus = (config.get("downstream_expert") or {}).get("corpus") or {}
+    return downstream in TASKS and (downstream != "ctc" or str(corpus.get("name")).lower().startswith("libri"))
+
+
 def refill(
     downstream: str, config: dict[str, Any], given: dict[str, str | None], override: str | None, read: bool = True
 ) -> None:
     """Brings the paths in an experiment's config to where its data is now.
 
-    downstream: S3PRL's name of one of SUPERB's three tasks. given: as DataRoots takes it; it replaces what the config
-    has. override: S3PRL's ``-o``, which comes after this and wins. read: whether the corpus will be. Raises UsageError
+    downstream: S3PRL's name of a task that is ``known``. given: as DataRoots takes it; it replaces what the config has.
+    override: S3PRL's ``-o``, which comes after this and wins. read: whether the corpus will be. Raises UsageError
     naming the option where the corpus is neither where the config says nor given.
     """
     given = dict(given)
@@ -115,16 +121,18 @@ def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: 
 
     ``-t`` may also be any split of LibriSpeech, or several joined by +; it is added to the config.
     """
-    expert, runner = config.get("downstream_expert") or {}, config.get("runner") or {}
-    wanted = ["train", *(runner.get("eval_dataloaders") or [])] if mode == "train" else [evaluated]
+    if not known(downstream, config):
+        return
+    evaluated_in_training = (config.get("runner") or {}).get("eval_dataloaders") or []
+    wanted = ["train", *evaluated_in_training] if mode == "train" else [evaluated]
     if downstream not in LIBRISPEECH:
-        for split in wanted if downstream in TASKS else ():
+        for split in wanted:
             if split not in SPLITS:
                 raise UsageError(f"{TASKS[downstream]} has no split {split}; it has {', '.join(SPLITS)}")
         return
     name, root_key = LIBRISPEECH[downstream]
-    section = expert.get(name) or {}
-    if root_key not in section:  # another corpus of S3PRL's ctc
+    section = (config.get("downstream_expert") or {}).get(name) or {}
+    if root_key not in section:  # its tables of utterances name their files
         return
     root = pathlib.Path(section[root_key])
     for split in wanted:

@@ -98,10 +98,16 @@ def from_leader(value: Any) -> Any:
     return values[0]
 
 
-def check_resumed(past: dict[str, Any]) -> None:
-    """Raises UsageError where a training does not resume in as many processes as it began with."""
-    before, now = past.get("WorldSize", 1), world_size()
-    if before != now:
+def check_resumed(past: dict[str, Any] | None) -> None:
+    """Raises UsageError where the processes of a training do not resume together, in as many as it began with.
+
+    past: the checkpoint, None for a new training.
+    """
+    step = past and past.get("Step")
+    if from_leader(step) != step:
+        raise UsageError(f"the processes do not see the same checkpoint: here step {step}; is the folder shared by all?")
+    before, now = (past or {}).get("WorldSize", 1), world_size()
+    if past is not None and before != now:
         began = "one process: start it without torchrun" if before == 1 else f"{before}: {TORCHRUN.format(before)}"
         raise UsageError(f"a training resumes in as many processes as it began with, here {began}; found {now}")
 

@@ -196,7 +196,7 @@ class Experiment:
             path, self.past = newest_readable(past)
             args.past_exp, args.auto_resume = os.path.abspath(path), False
             stored, roots = self.past["Args"], {name: ours[name] for name in ROOTS}
-            if stored.downstream in tasks.S3PRL_DOWNSTREAM.values():
+            if experiment_data.known(stored.downstream, self.past["Config"]):
                 read = args.mode != "inference"
                 experiment_data.refill(stored.downstream, self.past["Config"], roots, args.override, read)
                 roots = {}
@@ -247,8 +247,7 @@ class Experiment:
         expdir = pathlib.Path(args.expdir)
         if args.mode == "train":
             self.lock.enter_context(processes.joined(args))
-            if self.past is not None:
-                processes.check_resumed(self.past)
+            processes.check_resumed(self.past)
         if not is_leader(args):
             logging.getLogger("s3prl_ofa").setLevel(logging.WARNING)  # the leader tells it all
         elif args.mode == "train":
