@@ -105,7 +105,7 @@ def check_resumed(past: dict[str, Any] | None) -> None:
     """
     step = past and past.get("Step")
     if from_leader(step) != step:
-        raise UsageError(f"the processes do not see the same checkpoint: here step {step}; is the folder shared by all?")
+        raise UsageError(f"the processes do not see the same checkpoint, here step {step}: do all share the folder?")
     before, now = (past or {}).get("WorldSize", 1), world_size()
     if past is not None and before != now:
         began = "one process: start it without torchrun" if before == 1 else f"{before}: {TORCHRUN.format(before)}"
