@@ -122,10 +122,12 @@ def test_bucket_lengths_of_a_split_are_asked_for(moved, capfd, tmp_path):
     assert "holds no dev-mini.csv" in capfd.readouterr().err and not (tmp_path / "exp").exists()
 
 
-def test_a_file_is_transcribed_without_the_corpus(moved):
+def test_a_file_is_transcribed_without_the_corpus(moved, capfd):
     """Inference reads no corpus, so none is asked for."""
     wave = next((moved / "new" / "LibriSpeech" / "test-mini").rglob("*.flac"))
     assert run("inference", "-e", str(moved / "asr"), "-t", str(wave)) == 0
+    assert run("inference", "-e", str(moved / "asr")) == 2
+    assert "-m inference -t test: there is no such file" in capfd.readouterr().err
 
 
 @pytest.fixture

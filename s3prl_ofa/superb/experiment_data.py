@@ -95,23 +95,23 @@ def overridden(where: str, override: str | None) -> bool:
     return re.search(rf"(^|,,)\s*config\.{re.escape(where)}\s*=", override or "") is not None
 
 
-def parts(value: str | list[str]) -> list[str]:
+def parts(value: Any) -> list[str]:
     """One name or several, as S3PRL takes them."""
-    return [value] if isinstance(value, str) else value
+    return [str(part) for part in (value if isinstance(value, list) else [value])]
 
 
-def missing(value: str | list[str]) -> bool:
+def missing(value: Any) -> bool:
     """Whether a path, or one of several, is not there."""
     return not all(os.path.exists(path) for path in parts(value))
 
 
-def moved_vocabulary(stored: str, where: str) -> str:
+def moved_vocabulary(stored: Any, where: str) -> str:
     """A vocabulary of ours, or S3PRL's of the same name, where the installation was somewhere else."""
-    path = pathlib.Path(stored)
+    path = pathlib.Path(str(stored))
     try:
         if path.is_absolute() and path.parent.name != CONFIGS:
             raise UsageError("it was not one of ours")
-        return vocabulary(stored, pathlib.Path(), folder(CONFIGS))
+        return vocabulary(str(path), pathlib.Path(), folder(CONFIGS))
     except UsageError:
         raise UsageError(f"the experiment's vocabulary {stored} is no longer there: -o config.{where}=FILE") from None
 
@@ -119,8 +119,13 @@ def moved_vocabulary(stored: str, where: str) -> str:
 def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: str) -> None:
     """Raises UsageError for a split that is not there, of those that a training or an evaluation (``-t``) reads.
 
-    ``-t`` may also be any split of LibriSpeech, or several joined by +; it is added to the config.
+    ``-t`` may also be any split of LibriSpeech, or several joined by +; it is added to the config. For an inference it is
+    a file.
     """
+    if mode == "inference":
+        if not os.path.isfile(evaluated):
+            raise UsageError(f"-m inference -t {evaluated}: there is no such file")
+        return
     if not known(downstream, config):
         return
     evaluated_in_training = (config.get("runner") or {}).get("eval_dataloaders") or []
@@ -134,7 +139,7 @@ def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: 
     section = (config.get("downstream_expert") or {}).get(name) or {}
     if root_key not in section:  # its tables of utterances name their files
         return
-    root = pathlib.Path(section[root_key])
+    root = pathlib.Path(str(section[root_key]))
     for split in wanted:
         named = [key for key, value in section.items() if key in SPLITS or isinstance(value, list) and key != "lexicon"]
         if mode == "evaluate" and split == "train" and split in named:
@@ -150,7 +155,7 @@ def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: 
                 raise UsageError(
                     f"there is no split {part} in {root}; it has {there}, and the config {', '.join(named)}"
                 )
-            bucket = pathlib.Path(section.get("bucket_file", ""))
+            bucket = pathlib.Path(str(section.get("bucket_file")))
             if downstream == "asr" and not (bucket / f"{part}.csv").is_file():
                 raise UsageError(
                     f"{bucket} holds no {part}.csv; "

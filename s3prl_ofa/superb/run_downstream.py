@@ -254,8 +254,7 @@ class Experiment:
             self.lock.enter_context(held(expdir))
             if self.past is None and not args.auto_resume:
                 check_free(expdir)
-        if args.mode != "inference":
-            experiment_data.check_splits(args.downstream, config, args.mode, args.evaluate_split)
+        experiment_data.check_splits(args.downstream, config, args.mode, args.evaluate_split)
         resolved = copy.deepcopy(config)
         if is_ours(args):
             options = self.settle_rate(args)
