@@ -13,7 +13,7 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.resources import folder
 
 from .corpora import split_names
-from .tasks import PLACEHOLDER, S3PRL_DOWNSTREAM, DataRoots, vocabulary
+from .tasks import PLACEHOLDER, S3PRL_DOWNSTREAM, DataRoots
 
 logger = logging.getLogger(__name__)
 
@@ -108,56 +108,56 @@ def missing(value: Any) -> bool:
 def moved_vocabulary(stored: Any, where: str) -> str:
     """A vocabulary of ours, or S3PRL's of the same name, where the installation was somewhere else."""
     path = pathlib.Path(str(stored))
-    try:
-        if path.is_absolute() and path.parent.name != CONFIGS:
-            raise UsageError("it was not one of ours")
-        return vocabulary(str(path), pathlib.Path(), folder(CONFIGS))
-    except UsageError:
-        raise UsageError(f"the experiment's vocabulary {stored} is no longer there: -o config.{where}=FILE") from None
+    ours = folder(CONFIGS) / path.name
+    if ours.is_file() and (not path.is_absolute() or path.parent.name == CONFIGS):
+        return str(ours)
+    raise UsageError(f"the experiment's vocabulary {stored} is no longer there: -o config.{where}=FILE")
 
 
 def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: str) -> None:
     """Raises UsageError for a split that is not there, of those that a training or an evaluation (``-t``) reads.
 
-    ``-t`` may also be any split of LibriSpeech, or several joined by +; it is added to the config. For an inference it is
-    a file.
+    ``-t`` may also be any split of LibriSpeech, or several joined by +; it is added to the config. For an inference it
+    is a file.
     """
-    if mode == "inference":
-        if not os.path.isfile(evaluated):
-            raise UsageError(f"-m inference -t {evaluated}: there is no such file")
+    if mode == "inference" and not os.path.isfile(evaluated):
+        raise UsageError(f"-m inference -t {evaluated}: there is no such file")
+    if mode == "inference" or not known(downstream, config):
         return
-    if not known(downstream, config):
-        return
-    evaluated_in_training = (config.get("runner") or {}).get("eval_dataloaders") or []
-    wanted = ["train", *evaluated_in_training] if mode == "train" else [evaluated]
+    also = (config.get("runner") or {}).get("eval_dataloaders") or []
+    wanted = ["train", *parts(also)] if mode == "train" else [evaluated]
     if downstream not in LIBRISPEECH:
         for split in wanted:
             if split not in SPLITS:
                 raise UsageError(f"{TASKS[downstream]} has no split {split}; it has {', '.join(SPLITS)}")
         return
-    name, root_key = LIBRISPEECH[downstream]
+    name, root = LIBRISPEECH[downstream]
     section = (config.get("downstream_expert") or {}).get(name) or {}
-    if root_key not in section:  # its tables of utterances name their files
+    if root not in section:  # its tables of utterances name their files
         return
-    root = pathlib.Path(str(section[root_key]))
     for split in wanted:
-        named = [key for key, value in section.items() if key in SPLITS or isinstance(value, list) and key != "lexicon"]
-        if mode == "evaluate" and split == "train" and split in named:
+        if mode == "evaluate" and split == "train" and split in section:
             raise UsageError(
                 f"-t train would score the batches of training, in which S3PRL leaves out or repeats utterances: "
                 f"-t {'+'.join(parts(section['train']))} scores each once"
             )
+        named = [key for key, value in section.items() if key in SPLITS or isinstance(value, list) and key != "lexicon"]
         if split not in named:
             section[split] = split.split("+")
         for part in parts(section[split]):
-            if not (root / part).is_dir():
-                there = ", ".join(split_names(root)) if root.is_dir() else "nothing"
-                raise UsageError(
-                    f"there is no split {part} in {root}; it has {there}, and the config {', '.join(named)}"
-                )
-            bucket = pathlib.Path(str(section.get("bucket_file")))
-            if downstream == "asr" and not (bucket / f"{part}.csv").is_file():
-                raise UsageError(
-                    f"{bucket} holds no {part}.csv; "
-                    f"`s3prl-ofa prepare bucket --librispeech {root} --splits {part} --out {bucket.parent}` makes it"
-                )
+            check_folder(part, pathlib.Path(str(section[root])), named)
+            if downstream == "asr":
+                check_bucket(part, section[root], pathlib.Path(str(section.get("bucket_file"))))
+
+
+def check_folder(split: str, root: pathlib.Path, named: list[str]) -> None:
+    if not (root / split).is_dir():
+        there = ", ".join(split_names(root)) if root.is_dir() else "nothing"
+        raise UsageError(f"there is no split {split} in {root}; it has {there}, and the config {', '.join(named)}")
+
+
+def check_bucket(split: str, root: str, bucket: pathlib.Path) -> None:
+    """S3PRL leaves out a folder without its bucket file, with a warning."""
+    if not (bucket / f"{split}.csv").is_file():
+        make = f"s3prl-ofa prepare bucket --librispeech {root} --splits {split} --out {bucket.parent}"
+        raise UsageError(f"{bucket} holds no {split}.csv; `{make}` makes it")
