@@ -146,9 +146,10 @@ def test_torchrun_is_recognized(settled, local_rank):
 @pytest.mark.parametrize(
     ("environment", "options", "words"),
     [
-        ({"WORLD_SIZE": "2"}, {}, "WORLD_SIZE=2 .*RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set.*torchrun"),
-        ({**TORCHRUN, "LOCAL_RANK": ""}, {}, "WORLD_SIZE=2 .* LOCAL_RANK is not set"),
+        ({"WORLD_SIZE": "2"}, {}, "WORLD_SIZE=2 .*without RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT each.*torchrun"),
+        ({**TORCHRUN, "LOCAL_RANK": ""}, {}, "WORLD_SIZE=2 .*without LOCAL_RANK each"),
         ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1"}, {}, "SLURM_STEP_NUM_TASKS=4 says that 4 processes"),
+        ({**TORCHRUN, "WORLD_SIZE": "1", "PMI_SIZE": "2"}, {}, "PMI_SIZE=2 .*without WORLD_SIZE=2 each"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, {}, "OMPI_COMM_WORLD_SIZE=2 .*--nproc-per-node 2 -m s3prl_ofa"),
         ({}, {"local_rank": 0}, "--local_rank is what a launcher gives"),
         (TORCHRUN, {"mode": "evaluate"}, "-m evaluate runs in one process"),

@@ -51,7 +51,8 @@ def refill(
             try:
                 section[key] = getattr(DataRoots(given, False), name)()
             except UsageError as error:
-                raise error if asked else UsageError(f"the experiment's {stored} is no longer there: {error}") from None
+                gone = f"the experiment's {', '.join(parts(stored))} is no longer there"
+                raise error if asked else UsageError(f"{gone}: {error}") from None
         if name in ROOTS:
             given[name] = section[key]
         if section[key] != stored:

@@ -47,9 +47,10 @@ def settle(args: argparse.Namespace) -> None:
     environment = {**os.environ, **given}
     missing = [name for name in NEEDED if not environment.get(name)]
     if launcher != "WORLD_SIZE" or missing:
+        lacking = ", ".join(missing) or f"WORLD_SIZE={size}"
         raise UsageError(
-            f"{launcher}={size} says that {size} processes were started, but {', '.join(missing) or 'WORLD_SIZE'} is "
-            f"not set, without which each would train alone: start one process, or {TORCHRUN.format(size)}"
+            f"{launcher}={size} says that {size} processes were started, but without {lacking} each would train alone: "
+            f"start one, or {TORCHRUN.format(size)}"
         )
     if args.mode != "train":
         raise UsageError(f"-m {args.mode} runs in one process, found {launcher}={size}: start it without torchrun")
