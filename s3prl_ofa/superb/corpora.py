@@ -1,10 +1,15 @@
 """Reading corpora as they are laid out on disk: LibriSpeech's folders and transcripts, pronunciation lexicons."""
 
+import io
 import pathlib
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 from s3prl_ofa.audio import SUFFIXES
 from s3prl_ofa.errors import UsageError
+
+ALTERNATIVE = re.compile(r"\(\d+\)$")  # after a word, in cmudict
 
 
 def corpus_root(root: str | pathlib.Path | None, option: str, inner: str) -> pathlib.Path:
@@ -60,20 +65,58 @@ def read_split(split: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
     return utterances
 
 
-def read_lexicon(files: Iterable[str | pathlib.Path]) -> dict[str, list[str]]:
-    """The first pronunciation of every word, in capitals, from lines of a word and its phones.
+def read_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+    """(number, text without white space around it) of every line of a UTF-8 file that is not blank.
 
-    Words and phones may be separated by spaces or tabs. Raises UsageError when a file is missing or a line has no
-    phone.
+    A byte order mark is skipped; lines end as on any system. Raises UsageError naming file and line for anything else.
     """
-    lexicon: dict[str, list[str]] = {}
-    for path in map(pathlib.Path, files):
-        if not path.is_file():
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+        bad = content.find(b"\0")
+    except UnicodeDecodeError as error:
+        bad = error.start
+    if bad >= 0:
+        line = content.count(b"\n", 0, bad) + 1
+        raise UsageError(
+            f"{path}, line {line}: not a text in UTF-8 (perhaps Latin-1 or UTF-16?); "
+            f"`iconv -f ENCODING -t UTF-8 FILE` converts it"
+        )
+    return ((number, line.strip()) for number, line in enumerate(io.StringIO(text, None), 1) if line.strip())
+
+
+def capitals(text: str) -> str:
+    """The text as labels are made of it: Unicode's upper case (ß becomes SS), letters and their accents as one."""
+    return unicodedata.normalize("NFC", text.upper())
+
+
+def lexicon_entries(files: Iterable[str | pathlib.Path]) -> Iterator[tuple[str, str, list[str]]]:
+    """Yields (place, word in capitals, phones) for every line WORD PHONES; the place is "FILE, line N".
+
+    Word and phones may be separated by spaces or tabs. As in cmudict, ``;;;`` begins a line of comment, ``#`` a comment
+    after the phones, and WORD(2) is another pronunciation of WORD. Raises UsageError when a file is missing or not in
+    UTF-8, and for a word without phones.
+    """
+    for path in files:
+        if not pathlib.Path(path).is_file():
             raise UsageError(f"there is no lexicon {path}; `s3prl-ofa prepare lexicon` makes one")
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-            word, *phones = line.split() or [""]
-            if word and not phones:
+        for number, line in read_lines(pathlib.Path(path)):
+            if line.startswith(";;;"):
+                continue
+            word, *phones = line.split()
+            comment = (index for index, phone in enumerate(phones) if phone.startswith("#"))
+            phones = phones[: next(comment, None)]
+            if not phones:
                 raise UsageError(f"{path}, line {number}: the word {word} has no phones")
-            if word:
-                lexicon.setdefault(word.upper(), phones)
+            yield f"{path}, line {number}", capitals(ALTERNATIVE.sub("", word)), phones
+
+
+def read_lexicon(files: Iterable[str | pathlib.Path]) -> dict[str, list[str]]:
+    """The first pronunciation of every word, in capitals; see ``lexicon_entries``."""
+    lexicon: dict[str, list[str]] = {}
+    for _, word, phones in lexicon_entries(files):
+        lexicon.setdefault(word, phones)
     return lexicon

@@ -137,7 +137,7 @@ def asr_labels(config: dict[str, Any]) -> list[tuple[str, list[int]]]:
 
 def pr_labels(config: dict[str, Any]) -> list[tuple[str, list[int]]]:
     """The same for the training set of S3PRL's ctc."""
-    complete_s3prl(None)
+    complete_s3prl()
     data = importlib.import_module("s3prl.downstream.ctc.data")
     text = importlib.import_module("s3prl.downstream.ctc.text")
     expert = config["downstream_expert"]

@@ -25,7 +25,8 @@ import yaml
 from s3prl_ofa.device import check_device
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path
-from s3prl_ofa.superb import adaptive, experiment_data, processes, register, tasks
+from s3prl_ofa.superb import adaptive, experiment_data, processes, register, speakers, tasks
+from s3prl_ofa.superb.caches import secure_caches
 from s3prl_ofa.superb.ctc_check import check_ctc
 from s3prl_ofa.superb.exact_resume import KEY as POSITION
 from s3prl_ofa.superb.exact_resume import Position
@@ -37,6 +38,7 @@ from s3prl_ofa.superb.experiment import (
     make_folder,
     newest_readable,
     past_checkpoints,
+    read_states,
     trained_model_config,
 )
 from s3prl_ofa.superb.expert import Measured
@@ -255,6 +257,8 @@ class Experiment:
             if self.past is None and not args.auto_resume:
                 check_free(expdir)
         experiment_data.check_splits(args.downstream, config, args.mode, args.evaluate_split)
+        if args.downstream in speakers.DOWNSTREAMS:
+            speakers.feed_s3prl(args, config, self.trained(args))
         resolved = copy.deepcopy(config)
         if is_ours(args):
             options = self.settle_rate(args)
@@ -276,12 +280,19 @@ class Experiment:
             given = ", ".join(f"--{option_name(name)}" for name in (*self.rate, *others))
             raise UsageError(f"{given} needs the upstream ofa_wav2vec2, found {args.upstream}")
         if args.downstream in tasks.S3PRL_DOWNSTREAM.values():
-            tasks.complete_s3prl(expdir)
+            tasks.complete_s3prl()
+        secure_caches(args.downstream, expdir)
         if self.past is None:
             # an evaluation (-i) may go to the folder of a training, whose config stays
             args.config = str(expdir / ("config.yaml" if args.mode == "train" else f"config_{args.mode}.yaml"))
             if is_leader(args):
                 write_yaml(pathlib.Path(args.config), resolved)
+
+    def trained(self, args: argparse.Namespace) -> dict[str, Any] | None:
+        """The config that the weights were trained with; None for a new training."""
+        if self.past is not None:
+            return self.past["Config"]
+        return (read_states(args.init_ckpt) or {}).get("Config", {}) if args.init_ckpt else None
 
     def settle_rate(self, args: argparse.Namespace) -> RateOptions:
         """The rate of the command line on top of ``-g`` (or what ``-o`` makes of it), on top of the trained one."""

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import hashlib
 import importlib
 import logging
 import math
@@ -17,6 +16,7 @@ from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.resources import folder
 
 from .corpora import corpus_root, split_names
+from .speakers import speaker_folders
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,7 @@ class DataRoots:
 
     def voxceleb1(self) -> str:
         root = corpus_root(self.given.get("voxceleb1"), "--voxceleb1", "VoxCeleb1")
-        if next(root.glob("*/wav/id*"), None) is None:
-            raise UsageError(f"--voxceleb1 {root}: found no */wav/idXXXXX/ in it")
+        speaker_folders(root)
         return str(root)
 
     def bucket(self) -> str:
@@ -199,20 +198,15 @@ def scale_specaug(config: dict[str, Any], frame_period_ms: float) -> dict[str, A
     return scaled
 
 
-def complete_s3prl(expdir: pathlib.Path | None) -> None:
-    """Adds to S3PRL, in memory, what its wheel lacks; may be called again, also with another ``expdir``.
+def complete_s3prl() -> None:
+    """Adds to S3PRL, in memory, what its wheel lacks; may be called again.
 
     * ``ctc.data.load_dataset`` takes ``num_workers`` out of the config it is given, so that all loaders but the first
       start 12 workers: it gets a copy.
-    * With ``expdir``, the file lists that the SID dataset caches inside the installed package, by split name only, go
-      to a folder of ``expdir`` that is named after the content of the list and the root.
     """
     expert = importlib.import_module("s3prl.downstream.ctc.expert")
     if not hasattr(expert.load_dataset, "__wrapped__"):
         expert.load_dataset = keep_num_workers(expert.load_dataset)
-    if expdir is not None:
-        dataset = importlib.import_module("s3prl.downstream.voxceleb1.dataset")
-        cache_in(dataset, pathlib.Path(expdir))
 
 
 def keep_num_workers(load_dataset):
@@ -223,26 +217,3 @@ def keep_num_workers(load_dataset):
         return load_dataset(split, tokenizer, dict(corpus))
 
     return load
-
-
-def cache_in(dataset, expdir: pathlib.Path) -> None:
-    """Makes S3PRL's ``SpeakerClassifiDataset`` cache its file lists below ``expdir``, one folder a list and root."""
-    original = dataset.SpeakerClassifiDataset.__init__
-    original = getattr(original, "__wrapped__", original)
-    dataset.CACHE_PATH = str(expdir / "sid_file_lists")
-
-    @functools.wraps(original)
-    def init(self, mode, file_path, meta_data, max_timestep=None):
-        if not pathlib.Path(meta_data).is_file():
-            raise UsageError(f"there is no speaker list {meta_data}; `s3prl-ofa prepare voxceleb1` makes one")
-        content = pathlib.Path(meta_data).read_bytes() + str(pathlib.Path(file_path).resolve()).encode()
-        dataset.CACHE_PATH = str(expdir / "sid_file_lists" / hashlib.sha256(content).hexdigest()[:16])
-        try:
-            original(self, mode, file_path, meta_data, max_timestep)
-        except IndexError:  # S3PRL takes the first match of a file that has none
-            raise UsageError(
-                f"{meta_data} lists files for {mode} that are not at {file_path}/*/wav/; "
-                f"`s3prl-ofa prepare voxceleb1` makes a list of those that are there"
-            ) from None
-
-    dataset.SpeakerClassifiDataset.__init__ = init

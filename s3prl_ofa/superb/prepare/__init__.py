@@ -11,11 +11,12 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path, printable
 from s3prl_ofa.scan import Scan, scan
 from s3prl_ofa.superb.corpora import corpus_root, read_split, read_transcripts, split_names
+from s3prl_ofa.superb.speakers import read_list, speaker_of
 from s3prl_ofa.superb.tasks import SPEAKER_LISTS
 
 from .lexicon import pronounce, read_given, summary
 from .manifest import divide, unlistable, write_manifest
-from .voxceleb1 import find_files, make_list, read_list
+from .voxceleb1 import find_files, make_list
 
 SHOWN_BAD_FILES = 20
 
@@ -32,7 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             libri,
             "for pr: the phones of every word, OUT/lexicon.txt, lexicon_origin.tsv says from where",
         ),
-        ("voxceleb1", voxceleb1, vox, f"for sid: the files of train, dev and test, OUT/{SPEAKER_LISTS[0]}"),
+        (
+            "voxceleb1",
+            voxceleb1,
+            vox,
+            f"for sid: the files of train, dev and test, of VoxCeleb1 or own speakers, OUT/{SPEAKER_LISTS[0]}",
+        ),
         ("all", everything, libri + vox, "all three, for the corpora that are given"),
         ("manifest", manifest, (), "for pretraining with fairseq: OUT/train.tsv and valid.tsv"),
     ):
@@ -54,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             command.add_argument("--lexicon", nargs="+", metavar="FILE", default=[], help=help_text)
         if name in ("voxceleb1", "all"):
             help_text = (
-                "a list of lines PART idXXXXX/... (default: ROOT/iden_split.txt or veri_test_class.txt, else made)"
+                "a list of lines PART SPEAKER/... (default: ROOT/iden_split.txt or veri_test_class.txt, else made)"
             )
             command.add_argument("--list", type=pathlib.Path, metavar="FILE", help=help_text)
         if name in ("voxceleb1", "all", "manifest"):
@@ -120,14 +126,13 @@ def lexicon(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
         raise UsageError(f"{origins_target} is there already, {target.name} is not; --force makes both anew")
 
     def write(path: pathlib.Path) -> str:
-        given = read_given(args.lexicon)
         words = {
             word
             for split in chosen_splits(root)
             for *_, text in read_transcripts(root / split)
             for word in text.split()
         }
-        entries = pronounce(words, given)
+        entries = pronounce(words, read_given(args.lexicon, words))
         path.write_text("".join(f"{word}\t{' '.join(phones)}\n" for word, (phones, _) in entries.items()), "utf-8")
         with atomic_path(origins_target) as origins:
             origins.write_text("".join(f"{word}\t{origin}\n" for word, (_, origin) in entries.items()), "utf-8")
@@ -144,19 +149,22 @@ def voxceleb1(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
         raise UsageError(f"--list {official}: there is no such file")
 
     def write(path: pathlib.Path) -> str:
-        files = find_files(root)
-        parts = read_list(official) if official else None
+        files = find_files(root, bad)
+        listed = read_list(official) if official else {}
         usable = measured(list(files.values()), args.jobs, "VoxCeleb1", bad, args.verify)
         names = [name for name, file in files.items() if file in usable]
-        if parts is None:
-            parts = make_list(names, args.seed)
+        parts = {name: entry.part for name, entry in listed.items()} if official else make_list(names, args.seed)
         bad.update(
-            {root / "*" / "wav" / name: f"is in {official} but not there" for name in parts if name not in files}
+            {
+                root / name: f"{official}, line {entry.line}: no such file"
+                for name, entry in listed.items()
+                if name not in files
+            }
         )
         lines = [f"{part} {name}\n" for name, part in parts.items() if files.get(name) in usable]
         path.write_text("".join(lines), "utf-8")
         counts = [sum(line.startswith(f"{part} ") for line in lines) for part in (1, 2, 3)]
-        speakers = len({line.split()[1].split("/")[0] for line in lines})
+        speakers = len({speaker_of(name) for name in parts if files.get(name) in usable})
         source = f"from {official}" if official else "divided by us, not VoxCeleb1's own split"
         return f"{counts[0]} train, {counts[1]} dev, {counts[2]} test of {speakers} speakers, {source}"
 

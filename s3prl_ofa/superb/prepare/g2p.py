@@ -6,6 +6,7 @@ GRUs are enough, and the weights of those lie in its wheel.
 
 import importlib.util
 import pathlib
+import re
 import string
 
 import numpy as np
@@ -38,9 +39,16 @@ class LetterToSound:
         # besides the phones that we know, the model can say UW without stress
         self.names = ["<pad>", "<unk>", "<s>", "</s>", *sorted([*phone_names(), "UW"])]
 
+    @staticmethod
+    def can_read(word: str) -> bool:
+        """Whether the model was trained on such words. It knew cmudict's apostrophes as the unknown letter."""
+        return re.fullmatch("[a-z']*[a-z][a-z']*", word.lower()) is not None
+
     def __call__(self, word: str) -> list[str]:
-        """The phones of a word; letters other than a to z count as unknown. Empty when the model has nothing to say."""
-        ids = [LETTERS.index(letter) if letter in LETTERS else 1 for letter in word.lower()]
+        """The phones of a word; empty when the model has none. Raises ValueError for a word that it cannot read."""
+        if not self.can_read(word):
+            raise ValueError(f"g2p_en reads the letters a to z and apostrophes, found {word!r}")
+        ids = [LETTERS.index("<unk>" if letter == "'" else letter) for letter in word.lower()]
         state = torch.zeros(1, self.encoder[1].shape[1])
         for index in [*ids, LETTERS.index("</s>")]:
             state = torch.gru_cell(self.letters[index][None], state, *self.encoder)

@@ -4,12 +4,12 @@ import importlib
 import logging
 import pathlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.corpora import read_lexicon
+from s3prl_ofa.superb.corpora import lexicon_entries
 
 from .g2p import LetterToSound, phone_names
 
@@ -17,18 +17,24 @@ logger = logging.getLogger(__name__)
 
 GIVEN, CMUDICT, PREDICTED = "given lexicon", "cmudict", "g2p_en"
 POSSESSIVE = "'S"
+SHOWN_WORDS = 10
 SIBILANTS = frozenset({"S", "Z", "SH", "ZH", "CH", "JH"})
 VOICELESS = frozenset({"P", "T", "K", "F", "TH"})
 
 
-def read_given(files: Iterable[str | pathlib.Path]) -> dict[str, list[str]]:
-    """The lexicons as one, a word as the first of them has it. Raises UsageError naming a file that is none."""
+def read_given(files: Iterable[str | pathlib.Path], words: Collection[str]) -> dict[str, list[str]]:
+    """The phones of those ``words`` that the lexicons have, as the first line of the first of them says.
+
+    Raises UsageError naming the line when a phone is not in the vocabulary; see also ``lexicon_entries``.
+    """
+    known = set(phone_names())
     lexicon: dict[str, list[str]] = {}
-    for path in files:
-        try:
-            lexicon = {**read_lexicon([path]), **lexicon}
-        except UnicodeDecodeError:
-            raise UsageError(f"{path}: not a text in UTF-8; expected a lexicon of lines WORD PHONES") from None
+    for place, word, phones in lexicon_entries(files):
+        if word not in words or word in lexicon:
+            continue
+        if strange := [phone for phone in phones if phone not in known]:
+            raise UsageError(f"{place}: {word} has the phone {strange[0]}; phones are those of cmudict, as in AH0")
+        lexicon[word] = phones
     return lexicon
 
 
@@ -36,31 +42,32 @@ def pronounce(words: Iterable[str], given: dict[str, list[str]]) -> dict[str, tu
     """(phones, origin) of every word, in capitals, in alphabetical order.
 
     In this order: the ``given`` lexicon, cmudict, for a word in 's its stem in cmudict, and the prediction of g2p_en's
-    model (for a word in 's of its stem). Raises UsageError when cmudict or g2p_en is needed and not installed, when a
-    given pronunciation has a phone that the vocabulary lacks, and when a word cannot be pronounced.
+    model (for a word in 's of its stem). Raises UsageError when cmudict or g2p_en is needed and not installed, and when
+    words cannot be pronounced: those that need a prediction and are not spelt in A to Z and apostrophes.
     """
-    known = set(phone_names())
-    found: dict[str, tuple[list[str], str]] = {}
     words = sorted(set(words))
-    for word in words:
-        if word in given:
-            strange = [phone for phone in given[word] if phone not in known]
-            if strange:
-                raise UsageError(
-                    f"the lexicon gives {word} the phone {strange[0]}; phones are those of cmudict, with stress (AH0)"
-                )
-            found[word] = given[word], GIVEN
+    found = {word: (given[word], GIVEN) for word in words if word in given}
     open_words = [word for word in words if word not in found]
     if open_words:
         cmudict, predict = load_sources(len(open_words), open_words[0])
+        found |= {word: entry for word in open_words if (entry := look_up(word, cmudict))}
+        open_words = [word for word in open_words if word not in found]
+        unreadable = [word for word in open_words if not predict.can_read(word.removesuffix(POSSESSIVE) or word)]
+        refuse(unreadable, "are not spelt in the letters A to Z")
         for word in tqdm(open_words, desc="pronunciations", unit="word", dynamic_ncols=True):
-            found[word] = look_up(word, cmudict) or guess(word, predict)
-    silent = [word for word, (phones, _) in found.items() if not phones]
-    if silent:
-        raise UsageError(
-            f"no pronunciation was found for {', '.join(silent[:10])}; give one in a lexicon (--lexicon FILE)"
-        )
+            found[word] = guess(word, predict)
+    refuse([word for word, (phones, _) in found.items() if not phones], "have no sound in the prediction of g2p_en")
     return dict(sorted(found.items()))
+
+
+def refuse(words: list[str], why: str) -> None:
+    """Raises UsageError naming the words, if there are any."""
+    if words:
+        shown = ", ".join(words[:SHOWN_WORDS]) + ", ..." * (len(words) > SHOWN_WORDS)
+        raise UsageError(
+            f"{len(words)} words {why}: {shown}; "
+            f"give their phones in a lexicon (--lexicon FILE), or correct the transcripts"
+        )
 
 
 def load_sources(count: int, example: str) -> tuple[dict[str, list[list[str]]], LetterToSound]:

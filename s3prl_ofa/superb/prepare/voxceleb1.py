@@ -1,49 +1,39 @@
-"""VoxCeleb1's list of training, development and test files, checked against what is there, or made anew."""
+"""A list of training, development and test files of speakers: VoxCeleb1's, checked against what is there, or made."""
 
 import pathlib
 import random
-import re
 from collections import defaultdict
 
 from s3prl_ofa.audio import find_audio
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.superb.speakers import LAYOUT, PARTS, parse_line, speaker_folders, speaker_of
 
-TRAIN, DEV, TEST = 1, 2, 3  # as the list's first column says it
-FIRST_SPEAKER, LAST_SPEAKER = 10001, 11251  # S3PRL's SID has a class for each
+TRAIN, DEV, TEST = PARTS.values()
 HELD_OUT = 0.1  # of every speaker's files, for development and for test each
 
 
-def find_files(root: pathlib.Path) -> dict[str, pathlib.Path]:
-    """All audio files at ``root/*/wav/idXXXXX/...``, by their name from idXXXXX on.
+def find_files(root: pathlib.Path, bad: dict[pathlib.Path, str]) -> dict[str, pathlib.Path]:
+    """All audio files of speakers below ``root``, by their name from the speaker on; others go into ``bad``.
 
-    Raises UsageError when there are none, and for a speaker that S3PRL has no class for.
+    Raises UsageError when there are none, and when folders are nested so that their speakers cannot be told: without
+    VoxCeleb1's ``*/wav`` at most a recording is expected between speaker and file.
     """
     files: dict[str, pathlib.Path] = {}
-    for wav in sorted(root.glob("*/wav")):
-        files.update({path.relative_to(wav).as_posix(): path for path in find_audio(wav)})
-    if not files:
-        raise UsageError(f"{root} holds no audio at */wav/idXXXXX/...")
-    for speaker in sorted({name.split("/")[0] for name in files}):
-        number = re.fullmatch(r"id(\d+)", speaker)
-        if not number or not FIRST_SPEAKER <= int(number[1]) <= LAST_SPEAKER:
-            raise UsageError(f"S3PRL knows the speakers id{FIRST_SPEAKER} to id{LAST_SPEAKER}, {root} holds {speaker}")
+    folders = speaker_folders(root)
+    for folder in folders:
+        for path in find_audio(folder):
+            name = path.relative_to(folder).as_posix()
+            if parse_line(f"{TRAIN} {name}") == (TRAIN, name):
+                files.setdefault(name, path)
+            else:
+                bad[path] = (
+                    "in no speaker's folder" if "/" not in name else "its name cannot stand in a list, rename it"
+                )
+    deep = next((path for name, path in files.items() if name.count("/") > 2), None)
+    if not files or deep and folders == [root]:
+        found = f"{deep} lies too deep" if deep else f"{root} holds no audio of speakers"
+        raise UsageError(f"{found}; expected {LAYOUT}")
     return files
-
-
-def read_list(path: pathlib.Path) -> dict[str, int]:
-    """A list's part (1, 2 or 3) of every file. Raises UsageError naming the file, and a line that is something else."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not a text in UTF-8; expected a list of lines PART idXXXXX/...") from None
-    parts = {}
-    for number, line in enumerate(lines, 1):
-        fields = line.split()
-        if fields and (len(fields) != 2 or fields[0] not in ("1", "2", "3")):
-            raise UsageError(f"{path}, line {number}: expected 1, 2 or 3 and a file, found {line.strip()[:80]!r}")
-        if fields:
-            parts[fields[1]] = int(fields[0])
-    return parts
 
 
 def make_list(names: list[str], seed: int) -> dict[str, int]:
@@ -54,7 +44,7 @@ def make_list(names: list[str], seed: int) -> dict[str, int]:
     """
     speakers: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
-        speakers[name.split("/")[0]].append(name)
+        speakers[speaker_of(name)].append(name)
     parts = {}
     for speaker, files in speakers.items():
         recordings: dict[str, list[str]] = defaultdict(list)
