@@ -5,6 +5,7 @@ import importlib.util
 import multiprocessing
 import os
 import pathlib
+import shutil
 import sys
 
 import numpy as np
@@ -13,12 +14,12 @@ import soundfile
 from superb_corpora import SENTENCES, make_corpora, noise
 
 from s3prl_ofa import cli
-from s3prl_ofa.errors import UsageError
 from s3prl_ofa.scan import scan
 from s3prl_ofa.superb.prepare.g2p import LetterToSound, phone_names
 from s3prl_ofa.superb.prepare.lexicon import pronounce
 from s3prl_ofa.superb.prepare.manifest import divide
 from s3prl_ofa.superb.prepare.voxceleb1 import make_list
+from s3prl_ofa.superb.speakers import read_list
 
 
 @pytest.fixture
@@ -148,12 +149,6 @@ def test_without_the_extra_it_says_what_to_install(corpora, out, monkeypatch, ca
     assert prepare("lexicon", "--librispeech", corpora, "--out", out, "--lexicon", given) == 0
 
 
-def test_lexicons_of_other_phones_are_refused():
-    """A given lexicon whose phones are not the vocabulary's is refused, naming word and phone."""
-    with pytest.raises(UsageError, match="gives CAT the phone AE;"):
-        pronounce(["CAT"], {"CAT": ["K", "AE", "T"]})
-
-
 def test_speakers_are_divided_the_same_way_each_time():
     """Without an official list every speaker is in all three parts, whole recordings in one; and it is repeatable."""
     names = [f"id{10001 + s}/video{v}/{u:05}.wav" for s in range(5) for v in range(10) for u in range(1 + v % 3)]
@@ -277,15 +272,18 @@ def test_odd_entries_are_left_out(tmp_path, out, make_wave, capsys):
         (["bucket", "--librispeech", "DATA/VoxCeleb1", "--out", "out"], "no folder SPLIT/speaker/chapter"),
         (["bucket", "--librispeech", "DATA", "--out", "out", "--jobs", "0"], "--jobs must be at least 1"),
         (["bucket", "--librispeech", "DATA", "--out", "DATA/prepared/lexicon.txt"], "is a file"),
-        (["voxceleb1", "--voxceleb1", "DATA/LibriSpeech", "--out", "out"], "holds no audio at */wav/idXXXXX"),
+        (
+            ["voxceleb1", "--voxceleb1", "DATA/LibriSpeech", "--out", "out"],
+            "lies too deep; expected ROOT/*/wav/SPEAKER/...",
+        ),
         (["voxceleb1", "--voxceleb1", "DATA", "--out", "out", "--list", "nowhere"], "--list nowhere"),
         (
             ["voxceleb1", "--voxceleb1", "DATA", "--out", "out", "--list", "DATA/prepared/lexicon.txt"],
             "line 1: expected",
         ),
         (["lexicon", "--librispeech", "DATA", "--out", "out", "--lexicon", "nowhere"], "no lexicon nowhere"),
-        (["voxceleb1", "--voxceleb1", "DATA", "--out", "out", "--list", "binary"], "binary: not a text"),
-        (["lexicon", "--librispeech", "DATA", "--out", "out", "--lexicon", "binary"], "binary: not a text"),
+        (["voxceleb1", "--voxceleb1", "DATA", "--out", "out", "--list", "binary"], "binary, line 1: not a text"),
+        (["lexicon", "--librispeech", "DATA", "--out", "out", "--lexicon", "binary"], "binary, line 1: not a text"),
         (["manifest", "/no/such", "--out", "out"], "no folder /no/such"),
         (["manifest", "DATA", "--out", "out", "--valid-fraction", "1"], "--valid-fraction must be"),
         (["manifest", "DATA/prepared", "--out", "out"], "none of 0 audio files can be used"),
@@ -305,11 +303,44 @@ def test_bad_use_is_one_line(arguments, words, corpora, tmp_path, monkeypatch, c
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
-def test_speakers_that_s3prl_has_no_class_for(corpora, out, capsys):
-    """A speaker outside id10001 to id11251 would be a wrong label: it is said before training."""
-    (corpora / "VoxCeleb1" / "dev" / "wav" / "id10002").rename(corpora / "VoxCeleb1" / "dev" / "wav" / "id20002")
-    assert prepare("voxceleb1", "--voxceleb1", corpora, "--out", out) == 2
-    assert "id10001 to id11251" in capsys.readouterr().err
+def own_speakers(corpora, alice="alice", other="118"):
+    wav = corpora / "VoxCeleb1" / "dev" / "wav"
+    for old, new in {"id10001": alice, "id10002": other}.items():
+        (wav / old).rename(wav / new)
+    return wav
+
+
+def test_speakers_of_any_name(corpora, out, capsys):
+    """Own speakers are listed like VoxCeleb1's, with the folders of VoxCeleb1 and without them."""
+    wav = own_speakers(corpora, "alice smith", "id90001")
+    assert prepare("voxceleb1", "--voxceleb1", corpora, "--out", out) == 0
+    assert "of 2 speakers, divided by us" in capsys.readouterr().out
+    listed = read_list(out / "veri_test_class.txt")
+    assert set(listed) == {path.relative_to(wav).as_posix() for path in wav.rglob("*.wav")}
+    assert sorted(entry.part for entry in listed.values()) == [1] * 4 + [2, 2, 3, 3]
+    assert prepare("voxceleb1", "--voxceleb1", wav, "--out", out / "plain") == 0
+    assert read_list(out / "plain" / "veri_test_class.txt") == listed
+    (wav / "alice smith/video/00000.wav").rename(wav / "alice smith/first.wav")  # without a folder of its recording
+    assert prepare("voxceleb1", "--voxceleb1", wav, "--out", out / "flat") == 0
+    assert "alice smith/first.wav" in read_list(out / "flat" / "veri_test_class.txt")
+
+
+def test_files_of_nobody_are_left_out(corpora, out, capsys):
+    """Files beside the speakers' folders, names that no list can hold and files of the list that are gone are named."""
+    wav = own_speakers(corpora)
+    shutil.copy(wav / "118/video/00004.wav", wav / "lost.wav")
+    shutil.copy(wav / "118/video/00004.wav", wav / "118/video/a\nb.wav")
+    (wav / ".DS_Store").write_bytes(b"\0")
+    (wav / "118/video/._00004.wav").write_bytes(b"\0")
+    assert prepare("voxceleb1", "--voxceleb1", corpora, "--out", out) == 1
+    printed = capsys.readouterr().err
+    assert "lost.wav: in no speaker's folder" in printed and "its name cannot stand in a list, rename it" in printed
+    assert "2 files were left out" in printed
+    assert len(read_list(out / "veri_test_class.txt")) == 8
+    official = corpora / "VoxCeleb1" / "iden_split.txt"
+    official.write_text((out / "veri_test_class.txt").read_text() + "1 alice/video/gone.wav\n")
+    assert prepare("voxceleb1", "--voxceleb1", corpora, "--out", out, "--force") == 1
+    assert f"gone.wav: {official}, line 9: no such file" in capsys.readouterr().err
 
 
 def test_lexicon_covers_the_corpus(corpora, out):

@@ -27,7 +27,7 @@ def roots(corpora):
 @pytest.fixture
 def corpus_module():
     """Imports a module of ``s3prl.downstream.ctc.corpus`` afresh."""
-    tasks.complete_s3prl(None)
+    tasks.complete_s3prl()
 
     def load(name: str):
         for module in [module for module in sys.modules if module.startswith("s3prl.downstream.ctc.corpus")]:
@@ -143,7 +143,7 @@ def test_the_list_of_the_corpus_is_found(corpora, roots, tmp_path):
     given = tmp_path / "mine.txt"
     given.write_text("")
     assert found(voxceleb1=str(root), prepared=roots["prepared"], speaker_list=str(given)) == str(given)
-    with pytest.raises(UsageError, match="idXXXXX"):
+    with pytest.raises(UsageError, match="no folders of speakers"):
         found(voxceleb1=str(tmp_path / "VoxCeleb1" / "dev"))
 
 
@@ -204,8 +204,8 @@ def test_specaug_covers_the_same_speech_at_any_rate():
 
 def test_all_loaders_have_the_configs_workers(roots, tmp_path):
     """S3PRL's ctc forgets num_workers after its first loader and starts 12 workers for the others: not here."""
-    tasks.complete_s3prl(tmp_path)
-    tasks.complete_s3prl(tmp_path)
+    tasks.complete_s3prl()
+    tasks.complete_s3prl()
     expert = importlib.import_module("s3prl.downstream.ctc.expert")
     config = tasks.resolve_config("pr", None, True, roots)
     downstream = expert.DownstreamExpert(8, 320, config["downstream_expert"], str(tmp_path))
@@ -244,7 +244,9 @@ def test_words_and_phones_unknown(corpora, corpus_module, phone_tokenizer, tmp_p
     with pytest.raises(UsageError, match="2 words .*CAT, HAT; `s3prl-ofa prepare lexicon`"):
         dataset_class(["train-mini"], phone_tokenizer, 1, **place)
     lexicon.write_text("".join(f"{word} {phones.replace('AE1', 'AE')}\n" for word, phones in PHONES.items()))
-    with pytest.raises(UsageError, match="THAT the phones DH AE T|CAT the phones K AE T"):
+    with pytest.raises(
+        UsageError, match=r"lexicon.txt, line \d: (THAT has the phones DH AE T|CAT has the phones K AE T)"
+    ):
         dataset_class(["train-mini"], phone_tokenizer, 1, **place)
     lexicon.write_text("CAT\n")
     with pytest.raises(UsageError, match="line 1: the word CAT has no phones"):
@@ -286,32 +288,3 @@ def test_corpora_of_a_checkout_stay_within_reach(corpus_module, monkeypatch, tmp
     monkeypatch.setattr(ctc, "__path__", [*ctc.__path__, str(tmp_path)])
     assert corpus_module("snips").HERE
     assert "ctc_corpus" in corpus_module("libriphone").__file__
-
-
-def test_speaker_lists_are_not_read_from_an_old_cache(roots, tmp_path):
-    """SID's file lists are cached in the experiment, and made anew when the list changes; S3PRL stays untouched."""
-    dataset = importlib.import_module("s3prl.downstream.voxceleb1.dataset")
-    datarc = tasks.resolve_config("sid", None, True, roots)["downstream_expert"]["datarc"]
-    speakers = tmp_path / "list.txt"
-    speakers.write_text(pathlib.Path(datarc["meta_data"]).read_text())
-    root = pathlib.Path(datarc["file_path"])
-    package_cache = pathlib.Path(dataset.__file__).parent / ".cache"
-    before = sorted(package_cache.glob("*"))
-
-    def train_files(expdir):
-        tasks.complete_s3prl(expdir)
-        return dataset.SpeakerClassifiDataset("train", root, str(speakers)).dataset
-
-    first = train_files(tmp_path / "exp")
-    assert len(first) == 4 and len(list((tmp_path / "exp").rglob("train.pkl"))) == 1
-    assert train_files(tmp_path / "exp") == first and len(list((tmp_path / "exp").rglob("train.pkl"))) == 1
-    speakers.write_text("1 id10002/video/00004.wav\n")
-    assert [pathlib.Path(path).name for path in train_files(tmp_path / "exp")] == ["00004.wav"]
-    assert train_files(tmp_path / "other") and list((tmp_path / "other").rglob("train.pkl"))
-    assert sorted(package_cache.glob("*")) == before
-    speakers.write_text("1 id10002/video/nowhere.wav\n")
-    with pytest.raises(UsageError, match="list.txt lists files for train .*prepare voxceleb1"):
-        train_files(tmp_path / "exp")
-    speakers.unlink()
-    with pytest.raises(UsageError, match="no speaker list"):
-        train_files(tmp_path / "exp")

@@ -15,7 +15,7 @@ from s3prl_ofa.superb.rate_options import ADAPTIVE, FRAMES
 AUTO = "auto"
 ROOTS = {
     "librispeech": ("ROOT", "LibriSpeech: the folder that holds its splits"),
-    "voxceleb1": ("ROOT", "VoxCeleb1: the folder that holds dev/wav and test/wav"),
+    "voxceleb1": ("ROOT", "VoxCeleb1, the folder that holds dev/wav and test/wav; or a folder of own speakers"),
     "prepared": ("DIR", "what s3prl-ofa prepare all wrote: bucket lengths, lexicon, speaker list"),
     "bucket": ("DIR", "bucket lengths for asr"),
     "lexicon": ("FILE[,FILE]", "pronunciations for pr"),

@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 DOWNSTREAMS = ("voxceleb1", "voxceleb1_framelevel")  # S3PRL's tasks that read such a list
 PARTS = {"train": 1, "dev": 2, "test": 3}  # as a list's first column says it
+LINE = re.compile(r"([123])\s+(?=\S)((?!\.\.?/)[^/\r\n]+/[^\r\n]+)")
 VOXCELEB1 = [f"id{number}" for number in range(10001, 11252)]  # the label is the place in here, as in S3PRL
 LAYOUT = "ROOT/*/wav/SPEAKER/... as in VoxCeleb1, ROOT/SPEAKER/FILE or ROOT/SPEAKER/RECORDING/FILE"
 MAKE_LIST = "`s3prl-ofa prepare voxceleb1` makes a list of the files that are there"
@@ -43,10 +45,8 @@ def speaker_of(name: str) -> str:
 
 def parse_line(line: str) -> tuple[int, str] | None:
     """(part, file) of a line PART SPEAKER/...; None for another one. Only the file's name may hold spaces."""
-    part, _, name = line.strip().replace("\t", " ", 1).partition(" ")
-    name = name.strip()
-    inside = "/" in name and speaker_of(name) not in ("", ".", "..")
-    return (int(part), name) if part in ("1", "2", "3") and inside else None
+    found = LINE.fullmatch(line.strip())
+    return (int(found[1]), found[2]) if found else None
 
 
 def read_list(path: pathlib.Path) -> dict[str, Listed]:
@@ -110,7 +110,7 @@ def feed_s3prl(args: argparse.Namespace, config: dict[str, Any], trained: dict[s
     if empty := [split for split in splits if not files[split]]:
         raise UsageError(f"{path} lists no usable file of {empty[0]} (a line that begins with {PARTS[empty[0]]})")
     if args.mode == "train":
-        check_trained(path, {name: wanted[name] for name in usable}, own is not None)
+        check_trained(path, listed, set(usable), own is not None)
     counts = ", ".join(f"{len(files[split])} {split}" for split in splits)
     logger.info("%s: %s files, %d labels", path, counts, len(labels))
     patch_dataset(list(labels), files)
@@ -148,20 +148,20 @@ def check_known(path: pathlib.Path, wanted: dict[str, Listed], labels: dict[str,
     unknown = lines_of_speakers(wanted, lambda speaker: speaker not in labels)
     if unknown:
         raise UsageError(
-            f"{path} has {len(unknown)} speakers that are none of the model's {len(labels)} (such as "
+            f"{path} has speakers that are none of the model's {len(labels)} (such as "
             f"{next(iter(labels))}): {shown(unknown)}; leave their lines out, or train a new experiment on this list"
         )
 
 
-def check_trained(path: pathlib.Path, usable: dict[str, Listed], own: bool) -> None:
-    """Names the speakers that are tested on and not trained on: an error for own speakers.
+def check_trained(path: pathlib.Path, listed: dict[str, Listed], usable: set[str], own: bool) -> None:
+    """Names the speakers of a list, all its parts, that have no usable file to train on: an error for own speakers.
 
     Of VoxCeleb1's S3PRL has labels whether they are in a list or not, so for these it is a warning.
     """
-    trained = {speaker_of(name) for name, entry in usable.items() if entry.part == PARTS["train"]}
-    untrained = lines_of_speakers(usable, lambda speaker: speaker not in trained)
+    trained = {speaker_of(name) for name in usable if listed[name].part == PARTS["train"]}
+    untrained = lines_of_speakers(listed, lambda speaker: speaker not in trained)
     if untrained:
-        found = f"{path} has {len(untrained)} speakers without a usable training file: {shown(untrained)}"
+        found = f"{path} has speakers without a usable training file: {shown(untrained)}"
         if own:
             raise UsageError(f"{found}; give each a line that begins with 1, or leave its lines out")
         logger.warning("%s; they cannot be recognised", found)
@@ -179,7 +179,7 @@ def lines_of_speakers(listed: dict[str, Listed], chosen: Callable[[str], bool]) 
 def shown(lines: dict[str, int]) -> str:
     """Some of the names, each with its line."""
     some = ", ".join(f"{name} (line {line})" for name, line in list(lines.items())[:SHOWN])
-    return some + ", ..." * (len(lines) > SHOWN)
+    return some + f" and {len(lines) - SHOWN} more" * (len(lines) > SHOWN)
 
 
 def usable_files(path: pathlib.Path, root: pathlib.Path, wanted: dict[str, Listed]) -> dict[str, str]:
@@ -201,7 +201,7 @@ def usable_files(path: pathlib.Path, root: pathlib.Path, wanted: dict[str, Liste
         except AudioError as error:
             bad[f"{file}: {error}"] = entry.line
     if missing:
-        raise UsageError(f"{path}: {len(missing)} of its files are not in {root}: {shown(missing)}; {MAKE_LIST}")
+        raise UsageError(f"{path} lists files that are not in {root}: {shown(missing)}; {MAKE_LIST}")
     if bad:
         logger.warning(
             "%s: %d of %d files cannot be used and are left out: %s", path, len(bad), len(wanted), shown(bad)

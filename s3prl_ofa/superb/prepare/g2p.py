@@ -42,7 +42,7 @@ class LetterToSound:
     @staticmethod
     def can_read(word: str) -> bool:
         """Whether the model was trained on such words. It knew cmudict's apostrophes as the unknown letter."""
-        return re.fullmatch("[a-z']*[a-z][a-z']*", word.lower()) is not None
+        return re.fullmatch("[a-z']*[a-z][a-z']*", word, re.ASCII | re.IGNORECASE) is not None
 
     def __call__(self, word: str) -> list[str]:
         """The phones of a word; empty when the model has none. Raises ValueError for a word that it cannot read."""

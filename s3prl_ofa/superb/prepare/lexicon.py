@@ -65,7 +65,7 @@ def refuse(words: list[str], why: str) -> None:
     if words:
         shown = ", ".join(words[:SHOWN_WORDS]) + ", ..." * (len(words) > SHOWN_WORDS)
         raise UsageError(
-            f"{len(words)} words {why}: {shown}; "
+            f"words that {why} ({len(words)}): {shown}; "
             f"give their phones in a lexicon (--lexicon FILE), or correct the transcripts"
         )
 
