@@ -206,7 +206,7 @@ def test_failed_and_tried_again(voices, tmp_path, capsys):
         assert cli.main(command) == 1
         printed = capsys.readouterr().out
         assert "0 of 1 points are finished" in printed and "--retry" in printed
-        assert "sid_tiny_lambd1_seed1 failed: status 2" in printed and "lists files for" in printed
+        assert "sid_tiny_lambd1_seed1 failed: status 2" in printed and "lists files that are not in" in printed
         (row,) = points(tmp_path / "out").values()
         assert row["state"] == "failed" and row["log"] and row["value"] == 1
     log = tmp_path / "out" / "points" / "sid_tiny_lambd1_seed1" / "run.log"

@@ -29,7 +29,7 @@ LINE = re.compile(r"([123])\s+(?=\S)((?!\.\.?/)[^/\r\n]+/[^\r\n]+)")
 VOXCELEB1 = [f"id{number}" for number in range(10001, 11252)]  # the label is the place in here, as in S3PRL
 LAYOUT = "ROOT/*/wav/SPEAKER/... as in VoxCeleb1, ROOT/SPEAKER/FILE or ROOT/SPEAKER/RECORDING/FILE"
 MAKE_LIST = "`s3prl-ofa prepare voxceleb1` makes a list of the files that are there"
-SHOWN = 10  # names in a message
+SHOWN = 5  # names in a message
 
 
 class Listed(NamedTuple):
