@@ -57,7 +57,7 @@ def list_of(corpus: pathlib.Path) -> pathlib.Path:
 
 def config_of(corpus: pathlib.Path, **datarc) -> dict:
     data = {"file_path": str(corpus / "VoxCeleb1"), "meta_data": str(list_of(corpus)), **datarc}
-    return {"runner": {"eval_dataloaders": ["dev", "test"]}, "downstream_expert": {"datarc": data}}
+    return {"runner": {"eval_dataloaders": ["dev"]}, "downstream_expert": {"datarc": data}}
 
 
 def feed(corpus, mode="train", split="test", trained=None, **datarc) -> dict:
@@ -158,11 +158,9 @@ def test_speakers_without_training_files(own, caplog):
     list_of(own).write_text(lines)
     with pytest.raises(UsageError, match=r"speakers without a usable training file: 118 \(line 5\); give each"):
         feed(own)
-    config = config_of(own)
-    config["runner"]["eval_dataloaders"] = ["dev"]  # as in the mini config: the test comes later
-    list_of(own).write_text(lines.replace("2 118/", "3 118/"))
+    list_of(own).write_text(lines.replace("2 118/", "3 118/"))  # to be tested on later
     with pytest.raises(UsageError, match=r"training file: 118 \(line 5\)"):
-        feed_s3prl(argparse.Namespace(mode="train"), config, None)
+        feed(own)
     feed(own, "evaluate", trained=config_of(own, speakers=["118", "alice"]))
     rename(own, {"118": "id10002", "alice": "id10001"})
     with caplog.at_level(logging.WARNING):
@@ -171,7 +169,7 @@ def test_speakers_without_training_files(own, caplog):
 
 
 def test_unusable_files_are_left_out_and_named(own, voxceleb1, caplog):
-    """What S3PRL cannot read is counted and named at the start with its line; only the splits in use are looked at."""
+    """What S3PRL cannot read is counted and named at the start with its line, before an evaluation for its split."""
     folder = own / "VoxCeleb1/dev/wav/alice/video"
     soundfile.write(folder / "00000.wav", noise(1.0, 1), 48_000)
     (folder / "00003.wav").write_bytes(b"")
@@ -200,6 +198,7 @@ def test_unusable_files_are_left_out_and_named(own, voxceleb1, caplog):
             lambda own: (own / "VoxCeleb1/dev/wav/118/video/00005.wav").unlink(),
             r"lists files that are not in .*00005.wav \(line 6\)",
         ),
+        (lambda own: (own / "VoxCeleb1/dev/wav/118/video/00007.wav").unlink(), r"00007.wav \(line 8\)"),  # of the test
         (lambda own: shutil.rmtree(own / "VoxCeleb1"), "VoxCeleb1 holds no folders of speakers"),
         (lambda own: list_of(own).write_text("1 118/video/00004.wav\n"), "no usable file of dev .*begins with 2"),
         (lambda own: list_of(own).write_text(""), "no usable file of train"),

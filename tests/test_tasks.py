@@ -244,9 +244,7 @@ def test_words_and_phones_unknown(corpora, corpus_module, phone_tokenizer, tmp_p
     with pytest.raises(UsageError, match="2 words .*CAT, HAT; `s3prl-ofa prepare lexicon`"):
         dataset_class(["train-mini"], phone_tokenizer, 1, **place)
     lexicon.write_text("".join(f"{word} {phones.replace('AE1', 'AE')}\n" for word, phones in PHONES.items()))
-    with pytest.raises(
-        UsageError, match=r"lexicon.txt, line \d: (THAT has the phones DH AE T|CAT has the phones K AE T)"
-    ):
+    with pytest.raises(UsageError, match="THAT the phones DH AE T|CAT the phones K AE T"):
         dataset_class(["train-mini"], phone_tokenizer, 1, **place)
     lexicon.write_text("CAT\n")
     with pytest.raises(UsageError, match="line 1: the word CAT has no phones"):

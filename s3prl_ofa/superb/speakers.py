@@ -100,7 +100,9 @@ def feed_s3prl(args: argparse.Namespace, config: dict[str, Any], trained: dict[s
         datarc["speakers"] = own
     labels = labels_of(VOXCELEB1 if own is None else own)
     splits = splits_used(args, config)
-    wanted = {name: entry for name, entry in listed.items() if entry.part in {PARTS[split] for split in splits}}
+    # before a training the whole list, so that no test fails for a file that was missing all the time
+    parts = {PARTS[split] for split in (PARTS if args.mode == "train" else splits)}
+    wanted = {name: entry for name, entry in listed.items() if entry.part in parts}
     check_known(path, wanted, labels)
     usable = usable_files(path, root, wanted)
     files = {

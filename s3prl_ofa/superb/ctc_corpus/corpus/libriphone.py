@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.corpora import lexicon_entries, read_lexicon
+from s3prl_ofa.superb.corpora import read_lexicon
 
 from .librispeech import LibriDataset
 
@@ -42,9 +42,8 @@ class LibriPhoneDataset(LibriDataset):
         if self.tokenizer.unk_idx in ids:
             for word in words:
                 if self.tokenizer.unk_idx in self.tokenizer.encode(" ".join(self.lexicon[word])):
-                    place = next(place for place, entry, _ in lexicon_entries(self.lexicon_files) if entry == word)
                     raise UsageError(
-                        f"{place}: {word} has the phones {' '.join(self.lexicon[word])}, and the config's "
+                        f"the lexicon gives {word} the phones {' '.join(self.lexicon[word])}, and the config's "
                         f"vocab_file does not know all of them (vowels carry their stress, as in AH0)"
                     )
         return ids
