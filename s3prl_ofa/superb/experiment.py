@@ -118,6 +118,13 @@ def trained_model_config(checkpoint: str) -> str | None:
     return getattr(stored.get("Args"), "upstream_model_config", None)
 
 
+def trained_config(past: dict[str, Any] | None, init_ckpt: str | None) -> dict[str, Any] | None:
+    """The config that weights were trained with, of an experiment or of ``-i``; None where there are none."""
+    if past is None and init_ckpt:
+        past = read_states(init_ckpt) or {}
+    return None if past is None else past.get("Config", {})
+
+
 def make_folder(path: str | os.PathLike) -> list[pathlib.Path]:
     """Makes the folder of an experiment; gives those that were not there before, each before the one it is in.
 

@@ -38,7 +38,7 @@ from s3prl_ofa.superb.experiment import (
     make_folder,
     newest_readable,
     past_checkpoints,
-    read_states,
+    trained_config,
     trained_model_config,
 )
 from s3prl_ofa.superb.expert import Measured
@@ -258,7 +258,7 @@ class Experiment:
                 check_free(expdir)
         experiment_data.check_splits(args.downstream, config, args.mode, args.evaluate_split)
         if args.downstream in speakers.DOWNSTREAMS:
-            speakers.feed_s3prl(args, config, self.trained(args))
+            speakers.feed_s3prl(args, config, trained_config(self.past, args.init_ckpt))
         resolved = copy.deepcopy(config)
         if is_ours(args):
             options = self.settle_rate(args)
@@ -287,12 +287,6 @@ class Experiment:
             args.config = str(expdir / ("config.yaml" if args.mode == "train" else f"config_{args.mode}.yaml"))
             if is_leader(args):
                 write_yaml(pathlib.Path(args.config), resolved)
-
-    def trained(self, args: argparse.Namespace) -> dict[str, Any] | None:
-        """The config that the weights were trained with; None for a new training."""
-        if self.past is not None:
-            return self.past["Config"]
-        return (read_states(args.init_ckpt) or {}).get("Config", {}) if args.init_ckpt else None
 
     def settle_rate(self, args: argparse.Namespace) -> RateOptions:
         """The rate of the command line on top of ``-g`` (or what ``-o`` makes of it), on top of the trained one."""
