@@ -253,7 +253,7 @@ def test_a_file_is_listed_once(tmp_path):
         read_list(path)
 
 
-def test_own_speakers_through_s3prl(own, tmp_path):
+def test_own_speakers_through_s3prl(own, tmp_path, capsys):
     """Training, resuming and evaluating on own speakers; then on another list, and with the corpus moved."""
     exp = tmp_path / "exp"
     assert train(own, exp) == 0
@@ -266,13 +266,16 @@ def test_own_speakers_through_s3prl(own, tmp_path):
     assert {line.split()[1] for line in (exp / "dev_truth.txt").read_text().splitlines()} == {"118", "alice"}
     (own / "VoxCeleb1").rename(own / "moved")
     list_of(own).write_text("3 alice/video/00003.wav\n")
-    moved = f"config.downstream_expert.datarc.file_path={own / 'moved'}"
-    assert run("-m", "evaluate", "-e", exp, "-o", moved) == 0
+    moved = ["--voxceleb1", own / "moved"]
+    assert run("-m", "evaluate", "-e", exp, *moved) == 0
     assert (exp / "test_truth.txt").read_text().split()[1] == "alice"
     (own / "moved/dev/wav/alice").rename(own / "moved/dev/wav/zoe")
     list_of(own).write_text("3 zoe/video/00003.wav\n")
-    assert run("-m", "evaluate", "-e", exp, "-o", moved) == 2
-    assert run("-m", "evaluate", "-i", exp / "dev-best.ckpt", "-p", tmp_path / "other", "-o", moved) == 2
+    task = ["-d", "sid", "--mini", "-u", "ofa_wav2vec2", "-k", CKPT, "--prepared", own / "prepared"]
+    for past in (["-e", exp], ["-i", exp / "dev-best.ckpt", "-p", tmp_path / "other", *task]):
+        capsys.readouterr()
+        assert run("-m", "evaluate", *past, *moved) == 2
+        assert "none of the model's 2 (such as 118): zoe (line 1)" in capsys.readouterr().err
 
 
 def test_initial_weights_bring_their_labels(own, tmp_path):
