@@ -1,5 +1,20 @@
 """Errors that a user can mend. The command line prints their message as one line, without a traceback."""
 
+import reprlib
+
+LONGEST_SHOWN = 160  # characters
+
+_repr = reprlib.Repr()
+_repr.maxlevel = 3
+_repr.maxstring = _repr.maxother = _repr.maxlong = 80
+_repr.maxdict = _repr.maxlist = _repr.maxtuple = _repr.maxset = _repr.maxfrozenset = 8
+
+
+def shown(value: object) -> str:
+    """``repr(value)`` for a message, cut short: a value from a file can be of any size, or hold itself many times."""
+    text = _repr.repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
 
 class UsageError(ValueError):
     """The request itself is wrong (a bad option, a missing folder): exit status 2."""

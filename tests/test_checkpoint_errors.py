@@ -29,7 +29,7 @@ WRONG_STATES = {
     ),
     "missing big weight": (
         lambda cfg, w: {"cfg": cfg, "model": without(w, "encoder.pos_conv.0.weight_v")},
-        r"pos_conv\.0\.weight_v is missing",
+        r"missing encoder\.pos_conv\.0\.weight_v",
     ),
     "missing layer": (
         lambda cfg, w: {"cfg": cfg, "model": {k: v for k, v in w.items() if "encoder.layers.1." not in k}},
@@ -37,7 +37,7 @@ WRONG_STATES = {
     ),
     "wrong shape": (
         lambda cfg, w: {"cfg": cfg, "model": {**w, "layer_norm.weight": torch.zeros(31)}},
-        r"layer_norm\.weight has shape \(31,\); its configuration asks for \(32,\)",
+        r"layer_norm\.weight of shape \(31,\) instead of \(32,\)",
     ),
     "wrong small shape": (
         lambda cfg, w: {"cfg": cfg, "model": {**w, "layer_norm.bias": torch.zeros(31)}},
@@ -88,7 +88,7 @@ WRONG_STATES = {
     "odd config": (lambda cfg, w: {"cfg": [1], "model": w}, r"cfg entry is list"),
     "odd args": (lambda cfg, w: {"args": [1], "model": w}, r"args entry is list"),
     "no task": (lambda cfg, w: {"cfg": {"model": cfg["model"]}, "model": w}, r"no task section"),
-    "bytes in config": (lambda cfg, w: {"cfg": changed(cfg, dropout=b"1"), "model": w}, r"holds a bytes"),
+    "bytes in config": (lambda cfg, w: {"cfg": changed(cfg, dropout=b"1"), "model": w}, r"holds a Bytes"),
     "no weights": (lambda cfg, w: {"cfg": cfg, "model": {}}, r"model entry is empty; expected a state dict"),
     "text weights": (lambda cfg, w: {"cfg": cfg, "model": {"mask_emb": "text"}}, r"holds a str under 'mask_emb'"),
     "integer weights": (

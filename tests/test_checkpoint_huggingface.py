@@ -232,7 +232,7 @@ def test_training_settings_are_kept(tmp_path):
         ({"conv_stride": "5"}, "conv_stride '5'"),
         ({"hidden_size": "32"}, "hidden_size '32'"),
         ({"num_hidden_layers": 3}, "weights for 2 layers"),
-        ({"hidden_size": 64}, r"post_extract_proj.weight has shape \(32, 24\)"),
+        ({"hidden_size": 64}, r"post_extract_proj.weight of shape \(32, 24\)"),
     ],
 )
 def test_other_architectures_are_refused(folder, settings, message):
@@ -255,7 +255,7 @@ def test_damaged_folders(folder):
             load(path)
 
     (path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    refused("model.safetensors cannot be read as safetensors")
+    refused("model.safetensors: not a readable safetensors file")
     tensors = {"encoder.new.weight": torch.zeros(1)}
     save_file(tensors, path / "model.safetensors")
     refused("unknown weights encoder.new.weight")

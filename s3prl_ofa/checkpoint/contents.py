@@ -1,6 +1,7 @@
 """What a checkpoint holds once it is read, whatever its format, and the checks and name changes all formats share."""
 
 import dataclasses
+import math
 import pathlib
 import re
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from ..model.config import ModelConfig
+from ..model.names import check_finite, check_shapes
+from .safe_pickle import MAX_DIMS, OddTensor, StoredTensor
 
 POS_CONV = "encoder.pos_conv.0"
 # Newer torch calls the two halves of a weight-normed weight by these names.
@@ -19,6 +22,11 @@ PARAMETRIZED = {
 }
 COMPRESSOR = "cif_subsampler."
 SHOWN = 5  # names in one message
+LONGEST_NAME = 128  # characters of a weight's name; that of the longest real one is 70
+MAX_WEIGHTS = 5_000  # the largest models have some 800
+SHARED = 2**28  # bytes by which weights may be more than the file holds, because several are the same numbers
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+COUNTS = (torch.int64, torch.int32)
 
 
 @dataclasses.dataclass
@@ -42,22 +50,40 @@ def named(names: list[str] | set[str]) -> str:
     """A list for a message, cut after a few names."""
     names = sorted(names)
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + rest
+    return ", ".join(shown(name)[1:-1] for name in names[:SHOWN]) + rest
 
 
 def as_weights(value: Any, where: str) -> dict[str, Tensor]:
-    """A state dict as a plain dict with today's names. Raises CheckpointError when it is not one of dense tensors."""
+    """A state dict as a plain dict with today's names. Raises CheckpointError when it is not one of dense tensors.
+
+    Tensors of PyTorch's files come as ``StoredTensor`` and are made here, each of the part of the file it lies in.
+    """
     if not isinstance(value, dict) or not value:
         raise CheckpointError(f"{where} is {describe(value)}; expected a state dict with the model's weights")
+    if len(value) > MAX_WEIGHTS:
+        raise CheckpointError(f"{where} holds {len(value)} weights; expected at most {MAX_WEIGHTS}")
+    for name, tensor in value.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor | StoredTensor | OddTensor):
+            raise CheckpointError(f"{where} holds {describe(tensor)} under {shown(name)}; expected tensors by name")
+        if len(name) > LONGEST_NAME or not name.isprintable():
+            raise CheckpointError(f"{where} holds a weight named {shown(name)}; expected names of a wav2vec 2.0")
+        if isinstance(tensor, OddTensor):
+            raise CheckpointError(
+                f"the weight {name} is sparse, quantized, nested, without data, of a rare dtype such as float8, or has "
+                "attributes; expected a dense tensor"
+            )
+    stored = [tensor for tensor in value.values() if isinstance(tensor, StoredTensor)]
+    claimed = sum(math.prod(tensor.size) * tensor.storage.dtype.itemsize for tensor in stored)
+    held = sum(storage.nbytes for storage in {tensor.storage.key: tensor.storage for tensor in stored}.values())
+    if claimed > held + SHARED:
+        raise CheckpointError(f"{where} makes weights of {claimed} bytes out of {held}; expected each to have its own")
     weights = {}
     for name, tensor in value.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{where} holds {describe(tensor)} under {name!r}; expected tensors by name")
-        dense = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided and not tensor.is_nested
-        if not dense or tensor.is_quantized or tensor.device.type != "cpu":
-            raise CheckpointError(f"the weight {name} is sparse, quantized or without data; expected a dense tensor")
-        if not tensor.is_floating_point() and tensor.dim():
+        tensor = tensor.tensor() if isinstance(tensor, StoredTensor) else tensor
+        if tensor.dtype not in DTYPES and (tensor.dim() or tensor.dtype not in COUNTS):
             raise CheckpointError(f"the weight {name} is of {tensor.dtype}; expected floating point numbers")
+        if tensor.dim() > MAX_DIMS:
+            raise CheckpointError(f"the weight {name} has {tensor.dim()} dimensions; expected at most {MAX_DIMS}")
         weights[PARAMETRIZED.get(name, name)] = tensor.detach()
     return weights
 
@@ -68,15 +94,21 @@ def describe(value: Any) -> str:
 
 
 def split_weight_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The positional convolution as ``weight_g`` (1, 1, kernel) and ``weight_v``, as fairseq holds it."""
+    """The positional convolution as ``weight_g`` (1, 1, kernel) and ``weight_v``, as fairseq holds it.
+
+    Raises CheckpointError where a length is larger than the dtype can hold.
+    """
     if f"{POS_CONV}.weight" not in weights:
         return weights
     weights = dict(weights)
     whole = weights.pop(f"{POS_CONV}.weight")
-    norm = whole.float().norm(dim=(0, 1), keepdim=True)
+    exact = whole.double()
+    norm = exact.norm(dim=(0, 1), keepdim=True)
     # A step of the kernel that is all zeros has no direction: any one will do, its length is zero.
-    direction = torch.where(norm == 0, torch.ones_like(whole.float()), whole.float())
-    return weights | {f"{POS_CONV}.weight_g": norm.to(whole.dtype), f"{POS_CONV}.weight_v": direction.to(whole.dtype)}
+    direction = torch.where(norm == 0, torch.ones_like(exact), exact)
+    halves = {f"{POS_CONV}.weight_g": norm, f"{POS_CONV}.weight_v": direction}
+    check_finite(halves, whole.dtype)
+    return weights | {name: half.to(whole.dtype) for name, half in halves.items()}
 
 
 def codebook_sizes(weights: dict[str, Tensor]) -> tuple[int, int, int] | None:
@@ -97,28 +129,11 @@ def codebook_sizes(weights: dict[str, Tensor]) -> tuple[int, int, int] | None:
 
 
 def check_sizes(config: ModelConfig, weights: dict[str, Tensor]) -> None:
-    """Compares the configuration with the weights' sizes before a model of that size is made.
+    """Compares the configuration with the weights' sizes, all of them, before a model of that size is made.
 
-    Raises CheckpointError naming the weight, its shape and the expected one, or the number of layers.
+    What the configuration asks for is thus never larger than what the file holds. Raises CheckpointError naming
+    the weights with their shapes and the expected ones, or the number of layers.
     """
-    inputs, expected = 1, {}
-    for index, (channels, kernel, _) in enumerate(config.conv_layers):
-        expected[f"feature_extractor.conv_layers.{index}.0.weight"] = (channels, inputs, kernel)
-        inputs = channels
-    expected["layer_norm.weight"] = (inputs,)
-    if config.projection:
-        expected["post_extract_proj.weight"] = (config.dim, inputs)
-    expected[f"{POS_CONV}.bias"] = (config.dim,)
-    pos_conv_weight = f"{POS_CONV}.weight" if f"{POS_CONV}.weight" in weights else f"{POS_CONV}.weight_v"
-    expected[pos_conv_weight] = (config.dim, config.dim // config.pos_conv_groups, config.pos_conv_kernel)
-    expected["encoder.layers.0.fc1.weight"] = (config.ffn_dim, config.dim)
-    for name, shape in expected.items():
-        if name not in weights:
-            raise CheckpointError(f"the weight {name} is missing; expected one of shape {shape}")
-        if tuple(weights[name].shape) != shape:
-            raise CheckpointError(
-                f"the weight {name} has shape {tuple(weights[name].shape)}; its configuration asks for {shape}"
-            )
     for part, count in {
         "encoder.layers": config.layers,
         "feature_extractor.conv_layers": len(config.conv_layers),
@@ -127,3 +142,4 @@ def check_sizes(config: ModelConfig, weights: dict[str, Tensor]) -> None:
         found = {match.group(1) for match in map(pattern.match, weights) if match}
         if len(found) != count:
             raise CheckpointError(f"{part} has weights for {len(found)} layers; its configuration asks for {count}")
+    check_shapes(weights, config)

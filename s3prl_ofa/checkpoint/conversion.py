@@ -10,10 +10,11 @@ import torch
 
 from ..errors import CheckpointError, UsageError
 from ..files import atomic_path
+from ..model.names import check_finite
 from ..model.storage import write_safetensors
 from . import fairseq_format, huggingface, s3prl_format
 from .contents import Checkpoint
-from .reading import read_checkpoint
+from .reading import naming, read_checkpoint
 
 SUFFIXES = {".safetensors": "safetensors", ".pt": "fairseq", ".pth": "fairseq", "": "huggingface"}
 DTYPES = ("float16", "bfloat16", "float32")
@@ -50,27 +51,26 @@ def convert(
     checkpoint = read_checkpoint(source)
     if dtype is not None:
         checkpoint = dataclasses.replace(checkpoint, weights=rounded(checkpoint, getattr(torch, dtype)))
-    if to == "huggingface":
-        write_folder(target, checkpoint)
-    elif to == "safetensors":
-        metadata = {"model_cfg": json.dumps(checkpoint.model_cfg), "task_cfg": json.dumps(checkpoint.task_cfg)}
-        write_safetensors(target, checkpoint.config, checkpoint.weights, metadata)
-    else:
-        state = (fairseq_format if to == "fairseq" else s3prl_format).write_state(checkpoint)
-        with atomic_path(target) as temporary:
-            torch.save(state, temporary)
+    with naming(source, (CheckpointError,)):
+        if to == "huggingface":
+            write_folder(target, checkpoint)
+        elif to == "safetensors":
+            metadata = {"model_cfg": json.dumps(checkpoint.model_cfg), "task_cfg": json.dumps(checkpoint.task_cfg)}
+            write_safetensors(target, checkpoint.config, checkpoint.weights, metadata)
+        else:
+            state = (fairseq_format if to == "fairseq" else s3prl_format).write_state(checkpoint)
+            with atomic_path(target) as temporary:
+                torch.save(state, temporary)
     return target
 
 
 def rounded(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The weights in ``dtype``. Raises CheckpointError naming one that it cannot hold."""
-    weights = {
+    with naming(checkpoint.path):
+        check_finite({name: weight for name, weight in checkpoint.weights.items() if weight.is_floating_point()}, dtype)
+    return {
         name: weight.to(dtype) if weight.is_floating_point() else weight for name, weight in checkpoint.weights.items()
     }
-    for name, weight in weights.items():
-        if bool((weight.isinf() & checkpoint.weights[name].isfinite()).any()):
-            raise CheckpointError(f"{checkpoint.path}: the weight {name} is too large for {dtype}")
-    return weights
 
 
 def check_target(target: pathlib.Path, folder: bool, force: bool) -> None:

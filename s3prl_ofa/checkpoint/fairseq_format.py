@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from ..model.config import SAMPLE_RATE, ModelConfig
 from .contents import COMPRESSOR, Checkpoint, as_weights, codebook_sizes, named, split_weight_norm
 from .safe_pickle import plain, unwrap
@@ -25,6 +25,7 @@ CTC_NAME = "wav2vec_ctc"
 CTC_PREFIX = "w2v_encoder.w2v_model."
 CTC_HEAD = "w2v_encoder.proj."
 MAX_CONV_LAYERS = 64
+MAX_FINAL_DIM = 65_536
 MAX_EXPRESSION = 2_000  # characters
 
 
@@ -33,19 +34,19 @@ MAX_EXPRESSION = 2_000  # characters
 
 def whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"must be a whole number, found {value!r}")
+        raise ValueError(f"must be a whole number, found {shown(value)}")
     return value
 
 
 def boolean(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"must be true or false, found {value!r}")
+        raise ValueError(f"must be true or false, found {shown(value)}")
     return value
 
 
 def text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"must be a word, found {value!r}")
+        raise ValueError(f"must be a word, found {shown(value)}")
     return value
 
 
@@ -61,12 +62,12 @@ def parse_conv_layers(value: Any) -> tuple[tuple[int, int, int], ...]:
         try:
             value = literal(ast.parse(value.strip(), mode="eval").body)
         except (SyntaxError, RecursionError, MemoryError) as error:
-            raise ValueError(f"is not a list expression, found {value[:80]!r}") from error
+            raise ValueError(f"is not a list expression, found {shown(value)}") from error
     if not isinstance(value, list | tuple) or len(value) > MAX_CONV_LAYERS:
-        raise ValueError(f"must be a list of at most {MAX_CONV_LAYERS} layers, found {str(value)[:80]}")
+        raise ValueError(f"must be a list of at most {MAX_CONV_LAYERS} layers, found {shown(value)}")
     for layer in value:
         if not isinstance(layer, list | tuple) or len(layer) != 3:
-            raise ValueError(f"must hold (channels, kernel, stride) triples, found {str(layer)[:80]}")
+            raise ValueError(f"must hold (channels, kernel, stride) triples, found {shown(layer)}")
     return tuple(tuple(whole(number) for number in layer) for layer in value)
 
 
@@ -94,7 +95,7 @@ CONV_NORMS = {"default": "group", "layer_norm": "layer"}
 
 def conv_norm(value: Any) -> str:
     if not isinstance(value, str) or value not in CONV_NORMS:
-        raise ValueError(f"must be one of {', '.join(CONV_NORMS)}, found {value!r}")
+        raise ValueError(f"must be one of {', '.join(CONV_NORMS)}, found {shown(value)}")
     return CONV_NORMS[value]
 
 
@@ -184,12 +185,12 @@ def split_namespace(args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Model and task configuration from the flat arguments of an older file."""
     if not isinstance(args, dict):
         raise CheckpointError(f"its args entry is {type(args).__name__}; expected fairseq's arguments")
-    model_cfg = {"_name": plain(args.get("arch"))} if args.get("arch") else {}
-    if model_cfg.get("_name") == CTC_NAME:
-        model_cfg["w2v_args"] = plain(args.get("w2v_args"))
-    model_cfg |= {key: plain(value) for key, value in args.items() if key in MODEL_KEYS}
+    known = MODEL_KEYS | TASK_KEYS | {"arch", "task"} | ({"w2v_args"} if args.get("arch") == CTC_NAME else set())
+    args = plain({key: value for key, value in args.items() if key in known})
+    model_cfg = {"_name": args["arch"]} if args.get("arch") else {}
+    model_cfg |= {key: value for key, value in args.items() if key in MODEL_KEYS | {"w2v_args"}}
     task_cfg = {"_name": args["task"]} if isinstance(args.get("task"), str) else {}
-    return model_cfg, task_cfg | {key: plain(value) for key, value in args.items() if key in TASK_KEYS}
+    return model_cfg, task_cfg | {key: value for key, value in args.items() if key in TASK_KEYS}
 
 
 def inside_ctc(
@@ -223,10 +224,10 @@ def read_config(model_cfg: dict[str, Any], task_cfg: dict[str, Any], weights: di
     """
     name = model_name(model_cfg)
     if name not in (*MODEL_NAMES, None):
-        raise CheckpointError(f"its model is {name!r}; expected one of {', '.join(MODEL_NAMES)}, {CTC_NAME}")
+        raise CheckpointError(f"its model is {shown(name)}; expected one of {', '.join(MODEL_NAMES)}, {CTC_NAME}")
     for key, only in ONLY.items():
         if model_cfg.get(key) not in (only, None):
-            raise CheckpointError(f"its model has {key} {model_cfg[key]!r}; only {only!r} is supported")
+            raise CheckpointError(f"its model has {key} {shown(model_cfg[key])}; only {only!r} is supported")
     values = {}
     for section, field in [*((model_cfg, field) for field in MODEL_FIELDS), (task_cfg, NORMALIZE)]:
         value = section.get(field.theirs)
@@ -298,8 +299,9 @@ def with_pretraining_weights(
     config: ModelConfig, weights: dict[str, Tensor], model_cfg: dict[str, Any]
 ) -> dict[str, Tensor]:
     """Adds what fairseq's strict loading would miss, drawn from a fixed seed: converting twice gives the same."""
-    final_dim = whole(model_cfg.get("final_dim") or 0)
-    final_dim = final_dim if final_dim > 0 else config.dim
+    final_dim = model_cfg.get("final_dim") or config.dim
+    if type(final_dim) is not int or not 0 < final_dim <= MAX_FINAL_DIM:
+        raise CheckpointError(f"its final_dim is {shown(final_dim)}; expected a whole number up to {MAX_FINAL_DIM}")
     shapes = {"mask_emb": (config.dim,), "final_proj.weight": (final_dim, config.dim), "final_proj.bias": (final_dim,)}
     if not model_cfg["quantize_targets"]:
         shapes |= {"project_q.weight": (final_dim, config.conv_dim), "project_q.bias": (final_dim,)}

@@ -7,14 +7,16 @@ import re
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import CheckpointError, UsageError
+from ..errors import CheckpointError, UsageError, shown
+from ..files import atomic_path
 from ..model.config import SAMPLE_RATE, ModelConfig
 from ..model.names import PRETRAINING
+from ..model.storage import read_tensors
 from .contents import Checkpoint, as_weights, codebook_sizes, named, split_weight_norm
-from .safe_pickle import read_torch_file
+from .torch_file import read_torch_file
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,7 @@ CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "mode
 PROCESSOR = "processor_config.json"  # where transformers 5 puts the same, under feature_extractor, beside a tokenizer
 WEIGHT_FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 PREFIX = "wav2vec2."  # of the model inside a model with a head
+MAX_JSON = 2**22  # bytes
 HEADS = ("lm_head.", "projector.", "classifier.", "layer_weights")  # of fine-tuned models, left out
 
 # --- one row a setting: ModelConfig's name, Hugging Face's, the default there ---
@@ -134,10 +137,12 @@ def read_folder(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_JSON:
+        raise CheckpointError(f"{path.name} has {path.stat().st_size} bytes; expected at most {MAX_JSON}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} is not JSON ({error})") from error
+        raise CheckpointError(f"{path.name} is not JSON ({shown(str(error))[1:-1]})") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path.name} holds a {type(values).__name__}; expected names and values")
     return values
@@ -155,7 +160,7 @@ def reads_normalized(folder: pathlib.Path) -> bool:
         return True
     value = values.get("do_normalize", True)
     if not isinstance(value, bool):
-        raise CheckpointError(f"do_normalize of the feature extractor is {value!r}; expected true or false")
+        raise CheckpointError(f"do_normalize of the feature extractor is {shown(value)}; expected true or false")
     return value
 
 
@@ -163,14 +168,14 @@ def read_config(values: dict[str, Any], normalize: bool) -> ModelConfig:
     """ModelConfig from what ``config.json`` says; what it leaves out has Hugging Face's default."""
     for key, only in ONLY.items():
         if values.get(key, only) != only:
-            raise CheckpointError(f"{CONFIG} says {key} {values[key]!r}; only {only!r} is supported")
+            raise CheckpointError(f"{CONFIG} says {key} {shown(values[key])}; only {only!r} is supported")
     if "model_type" not in values:
         raise CheckpointError(f"{CONFIG} says no model_type; expected 'wav2vec2'")
     columns = []
     for key, default in CONV_FIELDS:
         column = values.get(key, default)
         if not isinstance(column, list | tuple) or not all(type(number) is int for number in column):
-            raise CheckpointError(f"{CONFIG} says {key} {column!r}; expected a list of whole numbers")
+            raise CheckpointError(f"{CONFIG} says {key} {shown(column)}; expected a list of whole numbers")
         columns.append(column)
     if len({len(column) for column in columns}) != 1:
         raise CheckpointError(f"{CONFIG} has {', '.join(key for key, _ in CONV_FIELDS)} of different lengths")
@@ -178,7 +183,7 @@ def read_config(values: dict[str, Any], normalize: bool) -> ModelConfig:
     for field, key, default in FIELDS:
         ours[field] = values.get(key, default)
         if type(ours[field]) is not type(default):
-            raise CheckpointError(f"{CONFIG} says {key} {ours[field]!r}; expected a value like {default!r}")
+            raise CheckpointError(f"{CONFIG} says {key} {shown(ours[field])}; expected a value like {default!r}")
     try:
         return ModelConfig(**ours)
     except ValueError as error:
@@ -199,7 +204,7 @@ def read_weights(folder: pathlib.Path) -> dict[str, Tensor]:
     for part in sorted(set(parts.values())):
         # An index must not lead out of its folder.
         if pathlib.PurePath(part).name != part or not (folder / part).is_file():
-            raise CheckpointError(f"{found.name} lists {part!r}; there is no such file in the folder")
+            raise CheckpointError(f"{found.name} lists {shown(part)}; there is no such file in the folder")
         weights |= read_weight_file(folder / part)
     missing = set(parts) - set(weights)
     if missing:
@@ -208,14 +213,11 @@ def read_weights(folder: pathlib.Path) -> dict[str, Tensor]:
 
 
 def read_weight_file(path: pathlib.Path) -> dict[str, Tensor]:
-    if path.suffix != ".safetensors":
-        return as_weights(read_torch_file(path), path.name)
     try:
-        return as_weights(load_file(path), path.name)
-    except CheckpointError:
-        raise
-    except Exception as error:  # the library has its own exceptions for damage, beside OSError and the like
-        raise CheckpointError(f"{path.name} cannot be read as safetensors ({error})") from error
+        tensors = read_tensors(path)[0] if path.suffix == ".safetensors" else read_torch_file(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path.name}: {str(error).removeprefix(f'{path}: ')}") from error
+    return as_weights(tensors, path.name)
 
 
 # --- writing ---
@@ -269,7 +271,8 @@ def write_folder(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
     for name, content in {CONFIG: values, PREPROCESSOR: extractor}.items():
         (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     tensors = {names[name]: weight.contiguous() for name, weight in weights.items() if name in names}
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    with atomic_path(folder / WEIGHTS) as temporary:  # save_file alone would leave it to its owner to read
+        save_file(tensors, temporary, {"format": "pt"})
 
 
 def config_values(checkpoint: Checkpoint, for_pretraining: bool) -> dict[str, Any]:

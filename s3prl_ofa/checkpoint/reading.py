@@ -13,11 +13,10 @@ from ..errors import CheckpointError
 from ..model import OFAWav2Vec2
 from ..model.storage import read_safetensors
 from . import fairseq_format, huggingface, s3prl_format
-from .contents import Checkpoint, as_weights, check_sizes, named
-from .safe_pickle import PICKLE_MAGIC, ZIP_MAGIC, read_torch_file
+from .contents import DTYPES, Checkpoint, as_weights, check_sizes, named
+from .torch_file import PICKLE_MAGIC, ZIP_MAGIC, read_torch_file
 
 GIT_LFS_MAGIC = b"version https://git-lfs"
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def load(
@@ -32,10 +31,10 @@ def load(
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, found {dtype}")
     checkpoint = read_checkpoint(path)
-    model = OFAWav2Vec2(checkpoint.config)
+    model = OFAWav2Vec2(checkpoint.config).to(dtype)
     with naming(checkpoint.path):
         model.load_weights(checkpoint.weights)
-    return model.to(device=device, dtype=dtype).eval()
+    return model.to(device).eval()
 
 
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
@@ -56,11 +55,11 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 
 @contextlib.contextmanager
-def naming(path: pathlib.Path) -> Iterator[None]:
+def naming(path: pathlib.Path, errors: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
     """Makes every ValueError of reading, and the system's, a CheckpointError that begins with the file's name."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except errors as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         text = text.removeprefix(f"{path}: ")
         raise CheckpointError(f"{path}: {text}") from error

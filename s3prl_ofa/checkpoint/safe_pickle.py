@@ -1,45 +1,40 @@
-"""Reading what ``torch.save`` wrote without running anything that the file asks for.
+"""The pickle inside a PyTorch file, read by an interpreter of our own that imports nothing and calls nothing.
 
-fairseq's older files hold more than tensors: ``argparse.Namespace``, omegaconf containers, numpy scalars, a dictionary
-of letters. Here each of those names stands for an inert class of this module that only keeps, or drops, what it is
-given, so neither fairseq nor omegaconf nor numpy takes part. Everything else that torch's own restricted unpickler does
-not know is refused by name.
+Python's unpickler calls whatever the file names. This one knows the instructions that ``torch.save`` writes and a table
+of names. A name of the table makes a plain container, a ``StoredTensor`` or an inert stand-in; any other name is
+refused. fairseq's older files hold more than tensors: ``argparse.Namespace``, omegaconf containers, numpy scalars, a
+dictionary of letters. Their stand-ins only keep, or drop, what they are given, so neither fairseq nor omegaconf nor
+numpy takes part.
 """
 
-import argparse
-import itertools
-import os
-import pathlib
+import dataclasses
+import math
 import pickle
+import pickletools
 import re
-import threading
-import zipfile
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 
-ZIP_MAGIC = b"PK\x03\x04"
-PICKLE_MAGIC = b"\x80"
+# Bounds that no real file comes near: a Large model with its optimizer has some 40,000 instructions, 1,300 tensors.
+MAX_PICKLE = 2**25  # bytes
+MAX_INSTRUCTIONS, MAX_TENSORS, MAX_DIMS = 1_000_000, 20_000, 8
 # Of a configuration; fairseq's own has about five levels and a thousand values, a hostile one as many as it likes.
-MAX_DEPTH, MAX_VALUES = 32, 100_000
+MAX_DEPTH, MAX_VALUES, MAX_CHARACTERS = 32, 100_000, 1_000_000
 
 
 class StandIn:
-    """Takes the place of a class named in a file: keeps the state it is given and does nothing else."""
+    """Takes the place of an object of the file: keeps the state it is given and does nothing else."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "StandIn":
-        instance = super().__new__(cls)
-        instance.state = {}
-        return instance
+    def __init__(self) -> None:
+        self.state: dict[Any, Any] = {}
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state if isinstance(state, dict) else {}
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"  # its state can be of any size, and hold itself
 
 
 class Container(StandIn):
@@ -58,28 +53,105 @@ class Dropped(StandIn):
     """Something whose content nobody needs: a type, a numpy number, metadata."""
 
 
-def empty_dict(*args: Any) -> dict:
-    """Takes the place of collections.defaultdict, whose factory must not be called."""
-    return {}
+class Bytes(StandIn):
+    """Bytes, which torch.save writes as a call. Made real, a few instructions could ask for them without end."""
 
 
-NAMES = {
+class OddTensor(StandIn):
+    """A tensor that cannot be a weight: sparse, quantized, nested, without data, of a rare dtype, with attributes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """A function or class that the pickle names, with what its row of the table makes of the arguments."""
+
+    name: str
+    make: Callable[[tuple], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """What a tensor's numbers lie in: ``numel`` numbers of ``dtype`` under ``key``; ``data`` has the bytes by key."""
+
+    key: str
+    dtype: torch.dtype
+    numel: int
+    data: dict[str, Tensor] = dataclasses.field(compare=False, repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A dense tensor of the file, which is inside its storage and claims no more numbers than it has."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.size) == len(self.stride) <= MAX_DIMS:
+            raise CheckpointError(f"a tensor has {len(self.size)} dimensions; expected at most {MAX_DIMS} with strides")
+        counts = (self.offset, *self.size, *self.stride)
+        if any(type(count) is not int or count < 0 for count in counts):
+            raise CheckpointError(f"a tensor has the sizes {shown(counts)}; expected whole numbers from 0")
+        numel = math.prod(self.size)
+        last = self.offset + sum((size - 1) * stride for size, stride in zip(self.size, self.stride, strict=True))
+        if numel > self.storage.numel or (numel and last >= self.storage.numel):
+            raise CheckpointError(
+                f"a tensor of shape {shown(self.size)} needs more than the {self.storage.numel} numbers that its "
+                f"storage {shown(self.storage.key)} has"
+            )
+
+    def tensor(self) -> Tensor:
+        """The numbers, where they lie if the dtype's alignment allows it."""
+        numbers = self.storage.data[self.storage.key]
+        if numbers.storage_offset() % self.storage.dtype.itemsize:
+            numbers = numbers.clone()
+        numbers = numbers.view(self.storage.dtype)
+        return numbers.as_strided(self.size, self.stride, numbers.storage_offset() + self.offset)
+
+
+def rebuilt_tensor(arguments: tuple) -> StoredTensor:
+    """``torch._utils._rebuild_tensor_v2``: storage, offset, size, stride, and what matters only in training."""
+    storage, offset, size, stride = arguments[:4]
+    if not (isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple)):
+        raise TypeError(f"a tensor made from {shown(arguments)}")
+    return StoredTensor(storage, offset, size, stride)
+
+
+STAND_INS: dict[type[StandIn], Iterable[str]] = {
     Container: ("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
     Node: tuple(
         f"omegaconf.nodes.{kind}Node"
         for kind in ("Any", "Integer", "Float", "String", "Boolean", "Bytes", "Path", "Enum")
     ),
     Namespace: ("argparse.Namespace",),
-    empty_dict: ("collections.defaultdict",),
+    Bytes: ("_codecs.encode", "builtins.bytearray"),
+    OddTensor: (
+        "torch._tensor._rebuild_from_type_v2",
+        *(f"torch._utils.{name}" for name in dir(torch._utils) if name.startswith("_rebuild_")),
+    ),
     Dropped: (
         "omegaconf.base.ContainerMetadata",
         "omegaconf.base.Metadata",
         "typing.Any",
         *(f"typing.{name}" for name in ("Dict", "List", "Optional", "Tuple", "Union")),
         *(f"builtins.{name}" for name in ("bool", "bytes", "dict", "float", "int", "list", "object", "str", "tuple")),
+        *(f"builtins.{name}" for name in ("complex", "set")),
+        "collections.Counter",
         "numpy.dtype",
         "numpy.ndarray",
         *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+        "torch.device",
+        "torch.Size",
+        "torch.Tensor",
+        "torch.nn.parameter.Parameter",
+        "torch.serialization._get_layout",
+        *{str(value) for value in vars(torch).values() if isinstance(value, torch.dtype | torch.qscheme)},
         # types that a structured omegaconf configuration of fairseq names, and the letters of a fine-tuned model
         "fairseq.data.dictionary.Dictionary",
         "fairseq.dataclass.configs.FairseqConfig",
@@ -90,9 +162,144 @@ NAMES = {
         "fairseq.tasks.audio_finetuning.AudioFinetuningConfig",
     ),
 }
-ALLOWED = [(stand_in, name) for stand_in, names in NAMES.items() for name in names]
-# torch keeps one list of allowed names for the process: of two threads the first to end would take it from the other.
-LOCK = threading.Lock()
+STORAGE_DTYPES = {
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.DoubleStorage": torch.float64,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+    "torch.ComplexFloatStorage": torch.complex64,
+    "torch.ComplexDoubleStorage": torch.complex128,
+    "torch.QInt8Storage": torch.int8,
+    "torch.QUInt8Storage": torch.uint8,
+    "torch.QInt32Storage": torch.int32,
+    "torch.storage.UntypedStorage": torch.uint8,
+}
+MAKERS: dict[str, Callable[[tuple], Any]] = {
+    **{name: lambda _, stand_in=stand_in: stand_in() for stand_in, names in STAND_INS.items() for name in names},
+    **dict.fromkeys(STORAGE_DTYPES, lambda _: Dropped()),
+    "collections.OrderedDict": lambda _: {},
+    "collections.defaultdict": lambda _: {},
+    "torch._utils._rebuild_tensor_v2": rebuilt_tensor,
+    "torch._utils._rebuild_parameter": lambda arguments: arguments[0],
+}
+
+
+def read_pickle(file: BinaryIO, data: dict[str, Tensor], storages: dict[str, Storage]) -> Any:
+    """The object that the pickle at the file's position describes; the file is left behind its end.
+
+    ``data``: the bytes of each storage by key, which the tensors will refer to; it may be filled later. ``storages``
+    is filled with those that the pickle names. Raises CheckpointError for a name or an instruction that is not on the
+    list and for sizes beyond the bounds; a damaged pickle raises whatever Python raises for its nonsense.
+    """
+    stack: list[Any] = []
+    below: list[list[Any]] = []  # the stacks beneath each open mark
+    memo: dict[int, Any] = {}
+    tensors = 0
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if count > MAX_INSTRUCTIONS or tensors > MAX_TENSORS:
+            raise CheckpointError(
+                f"its pickle has more than {MAX_INSTRUCTIONS} instructions or {MAX_TENSORS} tensors; expected a model"
+            )
+        match opcode.name:
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINSTRING":
+                stack.append(argument)
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "MARK":
+                below.append(stack)
+                stack = []
+            case "TUPLE":
+                stack, items = below.pop(), stack
+                stack.append(tuple(items))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                items = [stack.pop() for _ in range(int(opcode.name[-1]))]
+                stack.append(tuple(reversed(items)))
+            case "APPEND":
+                item = stack.pop()
+                extend(stack[-1], [item])
+            case "APPENDS":
+                stack, items = below.pop(), stack
+                extend(stack[-1], items)
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                update(stack[-1], [key], [value])
+            case "SETITEMS":
+                stack, items = below.pop(), stack
+                update(stack[-1], items[::2], items[1::2])
+            case "GLOBAL":
+                stack.append(named_in_table(argument))
+            case "REDUCE" | "NEWOBJ":
+                arguments, name = stack.pop(), stack.pop()
+                stack.append(name.make(arguments))
+                tensors += isinstance(stack[-1], StoredTensor | OddTensor)
+            case "BUILD":
+                state = stack.pop()
+                if isinstance(stack[-1], StandIn) and isinstance(state, dict):
+                    stack[-1].state = state  # of a dict it is the attributes of an OrderedDict, which nobody needs
+            case "BINPERSID":
+                storage = make_storage(stack.pop(), data)
+                if storages.setdefault(storage.key, storage) != storage:
+                    raise CheckpointError(f"the storage {shown(storage.key)} has two sizes or types")
+                stack.append(storage)
+            case "PROTO":
+                pass
+            case "STOP":
+                return stack.pop()
+            case unknown:
+                raise CheckpointError(f"its pickle has the instruction {unknown}, which torch.save does not write")
+
+
+def named_in_table(argument: str) -> Name:
+    """``argument``: module and name, with a space between. Raises CheckpointError unless the table has it."""
+    module, _, name = argument.partition(" ")
+    full = f"{module.replace('__builtin__', 'builtins')}.{name}"  # Python 2's spelling, which protocol 2 keeps
+    if full not in MAKERS:
+        raise CheckpointError(refusal(full))
+    return Name(full, MAKERS[full])
+
+
+def make_storage(persistent_id: Any, data: dict[str, Tensor]) -> Storage:
+    """``("storage", type, key, device, numel)``, in the older file format with a sixth value that is always None."""
+    kind, storage_type, key, _, numel, *view = persistent_id
+    if kind != "storage" or view not in ([], [None]) or not isinstance(key, str):
+        raise CheckpointError(f"a storage is {shown(persistent_id)}, which torch.save does not write")
+    if type(numel) is not int or not 0 <= numel < 2**48:
+        raise CheckpointError(f"the storage {shown(key)} has the size {shown(numel)}; expected a whole number")
+    return Storage(key, STORAGE_DTYPES[storage_type.name], numel, data)
+
+
+def extend(target: Any, items: list[Any]) -> None:
+    if type(target) is not list:
+        raise TypeError(f"items for {shown(target)}, which is no list")
+    target.extend(items)
+
+
+def update(target: Any, keys: list[Any], values: list[Any]) -> None:
+    """Raises CheckpointError for keys whose hash can take for ever: a tuple of tuples, numbers made to collide."""
+    if type(target) is not dict:
+        raise TypeError(f"entries for {shown(target)}, which is no dict")
+    for key, value in zip(keys, values, strict=True):
+        if not isinstance(key, str | int | float | None) or (isinstance(key, int) and abs(key) >= 2**63):
+            raise CheckpointError(f"a dictionary has the key {shown(key)}; expected a name or a number")
+        target[key] = value
+
+
 REFUSALS = (
     re.compile(r"Unsupported global: GLOBAL (\S+) was not an allowed global"),
     re.compile(r"unsupported GLOBAL (\S+) whose module"),
@@ -101,51 +308,21 @@ REFUSALS = (
 )
 
 
-def read_torch_file(path: str | os.PathLike) -> Any:
-    """What ``torch.save`` wrote at ``path``, in the zip form or the older one, on the CPU.
-
-    Tensors of a zip file are mapped, not read. Stand-ins may be among the values: ``plain`` makes a configuration of
-    them. Raises CheckpointError, whose sentence leaves out the file's name, for a file that names anything outside the
-    allow-list, and for one that is damaged.
-    """
-    path = pathlib.Path(path)
-    with LOCK, torch.serialization.safe_globals(ALLOWED):
-        try:
-            with path.open("rb") as file:
-                is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
-            if is_zip:
-                check_stored(path)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-        except CheckpointError:
-            raise
-        except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any kind of exception
-            raise CheckpointError(explain(error)) from error
-
-
-def check_stored(path: pathlib.Path) -> None:
-    """A mapped tensor is the file's bytes as they lie, so a file zipped again with compression would give noise."""
-    with zipfile.ZipFile(path) as archive:
-        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-            raise CheckpointError("a TorchScript archive; expected the weights of a model")
-        for entry in archive.infolist():
-            if entry.compress_type != zipfile.ZIP_STORED:
-                raise CheckpointError(
-                    f"the zip entry {entry.filename} is compressed; expected a file as torch.save writes"
-                )
+def refusal(name: str) -> str:
+    return (
+        f"refused, because it asks to run or build {shown(name)[1:-1]}; expected only tensors, plain values and "
+        "fairseq's configuration classes"
+    )
 
 
 def explain(error: Exception) -> str:
-    """One sentence for what torch.load raised."""
+    """One sentence for an error that ``read_pickle`` or ``torch.load(weights_only=True)`` raised."""
     text = str(error)
     for pattern in REFUSALS:
         found = pattern.search(text)
         if found:
             name = found.group(1).rstrip(".")
-            name = name if "." in name or " " in name else f"builtins.{name}"  # torch leaves that module out
-            return (
-                f"refused, because it asks to run or build {name}; expected only tensors, plain values and fairseq's "
-                "configuration classes"
-            )
+            return refusal(name if "." in name or " " in name else f"builtins.{name}")  # torch leaves that module out
     if isinstance(error, pickle.UnpicklingError):
         text = re.sub(r"(?s).*WeightsUnpickler error:\s*", "", text)
     reason = ": ".join([type(error).__name__, *text.strip().splitlines()[:1]])
@@ -160,29 +337,42 @@ def unwrap(value: Any) -> Any:
         return value.state.get("_val")
     if isinstance(value, Namespace):
         return value.state
-    if isinstance(value, argparse.Namespace):  # another library may have allowed the real class
-        return vars(value)
     return value
 
 
-def plain(value: Any, depth: int = 0, count: Iterator[int] | None = None) -> Any:
+class Budget:
+    """What a configuration may still hold; of a value that it names many times, each time counts."""
+
+    def __init__(self) -> None:
+        self.values, self.characters = MAX_VALUES, MAX_CHARACTERS
+
+    def spend(self, characters: int = 0) -> None:
+        self.values -= 1
+        self.characters -= characters
+        if self.values < 0 or self.characters < 0:
+            raise CheckpointError(f"the configuration has more than {MAX_VALUES} values or {MAX_CHARACTERS} characters")
+
+
+def plain(value: Any, depth: int = 0, budget: Budget | None = None) -> Any:
     """A configuration without stand-ins: dicts with string keys, lists, strings, numbers, booleans and None.
 
     Raises CheckpointError when it holds anything else, or has no end. The last two arguments are its own, for what is
     inside.
     """
-    count = itertools.count(1) if count is None else count
-    if depth > MAX_DEPTH or next(count) > MAX_VALUES:
-        raise CheckpointError(f"the configuration has more than {MAX_DEPTH} levels or {MAX_VALUES} values")
+    budget = budget or Budget()
+    budget.spend(len(value) if isinstance(value, str) else 0)
+    if depth > MAX_DEPTH:
+        raise CheckpointError(f"the configuration has more than {MAX_DEPTH} levels")
     value = unwrap(value)
     if isinstance(value, dict):
-        return {str(key): plain(item, depth + 1, count) for key, item in value.items()}
+        budget.spend(sum(len(key) for key in value if isinstance(key, str)))
+        return {str(key): plain(item, depth + 1, budget) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, depth + 1, count) for item in value]
-    if value is None or isinstance(value, Dropped):
+        return [plain(item, depth + 1, budget) for item in value]
+    if value is None or isinstance(value, Dropped | Name):
         return None
     if isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Node | Container | Namespace):
-        return plain(value, depth + 1, count)
+        return plain(value, depth + 1, budget)
     raise CheckpointError(f"the configuration holds a {type(value).__name__}; expected plain values")

@@ -4,10 +4,17 @@ import dataclasses
 import math
 from typing import Any
 
+from ..errors import shown
+
 SAMPLE_RATE = 16_000  # Hz
 MIN_FRAME_PERIOD_MS = 20.0  # the frame period of the convolutional front end
 # (channels, kernel, stride) of the seven convolutions of wav2vec 2.0 (arXiv 2006.11477): 400 samples seen, 320 hop
 WAV2VEC2_CONV_LAYERS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number above 0; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,26 +40,29 @@ class ModelConfig:
     compressor: str = "none"  # "cif" or "none"
 
     def __post_init__(self) -> None:
-        layers = tuple(tuple(layer) for layer in self.conv_layers)
-        object.__setattr__(self, "conv_layers", layers)
-        whole = all(isinstance(value, int) and value > 0 for layer in layers for value in layer)
+        layers = self.conv_layers
+        triples = isinstance(layers, list | tuple) and all(isinstance(layer, list | tuple) for layer in layers)
+        layers = tuple(map(tuple, layers)) if triples else ()
+        whole = all(is_whole(value) for layer in layers for value in layer)
         if not layers or not whole or any(len(layer) != 3 for layer in layers):
-            raise ValueError(f"conv_layers must be (channels, kernel, stride) triples above 0, found {layers}")
+            found = shown(self.conv_layers)
+            raise ValueError(f"conv_layers must be (channels, kernel, stride) triples above 0, found {found}")
+        object.__setattr__(self, "conv_layers", layers)
         if any(kernel < stride for _, kernel, stride in layers):
-            raise ValueError(f"conv_layers must have kernels at least as long as their strides, found {layers}")
+            raise ValueError(f"conv_layers must have kernels at least as long as their strides, found {shown(layers)}")
         for name, choices in {
             "conv_norm": ("group", "layer"),
             "activation": ("gelu", "relu"),
             "compressor": ("cif", "none"),
         }.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, found {shown(getattr(self, name))}")
         for name in ("conv_bias", "projection", "pre_norm", "normalize"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, found {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be true or false, found {shown(getattr(self, name))}")
         for name in ("dim", "ffn_dim", "heads", "layers", "pos_conv_kernel", "pos_conv_groups"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number above 0, found {getattr(self, name)!r}")
+            if not is_whole(getattr(self, name)):
+                raise ValueError(f"{name} must be a whole number above 0, found {shown(getattr(self, name))}")
         for name in ("heads", "pos_conv_groups"):
             if self.dim % getattr(self, name):
                 raise ValueError(f"dim {self.dim} must be a multiple of {name} {getattr(self, name)}")
@@ -92,7 +102,9 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
         """Raises ValueError for a key that no field has."""
+        if not isinstance(values, dict):
+            raise ValueError(f"expected the fields of a model config, found {shown(values)}")
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
-            raise ValueError(f"unknown model config keys {unknown}")
+            raise ValueError(f"unknown model config keys {shown(unknown)}")
         return cls(**values)

@@ -5,16 +5,19 @@ key and value together) is brought into it here, once, at load.
 """
 
 import re
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError, shown
 from .config import ModelConfig
 
 # Weights that only pretraining uses.
 PRETRAINING = re.compile(
     r"(mask_emb$|quantizer\.|input_quantizer\.|project_q\.|project_inp\.|final_proj\.|target_glu\.|_ema$)"
 )
+POS_CONV_WEIGHT = "encoder.pos_conv.0.weight"  # fairseq has it whole, or weight-normed as two weights _g and _v
 POS_CONV = "encoder.pos_conv.weight"  # (dim, dim / groups, 1, kernel) here, without the 1 in fairseq
 # (fairseq's name, this model's name); {} stands for the number of the layer
 RENAMED = (
@@ -56,56 +59,94 @@ def fairseq_name(name: str) -> str:
     raise KeyError(name)
 
 
+def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight that a model of this configuration has, under fairseq's names."""
+    dim, conv_dim, shapes, inputs = config.dim, config.conv_dim, {}, 1
+    pairs = {"layer_norm": (conv_dim,)}  # shapes of weights that have a bias
+    for index, (channels, kernel, _) in enumerate(config.conv_layers):
+        layer = f"feature_extractor.conv_layers.{index}"
+        shapes[f"{layer}.0.weight"] = (channels, inputs, kernel)
+        if config.conv_bias:
+            shapes[f"{layer}.0.bias"] = (channels,)
+        if config.conv_norm == "layer" or index == 0:
+            pairs[f"{layer}.2.1" if config.conv_norm == "layer" else f"{layer}.2"] = (channels,)
+        inputs = channels
+    if config.projection:
+        pairs["post_extract_proj"] = (dim, conv_dim)
+    if config.compressor == "cif":
+        pairs["cif_subsampler.alpha_fn.cnn"] = (conv_dim, conv_dim, 5)
+        pairs["cif_subsampler.alpha_fn.layer.0"] = (conv_dim,)
+        pairs["cif_subsampler.alpha_fn.layer.2"] = (1, conv_dim)
+    pairs["encoder.pos_conv.0"] = (dim, dim // config.pos_conv_groups, config.pos_conv_kernel)
+    pairs["encoder.layer_norm"] = (dim,)
+    for layer in (f"encoder.layers.{index}" for index in range(config.layers)):
+        pairs |= {f"{layer}.self_attn.{part}_proj": (dim, dim) for part in ("q", "k", "v", "out")}
+        pairs |= {f"{layer}.fc1": (config.ffn_dim, dim), f"{layer}.fc2": (dim, config.ffn_dim)}
+        pairs |= {f"{layer}.{norm}_layer_norm": (dim,) for norm in ("self_attn", "final")}
+    for name, shape in pairs.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return shapes
+
+
+def check_shapes(weights: dict[str, Tensor], config: ModelConfig) -> None:
+    """Raises CheckpointError naming weights, the first five of them, that are missing, unknown or of another shape."""
+    shapes = weight_shapes(config)
+    if POS_CONV_WEIGHT not in weights:  # in its two halves
+        kernel = shapes[POS_CONV_WEIGHT][2]
+        shapes |= {f"{POS_CONV_WEIGHT}_g": (1, 1, kernel), f"{POS_CONV_WEIGHT}_v": shapes.pop(POS_CONV_WEIGHT)}
+    given = {name for name in weights if not PRETRAINING.match(name)}
+    problems = [f"missing {name}" for name in sorted(set(shapes) - given)]
+    problems += [f"unknown {name}" for name in sorted(given - set(shapes))]
+    problems += [
+        f"{name} of shape {tuple(weights[name].shape)} instead of {shown(shape)}"
+        for name, shape in shapes.items()
+        if name in given and weights[name].shape != shape
+    ]
+    if problems:
+        listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise CheckpointError(f"weights do not fit the model's configuration: {listed}")
+
+
+def check_finite(weights: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Raises CheckpointError naming the first weight, and its value, that is not finite in ``dtype``."""
+    for name, weight in weights.items():
+        # Rounding is monotonic: the smallest and the largest stand for all, and either is NaN where one is.
+        for value in weight.aminmax() if weight.numel() else ():
+            if not value.to(dtype).isfinite():
+                raise CheckpointError(
+                    f"the weight {name} holds {value.item():g}; expected no NaN and nothing that is infinite in {dtype}"
+                )
+
+
 def merge_weight_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Replaces a weight-normed positional convolution (g, v) by the weight it stands for: g v / |v|.
 
     The norm runs over the first two dimensions, one a kernel position (fairseq's ``weight_norm(dim=2)``).
     """
     weights = dict(weights)
-    name = "encoder.pos_conv.0.weight"
-    if f"{name}_g" in weights and f"{name}_v" in weights:
-        gain, direction = weights.pop(f"{name}_g"), weights.pop(f"{name}_v")
-        if direction.dim() != 3 or gain.shape != (1, 1, direction.shape[2]):
-            raise ValueError(
-                f"{name}_g and {name}_v must be (1, 1, kernel) and (dim, dim / groups, kernel), "
-                f"found {tuple(gain.shape)} and {tuple(direction.shape)}"
-            )
+    if POS_CONV_WEIGHT not in weights:
+        gain, direction = weights.pop(f"{POS_CONV_WEIGHT}_g"), weights.pop(f"{POS_CONV_WEIGHT}_v")
         exact = direction.double()
         exact = gain.double() * exact / exact.norm(dim=(0, 1), keepdim=True)
-        weights[name] = exact.to(direction.dtype)
+        weights[POS_CONV_WEIGHT] = exact.to(direction.dtype)
     return weights
 
 
-def from_fairseq(weights: dict[str, Tensor], config: ModelConfig, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+def from_fairseq(
+    weights: dict[str, Tensor], config: ModelConfig, names: Iterable[str], dtype: torch.dtype
+) -> dict[str, Tensor]:
     """This model's state dict from weights under fairseq's names.
 
-    ``shapes``: what this model expects, by its own names. Raises ValueError naming the weights, the first
-    eight of them, that are missing, unknown, of another shape or not finite.
+    ``names``: of this model's own. ``dtype``: in which it will hold them. Raises CheckpointError naming weights that
+    are missing, unknown, of another shape or not finite in ``dtype``.
     """
+    check_shapes(weights, config)
     weights = merge_weight_norm(weights)
-    fairseq_shapes = {
-        name: tensor.shape
-        for name, tensor in to_fairseq(
-            {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, config
-        ).items()
-    }
-    given = {name for name in weights if not PRETRAINING.match(name)}
-    problems = [f"missing {name}" for name in sorted(set(fairseq_shapes) - given)]
-    problems += [f"unknown {name}" for name in sorted(given - set(fairseq_shapes))]
-    problems += [
-        f"{name} of shape {tuple(weights[name].shape)} instead of {tuple(shape)}"
-        for name, shape in fairseq_shapes.items()
-        if name in given and weights[name].shape != shape
-    ]
-    if not problems:
-        problems = [f"{name} with NaN or infinite values" for name in given if not weights[name].isfinite().all()]
-    if problems:
-        listed = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise ValueError(f"weights do not fit the model: {listed}")
+    check_finite({name: weight for name, weight in weights.items() if not PRETRAINING.match(name)}, dtype)
 
     own = {}
     conv = conv_names(config)
-    for name in shapes:
+    for name in names:
         if name in conv:
             tensor = weights[conv[name]]
             own[name] = tensor.permute(2, 1, 0).flatten(0, 1) if tensor.dim() == 3 else tensor

@@ -82,9 +82,10 @@ class OFAWav2Vec2(nn.Module):
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Takes weights under fairseq's names; those of pretraining alone (quantizer, mask_emb, ...) are passed over.
 
-        Raises ValueError naming the weights that are missing, unknown or of another shape.
+        Raises ValueError naming the weights that are missing, unknown, of another shape or not finite in this model's
+        dtype.
         """
-        own = from_fairseq(weights, self.config, {name: tensor.shape for name, tensor in self.state_dict().items()})
+        own = from_fairseq(weights, self.config, self.state_dict(), self.feature_norm.weight.dtype)
         self.load_state_dict(own)
 
     def weights(self) -> dict[str, Tensor]:

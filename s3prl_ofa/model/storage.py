@@ -7,12 +7,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from ..files import atomic_path
 from ..version import __version__
 from .config import ModelConfig
 
 FORMAT = "s3prl-ofa 1"  # what the metadata's "format" says; the number grows when old readers could not read it
+MAX_HEADER = 2**22  # bytes; Base's with all of fairseq's configuration has 30,000
 
 
 def write_safetensors(
@@ -32,26 +33,38 @@ def write_safetensors(
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary, metadata)
 
 
+def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of any safetensors file, by the names it gives them, and its metadata.
+
+    The library checks that the tensors fill the file without gaps or overlaps; the format has no checksums. Raises
+    CheckpointError for a file that is not safetensors, or is damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > MAX_HEADER:
+            raise CheckpointError(f"{path}: a safetensors header of {header} bytes; expected at most {MAX_HEADER}")
+        with safe_open(os.fspath(path), "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({shown(str(error))[1:-1]})") from None
+
+
 def read_safetensors(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Tensor], dict[str, str]]:
     """Config, weights under fairseq's names, and all metadata.
 
     Raises CheckpointError for a file that is not safetensors, is damaged, or is not one of ours.
     """
-    try:
-        with safe_open(os.fspath(path), "pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+    weights, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT or "config" not in metadata:
         raise CheckpointError(
             f"{path}: safetensors without the metadata of a file of ours (format {FORMAT!r}), "
-            f"found format {metadata.get('format')!r}; a Hugging Face model is read by its folder"
+            f"found format {shown(metadata.get('format'))}; a Hugging Face model is read by its folder"
         )
     try:
         config = ModelConfig.from_dict(json.loads(metadata["config"]))
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the config in its metadata cannot be used ({error})") from None
     return config, weights, metadata

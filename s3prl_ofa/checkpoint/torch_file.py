@@ -1,0 +1,151 @@
+"""The two file formats of ``torch.save``: a zip archive, and before PyTorch 1.6 pickles with the numbers behind them.
+
+Both are mapped into memory, and every record is checked before anything uses it: its place, its size against what the
+pickle says of its storage, its checksum (the older format has none).
+"""
+
+import io
+import mmap
+import os
+import pathlib
+import struct
+import zipfile
+import zlib
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, shown
+from .safe_pickle import MAX_PICKLE, Storage, explain, read_pickle
+
+ZIP_MAGIC = b"PK\x03\x04"
+PICKLE_MAGIC = b"\x80"
+MAX_DIRECTORY = 2**22  # bytes of a zip's list of its records; 100 or so for each
+LOCAL_HEADER = struct.Struct("<4s2xHH16xHH")  # of a record: magic, flags, method, lengths of its name and extra field
+LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
+
+
+def read_torch_file(path: str | os.PathLike) -> object:
+    """What ``torch.save`` wrote at ``path``; the tensors in it are ``StoredTensor``, mapped from the file.
+
+    Stand-ins may be among the values: ``plain`` makes a configuration of them. Nothing in the file is run. Every
+    record's checksum is computed: for Base (380 MB) that takes most of the time of reading, ``load`` is CRC_COST.
+    Raises CheckpointError, whose sentence leaves out the file's name, for a file that is damaged, that names anything
+    outside the allow-list, or that is larger in memory than on disk.
+    """
+    with pathlib.Path(path).open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        try:
+            return read_zip(file, mapped) if mapped[: len(ZIP_MAGIC)] == ZIP_MAGIC else read_legacy(mapped)
+        except (CheckpointError, OSError):
+            raise
+        except Exception as error:  # what the bytes of a damaged pickle or zip make Python do can fail in any way
+            raise CheckpointError(explain(error)) from error
+
+
+def as_tensor(mapped: mmap.mmap) -> Tensor:
+    """The file's bytes, without a copy."""
+    return torch.frombuffer(mapped, dtype=torch.uint8)
+
+
+# --- zip ---
+
+
+class Directory(io.BufferedReader):
+    """A file of which zipfile reads no more than the bounded list of records."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > MAX_DIRECTORY:
+            raise CheckpointError(f"its list of records is {size} bytes long; expected at most {MAX_DIRECTORY}")
+        return super().read(MAX_DIRECTORY if size is None or size < 0 else size)
+
+
+def read_zip(file: io.BufferedReader, mapped: mmap.mmap) -> object:
+    records = zip_records(file, mapped)
+    pickles = [name for name in records if name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise CheckpointError(f"a zip archive with {len(pickles)} records data.pkl; expected one, as torch.save writes")
+    root = pickles[0].removesuffix("data.pkl")
+    order = records.get(f"{root}byteorder")
+    if order is not None and mapped[order.start : order.stop] != b"little":
+        raise CheckpointError("its numbers are big-endian; save it on a little-endian machine")
+    where = records[pickles[0]]
+    if len(where) > MAX_PICKLE:
+        raise CheckpointError(f"its pickle is {len(where)} bytes long; expected at most {MAX_PICKLE}")
+    data: dict[str, Tensor] = {}
+    storages: dict[str, Storage] = {}
+    state = read_pickle(io.BytesIO(mapped[where.start : where.stop]), data, storages)
+    numbers = as_tensor(mapped)
+    for key, storage in storages.items():
+        record = records.get(f"{root}data/{key}")
+        if record is None or len(record) != storage.nbytes:
+            found = "missing" if record is None else f"{len(record)} bytes long"
+            raise CheckpointError(f"the record {shown(f'data/{key}')} is {found}; expected {storage.nbytes} bytes")
+        data[key] = numbers[record.start : record.stop]
+    return state
+
+
+def zip_records(file: io.BufferedReader, mapped: mmap.mmap) -> dict[str, range]:
+    """Where each record of the archive lies in the file. Raises CheckpointError for one that is not what it should be.
+
+    What is read later is what is checked here: records as they lie in the file, uncompressed, each with the name that
+    the list at the archive's end gives it, none over another, with the checksum from the list.
+    """
+    records: dict[str, range] = {}
+    with zipfile.ZipFile(Directory(file.raw)) as archive:
+        entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
+        start_of_directory = archive.start_dir
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise CheckpointError("a TorchScript archive; expected the weights of a model")
+    # torch.serialization.set_crc32_options(False) writes 0 for all of them.
+    has_checksums = any(entry.CRC for entry in entries)
+    end = 0
+    view = memoryview(mapped)
+    for entry in entries:
+        name = shown(entry.filename)
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size != entry.compress_size:
+            raise CheckpointError(f"the zip entry {name} is compressed; expected a file as torch.save writes")
+        begin = entry.header_offset
+        magic, flags, method, name_length, extra_length = LOCAL_HEADER.unpack_from(view, begin)
+        raw_name = entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
+        name_end = begin + LOCAL_HEADER.size + name_length
+        if magic != ZIP_MAGIC or flags & 1 or method or view[begin + LOCAL_HEADER.size : name_end] != raw_name:
+            raise CheckpointError(f"the zip entry {name} is not where the archive's list says: damaged")
+        where = range(name_end + extra_length, name_end + extra_length + entry.file_size)
+        if begin < end or where.stop > start_of_directory or entry.filename in records:
+            raise CheckpointError(f"the zip entry {name} is there twice, overlaps another or does not end: damaged")
+        if has_checksums and zlib.crc32(view[where.start : where.stop]) != entry.CRC:
+            raise CheckpointError(f"the zip entry {name} has another checksum than it was written with: damaged")
+        records[entry.filename] = where
+        end = where.stop
+    return records
+
+
+# --- before PyTorch 1.6 ---
+
+
+def read_legacy(mapped: mmap.mmap) -> object:
+    """Five pickles: a magic number, a version, the machine, the object, the storages' keys; then each one's numbers."""
+    file = io.BytesIO(mapped[:MAX_PICKLE])
+    data: dict[str, Tensor] = {}
+    storages: dict[str, Storage] = {}
+    head = [read_pickle(file, {}, {}) for _ in range(3)]
+    if head[:2] != [LEGACY_MAGIC, LEGACY_VERSION]:
+        raise CheckpointError("a pickle, and not one that torch.save writes")
+    if head[2]["little_endian"] is not True:
+        raise CheckpointError("its numbers are big-endian; save it on a little-endian machine")
+    state, keys = read_pickle(file, data, storages), read_pickle(file, {}, {})
+    if type(keys) is not list or any(type(key) is not str for key in keys) or sorted(keys) != sorted(storages):
+        raise CheckpointError(f"its list of storages is {shown(keys)}; its tensors use {len(storages)} others")
+    numbers, end = as_tensor(mapped), file.tell()
+    for key in keys:
+        storage = storages[key]
+        begin, end = end + 8, end + 8 + storage.nbytes
+        if end > len(mapped) or int.from_bytes(mapped[begin - 8 : begin], "little") != storage.numel:
+            raise CheckpointError(
+                f"the storage {shown(key)} is cut short, or not of the {storage.numel} numbers of its tensors: damaged"
+            )
+        data[key] = numbers[begin:end]
+    if end != len(mapped):
+        raise CheckpointError(f"{len(mapped) - end} bytes follow its last storage: damaged")
+    return state
