@@ -1,5 +1,6 @@
 # make demo: speaker identification on the bundled audio at three rates, through S3PRL, with a table at the end
 # make test: lint, formatting, all tests
+# python -m tests.hostile: thousands of damaged and hostile checkpoints, half an hour; make test has a few hundred
 # Both make .venv first, or mend it; nothing but a Python 3.11 to 3.13 with venv and pip is needed.
 
 CKPT ?= s3prl_ofa/demo/tiny.safetensors

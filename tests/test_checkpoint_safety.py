@@ -4,7 +4,6 @@ import importlib
 import io
 import os
 import pickle
-import random
 import subprocess
 import sys
 import zipfile
@@ -48,7 +47,7 @@ def hostile_call(kind, marker):
         "builtins.getattr": Call(getattr, "text", "upper"),
         "importlib.import_module": Call(importlib.import_module, "antigravity"),
         "torch.serialization.load": Call(torch.load, str(marker)),
-        "test_checkpoint_safety.Build": Build(),
+        "tests.test_checkpoint_safety.Build": Build(),
     }[kind]
 
 
@@ -62,7 +61,7 @@ def hostile_call(kind, marker):
         "builtins.getattr",
         "importlib.import_module",
         "torch.serialization.load",
-        "test_checkpoint_safety.Build",
+        "tests.test_checkpoint_safety.Build",
     ],
 )
 def test_hostile_pickles_are_refused_by_name(reference, tmp_path, name, zipped, place):
@@ -133,45 +132,6 @@ def test_truncated_files(reference, tmp_path, kept, zipped):
     path.write_bytes(data[: kept if isinstance(kept, int) else int(kept * len(data))])
     with pytest.raises(CheckpointError, match=r"cut\.pt"):
         load(path)
-
-
-@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_mutations_load_or_are_one_error(reference, tmp_path, kind):
-    """Bytes flipped or cut at seeded places: the file loads or is a CheckpointError, never anything else."""
-    path = tmp_path / "mutated"
-    if kind == "zip":
-        data = REF_TINY.read_bytes()
-        with zipfile.ZipFile(REF_TINY) as archive:
-            entry = next(info for info in archive.infolist() if info.filename.endswith("data.pkl"))
-        sensitive = range(entry.header_offset, entry.header_offset + entry.file_size)
-    elif kind == "legacy":
-        buffer = io.BytesIO()
-        torch.save({"cfg": reference["cfg"], "model": reference["model"]}, buffer, _use_new_zipfile_serialization=False)
-        data = buffer.getvalue()
-        sensitive = range(20_000)
-    else:
-        load(REF_TINY).save(tmp_path / "own.safetensors")
-        data = (tmp_path / "own.safetensors").read_bytes()
-        sensitive = range(8 + int.from_bytes(data[:8], "little"))
-    draw = random.Random(0)
-    outcomes = {"loaded": 0, "refused": 0}
-    for _ in range(60):
-        mutated = bytearray(data)
-        for _ in range(draw.choice([1, 1, 4])):
-            position = draw.choice(sensitive) if draw.random() < 0.7 else draw.randrange(len(data))
-            mutated[position] = (
-                draw.randrange(256) if draw.random() < 0.5 else mutated[position] ^ (1 << draw.randrange(8))
-            )
-        if draw.random() < 0.1:
-            del mutated[draw.randrange(len(data)) :]
-        path.write_bytes(mutated)
-        try:
-            load(path)
-            outcomes["loaded"] += 1
-        except CheckpointError as error:
-            assert str(error).startswith(str(path))
-            outcomes["refused"] += 1
-    assert min(outcomes.values()) > 0, outcomes
 
 
 def test_compressed_zip_is_refused(tmp_path):

@@ -9,6 +9,8 @@ from pretraining import corpus_settings, make_corpus, read_checkpoint, run_here,
 
 import s3prl_ofa
 from s3prl_ofa.checkpoint import convert
+from s3prl_ofa.errors import CheckpointError
+from s3prl_ofa.pretrain.launch import write_init
 
 REFERENCE = GOLDEN / "ref_tiny.pt"
 COMPRESSOR = "cif_subsampler."
@@ -161,3 +163,14 @@ def assert_same_states(model, there, lambds):
         assert len(expected) == 3
         for one, other in zip([*found, last], [*expected[1:], expected[-1]], strict=True):
             torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def test_weights_that_training_cannot_hold_are_refused(tmp_path):
+    """A checkpoint to begin from whose weights are infinite in float32, or NaN, is refused with name and value."""
+    for value, said in ((1e300, r"holds 1e\+300"), (float("nan"), "holds nan")):
+        state = read_checkpoint(REFERENCE)
+        state["model"]["quantizer.vars"] = torch.full_like(state["model"]["quantizer.vars"], value, dtype=torch.float64)
+        torch.save(state, tmp_path / "large.pt")
+        with pytest.raises(CheckpointError, match=rf"large\.pt: the weight quantizer\.vars {said}"):
+            write_init(str(tmp_path / "large.pt"), tmp_path / "init.pt")
+        assert not (tmp_path / "init.pt").exists()

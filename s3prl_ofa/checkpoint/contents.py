@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import CheckpointError, shown
 from ..model.config import ModelConfig
 from ..model.names import check_finite, check_shapes
+from ..model.storage import MAX_WEIGHTS
 from .safe_pickle import MAX_DIMS, OddTensor, StoredTensor
 
 POS_CONV = "encoder.pos_conv.0"
@@ -23,7 +24,6 @@ PARAMETRIZED = {
 COMPRESSOR = "cif_subsampler."
 SHOWN = 5  # names in one message
 LONGEST_NAME = 128  # characters of a weight's name; that of the longest real one is 70
-MAX_WEIGHTS = 5_000  # the largest models have some 800
 SHARED = 2**28  # bytes by which weights may be more than the file holds, because several are the same numbers
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 COUNTS = (torch.int64, torch.int32)

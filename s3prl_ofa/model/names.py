@@ -127,7 +127,9 @@ def merge_weight_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if POS_CONV_WEIGHT not in weights:
         gain, direction = weights.pop(f"{POS_CONV_WEIGHT}_g"), weights.pop(f"{POS_CONV_WEIGHT}_v")
         exact = direction.double()
-        exact = gain.double() * exact / exact.norm(dim=(0, 1), keepdim=True)
+        norm = exact.norm(dim=(0, 1), keepdim=True)
+        check_finite({f"{POS_CONV_WEIGHT}_v (its length)": norm}, norm.dtype)
+        exact = gain.double() * exact / norm
         weights[POS_CONV_WEIGHT] = exact.to(direction.dtype)
     return weights
 

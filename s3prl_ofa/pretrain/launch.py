@@ -17,8 +17,10 @@ from s3prl_ofa.arguments import Parser, worker_message
 from s3prl_ofa.checkpoint import read_checkpoint
 from s3prl_ofa.checkpoint.contents import split_weight_norm
 from s3prl_ofa.checkpoint.fairseq_format import drop_needless_projection, read_config, write_state
+from s3prl_ofa.checkpoint.reading import naming
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.files import atomic_path
+from s3prl_ofa.model.names import check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -259,8 +261,10 @@ def write_init(init: str, target: pathlib.Path) -> None:
     Of several processes each writes the same, whole; the last one stays.
     """
     checkpoint = read_checkpoint(init)
-    state = write_state(checkpoint)
-    weights = split_weight_norm(drop_needless_projection(checkpoint))
+    with naming(checkpoint.path):
+        state = write_state(checkpoint)
+        weights = split_weight_norm(drop_needless_projection(checkpoint))
+        check_finite(weights, torch.float32)  # in which fairseq makes its model
     state["model"] = {name: weight.clone() for name, weight in weights.items()}
     with atomic_path(target) as temporary:
         torch.save(state, temporary)
