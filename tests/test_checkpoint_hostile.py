@@ -5,9 +5,9 @@ import pathlib
 import zipfile
 import zlib
 
+import hostile
 import pytest
 import torch
-from hostile import attack
 from hostile_files import GOLDEN, pickle_ends, rebuilt, records_of, saved
 from models import CONFIGS, GOLDEN_CONFIG, golden_weights, random_weights
 
@@ -23,11 +23,35 @@ FC1 = "encoder.layers.0.fc1.weight"
 
 def test_attacks_and_mutations():
     """All hand-made attacks are refused; mutated files load unchanged or are one sentence; nothing runs or grows."""
-    table = attack(count=200, seed=0)
+    table = hostile.attack(count=200, seed=0)
     assert not table.pop("findings")
     assert set(table.pop(("hand-made", "all"))) == {"refused"}
     outcomes = sum(table.values(), start=type(next(iter(table.values())))())
     assert outcomes["loaded"] > 0 and outcomes["refused"] > 0 and sum(outcomes.values()) == 200
+
+
+def test_the_harness_sees_what_it_looks_for(tmp_path, monkeypatch):
+    """Errors of other types, long messages, slow and large reading, code that runs: each is told by its name."""
+    events: list[str] = []
+
+    def found(load):
+        monkeypatch.setattr(hostile, "load", load)
+        return hostile.outcome(tmp_path / "x.pt", 100, None, events)
+
+    def refuse(message):
+        raise CheckpointError(f"{tmp_path / 'x.pt'}: {message}")
+
+    assert found(lambda path: {}["name"]).startswith("KeyError")
+    assert found(lambda path: refuse("no")) == "refused"
+    assert found(lambda path: refuse("no " * 1_000)).startswith("Message of 3000")
+    assert found(lambda path: refuse("a\nb")).startswith("Message")
+    assert found(lambda path: events.append("os.system") or refuse("no")) == "Ran os.system"
+    monkeypatch.setattr(hostile, "MAX_MEMORY", 10**7)
+    assert found(lambda path: bytearray(10**8) and refuse("no")).startswith("Memory: 0.1")
+    monkeypatch.setattr(hostile, "MAX_SECONDS", 0.0)
+    assert found(lambda path: refuse("no")).startswith("Slow")
+    assert hostile.is_finding("reference", "bytes", "changed") and hostile.is_finding(None, "a name", "loaded")
+    assert not hostile.is_finding("legacy", "bytes", "changed") and hostile.is_finding("legacy", "cut", "KeyError: x")
 
 
 # --- damage ---
