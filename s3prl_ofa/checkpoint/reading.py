@@ -26,8 +26,7 @@ def load(
 
     Formats: the reference's and fairseq's, S3PRL's converted ones, a Hugging Face wav2vec 2.0 folder, our safetensors.
     Nothing in the file is run. Raises CheckpointError naming the file, what was found and what was expected, also for
-    weights that ``dtype`` cannot hold, and
-    ValueError for a dtype that is not floating point.
+    weights that ``dtype`` cannot hold, and ValueError for a dtype that is not floating point.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, found {dtype}")
