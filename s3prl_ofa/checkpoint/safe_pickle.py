@@ -22,7 +22,7 @@ from ..errors import CheckpointError, shown
 
 # Bounds that no real file comes near: a Large model with its optimizer has some 40,000 instructions, 1,300 tensors.
 MAX_PICKLE = 2**25  # bytes
-MAX_INSTRUCTIONS, MAX_TENSORS, MAX_DIMS = 1_000_000, 20_000, 8
+MAX_INSTRUCTIONS, MAX_TENSORS, MAX_DIMS = 500_000, 20_000, 8
 # Of a configuration; fairseq's own has about five levels and a thousand values, a hostile one as many as it likes.
 MAX_DEPTH, MAX_VALUES, MAX_CHARACTERS = 32, 100_000, 1_000_000
 
