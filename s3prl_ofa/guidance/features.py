@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..audio import read_speech
-from ..errors import UsageError
+from ..errors import CheckpointError, UsageError
 from ..model import SAMPLE_RATE
 from .layout import FRAMES, GuidanceError, num_frames
 from .work import Entry
@@ -103,7 +103,7 @@ class UpstreamHidden(Hidden):
             raise UsageError(f"--upstream {name} has a frame every {found:g} ms; expected 20 ms or less")
 
     def load(self) -> Any:
-        from ..superb import register
+        from ..superb import plain_names, register
 
         register.register()  # S3PRL then runs on today's stack, and knows our upstreams
         from s3prl import hub
@@ -112,7 +112,10 @@ class UpstreamHidden(Hidden):
         if self.name not in hub.options():
             raise UsageError(f"--upstream {self.name}: S3PRL has none of this name; expected hubert, wavlm, ...")
         try:
-            return S3PRLUpstream(self.name, self.ckpt).to(self.device).eval()
+            with plain_names.reading_safely():
+                return S3PRLUpstream(self.name, self.ckpt).to(self.device).eval()
+        except (CheckpointError, UsageError) as error:
+            raise UsageError(f"--upstream {self.name}: {error}") from error
         except Exception as error:  # every upstream loads its own way, many from the network
             raise UsageError(f"--upstream {self.name} cannot be loaded ({type(error).__name__}: {error})") from error
 

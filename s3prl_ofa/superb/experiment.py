@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from s3prl_ofa.errors import UsageError
+from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.files import atomic_path
+from s3prl_ofa.guarded import refusal
 from s3prl_ofa.locks import InUse, NoLocks, locked
-from s3prl_ofa.superb import shims
+from s3prl_ofa.superb import plain_names, shims
 from s3prl_ofa.superb.exact_resume import KEY as POSITION
 from s3prl_ofa.superb.exact_resume import Position
 
@@ -79,13 +80,17 @@ def past_checkpoints(past_exp: str | None, auto_resume: bool, expdir: str | None
 
 
 def newest_readable(paths: list[pathlib.Path]) -> tuple[pathlib.Path, dict[str, Any]]:
-    """The first of the checkpoints that is whole, and what it holds. Raises UsageError when none is."""
+    """The first of the checkpoints that is whole, and what it holds.
+
+    Raises UsageError when none is, and for one with which S3PRL would run more than what is installed.
+    """
     for index, path in enumerate(paths):
         states = read_states(path)
         if states is None:
             continue
-        if not {"Args", "Config"} <= states.keys():
+        if not isinstance(states.get("Args"), argparse.Namespace) or "Config" not in states:
             raise UsageError(f"-e {path}: it holds no experiment of S3PRL's run_downstream")
+        plain_names.check(states["Args"], states["Config"], f"-e {path}: ")
         for skipped in paths[:index]:
             logger.warning("%s cannot be read (cut off while it was written?): going on from %s", skipped, path)
         return path, states
@@ -97,13 +102,17 @@ def newest_readable(paths: list[pathlib.Path]) -> tuple[pathlib.Path, dict[str, 
 
 
 def read_states(path: str | os.PathLike) -> dict[str, Any] | None:
-    """A checkpoint of S3PRL's, on the CPU; None for a file that is empty, cut off or something else."""
+    """A checkpoint of S3PRL's, on the CPU; None for a file that is empty, cut off or something else.
+
+    Raises CheckpointError for one that holds more than weights and plain values.
+    """
     shims.namespace_in_checkpoints()
     try:
         states = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        if zipfile.is_zipfile(path):  # whole, and with a type in it that torch refuses: torch says which
-            raise
+    except pickle.UnpicklingError as error:
+        reason = refusal(error)
+        if zipfile.is_zipfile(path) or reason.startswith("refused"):  # whole, and with something in it to be run
+            raise CheckpointError(f"{path}: {reason}") from error
         return None
     except (RuntimeError, EOFError, KeyError, ValueError):
         return None
@@ -166,16 +175,3 @@ def held(expdir: pathlib.Path) -> Iterator[None]:
             logger.info("%s is removed: a killed training left it half written", path)
             path.unlink(missing_ok=True)
         yield
-
-
-def check_override(text: str | None) -> None:
-    """Raises UsageError when S3PRL could not read its ``-o``, or would pass over a part of it."""
-    if text is None or text.lower() == "none":
-        return
-    for option in text.split(",,"):
-        key, *values = (part.strip() for part in option.split("="))
-        section, *names = key.split(".")
-        if len(values) != 1 or not (section == "config" and names or section == "args" and len(names) == 1):
-            raise UsageError(
-                f"-o {option.strip()!r}: args.NAME=VALUE or config.NAME.NAME=VALUE is expected, several joined by ,,"
-            )

@@ -22,7 +22,8 @@ from torch.utils.data import DistributedSampler
 from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.shims import Instead, replaced
+from s3prl_ofa.guarded import replaced
+from s3prl_ofa.superb.shims import Instead
 
 # where launchers say how many processes they started: torchrun, srun (of a step), mpirun (Open MPI, MPICH)
 WORLD_SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")

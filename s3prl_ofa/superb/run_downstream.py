@@ -25,7 +25,8 @@ import yaml
 from s3prl_ofa.device import check_device
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path
-from s3prl_ofa.superb import adaptive, experiment_data, processes, register, speakers, tasks
+from s3prl_ofa.guarded import replaced
+from s3prl_ofa.superb import adaptive, experiment_data, plain_names, processes, register, speakers, tasks
 from s3prl_ofa.superb.caches import secure_caches
 from s3prl_ofa.superb.ctc_check import check_ctc
 from s3prl_ofa.superb.exact_resume import KEY as POSITION
@@ -33,7 +34,6 @@ from s3prl_ofa.superb.exact_resume import Position
 from s3prl_ofa.superb.experiment import (
     SafeSaves,
     check_free,
-    check_override,
     held,
     make_folder,
     newest_readable,
@@ -55,7 +55,7 @@ from s3prl_ofa.superb.rate_options import (
     read_model_config,
 )
 from s3prl_ofa.superb.run_options import AUTO, ROOTS, CombinedParser, check_new, is_ours
-from s3prl_ofa.superb.shims import Instead, replaced
+from s3prl_ofa.superb.shims import Instead
 from s3prl_ofa.superb.task_frames import check_trained, options_for
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,7 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
 
     # S3PRL also replaces the builtin isinstance, for good; the rest of this process needs the real one.
     with (
+        plain_names.reading_safely(),
         replaced(builtins, isinstance=isinstance),
         replaced(
             s3prl_run, get_downstream_args=get_downstream_args, Runner=KeptRunner, torch=processes.torch_for_main()
@@ -185,7 +186,7 @@ class Experiment:
         alone = self.rate.keys() & set(ADAPTIVE_KEYS) and not self.rate.keys() & set(RATE_KEYS)
         assumed = {"lambd": ADAPTIVE} if alone else {}
         RateOptions.layered({"frames": NATIVE}, assumed, self.rate)
-        check_override(args.override)
+        args.override = plain_names.literal_override(args.override)
         args.downstream = tasks.S3PRL_DOWNSTREAM.get(args.downstream, args.downstream)
         if args.expdir is None and args.expname is not None:
             args.expdir = f"result/downstream/{args.expname}"
@@ -240,6 +241,9 @@ class Experiment:
 
     def before_running(self, args: argparse.Namespace, config: dict[str, Any]) -> None:
         """Settles device and rate and completes S3PRL, once it has read its arguments, config and checkpoint."""
+        plain_names.check(args, config)
+        if args.mode != "inference":  # there -t is a file
+            plain_names.check_split(args.evaluate_split)
         if args.device.startswith("cuda") and not torch.cuda.is_available():
             logger.info("there is no CUDA here: --device %s becomes cpu", args.device)
             args.device = "cpu"

@@ -1,15 +1,13 @@
 """The options of ``s3prl-ofa run_downstream`` beside S3PRL's own."""
 
 import argparse
-import importlib
-import importlib.util
 import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb import register, tasks
+from s3prl_ofa.superb import plain_names, register, tasks
 from s3prl_ofa.superb.rate_options import ADAPTIVE, FRAMES
 
 AUTO = "auto"
@@ -112,13 +110,10 @@ def check_new(args: argparse.Namespace) -> None:
         raise UsageError("say where the experiment goes: -n NAME (result/downstream/NAME) or -p FOLDER")
     if args.upstream is None:
         raise UsageError("say which upstream: -u ofa_wav2vec2 -k CHECKPOINT")
-    if args.hub == "torch" and not hasattr(importlib.import_module("s3prl.hub"), args.upstream):
-        raise UsageError(f"-u {args.upstream}: S3PRL has no such upstream (--help lists them)")
+    plain_names.check_upstream(args)
     if args.downstream is None:
         raise UsageError(f"say which task: -d {', '.join(tasks.S3PRL_DOWNSTREAM)} or another of S3PRL's")
-    downstream = importlib.util.find_spec("s3prl.downstream").submodule_search_locations
-    if not any(pathlib.Path(folder, args.downstream, "expert.py").is_file() for folder in downstream):
-        raise UsageError(f"-d {args.downstream}: neither {', '.join(tasks.S3PRL_DOWNSTREAM)} nor a task of S3PRL's")
+    plain_names.check_downstream(args.downstream)
     if args.init_ckpt is not None and not pathlib.Path(args.init_ckpt).is_file():
         raise UsageError(f"-i {args.init_ckpt}: there is no such checkpoint")
     if is_ours(args) and args.upstream_ckpt is None:

@@ -14,7 +14,6 @@ import logging
 import os
 import sys
 import types
-from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import soundfile
@@ -52,19 +51,6 @@ class Instead:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.instead_of, name)
-
-
-@contextlib.contextmanager
-def replaced(module: Any, **values: Any) -> Iterator[None]:
-    """Other values for names of a module, until the block ends; a value may also be the present one, to be kept."""
-    before = {name: getattr(module, name) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(module, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(module, name, value)
 
 
 class Removed:
