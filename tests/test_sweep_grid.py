@@ -12,6 +12,7 @@ from s3prl_ofa.sweep.check import divisor, prepare
 from s3prl_ofa.sweep.launch import Launcher
 from s3prl_ofa.sweep.reading import UniqueKeys, grid_from, read_grid, to_yaml
 
+SID = str(folder("downstream_configs") / "sid_mini.yaml")
 CKPT = str(pathlib.Path(__file__).parent / "golden" / "ref_tiny.pt")
 
 
@@ -126,6 +127,14 @@ BAD = {
     "missing baseline": (
         lambda grid: grid.update(baselines=[{"upstream": "hubert_local", "checkpoint": "no.pt"}]),
         "baselines: the checkpoint of hubert-local, no.pt",
+    ),
+    "code in an override": (
+        lambda grid: grid["tasks"]["sid"].update(overrides={"optimizer.name": "Adam if x else get_Adam"}),
+        "tasks.sid: the config's optimizer.name: a plain name is expected, found 'Adam if x",
+    ),
+    "code in a split": (
+        lambda grid: grid["tasks"].update(emotion={"config": SID, "metric": "acc", "test": "test if x"}),
+        "tasks.emotion.test: the name of a split is expected, found 'test if x'",
     ),
     "no such config": (lambda grid: grid["tasks"]["sid"].update(config="no.yaml"), "tasks.sid: there is no config"),
     "override of nothing": (

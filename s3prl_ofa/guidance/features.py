@@ -114,10 +114,9 @@ class UpstreamHidden(Hidden):
         try:
             with plain_names.reading_safely():
                 return S3PRLUpstream(self.name, self.ckpt).to(self.device).eval()
-        except (CheckpointError, UsageError) as error:
-            raise UsageError(f"--upstream {self.name}: {error}") from error
         except Exception as error:  # every upstream loads its own way, many from the network
-            raise UsageError(f"--upstream {self.name} cannot be loaded ({type(error).__name__}: {error})") from error
+            kind = "" if isinstance(error, CheckpointError | UsageError) else f"{type(error).__name__}: "
+            raise UsageError(f"--upstream {self.name} cannot be loaded ({kind}{error})") from error
 
     def describe(self) -> dict[str, Any]:
         return {"features": " ".join(filter(None, ["upstream", self.name, self.ckpt])), "layer": self.layer}

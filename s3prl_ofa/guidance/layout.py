@@ -14,6 +14,7 @@ import zipfile
 import torch
 from torch import Tensor
 
+from ..checkpoint.safe_pickle import explain
 from ..files import atomic_path
 from ..model import SAMPLE_RATE, ModelConfig
 
@@ -88,8 +89,8 @@ def read_tensor(path: pathlib.Path) -> Tensor:
         raise
     except OSError as error:
         raise GuidanceError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except pickle.UnpicklingError:
-        raise GuidanceError(f"{path}: damaged, or holds more than a tensor; nothing in it was run") from None
+    except pickle.UnpicklingError as error:
+        raise GuidanceError(f"{path}: {explain(error)}; nothing in it was run") from None
     except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any kind of exception
         raise GuidanceError(f"{path}: damaged or not written by torch.save ({type(error).__name__})") from None
     if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:

@@ -20,6 +20,7 @@ from s3prl_ofa.checkpoint.fairseq_format import drop_needless_projection, read_c
 from s3prl_ofa.checkpoint.reading import naming
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.files import atomic_path
+from s3prl_ofa.guarded import nothing_run
 from s3prl_ofa.model.names import check_finite
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ SHORT = {
 CHECKED_SECTIONS = ("task.", "model.", "criterion.", "optimizer.", "lr_scheduler.")
 LAST = "checkpoint_last.pt"
 INIT = "init.pt"
+NO_USER_DIR = "is for fairseq-hydra-train; this command brings the plugin itself"
 LONGEST_REASON = 500  # characters: weights that do not fit can be hundreds
 
 
@@ -71,7 +73,7 @@ def run(argv: Sequence[str]) -> int:
     short = dict(text.split("=", 1) for text in args.overrides if text.split("=", 1)[0] in SHORT)
     others = [addable(text) for text in args.overrides if text.split("=", 1)[0] not in SHORT]
     if "user_dir" in " ".join(others):
-        raise UsageError("common.user_dir is for fairseq-hydra-train; this command brings the plugin itself")
+        raise UsageError(f"common.user_dir {NO_USER_DIR}")
     config = config_path(args)
     out = pathlib.Path(short.get("out", "pretrained")).absolute()
     world = int(os.environ.get("WORLD_SIZE", 1))
@@ -200,6 +202,8 @@ def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: st
         settings = [*settings, f"checkpoint.finetune_from_model={quoted(out / INIT)}"]
 
     def before(cfg) -> None:
+        if cfg.common.user_dir:
+            raise UsageError(f"common.user_dir {cfg.common.user_dir} {NO_USER_DIR}")
         if init is not None and not last.exists():
             check_architecture(cfg, init)
 
@@ -238,7 +242,8 @@ def hydra_main(arguments: Sequence[str], before: Callable[[Any], None]) -> None:
     argv = sys.argv
     sys.argv = ["s3prl-ofa pretrain", *arguments]
     try:
-        hydra_train.cli_main()
+        with nothing_run():
+            hydra_train.cli_main()
         if failures:
             raise failures[0]
     except (HydraException, OmegaConfBaseException) as error:

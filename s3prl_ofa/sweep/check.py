@@ -18,6 +18,7 @@ import torch
 from s3prl_ofa.checkpoint import load
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
+from s3prl_ofa.superb.plain_names import check_config, is_split
 from s3prl_ofa.superb.rate_options import ADAPTIVE, whole
 from s3prl_ofa.superb.register import URL_SCHEMES
 from s3prl_ofa.superb.tasks import resolve_config
@@ -168,6 +169,10 @@ def base_config(grid: Grid, task: Task) -> dict[str, Any]:
         # What is saved and evaluated last must be the last step.
         runner[key] = number if key == "total_steps" else divisor(runner["total_steps"], number)
     check_scores(task, config.get("downstream_expert") or {})
+    check_config(config, f"{where}: ")
+    for key in ("dev", "test"):
+        if not is_split(getattr(task, key) or key):
+            raise UsageError(f"{where}.{key}: the name of a split is expected, found {getattr(task, key)!r}")
     return config
 
 
