@@ -35,7 +35,7 @@ TOUCH = "__import__('pathlib').Path('marker').touch()"
 
 
 class Touch:
-    """Makes a file when it is unpickled without care."""
+    """Makes a folder when it is unpickled without care."""
 
     def __reduce__(self):
         return os.mkdir, ("marker",)

@@ -133,7 +133,7 @@ BAD = {
         "tasks.sid: the config's optimizer.name: a plain name is expected, found 'Adam if x",
     ),
     "code in a split": (
-        lambda grid: grid["tasks"].update(emotion={"config": SID, "metric": "acc", "test": "test if x"}),
+        lambda grid: grid["tasks"].update(emotion={"config": SID, "metric": "acc", "dev": "dev", "test": "test if x"}),
         "tasks.emotion.test: the name of a split is expected, found 'test if x'",
     ),
     "no such config": (lambda grid: grid["tasks"]["sid"].update(config="no.yaml"), "tasks.sid: there is no config"),

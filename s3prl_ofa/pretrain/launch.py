@@ -23,6 +23,8 @@ from s3prl_ofa.files import atomic_path
 from s3prl_ofa.guarded import nothing_run
 from s3prl_ofa.model.names import check_finite
 
+from .named_code import NO_USER_DIR, nothing_built
+
 logger = logging.getLogger(__name__)
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
@@ -36,7 +38,6 @@ SHORT = {
 CHECKED_SECTIONS = ("task.", "model.", "criterion.", "optimizer.", "lr_scheduler.")
 LAST = "checkpoint_last.pt"
 INIT = "init.pt"
-NO_USER_DIR = "is for fairseq-hydra-train; this command brings the plugin itself"
 LONGEST_REASON = 500  # characters: weights that do not fit can be hundreds
 
 
@@ -73,7 +74,7 @@ def run(argv: Sequence[str]) -> int:
     short = dict(text.split("=", 1) for text in args.overrides if text.split("=", 1)[0] in SHORT)
     others = [addable(text) for text in args.overrides if text.split("=", 1)[0] not in SHORT]
     if "user_dir" in " ".join(others):
-        raise UsageError(f"common.user_dir {NO_USER_DIR}")
+        raise UsageError(NO_USER_DIR)
     config = config_path(args)
     out = pathlib.Path(short.get("out", "pretrained")).absolute()
     world = int(os.environ.get("WORLD_SIZE", 1))
@@ -202,8 +203,6 @@ def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: st
         settings = [*settings, f"checkpoint.finetune_from_model={quoted(out / INIT)}"]
 
     def before(cfg) -> None:
-        if cfg.common.user_dir:
-            raise UsageError(f"common.user_dir {cfg.common.user_dir} {NO_USER_DIR}")
         if init is not None and not last.exists():
             check_architecture(cfg, init)
 
@@ -242,7 +241,7 @@ def hydra_main(arguments: Sequence[str], before: Callable[[Any], None]) -> None:
     argv = sys.argv
     sys.argv = ["s3prl-ofa pretrain", *arguments]
     try:
-        with nothing_run():
+        with nothing_run(), nothing_built():
             hydra_train.cli_main()
         if failures:
             raise failures[0]
