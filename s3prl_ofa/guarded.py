@@ -3,7 +3,7 @@
 Both take checkpoints as whole pickles in places (S3PRL's ``distiller``, ``mockingjay`` and ``roberta`` ask torch for
 ``weights_only=False``), and both pass strings of checkpoints and configs to ``eval`` (``conv_feature_layers``,
 ``feat_type``, ``adam_betas``, names of classes). While ``nothing_run`` holds, torch reads weights only, and what these
-two evaluate is a value or a name.
+two unpickle or evaluate is a value or a name.
 """
 
 import ast
@@ -11,10 +11,12 @@ import builtins
 import contextlib
 import functools
 import os
+import pickle
 import re
 import sys
+import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -22,7 +24,7 @@ from .checkpoint.fairseq_format import parse_conv_layers
 from .checkpoint.safe_pickle import explain
 from .errors import CheckpointError, UsageError
 
-GUARDED = ("s3prl.", "fairseq.")  # modules whose ``eval`` is held to values and names
+GUARDED = ("s3prl.", "fairseq.")  # modules that are held to values and names
 # a name, and what is in it: get_Adam, self.get_dev_dataloader, self.model.encoder.layers[0], -math.inf
 NAME = re.compile(r"-?[^\W\d]\w*(\.[^\W\d]\w*|\[\d+\])*")
 # where a function or class may come from that is named by a string: S3PRL calls what it has evaluated
@@ -35,10 +37,15 @@ SHOWN = 80  # characters of a string in a message
 def nothing_run() -> Iterator[None]:
     """Keeps what S3PRL and fairseq read from being run, until the block ends, in this process and those it forks.
 
-    Within it ``torch.load`` raises CheckpointError for a file that holds more than weights and plain values, and
-    ``eval``, called by S3PRL or fairseq, UsageError for more than a value or a name of theirs.
+    Within it ``torch.load`` raises CheckpointError for a file that holds more than weights and plain values. Called by
+    S3PRL or fairseq, ``pickle.load`` raises it for more than plain values, and ``eval`` raises UsageError for more than
+    a value or a name of theirs.
     """
-    with replaced(torch, load=weights_only(torch.load)), replaced(builtins, eval=harmless_eval(builtins.eval)):
+    with (
+        replaced(torch, load=weights_only(torch.load)),
+        replaced(pickle, load=values_only(pickle.load)),
+        replaced(builtins, eval=harmless_eval(builtins.eval)),
+    ):
         yield
 
 
@@ -67,10 +74,39 @@ def weights_only(load: Callable[..., Any]) -> Callable[..., Any]:
         except OSError:
             raise
         except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any kind of exception
-            name = f if isinstance(f, str | os.PathLike) else getattr(f, "name", "what is loaded")
-            raise CheckpointError(f"{name}: {refusal(error)}") from error
+            raise CheckpointError(f"{name_of(f)}: {refusal(error)}") from error
 
     return safe_load
+
+
+def name_of(file: Any) -> Any:
+    return file if isinstance(file, str | os.PathLike) else getattr(file, "name", "what is loaded")
+
+
+class ValuesOnly(pickle.Unpickler):
+    """Reads dicts, lists, strings and numbers."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"refused, because it asks to run or build {module}.{name}; expected plain values")
+
+
+def values_only(load: Callable[..., Any]) -> Callable[..., Any]:
+    """``pickle.load`` that takes plain values alone from S3PRL and fairseq, which keep lists of files in pickles."""
+
+    @functools.wraps(load)
+    def safe_load(file: Any, **options: Any) -> Any:
+        if not is_guarded(sys._getframe(1)):
+            return load(file, **options)
+        try:
+            return ValuesOnly(file, **options).load()
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(f"{name_of(file)}: {error}") from error
+
+    return safe_load
+
+
+def is_guarded(caller: types.FrameType) -> bool:
+    return str(caller.f_globals.get("__name__")).startswith(GUARDED)
 
 
 def refusal(error: Exception) -> str:
@@ -86,7 +122,7 @@ def harmless_eval(evaluate: Callable[..., Any]) -> Callable[..., Any]:
     def safe_eval(source: Any, *scopes: Any) -> Any:
         caller = sys._getframe(1)
         scopes = scopes or (caller.f_globals, caller.f_locals)
-        if not str(caller.f_globals.get("__name__")).startswith(GUARDED) or not isinstance(source, str):
+        if not is_guarded(caller) or not isinstance(source, str):
             return evaluate(source, *scopes)
         text = source.strip()
         if not NAME.fullmatch(text):

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import builtins
+import functools
 import importlib
 import io
 import os
@@ -153,12 +154,27 @@ def test_strings_of_a_checkpoint_are_not_run(name, saved, corpora, capfd):
     assert not list(pathlib.Path().rglob("marker"))
 
 
-def evaluating(module: str, **names):
-    """A function of a module of this name that evaluates its argument, as S3PRL's do."""
-    made = types.ModuleType(module)
+SOURCE = """
+import pickle
+
+class Own: pass
+
+def run(source):
+    layers = [1, 2]
+    return eval(source)
+
+def read(path):
+    with open(path, "rb") as file:
+        return pickle.load(file)
+"""
+
+
+def module_of(name: str, **names):
+    """A module of this name that evaluates and unpickles as S3PRL's do."""
+    made = types.ModuleType(name)
     vars(made).update(names)
-    exec("class Own: pass\ndef run(source):\n    layers = [1, 2]\n    return eval(source)", vars(made))
-    return made.run
+    exec(SOURCE, vars(made))
+    return made
 
 
 VALUES = {
@@ -174,7 +190,7 @@ VALUES = {
 
 @pytest.mark.parametrize("source", VALUES)
 def test_values_and_names_are_evaluated(source):
-    run = evaluating("s3prl.some.expert", math=importlib.import_module("math"))
+    run = module_of("s3prl.some.expert", math=importlib.import_module("math")).run
     with guarded.nothing_run():
         found = run(source)
     assert (
@@ -191,7 +207,7 @@ def test_values_and_names_are_evaluated(source):
 @pytest.mark.parametrize("module", ["s3prl.some.expert", "fairseq.optim.adam"])
 def test_nothing_else_is(source, module, saved):
     """Nor a function that is not of S3PRL or fairseq, as they call what they have evaluated."""
-    run = evaluating(module, os=os, partial=importlib.import_module("functools").partial)
+    run = module_of(module, os=os, partial=functools.partial).run
     with guarded.nothing_run():
         assert run("Own").__name__ == "Own"
         with pytest.raises(UsageError, match="is not run"):
@@ -202,7 +218,7 @@ def test_nothing_else_is(source, module, saved):
 def test_others_evaluate_as_before():
     """Libraries beside the two keep eval, with the names that they see."""
     with guarded.nothing_run():
-        assert evaluating("another.library")("sum(layers)") == 3
+        assert module_of("another.library").run("sum(layers)") == 3
         assert eval("a + 1", {"a": 1}) == 2
 
 
@@ -264,6 +280,21 @@ def test_no_unsafe_loading_in_the_sources():
                 assert "weights_only=True" in ast.unparse(node), source
             if name == "np.load":
                 assert "allow_pickle" not in ast.unparse(node), source
+
+
+def test_pickles_of_s3prl_hold_values(saved):
+    """Lists of files that S3PRL keeps as pickles are read; for others pickle stays as it is."""
+    path = pathlib.Path(saved({})).with_name("cache.pkl")
+    with guarded.nothing_run():
+        for value in ({"id1": ["a.wav", 1.5]}, pathlib.PurePosixPath("x")):
+            path.write_bytes(pickle.dumps(value))
+            assert module_of("another.library").read(path) == value
+            if isinstance(value, dict):
+                assert module_of("s3prl.some.dataset").read(path) == value
+        path.write_bytes(pickle.dumps(Touch()))
+        with pytest.raises(CheckpointError, match="cache.pkl: refused, because it asks to run or build posix.mkdir"):
+            module_of("s3prl.some.dataset").read(path)
+    assert not list(pathlib.Path().iterdir())
 
 
 def test_a_buffer_has_no_name():

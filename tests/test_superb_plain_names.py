@@ -162,7 +162,7 @@ def test_a_stored_config_is_not_run(evaluate, place, key, tmp_path):
 def test_names_that_are_none_of_s3prls(name, value):
     """Python's own functions, what is inside of something, names in lists and as keys are refused too."""
     with pytest.raises(UsageError, match="the config's downstream_expert.modelrc.module: a plain name is expected"):
-        plain_names.check_config(put({}, "downstream_expert.modelrc.module", value(name)))
+        plain_names.check_config(put({"runner": {}}, "downstream_expert.modelrc.module", value(name)))
 
 
 def test_what_s3prls_own_configs_hold():
@@ -184,7 +184,11 @@ def test_what_s3prls_own_configs_hold():
         plain_names.check_config(put(config, "downstream_expert.datarc.decoder_args.unk_weight", "math.inf()"))
 
 
-@pytest.mark.parametrize("config", [None, [1], "text", {"runner": {1: torch.zeros(2)}}, {"a": {2: len}}])
+TENSOR = {"runner": {1: torch.zeros(2)}, "downstream_expert": {}}
+FUNCTION = {"runner": {}, "downstream_expert": {2: len}}
+
+
+@pytest.mark.parametrize("config", [None, [1], "x", {}, {"runner": {}, "downstream_expert": 3}, TENSOR, FUNCTION])
 def test_configs_that_are_none(config):
     with pytest.raises(UsageError, match="^-e x: the config"):
         plain_names.check_config(config, "-e x: ")
@@ -206,7 +210,9 @@ STORED = {
     "downstream above": ({"downstream": "../downstream/asr"}, "-d '../downstream/asr': neither asr"),
     "module": ({"downstream": "asr.model"}, "-d 'asr.model': neither asr"),
     "downstream of another kind": ({"downstream": 3}, "-d 3: neither asr"),
-    "checkpoint of another kind": ({"upstream_ckpt": [1]}, "-k: a file or URL is expected, found [1]"),
+    "checkpoint of another kind": ({"upstream_ckpt": [1]}, "-k: text is expected, found [1]"),
+    "no checkpoint": ({"upstream_ckpt": None}, "ofa_wav2vec2 needs a checkpoint: -k FILE or URL"),
+    "rate of another kind": ({"upstream_model_config": 3}, "-g: text is expected, found 3"),
     "tensor": ({"seed": torch.zeros(2)}, "the arguments: the configuration holds a Tensor; expected plain values"),
 }
 
@@ -220,12 +226,32 @@ def test_stored_arguments_bring_no_program(evaluate, name, tmp_path):
     assert said in message
 
 
-@pytest.mark.parametrize("args", [{"upstream": "ofa_wav2vec2"}, None, "text"])
-def test_arguments_that_are_none(args, trained, tmp_path, capfd):
-    states = {**torch.load(trained / "states-2.ckpt", weights_only=True), "Args": args}
-    torch.save(states, tmp_path / "states-2.ckpt")
+PARTS = {
+    "Args": ({"upstream": "ofa_wav2vec2"}, "its Args is a dict, expected Namespace"),
+    "Config": ({}, "the config must be a mapping with runner and downstream_expert, found {}"),
+    "Step": ("2", "its Step is a str, expected int"),
+    "Downstream": (torch.zeros(2), "its Downstream is a Tensor, expected dict"),
+    "Position": ([1], "its Position is a list, expected dict"),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_of_another_kind(part, trained, tmp_path, capfd):
+    """A file in which something else stands where S3PRL keeps its own says what."""
+    value, said = PARTS[part]
+    torch.save({**torch.load(trained / "states-2.ckpt", weights_only=True), part: value}, tmp_path / "states-2.ckpt")
     assert cli.main(["run_downstream", "-m", "evaluate", "-e", str(tmp_path)]) == 2
-    assert "it holds no experiment of S3PRL's run_downstream" in capfd.readouterr().err
+    assert f"error: -e {tmp_path}/states-2.ckpt: {said}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["batches", "epoch_start", "now"])
+def test_a_position_that_is_none(part, trained, tmp_path, capfd):
+    states = torch.load(trained / "states-2.ckpt", weights_only=True)
+    states["Position"][part] = {"python": 1}
+    torch.save(states, tmp_path / "states-2.ckpt")
+    more = ["-o", "config.runner.total_steps=3"]
+    assert cli.main(["run_downstream", "-m", "train", "-e", str(tmp_path), *more]) == 2
+    assert "the checkpoint's Position is no state of random numbers to resume from" in capfd.readouterr().err
 
 
 def test_every_source_of_a_config_is_checked(evaluate, trained, tmp_path, corpora):
@@ -299,7 +325,7 @@ def test_commands_in_kaldis_tables(tmp_path):
     """Diarization's wav.scp may name files alone."""
     table = tmp_path / "wav.scp"
     table.write_text("a a.wav\nb touch marker; cat b.wav |\n")
-    config = put({}, "downstream_expert.loaderrc.test_dir", str(tmp_path))
+    config = put({"runner": {}}, "downstream_expert.loaderrc.test_dir", str(tmp_path))
     args = argparse.Namespace(upstream="fbank", downstream="diarization")
     with pytest.raises(UsageError, match=r"wav.scp: a file is expected in each line, found the command 'b touch"):
         plain_names.check(args, config)

@@ -13,16 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from s3prl_ofa.errors import CheckpointError
+
 KEY = "Position"  # in a checkpoint of S3PRL's, beside its Step and Epoch
 
 
 class Position:
-    """Where a training is. Goes on from ``stored``, what ``state`` gave when the checkpoint was saved."""
+    """Where a training is. Goes on from ``stored``, what ``state`` gave when the checkpoint was saved.
+
+    Raises CheckpointError for one that is something else.
+    """
 
     def __init__(self, stored: dict[str, Any] | None) -> None:
         self.stored = stored
         self.batches = 0  # of this epoch that were begun
         self.epoch_start = random_state()
+        if stored is not None:
+            check_stored(stored, self.epoch_start)
 
     def state(self) -> dict[str, Any]:
         return {"batches": self.batches, "epoch_start": self.epoch_start, "now": random_state()}
@@ -68,6 +75,21 @@ class Watched:
 
     def __iter__(self) -> Iterator[Any]:
         return self.position.passed_over(self.loader)
+
+
+def check_stored(stored: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises CheckpointError where it cannot be gone on from; the random state is ``now`` before and after."""
+    try:
+        for name in ("epoch_start", "now"):
+            set_random_state(stored[name])
+        range(stored["batches"])
+    except Exception as error:  # of a generator, each refuses a wrong state its own way
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise CheckpointError(
+            f"the checkpoint's {KEY} is no state of random numbers to resume from ({reason})"
+        ) from error
+    finally:
+        set_random_state(now)
 
 
 def random_state() -> dict[str, Any]:

@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 STATES = re.compile(r"states-(\d+)\.ckpt")
+# what S3PRL keeps in one
+KINDS = {"Args": argparse.Namespace, "Config": dict, "Step": int, "Epoch": int, "Position": dict}
+KINDS |= dict.fromkeys(("Optimizer", "Scheduler", "Upstream", "Featurizer", "Downstream"), dict)
 TEMPORARIES = (".states-*.ckpt", ".*best*.ckpt")  # what atomic_path makes of S3PRL's names
 
 
@@ -88,8 +91,11 @@ def newest_readable(paths: list[pathlib.Path]) -> tuple[pathlib.Path, dict[str, 
         states = read_states(path)
         if states is None:
             continue
-        if not isinstance(states.get("Args"), argparse.Namespace) or "Config" not in states:
+        if not {"Args", "Config"} <= states.keys():
             raise UsageError(f"-e {path}: it holds no experiment of S3PRL's run_downstream")
+        for name, kind in KINDS.items():
+            if not isinstance(states.get(name, kind()), kind):
+                raise UsageError(f"-e {path}: its {name} is a {type(states[name]).__name__}, expected {kind.__name__}")
         plain_names.check(states["Args"], states["Config"], f"-e {path}: ")
         for skipped in paths[:index]:
             logger.warning("%s cannot be read (cut off while it was written?): going on from %s", skipped, path)

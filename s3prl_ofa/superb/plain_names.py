@@ -37,8 +37,10 @@ from s3prl_ofa.checkpoint.safe_pickle import plain
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.guarded import SHOWN, nothing_run
 
+from .register import ENTRIES
 from .tasks import S3PRL_DOWNSTREAM
 
+SECTIONS = ("runner", "downstream_expert")  # of every config of S3PRL's
 # keys, at any depth, of names that are evaluated as they stand
 EVALUATED = {
     "select",
@@ -56,6 +58,7 @@ PARTS = {("optimizer", "name"), ("scheduler", "name")}
 SPLITS = {("runner", "train_dataloader"), ("runner", "eval_dataloaders")}
 SPLIT = re.compile(r"[\w.,+/-]+")  # train-clean-100, dev+test: no brackets, so nothing is called
 NUMBER = re.compile(r"[-+]?(math\.inf|math\.nan|[\d.]+(e[-+]?\d+)?)", re.IGNORECASE)
+TEXTS = {"upstream_ckpt": "-k", "upstream_model_config": "-g", "upstream_feature_selection": "-s"}
 FOLDER = re.compile(r"[\w-]+")
 # of Python's grammar, in a right-hand side that S3PRL would fail to evaluate and then take as text: train-clean-100,
 # model.pt, {lambd: 0.9}
@@ -97,9 +100,11 @@ def check_args(args: argparse.Namespace, where: str) -> None:
         values = plain(vars(args))
     except CheckpointError as error:
         raise UsageError(f"{where}the arguments: {error}") from None
-    ckpt = values.get("upstream_ckpt")
-    if not isinstance(ckpt, str | None):
-        raise UsageError(f"{where}-k: a file or URL is expected, found {shown(ckpt)}")
+    for name, option in TEXTS.items():
+        if not isinstance(values.get(name), str | None):
+            raise UsageError(f"{where}{option}: text is expected, found {shown(values[name])}")
+    if values.get("upstream") in list(ENTRIES) and not values.get("upstream_ckpt"):
+        raise UsageError(f"{where}{values['upstream']} needs a checkpoint: -k FILE or URL")
     check_upstream(args, where)
     check_downstream(values.get("downstream"), where)
 
@@ -129,10 +134,9 @@ def check_split(name: Any) -> None:
 
 def check_config(config: Any, where: str = "") -> None:
     """Raises UsageError where it is no mapping of plain values, and where a name is none; see ``check``."""
-    if not isinstance(config, dict):
-        raise UsageError(
-            f"{where}the config must be a mapping with runner and downstream_expert, found {shown(config)}"
-        )
+    if not isinstance(config, dict) or not all(isinstance(config.get(name), dict) for name in SECTIONS):
+        wanted = " and ".join(SECTIONS)
+        raise UsageError(f"{where}the config must be a mapping with {wanted}, found {shown(config)}")
     try:
         plain(config)
     except CheckpointError as error:
