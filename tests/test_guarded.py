@@ -13,6 +13,7 @@ import types
 
 import pytest
 import torch
+import yaml
 
 from s3prl_ofa import cli, guarded
 from s3prl_ofa.errors import CheckpointError, UsageError
@@ -124,6 +125,23 @@ def test_hostile_checkpoints_are_refused(name, zipped, saved, corpora, capfd):
         UpstreamHidden(name, ckpt, 0, "cpu")
     assert "weights_only" not in str(caught.value)
     assert not list(pathlib.Path().rglob("marker"))
+
+
+def test_hostile_baselines_of_a_sweep(saved, corpora, tmp_path, capsys):
+    """The point fails, and the report of it says why."""
+    baseline = {"upstream": "distiller_local", "checkpoint": saved({**distiller(), "Scheduler": Touch()})}
+    grid = {
+        "baselines": [baseline],
+        "tasks": {"sid": {"steps": 1}},
+        "mini": True,
+        "data": {"voxceleb1": str(corpora / "VoxCeleb1"), "prepared": str(corpora / "prepared")},
+        "executor": {"kind": "debug", "cpus": 1},
+    }
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr().out
+    assert "sid_distiller-local_seed1 failed: status 2" in printed and "asks to run or build posix.mkdir" in printed
+    assert not list(tmp_path.rglob("marker"))
 
 
 @pytest.mark.parametrize("variable", ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD"])
