@@ -220,7 +220,7 @@ def test_values_and_names_are_evaluated(source):
 
 @pytest.mark.parametrize(
     "source",
-    ["open('x', 'w')", "open", "os", "os.system", "partial", "[os.mkdir('x')]", "lambda: 0", "9**9**9", "(" * 999],
+    ["open('x', 'w')", "open", "os", "os.system", "partial", "[os.mkdir('x')]", "lambda: 0", "9**9", "(" * 999],
 )
 @pytest.mark.parametrize("module", ["s3prl.some.expert", "fairseq.optim.adam"])
 def test_nothing_else_is(source, module, saved):

@@ -288,7 +288,7 @@ def stored_config(folder) -> dict:
         f"{TOUCH} or 1",
         "lambda: 0",
         "sys.argv[0]",
-        "9**9**9",
+        "9**9",
         "1e-3 * 2",
     ],
 )
