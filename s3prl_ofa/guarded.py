@@ -111,7 +111,10 @@ def is_guarded(caller: types.FrameType) -> bool:
 
 def refusal(error: Exception) -> str:
     """One sentence for what ``torch.load`` raised, and what to do where it refused a type or function."""
-    reason = explain(error)
+    if "TorchScript" in str(error):  # torch advises to run it
+        reason = "refused, because it is a TorchScript archive, which is a program; expected weights and plain values"
+    else:
+        reason = explain(error)
     cure = "; where you trust it, save it again with weights and plain values alone"
     return reason + cure * reason.startswith("refused")
 
@@ -128,7 +131,7 @@ def harmless_eval(evaluate: Callable[..., Any]) -> Callable[..., Any]:
         if not NAME.fullmatch(text):
             return value_of(text)
         value = evaluate(text, *scopes)
-        if isinstance(value, DATA) or callable(value) and f"{value.__module__}.".startswith(CALLABLE):
+        if isinstance(value, DATA) or callable(value) and f"{getattr(value, '__module__', '')}.".startswith(CALLABLE):
             return value
         raise refused(text)
 

@@ -157,7 +157,9 @@ def test_a_stored_config_is_not_run(evaluate, place, key, tmp_path):
     assert said == f"{where}a plain name is expected, found {hostile!r}"[: len(said)] and len(said) > len(where) + 60
 
 
-@pytest.mark.parametrize("name", ["__import__", "open", "exec", "breakpoint", "os.system", "torch.hub.load", "a b", ""])
+@pytest.mark.parametrize(
+    "name", ["__import__", "open", "exec", "breakpoint", "os.system", "torch.hub.load", "a b", "", "\uff4fpen"]
+)
 @pytest.mark.parametrize("value", [str, lambda name: ["FrameLevel", name], lambda name: {name: 1}])
 def test_names_that_are_none_of_s3prls(name, value):
     """Python's own functions, what is inside of something, names in lists and as keys are refused too."""

@@ -78,7 +78,7 @@ class Watched:
 
 
 def check_stored(stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises CheckpointError where it cannot be gone on from; the random state is ``now`` before and after."""
+    """Raises CheckpointError where nothing can be resumed from it; the random state is ``now`` before and after."""
     try:
         for name in ("epoch_start", "now"):
             set_random_state(stored[name])

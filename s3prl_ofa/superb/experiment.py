@@ -115,12 +115,11 @@ def read_states(path: str | os.PathLike) -> dict[str, Any] | None:
     shims.namespace_in_checkpoints()
     try:
         states = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = refusal(error)
-        if zipfile.is_zipfile(path) or reason.startswith("refused"):  # whole, and with something in it to be run
+        whole = isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path)
+        if whole or reason.startswith("refused"):
             raise CheckpointError(f"{path}: {reason}") from error
-        return None
-    except (RuntimeError, EOFError, KeyError, ValueError):
         return None
     return states if isinstance(states, dict) else None
 

@@ -179,7 +179,8 @@ def entries(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 def is_name(value: Any) -> bool:
     """Whether S3PRL finds at most a class or function of its own under this; numbers it does not evaluate."""
     if isinstance(value, str):
-        return value.isidentifier() and not hasattr(builtins, value)
+        # Python reads other letters that look like ours as ours
+        return value.isascii() and value.isidentifier() and not hasattr(builtins, value)
     return value is None or isinstance(value, int | float)
 
 
