@@ -5,6 +5,7 @@ experiment that cannot go on. Here a checkpoint is written beside its place and 
 removed.
 """
 
+import argparse
 import contextlib
 import logging
 import os
