@@ -284,7 +284,12 @@ def test_what_speech_is(tmp_path, make_wave):
         with pytest.raises(AudioError, match=rf"a\\nb.flac: {words}"):
             load_speech(path)
     soundfile.write(path, make_wave(3.0), SAMPLE_RATE, format="FLAC")
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    content = path.read_bytes()
+    for end in (len(content) // 3, -1):
+        path.write_bytes(content[:end])
+        with pytest.raises(AudioError, match="^cut short: the last of the 48000 samples"):
+            check_speech(path)
+    path.write_bytes(content[: len(content) // 2] + bytes(200) + content[len(content) // 2 + 200 :])
     assert check_speech(path) == 3 * SAMPLE_RATE
     with pytest.raises(AudioError, match="^damaged"):
         check_speech(path, verify=True)

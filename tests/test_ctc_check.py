@@ -1,12 +1,14 @@
 """Before CTC training: do the frames hold the labels?"""
 
 import math
+import pathlib
 
 import pytest
 import soundfile
 import torch
 from superb_corpora import SENTENCES, SPLITS, make_corpora, noise
 
+from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb import tasks
 from s3prl_ofa.superb.ctc_check import (
     CtcCheck,
@@ -18,6 +20,7 @@ from s3prl_ofa.superb.ctc_check import (
     judge,
 )
 from s3prl_ofa.superb.expert import UpstreamExpert
+from s3prl_ofa.superb.labels import labelled
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +129,7 @@ def test_labels_are_those_that_s3prl_trains_on(task, roots, upstream):
     assert isinstance(check, CtcCheck) and not check.too_many
     assert check.utterances == check.checked == SPLITS["train-mini"] and 20 < check.frame_period_ms < 60
     # THE CAT: T H E | C A T | </s>; phones DH AH0 K AE1 T <eos>
-    from s3prl_ofa.superb import ctc_check
-
-    labels = dict(getattr(ctc_check, f"{task}_labels")(config))
+    labels = dict(labelled(tasks.S3PRL_DOWNSTREAM[task], config, "train"))
     first = next(ids for path, ids in labels.items() if path.endswith("0000.flac"))
     assert len(first) == {"asr": len(SENTENCES[0]) + 2, "pr": 6}[task]
     assert all(path.startswith(roots["librispeech"]) for path in labels)
@@ -143,6 +144,27 @@ def test_rates_that_lose_labels_are_found(roots, upstream):
     assert not enough.too_many and enough.frame_period_ms == pytest.approx(check.frame_period_ms / check.needed_repeat)
     assert check_ctc("asr", config, upstream(lambd=1.9, repeat=check.needed_repeat - 1)).too_many
     assert not check_ctc("asr", config, upstream(lambd=1.9, frames="upsampled")).too_many
+
+
+@pytest.mark.parametrize("task", ["asr", "pr"])
+def test_files_that_cannot_be_used_are_not_counted(task, tmp_path, upstream, caplog):
+    """A file without a frame is left out and named before anything divides by its frames."""
+    make_corpora(tmp_path)
+    short = tmp_path / "LibriSpeech" / "train-mini" / "11" / "22" / "11-22-0003.flac"
+    soundfile.write(short, noise(2.0, 3)[:300], 16_000)
+    given = {"librispeech": str(tmp_path / "LibriSpeech"), "prepared": str(tmp_path / "prepared")}
+    check = check_ctc(task, tasks.resolve_config(task, None, True, given), upstream(lambd=0.5))
+    assert check.utterances == SPLITS["train-mini"] - 1
+    assert "1 of 6 utterances are left out" in caplog.text and f"{short} (300 samples" in caplog.text
+
+
+def test_a_damaged_file_is_named(upstream, utterances):
+    """Audio that cannot be read is an error of one kind, with the file's name."""
+    path = pathlib.Path(utterances[2].path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    expert = upstream(lambd=0.5)
+    with pytest.raises(UsageError, match=f"{path}: cut short"):
+        count_frames(expert.model, expert.options, utterances)
 
 
 def test_other_tasks_are_not_checked(roots, upstream):

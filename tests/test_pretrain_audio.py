@@ -32,8 +32,9 @@ def wave_path(corpus, number: int):
     return corpus / "audio" / f"train/v1.2/utterance{number}.flac"
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+def damage(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(200) + content[len(content) // 2 + 200 :])
 
 
 def open_corpus(corpus, **settings) -> GuidedAudioDataset:
@@ -84,13 +85,13 @@ def test_many_bad_files_are_one_message(corpus):
 
 
 def test_damaged_audio(corpus, caplog):
-    """Promise: a FLAC that is cut short is named when it is read, or left out; of a batch that has no other the first
-    utterance that can be read is the whole."""
+    """Promise: a FLAC that is damaged in its middle is named when it is read, or left out; of a batch that has no other
+    the first utterance that can be read is the whole."""
     path = wave_path(corpus, 4)
-    cut(path)
+    damage(path)
     with pytest.raises(AudioError, match=f"^{path}: damaged.*task.bad_audio=skip leaves it out$"):
         open_corpus(corpus)[4]
-    cut(wave_path(corpus, 0))
+    damage(wave_path(corpus, 0))
     with caplog.at_level(logging.WARNING):
         dataset = open_corpus(corpus, bad_audio="skip")
         assert dataset.collater([dataset[3], dataset[4]])["id"].tolist() == [3]
@@ -120,7 +121,7 @@ def test_skipped_audio_and_a_stop(corpus, tmp_path, workers, capfd):
     lines = (corpus / "data" / "train.tsv").read_text().splitlines()[1:]
     longest = sorted(range(10), key=lambda number: -int(lines[number].split("\t")[1]))
     for number in (*longest[:2], longest[5]):  # batches are of two neighbours in length
-        cut(wave_path(corpus, number))
+        damage(wave_path(corpus, number))
     config = write_config(
         tmp_path / "tiny.yaml",
         dataset={"disable_validation": True, "num_workers": workers},

@@ -184,7 +184,7 @@ def test_unusable_files_are_left_out_and_named(own, voxceleb1, caplog):
     ]
     caplog.clear()
     feed(own, "evaluate", "dev", trained=config_of(own, speakers=["118", "alice"]))
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     (folder / "00001.wav").write_bytes(b"")
     with pytest.raises(UsageError, match="speakers without a usable training file: alice"):
         feed(own)

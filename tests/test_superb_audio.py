@@ -30,16 +30,17 @@ def write_short(path):
     soundfile.write(path, noise(1.0, 0)[:300], 16_000)
 
 
-def write_cut(path):
+def write_damaged(path):
     soundfile.write(path, noise(3.0, 0), 16_000)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(200) + content[len(content) // 2 + 200 :])
 
 
 BAD = {
     "16000 Hz with 2 channels; expected 16000 Hz mono": write_stereo,
     "48000 Hz with 1 channel; expected 16000 Hz mono": write_fast,
     "300 samples; at least 400 are needed": write_short,
-    "damaged": write_cut,
+    "damaged": write_damaged,
     "no such file": lambda path: None,
 }
 
@@ -92,7 +93,8 @@ def test_the_stand_in_for_torchaudio_names_the_file(tmp_path):
     for write, shape, rate in ((write_stereo, (2, 16_000), 16_000), (write_fast, (1, 16_000), 48_000)):
         write(path)
         assert (shims.load_audio(path)[0].shape, shims.load_audio(path)[1]) == (shape, rate)
-    write_cut(path)
+    write_damaged(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     with pytest.raises(AudioError, match=f"^{path}: "):
         shims.load_audio(path)
     with pytest.raises(AudioError, match=f"^{path}: "):
@@ -108,11 +110,11 @@ def test_the_stand_in_for_torchaudio_names_the_file(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_command_says_which_file(tmp_path, monkeypatch, capsys, workers):
-    """A FLAC that is cut short ends a training with one line that names it, also from a worker of the data loader."""
+    """A FLAC that is damaged in its middle ends a training with one line that names it, also from a loader's worker."""
     monkeypatch.chdir(tmp_path)
     make_corpora(tmp_path / "data")
     path = next((tmp_path / "data" / "LibriSpeech" / "train-mini").rglob("*.flac"))
-    write_cut(path)
+    write_damaged(path)
     options = ["--librispeech", tmp_path / "data", "--prepared", tmp_path / "data" / "prepared", "--mini"]
     options += ["-o", f"config.downstream_expert.corpus.num_workers={workers}"]
     command = ["run_downstream", "-m", "train", "-u", "ofa_wav2vec2", "-k", CKPT, "-d", "pr", "-p", "exp", *options]

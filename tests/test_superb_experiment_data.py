@@ -144,6 +144,7 @@ def test_vocabularies_of_another_installation(config):
     """Ours is found by name where the installation was elsewhere, and S3PRL's, which is the same; a user's own is not
     mistaken for it."""
     datarc = config["downstream_expert"]["datarc"]
+    del config["downstream_expert"]["vocabulary"]  # an experiment from before it was kept
     ours = str(folder("downstream_configs") / "char.dict")
     for stored in ("/gone/site-packages/s3prl_ofa/downstream_configs/char.dict", "./downstream/asr/char.dict"):
         datarc["dict_path"] = stored

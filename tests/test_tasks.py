@@ -241,17 +241,17 @@ def test_words_and_phones_unknown(corpora, corpus_module, phone_tokenizer, tmp_p
     with pytest.raises(UsageError, match="no lexicon .*prepare lexicon"):
         dataset_class(["train-mini"], phone_tokenizer, 1, **place)
     lexicon.write_text("".join(f"{word} {phones}\n" for word, phones in PHONES.items() if word not in ("CAT", "HAT")))
-    with pytest.raises(UsageError, match="2 words .*CAT, HAT; `s3prl-ofa prepare lexicon`"):
+    with pytest.raises(UsageError, match="4 of 6 utterances .*: CAT HAT, in 11-22-0000 .*`s3prl-ofa prepare lexicon`"):
         dataset_class(["train-mini"], phone_tokenizer, 1, **place)
     lexicon.write_text("".join(f"{word} {phones.replace('AE1', 'AE')}\n" for word, phones in PHONES.items()))
-    with pytest.raises(UsageError, match="THAT the phones DH AE T|CAT the phones K AE T"):
+    with pytest.raises(UsageError, match=r": CAT \(K AE T, .*, line 2\) HAT \(HH AE T, .*, line 5\) SAT"):
         dataset_class(["train-mini"], phone_tokenizer, 1, **place)
     lexicon.write_text("CAT\n")
     with pytest.raises(UsageError, match="line 1: the word CAT has no phones"):
         dataset_class(["train-mini"], phone_tokenizer, 1, **place)
 
 
-def test_characters_from_wav_and_table(corpus_module, tmp_path):
+def test_characters_from_wav_and_table(corpus_module, tmp_path, caplog):
     """ctc's librispeech corpus reads any audio format, and the other form that S3PRL's configs use: a table."""
     text = importlib.import_module("s3prl.downstream.ctc.text")
     tokenizer = text.CharacterTextEncoder(list("ABCT "))
@@ -272,10 +272,10 @@ def test_characters_from_wav_and_table(corpus_module, tmp_path):
     ):
         with pytest.raises(UsageError, match=words):
             module.LibriDataset(split, tokenizer, 1, **place)
-    with open(chapter / "1-2.trans.txt", "a") as file:
-        file.write("1-2-1 A CAB\n")
-    with pytest.raises(UsageError, match="1 utterances .*1-2-1"):
-        module.LibriDataset(["split"], tokenizer, 1, path=str(tmp_path))
+    with open(tmp_path / "train.csv", "a") as file:
+        file.write(f"{chapter}/1-2-1.wav,A CAB\n{chapter}/1-2-0.wav,\n")
+    assert module.LibriDataset("train.csv", tokenizer, 1, csv_dir=str(tmp_path)).text == dataset.text
+    assert "2 of 3 utterances are left out" in caplog.text and "1-2-1.wav (no such file)" in caplog.text
 
 
 def test_corpora_of_a_checkout_stay_within_reach(corpus_module, monkeypatch, tmp_path):

@@ -1,15 +1,48 @@
-"""Reading corpora as they are laid out on disk: LibriSpeech's folders and transcripts, pronunciation lexicons."""
+"""LibriSpeech-like folders and pronunciation lexicons: the one parser of them, and which utterances can be used.
 
+A corpus lies in SPLIT/SPEAKER/CHAPTER/: audio files, named after their utterances, and ``*.trans.txt`` with lines of an
+utterance and its text. Every command that reads such a corpus, and S3PRL's datasets, get its utterances from here.
+"""
+
+import dataclasses
+import functools
 import io
+import logging
+import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
-from s3prl_ofa.audio import SUFFIXES
+from tqdm import tqdm
+
+from s3prl_ofa.audio import OTHER_SUFFIXES, SUFFIXES, AudioError, check_speech
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.files import printable
 
+logger = logging.getLogger(__name__)
+
+SHOWN = 3  # utterances or files that a message names, of many
+SHOWN_LABELS = 20
+WORD_END = "|"  # asr's label after each word
 ALTERNATIVE = re.compile(r"\(\d+\)$")  # after a word, in cmudict
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """audio: its file. text: its transcript, in capitals. source: the file and line that the text comes from."""
+
+    audio: pathlib.Path
+    text: str
+    source: str
+
+
+@dataclasses.dataclass
+class Found:
+    """utterances: in the order of folders and lines. left_out: why each other one cannot be used, by its audio."""
+
+    utterances: list[Utterance] = dataclasses.field(default_factory=list)
+    left_out: dict[pathlib.Path, str] = dataclasses.field(default_factory=dict)
 
 
 def corpus_root(root: str | pathlib.Path | None, option: str, inner: str) -> pathlib.Path:
@@ -26,43 +59,169 @@ def corpus_root(root: str | pathlib.Path | None, option: str, inner: str) -> pat
 
 
 def split_names(librispeech: pathlib.Path) -> list[str]:
-    """The sub-folders of LibriSpeech that hold transcripts, such as train-clean-100."""
-    folders = sorted(folder for folder in librispeech.iterdir() if folder.is_dir())
-    return [folder.name for folder in folders if next(folder.glob("*/*/*.trans.txt"), None)]
+    """The sub-folders of LibriSpeech that hold transcripts, such as train-clean-100; unreadable ones are logged."""
+    return [split.name for split in folders(librispeech) if has_transcripts(split)]
 
 
-def read_transcripts(split: pathlib.Path) -> Iterator[tuple[pathlib.Path, str, str]]:
-    """Yields (folder, utterance, text in capitals) for every line of a split's ``speaker/chapter/*.trans.txt``."""
-    for path in sorted(split.glob("*/*/*.trans.txt")):
-        for line in path.read_text("utf-8").splitlines():
-            utterance, _, text = line.strip().partition(" ")
-            if utterance:
-                yield path.parent, utterance, " ".join(text.upper().split())
+def has_transcripts(split: pathlib.Path) -> bool:
+    try:
+        return any(transcripts(chapter) for chapter in chapters(split))
+    except UsageError as error:
+        warn_once(str(error))
+        return False
 
 
-def read_split(split: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
-    """(audio file, text) of a LibriSpeech split; audio in any format, found beside its transcript.
+def listing(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What a folder holds, sorted, without hidden files such as macOS's ``._*`` and ``.DS_Store``.
 
-    Raises UsageError when the folder is missing or holds no utterance, and when a transcript has no audio.
+    Raises UsageError naming the folder when it cannot be read.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise UsageError(f"{folder}: this folder cannot be read ({error.strerror})") from None
+
+
+def folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [path for path in listing(folder) if path.is_dir()]
+
+
+def chapters(split: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The folders speaker/chapter of a split."""
+    return (chapter for speaker in folders(split) for chapter in folders(speaker))
+
+
+def transcripts(chapter: pathlib.Path) -> list[pathlib.Path]:
+    return [path for path in listing(chapter) if path.name.endswith(".trans.txt")]
+
+
+def read_split(split: pathlib.Path) -> Found:
+    """The utterances of a split by its transcripts and file names; no audio file is opened.
+
+    Raises UsageError when the folder is missing or holds no transcripts, and for a transcript that is not UTF-8.
     """
     if not split.is_dir():
         there = ", ".join(split_names(split.parent)) if split.parent.is_dir() else "nothing"
         raise UsageError(f"there is no split {split.name} in {split.parent}; it has {there or 'no split'}")
-    audio: dict[pathlib.Path, dict[str, pathlib.Path]] = {}
-    utterances, missing = [], []
-    for folder, utterance, text in read_transcripts(split):
-        if folder not in audio:
-            audio[folder] = {path.stem: path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
-        path = audio[folder].get(utterance)
-        if path is None:
-            missing.append(folder / utterance)
-        else:
-            utterances.append((path, text))
-    if missing:
-        raise UsageError(f"{len(missing)} utterances of {split} have a transcript without audio, such as {missing[0]}")
-    if not utterances:
+    found = read_chapters(chapters(split))
+    if not (found.utterances or found.left_out):
         raise UsageError(f"{split} holds no speaker/chapter/*.trans.txt with utterances")
+    return found
+
+
+def read_chapters(chapters: Iterable[pathlib.Path]) -> Found:
+    """The utterances of these folders; left out are those without audio, without text, or with two different texts.
+
+    Audio in any format is found beside its transcript. Raises UsageError for a transcript that is not UTF-8.
+    """
+    found = Found()
+    for chapter in chapters:
+        # of an utterance in several formats the first by name counts, of those that can be read
+        files = listing(chapter)[::-1]
+        audio = {
+            path.stem: path for kind in (OTHER_SUFFIXES, SUFFIXES) for path in files if path.suffix.lower() in kind
+        }
+        texts: dict[str, tuple[str, str]] = {}
+        conflicts: dict[str, str] = {}
+        for path in transcripts(chapter):
+            for number, line in read_lines(path):
+                name, *words = line.split()
+                text, source = capitals(" ".join(words)), f"{path}, line {number}"
+                if texts.setdefault(name, (text, source))[0] != text:
+                    conflicts[name] = f"has another text in {source} than in {texts[name][1]}"
+        for name, (text, source) in texts.items():
+            path = audio.pop(name, None)
+            if path is None:
+                found.left_out[chapter / name] = f"no audio for {source}"
+            elif not text or name in conflicts:
+                found.left_out[path] = conflicts.get(name, f"no text in {source}")
+            else:
+                found.utterances.append(Utterance(path, text, source))
+        found.left_out.update(dict.fromkeys(audio.values(), "no line in a *.trans.txt beside it"))
+    return found
+
+
+def check_audio(found: Found, what: str) -> Found:
+    """The same without the utterances whose audio cannot be used, which are left out with the reason.
+
+    what: names the corpus in the progress bar. Only headers are read, of files that have changed since the last call.
+    """
+    checked = Found(left_out=dict(found.left_out))
+    for utterance in tqdm(found.utterances, desc=what, unit="file", dynamic_ncols=True, leave=False):
+        try:
+            length(utterance.audio)
+        except AudioError as error:
+            checked.left_out[utterance.audio] = str(error)
+        else:
+            checked.utterances.append(utterance)
+    return checked
+
+
+def length(path: str | os.PathLike) -> int:
+    """Samples of a file as ``check_speech`` gives them, which is asked once in a process. Raises AudioError."""
+    try:
+        status = os.stat(path)
+        key = os.fspath(path), status.st_mtime_ns, status.st_size
+    except (OSError, ValueError):  # check_speech says what is wrong with it
+        return check_speech(path)
+    return known_length(*key)
+
+
+@functools.cache
+def known_length(path: str, mtime_ns: int, size: int) -> int:
+    return check_speech(path)
+
+
+def read_usable(splits: Iterable[pathlib.Path]) -> list[Utterance]:
+    """The utterances of these splits that can be used. How many others there are is logged, and the first of them.
+
+    Raises UsageError when a split has none that can be used.
+    """
+    utterances = []
+    for split in splits:
+        found = check_audio(read_split(split), split.name)
+        report_left_out(found, str(split))
+        utterances += found.utterances
     return utterances
+
+
+def report_left_out(found: Found, what: str) -> None:
+    """Logs once in a process what is left out. Raises UsageError when nothing else is there."""
+    total = len(found.utterances) + len(found.left_out)
+    shown = [f"{printable(path)} ({why})" for path, why in sorted(found.left_out.items())[:SHOWN]]
+    named = "; ".join([*shown, *["..."] * (len(found.left_out) > SHOWN)])
+    if not found.utterances:
+        raise UsageError(f"{what}: none of {total} utterances can be used: {named}")
+    if found.left_out:
+        warn_once(f"{what}: {len(found.left_out)} of {total} utterances are left out: {named}")
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """S3PRL reads a split as often as it trains on it or evaluates it."""
+    logger.warning("%s", message)
+
+
+def letters(text: str) -> str:
+    """The labels of asr: the letters of every word and its end."""
+    return text.replace(" ", WORD_END) + WORD_END
+
+
+def refuse_unknown(found: dict[Utterance, Collection[str]], what: str, cure: str) -> None:
+    """Raises UsageError if there are utterances with labels that their task does not know.
+
+    found: for every utterance of a split its unknown labels, most of them none. what: the labels and where they are
+    missing. cure: what to do.
+    """
+    unknown = {utterance: labels for utterance, labels in found.items() if labels}
+    if not unknown:
+        return
+    labels = sorted(set().union(*unknown.values()))
+    shown = " ".join(label if label.isprintable() else ascii(label) for label in labels[:SHOWN_LABELS])
+    shown += " ..." * (len(labels) > SHOWN_LABELS)
+    places = "; ".join(f"{utterance.audio.stem} ({utterance.source})" for utterance in list(unknown)[:SHOWN])
+    places += "; ..." * (len(unknown) > SHOWN)
+    raise UsageError(f"{len(unknown)} of {len(found)} utterances have {what}: {shown}, in {places}; {cure}")
 
 
 def read_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:

@@ -5,24 +5,25 @@ has no alignment; S3PRL's ``zero_infinity`` then gives it a loss of zero, and no
 """
 
 import dataclasses
-import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from tqdm import tqdm
 
+from s3prl_ofa.audio import AudioError, load_audio
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.cif import plan_cif
 from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.model.ofa import OFAWav2Vec2
 from s3prl_ofa.model.rate import mix, solve_lambd, wanted_frames
 
+from .corpora import length
+from .labels import PLACES, labelled
 from .rate_options import NATIVE, RateOptions
-from .tasks import S3PRL_DOWNSTREAM, complete_s3prl
+from .tasks import S3PRL_DOWNSTREAM
 
 MAX_INFEASIBLE = 0.01  # of the training utterances
 # A large corpus is sampled: so many of each stratum, the strata made by labels a second. Utterances whose labels do not
@@ -81,18 +82,13 @@ def check_ctc(downstream: str, config: dict[str, Any], upstream: Any) -> CtcChec
     config: as ``tasks.resolve_config`` gives it. upstream: an ``UpstreamExpert``, of which ``model`` and ``options``
     are used. At lambd 0 and for upsampled frames the audio itself is not needed.
     """
-    if downstream in ("asr", S3PRL_DOWNSTREAM["asr"]):
-        labelled = asr_labels(config)
-    elif downstream in ("pr", S3PRL_DOWNSTREAM["pr"]):
-        labelled = pr_labels(config)
-    else:
+    downstream = S3PRL_DOWNSTREAM.get(downstream, downstream)
+    if downstream not in PLACES:
         return None
-    if not labelled:
+    labels = labelled(downstream, config, "train")
+    if not labels:
         raise UsageError("the training set is empty")
-    utterances = [
-        Utterance(path, soundfile.info(path).frames, frames_needed(labels))
-        for path, labels in tqdm(labelled, desc="lengths", unit="file", dynamic_ncols=True, leave=False)
-    ]
+    utterances = [Utterance(path, of_file(path, length), frames_needed(ids)) for path, ids in labels]
     sample, weights = choose(utterances)
     frames = count_frames(upstream.model, upstream.options, sample)
     check = judge(sample, weights, frames, upstream.options.repeat)
@@ -121,28 +117,17 @@ def largest_lambd(
     return hundredths / 100 if hundredths > 0 else None
 
 
+def of_file(path: str, read: Callable[[str], Any]) -> Any:
+    """What ``read`` makes of an audio file. Raises UsageError naming the file when it cannot be used."""
+    try:
+        return read(path)
+    except AudioError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
 def frames_needed(labels: Sequence[int]) -> int:
     """Labels, and a blank between each two equal neighbours."""
     return len(labels) + sum(first == second for first, second in zip(labels, labels[1:], strict=False))
-
-
-def asr_labels(config: dict[str, Any]) -> list[tuple[str, list[int]]]:
-    """(audio path, label ids) of the training set, through S3PRL's own dataset and dictionary."""
-    asr = importlib.import_module("s3prl.downstream.asr.expert")
-    datarc = config["downstream_expert"]["datarc"]
-    dataset = asr.SequenceDataset("train", 1, asr.Dictionary.load(datarc["dict_path"]), **datarc)
-    names = [name for batch in dataset.X for name in batch]
-    return [(f"{datarc['libri_root']}/{name}", dataset.Y[dataset._parse_x_name(name)].tolist()) for name in names]
-
-
-def pr_labels(config: dict[str, Any]) -> list[tuple[str, list[int]]]:
-    """The same for the training set of S3PRL's ctc."""
-    complete_s3prl()
-    data = importlib.import_module("s3prl.downstream.ctc.data")
-    text = importlib.import_module("s3prl.downstream.ctc.text")
-    expert = config["downstream_expert"]
-    dataset, _ = data.create_dataset("train", text.load_text_encoder(**expert["text"]), **expert["corpus"])
-    return list(zip(map(str, dataset.file_list), dataset.text, strict=True))
 
 
 def choose(utterances: list[Utterance]) -> tuple[list[Utterance], list[float]]:
@@ -183,7 +168,7 @@ def count_frames(model: OFAWav2Vec2, options: RateOptions, utterances: list[Utte
         unknown = [index for index in unknown if utterances[index].needed > options.repeat * counts[index]]
     with tqdm(total=len(unknown), desc="frames", unit="utterance", dynamic_ncols=True, leave=False) as bar:
         for batch in batches(utterances, unknown):
-            waves = [torch.from_numpy(soundfile.read(utterances[i].path, dtype="float32")[0]) for i in batch]
+            waves = [torch.from_numpy(of_file(utterances[i].path, load_audio)) for i in batch]
             alpha, lengths = model.alpha(waves)
             if period_ms is None:
                 lambd = torch.full_like(alpha[:, 0], options.lambd)

@@ -13,6 +13,7 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.resources import folder
 
 from .corpora import split_names
+from .labels import KEPT
 from .tasks import PLACEHOLDER, S3PRL_DOWNSTREAM, DataRoots
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,8 @@ def refill(
             given[name] = section[key]
         if section[key] != stored:
             logger.info("%s: %s in place of %s", where, section[key], stored)
-    for where in VOCABULARIES:
+    expert, kept = section_of(config, f"downstream_expert.{KEPT}")
+    for where in () if kept in expert else VOCABULARIES:  # an experiment from before they were kept
         section, key = section_of(config, where)
         if key in section and missing(section[key]) and not overridden(where, override):
             section[key] = moved_vocabulary(section[key], where)

@@ -92,6 +92,12 @@ def speed_up_asr(model: ModuleType) -> None:
         model.nn = shims.Instead(model.nn, LSTM=PackedLSTM)
 
 
+def feed_asr(expert: ModuleType) -> None:
+    from s3prl_ofa.superb.asr_dataset import AsrDataset
+
+    expert.SequenceDataset = AsrDataset
+
+
 def prepare_dataset(dataset: ModuleType) -> None:
     shims.speech_loader(dataset)
     bring_us_along(dataset)
@@ -111,6 +117,7 @@ AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "s3prl.nn.upstream": keep_native_lengths,
     "s3prl.downstream.runner": mend_runner,
     "s3prl.downstream.asr.model": speed_up_asr,
+    "s3prl.downstream.asr.expert": feed_asr,
     "s3prl.downstream.asr.dataset": prepare_dataset,
     "s3prl.downstream.voxceleb1.dataset": prepare_dataset,
     "s3prl.downstream.ctc": add_corpora,

@@ -43,6 +43,7 @@ from s3prl_ofa.superb.experiment import (
 )
 from s3prl_ofa.superb.expert import Measured
 from s3prl_ofa.superb.feature_cache import cache_for, default_folder
+from s3prl_ofa.superb.labels import settle_labels
 from s3prl_ofa.superb.meter import Meter, keeping_scores
 from s3prl_ofa.superb.processes import is_leader
 from s3prl_ofa.superb.rate_options import (
@@ -202,7 +203,7 @@ class Experiment:
             if experiment_data.known(stored.downstream, self.past["Config"]):
                 read = args.mode != "inference"
                 experiment_data.refill(stored.downstream, self.past["Config"], roots, args.override, read)
-                roots = {}
+                roots = {"vocabulary": roots["vocabulary"]}  # a model keeps its own
             self.go_on(args, stored, [f"--{option_name(name)}" for name in ("mini", *roots) if ours[name]])
         else:
             check_new(args)
@@ -283,6 +284,7 @@ class Experiment:
             others = [*["repeat"] * self.repeat_auto, *["cache_gb"] * (self.cache_gb is not None)]
             given = ", ".join(f"--{option_name(name)}" for name in (*self.rate, *others))
             raise UsageError(f"{given} needs the upstream ofa_wav2vec2, found {args.upstream}")
+        settle_labels(args, config, self.past)
         if args.downstream in tasks.S3PRL_DOWNSTREAM.values():
             tasks.complete_s3prl()
         secure_caches(args.downstream, expdir)

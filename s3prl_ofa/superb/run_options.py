@@ -17,6 +17,7 @@ ROOTS = {
     "prepared": ("DIR", "what s3prl-ofa prepare all wrote: bucket lengths, lexicon, speaker list"),
     "bucket": ("DIR", "bucket lengths for asr"),
     "lexicon": ("FILE[,FILE]", "pronunciations for pr"),
+    "vocabulary": ("FILE", "labels for asr or pr; default: those of SUPERB, or what prepare vocabulary wrote to DIR"),
     "speaker_list": ("FILE", "which utterances train, choose and test sid"),
     "splits": ("TRAIN,DEV,TEST", "folders of LibriSpeech, several joined by +"),
 }

