@@ -139,9 +139,9 @@ def open_audio(path: str | os.PathLike) -> soundfile.SoundFile:
     """The open file. Raises AudioError when it is missing or no audio, or has fewer samples than its header says.
 
     The last is seen here for WAV and its other forms, AIFF, 8SVX, AU, W64, CAF, NIST, and for Ogg where it does not end
-    with a page. Of FLAC, and of MP3 with a count of frames in its header, it shows when they are read
-    (of FLAC in ``check_speech`` too); of other MP3s
-    and of the remaining formats it does not show, as they give no length or libsndfile corrects it.
+    with a page. Of FLAC, and of MP3 with a count of frames in its header, it shows when they are read, of FLAC in
+    ``check_speech`` too; of other MP3s and of the remaining formats it does not show, as they give no length or
+    libsndfile corrects it.
     """
     try:
         os.fspath(path).encode("utf-8")
