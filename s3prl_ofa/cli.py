@@ -4,15 +4,16 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from .arguments import Parser, one_line
 from .errors import CheckpointError, UsageError
+from .files import DiskFull, writing
+from .signals import SHELL, Terminated, termination
 from .version import __version__
-
-INTERRUPTED = 130  # what shells use for Ctrl-C: 128 + SIGINT
 
 
 class Command(NamedTuple):
@@ -70,7 +71,7 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0 well, 1 a failed run, 2 bad use, 130 interrupted."""
+    """Runs the command line; returns the exit status: 0 well, 1 a failed run, 2 bad use, 130 Ctrl-C, 143 SIGTERM."""
     options = build_parser().parse_args(argv)
     # After the command too, where most people put it; none of S3PRL's options has this name.
     debug = options.debug or "--debug" in options.arguments
@@ -84,23 +85,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guarded(prefix: str, run: Callable[[], int], debug: bool = False) -> int:
     """The exit status of ``run``; what it raises becomes one line on stderr, or with ``debug`` stays a traceback."""
-    try:
-        return run()
-    except KeyboardInterrupt:
-        print(f"{prefix}: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
+    with termination() as seen:
+        try:
+            try:
+                with writing("what was being written"):
+                    return run()
+            except Exception as error:
+                if not seen:
+                    return failed(prefix, error, debug)
+                raise Terminated from error  # data workers that were ended first are an error of torch's
+        except KeyboardInterrupt:
+            if seen:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process is ending
+            print(f"{prefix}: {'terminated' if seen else 'interrupted'}", file=sys.stderr)
+            return SHELL + (signal.SIGTERM if seen else signal.SIGINT)
+
+
+def failed(prefix: str, error: Exception, debug: bool) -> int:
+    """Says what went wrong; the exit status."""
+    if isinstance(error, BrokenPipeError):
         # The reader of our output went away (``| head``); keep Python from complaining about it once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
-        if debug:
-            raise
-        message = one_line(error) or "no message"
-        if isinstance(error, UsageError | CheckpointError):
-            status = 2
-        else:
-            status = 1
-            message = message if isinstance(error, ValueError) else f"{type(error).__name__}: {message}"
-        print(f"{prefix}: error: {message}", file=sys.stderr)
-        return status
+    if debug:
+        raise error
+    message = one_line(error) or "no message"
+    if not isinstance(error, ValueError | DiskFull):
+        message = f"{type(error).__name__}: {message}"
+    print(f"{prefix}: error: {message}", file=sys.stderr)
+    return 2 if isinstance(error, UsageError | CheckpointError) else 1

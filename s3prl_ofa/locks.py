@@ -13,6 +13,18 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None
 
+HELD: set[IO[str]] = set()
+
+
+def let_go() -> None:
+    """A forked worker of torch's lives on for some seconds when its parent is killed, and must not hold its locks."""
+    for file in HELD:
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=let_go)
+
 
 class InUse(Exception):
     """Another process holds the lock."""
@@ -24,7 +36,7 @@ class NoLocks(UsageError):
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path, wait: bool, shared: bool = False, remove: bool = False) -> Iterator[IO[str]]:
-    """Holds the lock file ``path`` and gives it: a process that inherits the open file holds the lock as well.
+    """Holds the lock file ``path`` and gives it: a process that is started with the open file holds the lock as well.
 
     shared: together with others that hold it so. remove: the file is there only as long as it is held. Raises InUse
     where another process holds it and ``wait`` is false, NoLocks where there are none, OSError where the file cannot be
@@ -39,6 +51,8 @@ def locked(path: pathlib.Path, wait: bool, shared: bool = False, remove: bool = 
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     break
             stack.pop_all().close()  # its holder removed it between our opening and our locking it
+        HELD.add(file)
+        stack.callback(HELD.discard, file)
         if remove:
             stack.callback(path.unlink, missing_ok=True)
         yield file

@@ -1,5 +1,7 @@
 """Locks: they keep others out, die with their holder, and can leave no file behind."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +27,29 @@ def test_a_lock_is_inherited_and_dies_with_its_holder(tmp_path):
     child.wait()
     child.stdin.close(), child.stdout.close()
     assert not locks.is_locked(path)
+
+
+def test_a_forked_worker_does_not_hold_it(tmp_path):
+    """A data worker that outlives its killed parent for a while does not keep the next process out."""
+    code = (
+        "import os, pathlib, sys, time; from s3prl_ofa import locks\n"
+        "with locks.locked(pathlib.Path(sys.argv[1]), wait=False):\n"
+        "    child = os.fork()\n"
+        "    if child: print(child, locks.is_locked(pathlib.Path(sys.argv[1])), flush=True)\n"
+        "    time.sleep(600)"
+    )
+    path = tmp_path / "lock"
+    parent = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    child, held = parent.stdout.readline().split()
+    try:
+        assert held == "True" and locks.is_locked(path)
+        parent.kill()
+        parent.wait()
+        assert not locks.is_locked(path)
+        os.kill(int(child), 0)  # it lives
+    finally:
+        os.kill(int(child), signal.SIGKILL)
+        parent.stdout.close()
 
 
 def test_shared(tmp_path):

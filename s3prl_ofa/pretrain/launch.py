@@ -1,13 +1,14 @@
 """``s3prl-ofa pretrain``: fairseq's trainer with this plugin, a packaged configuration, and one process or many."""
 
 import argparse
+import contextlib
 import difflib
 import logging
 import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +19,13 @@ from s3prl_ofa.checkpoint import read_checkpoint
 from s3prl_ofa.checkpoint.contents import split_weight_norm
 from s3prl_ofa.checkpoint.fairseq_format import drop_needless_projection, read_config, write_state
 from s3prl_ofa.checkpoint.reading import naming
+from s3prl_ofa.checkpoint.torch_file import read_torch_file
 from s3prl_ofa.errors import CheckpointError, UsageError
-from s3prl_ofa.files import atomic_path
+from s3prl_ofa.files import atomic_path, writing
 from s3prl_ofa.guarded import nothing_run
+from s3prl_ofa.locks import InUse, NoLocks, is_locked, locked
 from s3prl_ofa.model.names import check_finite
+from s3prl_ofa.signals import wait_for
 
 from .named_code import NO_USER_DIR, nothing_built
 
@@ -38,6 +42,7 @@ SHORT = {
 CHECKED_SECTIONS = ("task.", "model.", "criterion.", "optimizer.", "lr_scheduler.")
 LAST = "checkpoint_last.pt"
 INIT = "init.pt"
+LOCK = ".lock"
 LONGEST_REASON = 500  # characters: weights that do not fit can be hundreds
 
 
@@ -80,6 +85,8 @@ def run(argv: Sequence[str]) -> int:
     world = int(os.environ.get("WORLD_SIZE", 1))
     settings = [*short_settings(short, out), *machine_settings(config, others, world)]
     if args.nproc > 1 and "RANK" not in os.environ:
+        if is_locked(out / LOCK):  # before torchrun starts, which says much about a process that ends
+            raise in_use(out)
         # without --nproc, which torchrun would take for its own
         return launch(args.nproc, [f"--config={config}", *args.overrides])
     check_names(others)
@@ -191,42 +198,106 @@ def launch(processes: int, argv: Sequence[str]) -> int:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {**os.environ}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    return subprocess.run([*torchrun, "-m", "s3prl_ofa", "pretrain", *argv], env=environment).returncode and 1
+    process = subprocess.Popen([*torchrun, "-m", "s3prl_ofa", "pretrain", *argv], env=environment)
+    return wait_for(process) and 1  # killed, it would leave its processes behind
 
 
 def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: str | None) -> None:
-    """Runs fairseq's own command in this process, with the plugin in it."""
+    """Runs fairseq's own command in this process, with the plugin in it; a training that has ended stays as it is."""
     last = out / "checkpoints" / LAST
-    if init is not None:
-        if not last.exists():
-            write_init(init, out / INIT)
-        settings = [*settings, f"checkpoint.finetune_from_model={quoted(out / INIT)}"]
+    leads = int(os.environ.get("RANK", 0)) == 0
 
-    def before(cfg) -> None:
+    def is_wanted(cfg) -> bool:
+        if reason := finished(cfg, last):
+            if leads:
+                print(f"nothing left to train: {reason}")
+            return False
         if init is not None and not last.exists():
             check_architecture(cfg, init)
+        return True
 
-    hydra_main([f"--config-dir={config.parent}", f"--config-name={config.stem}", *settings], before)
-    if int(os.environ.get("RANK", 0)) == 0:
+    with held(out) if leads else contextlib.nullcontext(), writing(out):
+        if init is not None:
+            if not last.exists():
+                write_init(init, out / INIT)
+            settings = [*settings, f"checkpoint.finetune_from_model={quoted(out / INIT)}"]
+        hydra_main([f"--config-dir={config.parent}", f"--config-name={config.stem}", *settings], is_wanted)
+    if leads:
         print(f"trained: {last}\nfeatures from it: s3prl-ofa extract AUDIO --ckpt {last} --lambd 0.5 --out features")
 
 
-def hydra_main(arguments: Sequence[str], before: Callable[[Any], None]) -> None:
-    """fairseq's command in this process; calls ``before`` with the configuration when it is complete.
+@contextlib.contextmanager
+def held(out: pathlib.Path) -> Iterator[None]:
+    """Keeps other trainings out of a folder; one that was killed does not. Raises UsageError when another holds it.
+
+    What a killed one left half written is removed.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(out / LOCK, wait=False, remove=True))
+        except InUse:
+            raise in_use(out) from None
+        except NoLocks as error:  # some network file systems; one can train there all the same
+            logger.debug("%s", error)
+        except OSError as error:
+            raise UsageError(f"out={out}: nothing can be written there ({error.strerror})") from error
+        for path in (out / "checkpoints").glob(".checkpoint*.pt"):
+            path.unlink(missing_ok=True)
+        yield
+
+
+def in_use(out: pathlib.Path) -> UsageError:
+    return UsageError(f"out={out}: another process is training there; wait for its end, or give another out")
+
+
+def finished(cfg: Any, last: pathlib.Path) -> str | None:
+    """Why the training in the checkpoint ``last`` has ended, by the settings of now; None if it has not.
+
+    fairseq looks only after an update, and so would train one more each time it is run. Raises CheckpointError.
+    """
+    if cfg.checkpoint.restore_file != LAST or cfg.checkpoint.reset_optimizer or not last.exists():
+        return None
+    try:
+        state = read_torch_file(last)
+        extra, updates = state["extra_state"], state["optimizer_history"][-1]["num_updates"]
+        epoch, seconds = extra["train_iterator"]["epoch"], extra.get("previous_training_time", 0)
+        unimproved = extra.get("OFAPretrainingTask", {}).get("num_runs", 0)
+    except CheckpointError as error:
+        raise CheckpointError(f"{last}: {error}") from None
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return None  # fairseq says what is wrong with it
+    wanted, patience = cfg.optimization, cfg.checkpoint.patience
+    if 0 < wanted.max_update <= updates:
+        return f"{last} has {updates} updates, optimization.max_update is {wanted.max_update}"
+    if 0 < wanted.max_epoch < epoch:
+        return f"{last} has {epoch - 1} epochs, optimization.max_epoch is {wanted.max_epoch}"
+    if 0 < wanted.stop_time_hours < seconds / 3600:
+        return f"{last} took {seconds / 3600:.2f} hours, optimization.stop_time_hours is {wanted.stop_time_hours}"
+    if 0 < patience <= unimproved:
+        return f"{last} was no better in {unimproved} validations, checkpoint.patience is {patience}"
+    return None
+
+
+def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> None:
+    """fairseq's command in this process; trains if ``is_wanted`` of the configuration, when it is complete.
 
     Raises UsageError for settings that are unknown or no values, CheckpointError for weights that do not fit, else what
     fairseq raises.
     """
+    from fairseq import checkpoint_utils
     from fairseq_cli import hydra_train
+    from fairseq_cli.train import should_stop_early
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     with_defaults, train_model = hydra_train._hydra_main, hydra_train.pre_main
+    for keeps_scores in (checkpoint_utils.save_checkpoint, should_stop_early):
+        vars(keeps_scores).clear()  # those of an earlier training in this process
     failures: list[Exception] = []
 
     def main(cfg, **kwargs) -> None:
-        before(cfg)
-        train_model(cfg, **kwargs)
+        if is_wanted(cfg):
+            train_model(cfg, **kwargs)
 
     def keep_failure(cfg, **kwargs) -> float:
         # hydra would print all overrides before it raises

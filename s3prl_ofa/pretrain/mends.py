@@ -4,8 +4,10 @@ import argparse
 import os
 import shutil
 import warnings
+from typing import Any
 
 import torch
+from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
 from s3prl_ofa.files import atomic_path
@@ -44,6 +46,22 @@ def atomic_copies() -> None:
     PathManager.copy = staticmethod(copy)
 
 
+def atomic_saves() -> None:
+    """fairseq tries three times, and leaves what it has written of a checkpoint that does not fit on the disk."""
+    original = checkpoint_utils.torch_persistent_save
+    if hasattr(original, "__wrapped__"):
+        return
+
+    def save(obj: Any, filename: str, async_write: bool = False) -> None:
+        if async_write or not PathManager.supports_rename(filename):  # places that only its path manager knows
+            return original(obj, filename, async_write)
+        with atomic_path(filename) as temporary, temporary.open("wb") as file:
+            torch.save(obj, file)
+
+    save.__wrapped__ = original
+    checkpoint_utils.torch_persistent_save = save
+
+
 def known_warnings() -> None:
     """What hydra and torch say about fairseq's own code, which nobody who trains can change."""
     for message in KNOWN_WARNINGS:
@@ -54,3 +72,4 @@ def apply_mends() -> None:
     known_warnings()
     namespace_in_checkpoints()
     atomic_copies()
+    atomic_saves()

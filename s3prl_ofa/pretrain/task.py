@@ -10,6 +10,7 @@ from fairseq import utils
 from fairseq.data import data_utils
 from fairseq.logging import metrics
 from fairseq.tasks.audio_pretraining import AudioPretrainingTask
+from fairseq_cli.train import should_stop_early
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.guidance.layout import read_manifest
@@ -68,6 +69,20 @@ class OFAPretrainingTask(AudioPretrainingTask):
         )
         if not len(self.datasets[split]):
             raise UsageError(f"{manifest}: no utterance of at least task.min_sample_size samples")
+
+    def can_reuse_epoch_itr(self, dataset) -> bool:
+        """An iterator that is used again makes other batches each time, and validation is to be the same each time.
+
+        Training asks for one every epoch, with the epoch's number, from which the batches are drawn.
+        """
+        return False
+
+    def get_checkpoint_dict(self) -> dict[str, dict[str, Any]]:
+        """How long validation has not got better, which fairseq's own checkpoints leave out (checkpoint.patience)."""
+        return {type(self).__name__: dict(vars(should_stop_early))}
+
+    def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
+        vars(should_stop_early).update(state)
 
     def build_model(self, model_cfg, from_checkpoint=False):
         model = super().build_model(model_cfg, from_checkpoint)
