@@ -23,10 +23,10 @@ def in_main_thread() -> bool:
 
 
 @contextlib.contextmanager
-def termination() -> Iterator[list[int]]:
+def termination(replace: bool = False) -> Iterator[list[int]]:
     """SIGTERM raises Terminated in the block, again each time it comes; gives a list that then holds its number.
 
-    A handler that a host has set already, as submitit does on a cluster, stays.
+    A handler that a host has set already, as submitit does on a cluster, stays, unless ``replace`` is set.
     """
     seen: list[int] = []
 
@@ -34,14 +34,15 @@ def termination() -> Iterator[list[int]]:
         seen.append(number)
         raise Terminated
 
-    if not in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    before = signal.getsignal(signal.SIGTERM)
+    if not in_main_thread() or not (replace or before is signal.SIG_DFL):
         yield seen
         return
     signal.signal(signal.SIGTERM, end)
     try:
         yield seen
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

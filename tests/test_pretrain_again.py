@@ -64,8 +64,8 @@ def test_a_finished_training_again(corpus, tmp_path, capsys, end):
 
 
 def test_validation_after_a_resume(corpus, tmp_path):
-    """Promise: validation depends on the weights alone, so that 2 + 2 updates give the validation losses, the best score
-    and the checkpoint_best.pt of 4."""
+    """Promise: validation depends on the weights alone, so that 2 + 2 updates give the validation losses, the best
+    score and the checkpoint_best.pt of 4."""
     sections = {"checkpoint": {"save_interval_updates": 1}, "optimizer": {"_name": "adam", "adam_betas": "(0.9,0.98)"}}
     through, stopped = tmp_path / "through", tmp_path / "stopped"
     assert run_here(command(tmp_path, corpus, through, "optimization.max_update=4", **sections)) == 0

@@ -70,11 +70,25 @@ def start(grid: dict, out: pathlib.Path, kill: str | None = None) -> tuple[int, 
     command = command_of(grid, out)
     # files, not pipes: a process that outlives the sweep would keep a pipe open
     with out.with_suffix(".txt").open("w+") as said:
-        process = subprocess.run(
-            command, stdout=said, stderr=said, env=environment, cwd=ROOT, start_new_session=True, timeout=600
-        )
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment, cwd=ROOT, start_new_session=True)
+        status = process.wait(600)
+        if status >= 0:
+            assert left_of(process.pid) == []
         said.seek(0)
-        return process.returncode, said.read()
+        return status, said.read()
+
+
+def left_of(group: int) -> list[str]:
+    """The processes of a process group, without those that are dead and not yet collected."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, its_group = (path / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.append((path / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            pass
+    return found
 
 
 def points(out: pathlib.Path) -> dict[str, dict]:
@@ -145,6 +159,24 @@ def test_killed_and_the_same(voices, undisturbed, tmp_path):
     assert same_of_any_run(found) == same_of_any_run(points(undisturbed))
     # the first point was trained in two goes, the second in one
     assert [found[name]["attempts"] for name in sorted(found)] == [2, 1]
+
+
+@pytest.mark.parametrize(("moment", "workers"), [("states-4.ckpt", 2), ("measured_test.json", 0)])
+def test_terminated(voices, undisturbed, tmp_path, moment, workers):
+    """SIGTERM to the sweep alone, in the middle of writing a checkpoint or a result: one line, status 143, its points
+    have ended with their data workers, nothing half-written is left, and the same command ends with the same rows."""
+    out = tmp_path / "sweep"
+    grid = grid_of(voices, executor={"kind": "local", "cpus": 1, "parallel": 2})
+    grid["tasks"]["sid"]["overrides"]["downstream_expert.datarc.num_workers"] = workers
+    status, said = start(grid, out, f"{moment} before told")
+    assert status == 143 and said.endswith("s3prl-ofa sweep: terminated\n") and "Traceback" not in said
+    assert not [path for path in (out / "points").rglob(f".*{pathlib.Path(moment).suffix}")]
+    logs = "".join(path.read_text() for path in out.glob("points/*/run.log"))
+    assert "s3prl-ofa run_downstream: terminated" in logs and "Traceback" not in logs
+    status, said = start(grid, out)
+    assert status == 0 and "2 of 2 points are finished" in said
+    if not workers:  # which would draw other pieces of the utterances
+        assert same_of_any_run(points(out)) == same_of_any_run(points(undisturbed))
 
 
 def test_killed_at_random_moments(voices, undisturbed, tmp_path):

@@ -1,6 +1,7 @@
 """``s3prl-ofa sweep GRID.yaml``: runs what of a grid is not done yet."""
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import math
@@ -114,8 +115,11 @@ def sort_out(folders: dict[str, pathlib.Path], retry: bool) -> tuple[set[str], s
 def run_points(launcher: Launcher, left: dict[str, pathlib.Path], done: int) -> dict[str, str]:
     """Runs the points and returns those that gave no result, with a word about each."""
     killed = {}
-    with tqdm(total=done + len(left), initial=done, unit="point", disable=None) as bar:
-        for ended in launcher.run(left, started=bar.set_description):
+    with (
+        tqdm(total=done + len(left), initial=done, unit="point", disable=None) as bar,
+        contextlib.closing(launcher.run(left, started=bar.set_description)) as ends,
+    ):
+        for ended in ends:
             bar.update()
             if ended.state == KILLED:
                 killed[ended.name] = "killed"

@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import pathlib
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,7 +15,10 @@ from typing import Any
 import torch
 
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.locks import is_locked
+from s3prl_ofa.signals import put_off
 
+from .folder import LOCK
 from .grid import Executor
 from .point import KILLED, PointRun
 from .results import FAILED
@@ -21,6 +26,7 @@ from .results import FAILED
 SUBMITIT = "submitit"  # the folder for what it writes
 CONTROLLER_LOG = "controllers.log"
 POLL_SECONDS = {"local": 0.2, "debug": 0.0, "slurm": 10.0}
+TOLD_AGAIN_SECONDS = 10.0
 SLURM_PARALLEL = 64  # points at a time, unless the grid says
 SLURM_CPUS = 4
 ENDLESS_MINUTES = 60 * 24 * 365 * 10  # submitit wants a limit, and nobody shares this machine by the clock
@@ -97,16 +103,32 @@ class Launcher:
                     if waiting and place not in running:
                         name = waiting.popleft()
                         started(name)
-                        running[place] = (name, self.submit(folders[name], place))
+                        with put_off():
+                            running[place] = (name, self.submit(folders[name], place))
                 for place, (name, job) in list(running.items()):
                     if job.done():
                         del running[place]
                         yield ended(name, job)
                 time.sleep(POLL_SECONDS[self.settings.kind])
         finally:
-            if self.settings.kind != "slurm":
-                for _, job in running.values():
-                    job.cancel()
+            if self.settings.kind == "local":
+                stop({folders[name] / LOCK: job for name, job in running.values()})
+
+
+def stop(jobs: dict[pathlib.Path, Any]) -> None:
+    """Ends the jobs of points of this machine, and waits for their ends; jobs: by the points' locks.
+
+    By SIGTERM, as what a shell started in the background does not hear submitit's own SIGINT. Who still holds a lock
+    has got it from the job that was ended, and is ending.
+    """
+    told = -math.inf
+    while busy := {lock: job for lock, job in jobs.items() if not job.done() or is_locked(lock)}:
+        if told + TOLD_AGAIN_SECONDS < time.monotonic():  # a job may have just begun, and not have listened yet
+            told = time.monotonic()
+            for job in busy.values():
+                if not job.done():
+                    os.kill(int(job.job_id), signal.SIGTERM)
+        time.sleep(POLL_SECONDS["local"])
 
 
 def check_submitit(settings: Executor) -> None:

@@ -13,13 +13,14 @@ import time
 from typing import IO, Any
 
 from s3prl_ofa.locks import locked
+from s3prl_ofa.signals import termination, wait_for
 
 from .folder import CACHE_GB, FAILURE, LOCK, LOG, POINT, RESULT, described, read_json, tail, write_json
 from .provenance import provenance
 from .results import FAILED, FINISHED, Results
 
-FROM_OUTSIDE = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
-FROM_OUTSIDE += (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)  # Slurm's and submitit's word of an end that comes
+FROM_OUTSIDE = ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")
+FROM_OUTSIDE += ("SIGUSR1", "SIGUSR2", "SIGXCPU")  # Slurm's and submitit's word of an end that comes
 KILLED = "killed"  # an exit state without a row: the point goes on the next time
 
 
@@ -40,7 +41,9 @@ class PointRun:
         gpu: the one to use, empty for none; None leaves it to the environment. cache_gb: how much the sweep's cache of
         features may take; None for no cache.
         """
-        return run_point(pathlib.Path(folder), gpu, threads, cache_gb)
+        # On this machine SIGTERM is how the sweep ends its points; submitit would pass over it.
+        with termination(replace=os.environ.get("SUBMITIT_EXECUTOR") == "local"):
+            return run_point(pathlib.Path(folder), gpu, threads, cache_gb)
 
     def checkpoint(self, *arguments: Any) -> Any:
         from submitit.helpers import DelayedSubmission
@@ -86,18 +89,14 @@ def run_process(arguments: list[str], log: pathlib.Path, gpu: str | None, thread
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, pass_fds=[lock.fileno()]
         )
-        try:
-            status = process.wait()
-        except BaseException:  # Ctrl-C, or a cluster that wants its machine back
-            process.terminate()
-            process.wait()
-            raise
+        status = wait_for(process)  # which ends it at Ctrl-C, or where a cluster wants its machine back
     if status < 0:  # by a signal; a shell between would make 128 + the signal of it
         status = 128 - status
-    if status - 128 in FROM_OUTSIDE:
-        raise CommandKilled
-    if status > 128 and status - 128 in set(signal.Signals):  # its own doing, as a segmentation fault is
-        raise CommandFailed(f"it crashed with {signal.Signals(status - 128).name}")
+    if status > 128 and status - 128 in set(signal.Signals):
+        name = signal.Signals(status - 128).name
+        if name in FROM_OUTSIDE:
+            raise CommandKilled
+        raise CommandFailed(f"it crashed with {name}")  # its own doing, as a segmentation fault is
     if status:
         last = (tail(log) or ["it said nothing"])[-1]
         raise CommandFailed(f"status {status}: {last}")

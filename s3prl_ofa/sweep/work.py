@@ -7,6 +7,7 @@ run_downstream, one after the other in one process, as S3PRL takes long to impor
 
 import copy
 import logging
+import multiprocessing
 import os
 import pathlib
 import shlex
@@ -198,4 +199,7 @@ def probe(folder: pathlib.Path, settings: dict[str, Any]) -> int:
 if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stdout.flush()
+    for worker in multiprocessing.active_children():  # of a loader, where the process was told to end
+        worker.terminate()
+        worker.join()
     os._exit(status)  # everything is on the disk; tearing down torch takes as long as a short evaluation

@@ -2,7 +2,7 @@
 
 OFA_KILL is "FILE MOMENT WHOM". FILE: the name of a file that a process of the sweep is about to write. MOMENT: before
 or after it is in place, or half, in the middle of it (of a file that is appended to). WHOM: all of the process group,
-or others, all of it but the process that writes.
+or others, all of it but the process that writes; or told, which sends SIGTERM to the sweep alone.
 """
 
 import os
@@ -14,6 +14,9 @@ import time
 def kill(whom: str) -> None:
     if whom == "all":
         os.killpg(0, signal.SIGKILL)
+    if whom == "told":
+        os.kill(os.getpgid(0), signal.SIGTERM)
+        time.sleep(60)  # it is to end here
     others = (int(path.name) for path in pathlib.Path("/proc").glob("[0-9]*") if int(path.name) != os.getpid())
     for other in others:
         try:
