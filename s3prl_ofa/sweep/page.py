@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 from .summary import Summary, percent
-from .tables import HEADER, NOTHING, notes, overview, reach_rows, stand, table_rows
+from .tables import HEADER, NOTHING, WRONG, fault_lines, is_whole, notes, overview, reach_rows, stand, table_rows
 
 STYLE = """
 :root { color-scheme: light; }
@@ -28,15 +28,14 @@ FIRST_NUMBER = HEADER.index("learning rate")  # column from which on the cells a
 
 
 def page(summary: Summary, plots: dict[str, pathlib.Path], captions: dict[str, str]) -> str:
-    """plots: SVG files by name. captions: by the same. Names of tasks and models hold no HTML (see reading.py)."""
-    whole = len(summary.finished) == len(summary.rows) + len(summary.missing)
+    """plots: SVG files by name. captions: by the same."""
     overview_table = overview(summary)
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
         f"<title>Sweep {html.escape(summary.folder.resolve().name)}</title><style>{STYLE}</style></head><body>",
         f"<h1>Sweep {html.escape(summary.folder.resolve().name)}</h1>",
-        f'<p class="stand{"" if whole else " partial"}">{html.escape(stand(summary))}</p>',
+        f'<p class="stand{"" if is_whole(summary) else " partial"}">{html.escape(stand(summary))}</p>',
         table(*overview_table, first_number=overview_table[0].index("frame period (ms)")),
         f"<h2>Longest frame period within {percent(summary.tolerance)} of the score at 20 ms</h2>",
         list_of(
@@ -58,6 +57,8 @@ def page(summary: Summary, plots: dict[str, pathlib.Path], captions: dict[str, s
         table(HEADER, table_rows(summary), FIRST_NUMBER, ruled=True),
         f'<p class="notes">{html.escape(notes(summary))}</p>',
     ]
+    if summary.faults:
+        parts += [f"<h2>{WRONG}</h2>", list_of(map(html.escape, fault_lines(summary)))]
     if summary.failed:
         parts.append("<h2>Failed</h2>")
         for row in summary.failed:

@@ -34,6 +34,8 @@ STYLE = {
     "lines.linewidth": 1.2,
     "lines.markersize": 4.2,
     "errorbar.capsize": 1.8,
+    "text.usetex": False,
+    "text.parse_math": False,  # a name may have dollars in it
     "svg.hashsalt": "s3prl-ofa",  # the same file from the same results
     "savefig.dpi": 200,
 }
@@ -175,7 +177,7 @@ def draw_panel(panel: Any, plot: Plot, summary: Summary, task: str, styles: dict
             elinewidth=0.8,
             markeredgecolor="white",
             markeredgewidth=0.5,
-            label=name,
+            label=f" {name}" if name.startswith("_") else name,  # matplotlib would leave it out of the legend
             zorder=3,
             **styles[name],
         )

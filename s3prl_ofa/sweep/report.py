@@ -12,7 +12,7 @@ from .page import page
 from .plots import PLOTS, draw_all
 from .results import Row
 from .summary import summarize
-from .tables import markdown, reach_rows, stand
+from .tables import WRONG, fault_lines, markdown, reach_rows, stand
 
 PERCENT = re.compile(r"(\d+(?:\.\d+)?)(%?)")
 FOLDER = "report"
@@ -49,20 +49,25 @@ def run(args: argparse.Namespace) -> int:
     print(stand(summary))
     for task, model, text in reach_rows(summary):
         print(f"{task}, {model}: {text}")
+    if summary.faults:
+        print("\n".join([f"\n{WRONG}:", *fault_lines(summary)]))
     print(f"\n{out / 'report.html'}, report.md, results.csv, {', '.join(f'{stem}.png/.svg' for stem in plots)}")
     return 0
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(text, "utf-8")
+        temporary.write_text(text, "utf-8", errors="backslashreplace")  # logs may hold anything
 
 
 def write_csv(rows: list[Row], path: pathlib.Path) -> None:
     """One row a point, failed ones too; what is nested in a row becomes columns such as scores.wer."""
     flat = [flattened(row) for row in rows]
     columns = list(dict.fromkeys(key for row in flat for key in row))
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(flat)
@@ -74,5 +79,5 @@ def flattened(row: Row, where: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             found |= flattened(value, f"{where}{key}.")
         else:
-            found[where + key] = " | ".join(value) if isinstance(value, list) else value
+            found[where + key] = " | ".join(map(str, value)) if isinstance(value, list) else value
     return found

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from s3prl_ofa.files import atomic_path
@@ -29,7 +30,18 @@ class Results:
 
     def rows(self) -> list[Row]:
         """All whole rows; what is none is passed over and said in the log."""
-        return parse(self.path.read_bytes(), self.path) if self.path.exists() else []
+        found = []
+        for number, row in self.numbered():
+            if row is None:
+                logger.warning("%s, line %d is no row of a sweep and is passed over", self.path, number)
+            else:
+                found.append(row)
+        return found
+
+    def numbered(self) -> Iterator[tuple[int, Row | None]]:
+        """Every line that is not empty, with its number from 1 on; None for one that is no row."""
+        text = self.path.read_bytes() if self.path.exists() else b""
+        return ((number, row_of(part)) for number, part in enumerate(text.split(b"\n"), 1) if part.strip())
 
     def record(self, row: Row) -> bool:
         """Adds the row of a point, in place of an earlier failed one; whether it was not there already."""
@@ -80,17 +92,7 @@ def line(row: Row) -> bytes:
 def row_of(text: bytes) -> Row | None:
     try:
         row = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and {"point", "state"} <= row.keys() else None
-
-
-def parse(text: bytes, path: pathlib.Path) -> list[Row]:
-    found = []
-    for number, part in enumerate(text.split(b"\n"), 1):
-        row = row_of(part)
-        if row is not None:
-            found.append(row)
-        elif part.strip():
-            logger.warning("%s, line %d is no row of a sweep and is passed over", path, number)
-    return found
+    is_row = isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("point", "state"))
+    return row if is_row else None

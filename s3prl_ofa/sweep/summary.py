@@ -14,6 +14,7 @@ from s3prl_ofa.superb.rate_options import ADAPTIVE
 from .folder import GRID, POINTS
 from .reading import read_grid
 from .results import FAILED, FILE, FINISHED, Results, Row
+from .rows import Fault, read_rows
 
 VARIABLE, LEARNT, FIXED, BASELINE = "variable", "adaptive", "pooling", "baseline"  # what a setting is compared as
 KINDS = (VARIABLE, LEARNT, FIXED, BASELINE)
@@ -119,7 +120,7 @@ class Reach:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """All that a report tells. missing: names of the grid's points without a row."""
+    """All that a report tells. missing: names of the grid's points without a row. faults: of lines of the results."""
 
     folder: pathlib.Path
     rows: list[Row]
@@ -128,6 +129,7 @@ class Summary:
     failed: list[Row]
     missing: list[str]
     tolerance: float
+    faults: list[Fault]
 
     @property
     def tasks(self) -> list[str]:
@@ -146,15 +148,16 @@ def summarize(folder: pathlib.Path, tolerance: float) -> Summary:
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder; give the one that s3prl-ofa sweep wrote to")
     names = names_of(folder)
-    rows = latest(Results(folder).rows())
+    rows, faults = read_rows(Results(folder))
     finished = [row for row in rows if row["state"] == FINISHED]
-    if not finished:
-        found = f"{len(names)} points, none of them finished" if names else f"neither {POINTS} nor {FILE}"
+    if not finished and not faults:
+        nothing = f"no row in {FILE}" if (folder / FILE).exists() else f"neither {POINTS} nor {FILE}"
+        found = f"{len(names)} points, none of them finished" if names else nothing
         raise UsageError(f"{folder}: a sweep with finished points is expected, found {found}")
     settings = settings_of(finished)
     missing = [name for name in names if name not in {row["point"] for row in rows}]
     failed = [row for row in rows if row["state"] == FAILED]
-    return Summary(folder, rows, settings, reaches(settings, tolerance), failed, missing, tolerance)
+    return Summary(folder, rows, settings, reaches(settings, tolerance), failed, missing, tolerance, faults)
 
 
 def names_of(folder: pathlib.Path) -> list[str]:
@@ -162,15 +165,6 @@ def names_of(folder: pathlib.Path) -> list[str]:
     if (folder / GRID).exists():
         return [point.name for point in read_grid(folder / GRID).points()]
     return sorted(path.name for path in (folder / POINTS).glob("*") if path.is_dir())
-
-
-def latest(rows: list[Row]) -> list[Row]:
-    """One row a point: the last one, but a finished one before any other."""
-    found: dict[str, Row] = {}
-    for row in rows:
-        if found.get(row["point"], {}).get("state") != FINISHED or row["state"] == FINISHED:
-            found[row["point"]] = row
-    return list(found.values())
 
 
 def kind_of(row: Row) -> str:
@@ -237,7 +231,7 @@ def setting_of(rows: list[Row], tried: int, variant: str) -> Setting:
     first, unit = rows[0], rows[0]["unit"]
 
     def spread(key: str, factor: float = 1.0) -> Spread:
-        return Spread.of(None if row.get(key) is None else factor * row[key] for row in rows)
+        return Spread.of(None if row[key] is None else factor * row[key] for row in rows)
 
     return Setting(
         task=first["task"],
@@ -265,7 +259,7 @@ def setting_of(rows: list[Row], tried: int, variant: str) -> Setting:
         upstream_ms=spread("upstream_seconds_per_second", 1e3),
         downstream_ms=spread("downstream_seconds_per_second", 1e3),
         peak_memory_mb=spread("peak_memory_mb"),
-        devices=tuple(sorted({row["device"] for row in rows})),
+        devices=tuple(sorted({row["device"] for row in rows if row["device"]})),
     )
 
 
@@ -273,7 +267,7 @@ def reaches(settings: list[Setting], tolerance: float) -> list[Reach]:
     """For every task and model, how far the frame period can be stretched."""
     curves: dict[tuple[Any, ...], list[Setting]] = {}
     for setting in settings:
-        if setting.kind == VARIABLE:
+        if setting.kind == VARIABLE and math.isfinite(setting.frame_period_ms.mean):
             key = (setting.task, setting.model, setting.frames, setting.asked_repeat, setting.variant)
             curves.setdefault(key, []).append(setting)
     return [reach(curve, tolerance) for curve in curves.values()]

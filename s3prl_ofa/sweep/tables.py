@@ -1,5 +1,6 @@
 """The words and numbers of a report, and the Markdown file of them."""
 
+import html
 import math
 import pathlib
 from collections.abc import Sequence
@@ -7,9 +8,11 @@ from collections.abc import Sequence
 from s3prl_ofa.superb.task_frames import usual_frames
 
 from .grid import usual_repeat
+from .results import FILE
 from .summary import BASELINE, KINDS, Setting, Spread, Summary, percent
 
 NOTHING = "nothing to compare"
+WRONG = f"What is wrong in {FILE}"
 HEADER = (
     "task",
     "upstream",
@@ -130,7 +133,16 @@ def stand(summary: Summary) -> str:
     parts = [f"{len(summary.finished)} of {total} points are finished"]
     parts += [f"{len(summary.failed)} failed"] if summary.failed else []
     parts += [f"{len(summary.missing)} without a result yet"] if summary.missing else []
-    return ", ".join(parts) + ("." if total == len(summary.finished) else ": what follows is not the whole grid.")
+    parts += [f"{FILE} has {len(summary.faults)} faults"] if summary.faults else []
+    return ", ".join(parts) + ("." if is_whole(summary) else ": what follows is not the whole grid.")
+
+
+def is_whole(summary: Summary) -> bool:
+    return len(summary.finished) == len(summary.rows) + len(summary.missing) and not summary.faults
+
+
+def fault_lines(summary: Summary) -> list[str]:
+    return [f"{fault.where}: {fault.text}" for fault in summary.faults]
 
 
 def reach_rows(summary: Summary) -> list[tuple[str, str, str]]:
@@ -149,23 +161,30 @@ def reach_rows(summary: Summary) -> list[tuple[str, str, str]]:
 def markdown(summary: Summary, plots: dict[str, pathlib.Path], captions: dict[str, str]) -> str:
     lines = ["# Sweep", "", stand(summary), "", *markdown_table(*overview(summary)), "", notes(summary)]
     lines += ["", f"## Longest frame period within {percent(summary.tolerance)} of 20 ms", ""]
-    lines += [f"* {task}, {model}: {text}" for task, model, text in reach_rows(summary)] or [f"* {NOTHING}"]
+    lines += [f"* {plain(f'{task}, {model}: {text}')}" for task, model, text in reach_rows(summary)] or [f"* {NOTHING}"]
     for stem, path in plots.items():
         lines += ["", f"![{captions[stem]}]({path.with_suffix('.png').name})", "", f"{captions[stem]}."]
     lines += ["", "## All settings", "", *markdown_table(HEADER, table_rows(summary))]
+    if summary.faults:
+        lines += ["", f"## {WRONG}", "", *(f"* {plain(line)}" for line in fault_lines(summary))]
     if summary.failed:
         lines += ["", "## Failed", ""]
         for row in summary.failed:
-            lines += [f"* {row['point']}: {row['error']}", "", *(f"      {line}" for line in row["log"]), ""]
+            lines += [f"* {row['point']}: {plain(row['error'])}", "", *(f"      {line}" for line in row["log"]), ""]
     if summary.missing:
         lines += ["", "## No result yet", "", *(f"* {name}" for name in summary.missing)]
     return "\n".join(lines) + "\n"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    cells = [[plain(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
     first, *others = ["| " + " | ".join(row) + " |" for row in cells]
     return [first, "|" + "---|" * len(header), *others]
+
+
+def plain(text: str) -> str:
+    """Markdown would take it for HTML."""
+    return html.escape(text, quote=False)
 
 
 def notes(summary: Summary) -> str:
@@ -175,5 +194,5 @@ def notes(summary: Summary) -> str:
         "Frame period and speed as measured there, memory the peak of training and evaluation; GMACs of the upstream "
         "and wall times a second of audio. The first table has their means over tasks, or the range; x2 there says "
         "that CTC had to see each frame twice. "
-        f"Measured on {', '.join(devices)}."
+        f"Measured on {', '.join(devices) or 'what is not known'}."
     )

@@ -1,0 +1,113 @@
+"""Which rows of a results file a report can use. Rows are a sweep's, or what people put together of several."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from s3prl_ofa.superb.rate_options import ADAPTIVE
+
+from .results import FAILED, FILE, FINISHED, Results, Row
+
+LARGEST = 1e15  # beyond it, means and deviations lose all digits or overflow
+SHOWN = 60  # characters of a value in a message
+RATES = ("lambd", "frame_period_ms", "pool", ADAPTIVE)
+
+
+class Kind(NamedTuple):
+    """What a column holds: in words, and whether a value is one."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST  # no NaN is
+
+
+TEXT = Kind("a text of one line", lambda value: isinstance(value, str) and bool(value.strip()) and value.isprintable())
+RATE = Kind(f"one of {', '.join(RATES)}", lambda value: value in RATES)
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+NUMBER = Kind("a number", is_number)
+POSITIVE = Kind("a number above 0", lambda value: is_number(value) and value > 0)
+COST = Kind("a number of at least 0", lambda value: is_number(value) and value >= 0)
+WHOLE = Kind("a whole number", lambda value: is_number(value) and value == int(value))
+REPEAT = Kind("a whole number or a text", lambda value: WHOLE.fits(value) or TEXT.fits(value))
+
+NEEDED = {"task": TEXT, "model": TEXT, "metric": TEXT, "seed": WHOLE, "score": NUMBER, "unit": POSITIVE}
+NEEDED |= {"higher_is_better": FLAG}
+NULLABLE = {"rate": RATE, "value": NUMBER, "frames": TEXT, "learning_rate": NUMBER}  # must be there too
+OPTIONAL = {"asked_repeat": REPEAT, "repeat": WHOLE, "steps": WHOLE, "lambd_start": NUMBER, "lambd_max": NUMBER}
+OPTIONAL |= {"checkpoint_sha256": TEXT, "device": TEXT, "dev_score": NUMBER, "learnt_lambd": NUMBER}
+OPTIONAL |= {"frame_period_ms": POSITIVE, "macs_per_second": COST, "peak_memory_mb": COST}
+OPTIONAL |= {"upstream_seconds_per_second": COST, "downstream_seconds_per_second": COST}
+
+WHOLES = {key for key, kind in (NEEDED | OPTIONAL).items() if kind in (WHOLE, REPEAT)}
+
+
+class Fault(NamedTuple):
+    """What is wrong with a line of the results, and where."""
+
+    where: str
+    text: str
+
+
+def read_rows(results: Results) -> tuple[list[Row], list[Fault]]:
+    """One usable row for each point, and what was wrong with others: a finished one counts before any other, then the
+    last one."""
+    found: dict[str, Row] = {}
+    faults = []
+    for number, row in results.numbered():
+        if row is None:
+            faults.append(Fault(f"{FILE}, line {number}", "no row of a sweep; cut off while it was written?"))
+            continue
+        where = f"{row['point']} (line {number})"
+        try:
+            row, left_out = checked(row)
+        except ValueError as error:
+            faults.append(Fault(where, f"{error}; the row is left out"))
+            continue
+        faults += [Fault(where, f"{text}; it counts as not known") for text in left_out]
+        earlier = found.get(row["point"], {}).get("state")
+        if earlier == row["state"] == FINISHED:
+            faults.append(Fault(where, "finished in an earlier line too; the last one counts"))
+        if earlier != FINISHED or row["state"] == FINISHED:
+            found[row["point"]] = row
+    return list(found.values()), faults
+
+
+def checked(row: Row) -> tuple[Row, list[str]]:
+    """The row with all columns that a report reads, and what had to be taken out of it.
+
+    Raises ValueError for a row that cannot be used.
+    """
+    if row["state"] == FAILED:
+        log = row.get("log") if isinstance(row.get("log"), list) else []
+        return {**row, "error": str(row.get("error", "no reason is given")), "log": [str(line) for line in log]}, []
+    if row["state"] != FINISHED:
+        raise ValueError(f"state: {FINISHED} or {FAILED} is expected, found {shown(row['state'])}")
+    found, left_out = dict(row), []
+    for key, kind in (NEEDED | NULLABLE).items():
+        if key not in row:
+            raise ValueError(f"{key} is missing")
+        found[key] = None if key in NULLABLE and is_nan(row[key]) else row[key]
+        if not (kind.fits(found[key]) or key in NULLABLE and found[key] is None):
+            raise ValueError(f"{key}: {kind.words} is expected, found {shown(row[key])}")
+    if (found["rate"] is None) != (found["value"] is None):
+        raise ValueError(f"rate and value belong together, found {shown(row['rate'])} and {shown(row['value'])}")
+    for key, kind in OPTIONAL.items():
+        found[key] = row.get(key)
+        if found[key] is not None and not kind.fits(found[key]):
+            left_out.append(f"{key}: {kind.words} is expected, found {shown(row[key])}")
+            found[key] = None
+    # as other programs write whole numbers that stand in a column with empty cells
+    whole = {key: int(value) for key, value in found.items() if isinstance(value, float) and key in WHOLES}
+    return found | whole, left_out
+
+
+def is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def shown(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
