@@ -88,7 +88,7 @@ def guarded(prefix: str, run: Callable[[], int], debug: bool = False) -> int:
     with termination() as seen:
         try:
             try:
-                with writing("what was being written"):
+                with writing(None):
                     return run()
             except Exception as error:
                 if not seen:

@@ -58,26 +58,48 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Raises DiskFull for whatever a library makes of a full disk, with ``path`` where the file is not known better."""
+def writing(path: str | os.PathLike | None) -> Iterator[None]:
+    """Raises DiskFull for whatever a library makes of a full disk. path: None for the name that the error has."""
     try:
         yield
     except Exception as error:
-        number = no_room(error)
-        if number is None or isinstance(error, DiskFull):
+        found = no_room(error)
+        if found is None or isinstance(error, DiskFull):
             raise
-        raise DiskFull(number, os.strerror(number), os.fspath(path)) from error
+        number, name = found
+        raise DiskFull(number, os.strerror(number), os.fspath(path or name or "the output")) from error
 
 
-def no_room(error: BaseException | None) -> int | None:
-    """The error number of a full disk, from the error, those that it came from, or its text; None for other errors."""
+def no_room(error: BaseException | None) -> tuple[int, str | None] | None:
+    """Number and file of a full disk, by the error, those that it came from, or its text; None for other errors."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
-            return error.errno
+            return error.errno, error.filename
         if (said := RUST_ERROR.search(str(error))) and int(said[1]) in NO_ROOM:
-            return int(said[1])
+            return int(said[1]), None
         error = error.__cause__ or error.__context__
     return None
+
+
+def append(path: str | os.PathLike, content: bytes, sync: bool = False) -> None:
+    """Adds to a file in one write; where there is no room the file stays as it was, and DiskFull is raised.
+
+    One process at a time may do so. sync: it is on the disk when this returns.
+    """
+    with writing(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            before = os.fstat(descriptor).st_size
+            try:
+                if os.write(descriptor, content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                if sync:
+                    os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, before)
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def probe(path: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """Guidance files and manifests: what is written is read, what is broken is named."""
 
+import contextlib
 import io
 import os
 import pathlib
@@ -68,23 +69,33 @@ def test_same_content_same_bytes(tmp_path):
     assert first.read_bytes() == second.read_bytes() and first.stat().st_size < 2000
 
 
-def test_rewriting_never_leaves_a_mixed_pair(tmp_path, monkeypatch):
-    """Interrupted between its two files, a pair that is written anew does not look whole."""
+@pytest.mark.parametrize(("moment", "whole"), [("writing", True), ("between", False)])
+def test_rewriting_never_leaves_a_mixed_pair(tmp_path, monkeypatch, moment, whole):
+    """Interrupted while it is written again, a pair stays as it was; between the renaming of its two files it does not
+    look whole."""
     write(tmp_path, "a.flac", torch.tensor([2, 4]), 4)
     assert layout.is_written(tmp_path, "a.flac")
-    calls = []
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.pt")}
+    atomic_path, saved, calls = layout.atomic_path, layout.saved, []
 
-    def fail_second(*arguments):
-        calls.append(arguments)
+    @contextlib.contextmanager
+    def interrupted(path):
+        with atomic_path(path) as temporary:
+            yield temporary
+        raise KeyboardInterrupt
+
+    def fail_second(tensor):
+        calls.append(tensor)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return atomic_path(*arguments)
+        return saved(tensor)
 
-    atomic_path = layout.atomic_path
-    monkeypatch.setattr(layout, "atomic_path", fail_second)
+    name, fails = ("saved", fail_second) if moment == "writing" else ("atomic_path", interrupted)
+    monkeypatch.setattr(layout, name, fails)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, "a.flac", torch.tensor([1, 4]), 4)
-    assert not layout.is_written(tmp_path, "a.flac")
+    assert layout.is_written(tmp_path, "a.flac") == whole
+    assert ({path: path.read_bytes() for path in tmp_path.rglob("*.pt")} == before) == whole
 
 
 @pytest.mark.parametrize("boundaries", [[], [0, 2], [2, 2], [3, 2], [2, 5]])

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import UsageError
-from ..files import atomic_path, printable
+from ..files import append, atomic_path, printable
 from ..locks import InUse, locked
 from .inputs import Utterance
 from .writers import FEATURES, TIMES, files_of
@@ -57,8 +57,7 @@ class Store:
 
 
 def append_line(path: pathlib.Path, row: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    append(path, f"{json.dumps(row)}\n".encode())
 
 
 @contextlib.contextmanager

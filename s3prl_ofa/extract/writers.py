@@ -6,6 +6,7 @@ times: (frames, 2) float64, start and end of every frame in seconds.
 """
 
 import importlib.util
+import io
 import pathlib
 from collections.abc import Callable
 
@@ -43,9 +44,12 @@ def write_hdf5(folder: pathlib.Path, name: str, features: np.ndarray, times: np.
     import h5py
 
     target = folder / FEATURES / f"{name}.h5"
-    with atomic_path(target) as temporary, h5py.File(temporary, "w") as file:
+    whole = io.BytesIO()  # HDF5 can close no file for which there is no room: it prints, and ends the process
+    with h5py.File(whole, "w") as file:
         file[FEATURES] = features
         file[TIMES] = times
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(whole.getbuffer())
     return target
 
 

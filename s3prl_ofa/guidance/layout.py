@@ -114,15 +114,19 @@ def write(folder: str | os.PathLike, relative: str | os.PathLike, boundaries: Te
     boundaries: (segments,), see ``alpha_of``. The same content gives the same bytes. Raises GuidanceError, OSError.
     """
     boundaries = boundaries.long().clone()
-    pair = {ALPHA: alpha_of(boundaries, frames), BOUNDARIES: boundaries}
-    # Written anew and killed between the two, the pair must not look whole.
-    guidance_path(pathlib.Path(folder, BOUNDARIES), relative).unlink(missing_ok=True)
-    for name, tensor in pair.items():
-        # torch.save names the archive after the file, and the temporary name is random; a buffer has none
-        buffer = io.BytesIO()
-        torch.save(tensor, buffer)
-        with atomic_path(guidance_path(pathlib.Path(folder, name), relative)) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+    alpha, target = alpha_of(boundaries, frames), guidance_path(pathlib.Path(folder, BOUNDARIES), relative)
+    with atomic_path(target) as new_boundaries:
+        new_boundaries.write_bytes(saved(boundaries))
+        with atomic_path(guidance_path(pathlib.Path(folder, ALPHA), relative)) as new_alpha:
+            new_alpha.write_bytes(saved(alpha))
+            target.unlink(missing_ok=True)  # killed between the two, the pair must not look whole
+
+
+def saved(tensor: Tensor) -> bytes:
+    """torch.save names the archive after the file, and a temporary name is random; a buffer has none."""
+    buffer = io.BytesIO()
+    torch.save(tensor, buffer)
+    return buffer.getvalue()
 
 
 def is_written(folder: str | os.PathLike, relative: str | os.PathLike) -> bool:

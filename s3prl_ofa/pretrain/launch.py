@@ -308,6 +308,7 @@ def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> No
             return float("nan")
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out as they are
+    logging.raiseExceptions = False  # where the log's own file finds no room, what is being trained finds none either
     hydra_train._hydra_main, hydra_train.pre_main = keep_failure, main
     argv = sys.argv
     sys.argv = ["s3prl-ofa pretrain", *arguments]

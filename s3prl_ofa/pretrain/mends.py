@@ -1,6 +1,7 @@
 """What fairseq 0.12.3 needs on today's torch, and to be killed safely, in one place; nothing is edited on disk."""
 
 import argparse
+import contextlib
 import os
 import shutil
 import warnings
@@ -11,6 +12,7 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
 from s3prl_ofa.files import atomic_path
+from s3prl_ofa.tensorboard import outlast_full_disk
 
 KNOWN_WARNINGS = (
     "The version_base parameter is not specified",
@@ -73,3 +75,7 @@ def apply_mends() -> None:
     namespace_in_checkpoints()
     atomic_copies()
     atomic_saves()
+    with contextlib.suppress(ImportError):  # fairseq then logs without it
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        outlast_full_disk(RecordWriter)

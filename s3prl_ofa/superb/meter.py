@@ -12,19 +12,25 @@ import math
 import os
 import pathlib
 import platform
-import resource
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tensorboardX.record_writer import RecordWriter
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from s3prl_ofa.files import atomic_path
 from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.superb.adaptive import rate_of
+from s3prl_ofa.tensorboard import outlast_full_disk
+
+try:
+    import resource
+except ImportError:  # not a POSIX system
+    resource = None
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +158,7 @@ def measured_path(expdir: str | os.PathLike, split: str) -> pathlib.Path:
 
 def keeping_scores(writer: type, scores: dict[str, float]) -> type:
     """tensorboardX's ``SummaryWriter``, through which every task of S3PRL logs its scores, that keeps the last ones."""
+    outlast_full_disk(RecordWriter)
 
     class KeepingWriter(writer):
         def add_scalar(self, tag: str, scalar_value: Any, *args: Any, **kwargs: Any) -> None:
@@ -186,9 +193,11 @@ def device_name(device: torch.device) -> str:
         return platform.processor() or platform.machine()
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """MiB: of the GPU what torch had allocated, of the CPU what the whole process took."""
+def peak_memory_mb(device: torch.device) -> float | None:
+    """MiB: of the GPU what torch had allocated, of the CPU what the whole process took, or None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if resource is None:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -24,7 +24,7 @@ import yaml
 
 from s3prl_ofa.device import check_device
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.files import atomic_path
+from s3prl_ofa.files import atomic_path, writing
 from s3prl_ofa.guarded import replaced
 from s3prl_ofa.superb import adaptive, experiment_data, plain_names, processes, register, speakers, tasks
 from s3prl_ofa.superb.caches import secure_caches

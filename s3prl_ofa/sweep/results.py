@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from s3prl_ofa.files import atomic_path
+from s3prl_ofa.files import append, atomic_path
 from s3prl_ofa.locks import locked
 
 logger = logging.getLogger(__name__)
@@ -55,19 +55,8 @@ class Results:
                 kept = [other for other in rows if other["point"] != row["point"]]
                 self.replace(b"".join(map(line, [*kept, row])))
             else:
-                self.append(line(row))
+                append(self.path, line(row), sync=True)
         return True
-
-    def append(self, text: bytes) -> None:
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            written = os.write(descriptor, text)
-            if written != len(text):  # a full disk
-                os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
-                raise OSError(f"{self.path}: a row could not be written whole; is the disk full?")
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def replace(self, text: bytes) -> None:
         with atomic_path(self.path) as temporary, temporary.open("wb") as file:

@@ -161,7 +161,7 @@ def row_of(folder: pathlib.Path, settings: dict[str, Any], seconds: float) -> Ro
         "frame_count": test["frames"],
         "repeat": (test["options"] or {}).get("repeat"),
         # the three were in one process only if nothing was interrupted
-        "peak_memory_mb": max(found.get("peak_memory_mb", 0.0) for found in (train, dev, test)),
+        "peak_memory_mb": max(found.get("peak_memory_mb") or 0.0 for found in (train, dev, test)),
         "duration_s": seconds,
         "attempts": log.count(f"$ {TRAIN}"),
         **provenance(),
