@@ -12,6 +12,7 @@ run_downstream.py, run_options.py       the command around S3PRL's runner
 experiment.py, exact_resume.py          its folder, and going on as if it had never stopped
 meter.py                                what a run scored and cost
 tasks.py, corpora.py, ctc_check.py, ctc_corpus/, prepare/   configs, data and labels of asr, pr and sid
+data_workers.py                         data workers where there is no fork
 packed_lstm.py                          asr's LSTM, trained faster on a CPU
 """
 

@@ -152,7 +152,8 @@ class FeatureCache:
         except (OSError, ValueError) as error:
             # What was taken for it stays taken until somebody opens the folder alone and counts.
             self.full = True
-            logger.warning("nothing more is kept in the feature cache: %s: %s", path.parent, error)
+            reason = getattr(error, "strerror", None) or error
+            logger.warning("nothing more is kept in the feature cache: %s: %s", path.parent, reason)
 
     def together(self, entries: list[Entry], wavs: list[Tensor]) -> ExtractOutput:
         """A batch from its utterances, padded as ``extract`` pads."""
