@@ -141,6 +141,14 @@ def test_checkpoints_of_a_downstream_training(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["states-1.ckpt"]
 
 
+def test_what_s3prl_writes_itself(tmp_path):
+    """Where only S3PRL knows the file, the experiment is named."""
+    command = ["run_downstream", "-m", "train", "-u", "ofa_wav2vec2", "-k", ROOT / "tests" / "golden" / "ref_tiny.pt"]
+    command += ["-d", "sid", "--mini", "--voxceleb1", ROOT / "s3prl_ofa" / "demo" / "audio", "--lambd", 1]
+    (said,) = limited(700, [*command, "-p", tmp_path / "exp", "-o", "config.runner.total_steps=1"])
+    assert said.splitlines()[-1] == f"s3prl-ofa run_downstream: error: {tmp_path / 'exp'}: {REASON}"
+
+
 WRITERS = {
     "text": lambda path: path.write_text("x" * 100_000),
     "numpy": lambda path: np.save(path, np.zeros(20_000)),

@@ -1,4 +1,4 @@
-"""Where processes are not forked (macOS, Windows): data workers are fresh interpreters, and some modules are missing."""
+"""Where processes are not forked (macOS, Windows): data workers are fresh interpreters, and some modules missing."""
 
 import json
 import os

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from s3prl_ofa.files import DiskFull
 from s3prl_ofa.sweep import point, work
 from s3prl_ofa.sweep.folder import write_json
 from s3prl_ofa.sweep.grid import Executor
@@ -41,6 +42,7 @@ def folder(tmp_path):
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "failed", "it crashed with SIGSEGV"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGUSR2)", "killed", None),
         ("import sys; sys.exit(137)", "killed", None),  # a shell's word for SIGKILL
+        ("import sys; sys.exit(74)", "killed", None),  # a full disk
         ("import sys; sys.exit(134)", "failed", "it crashed with SIGABRT"),
         ("print('no such file'); import sys; sys.exit(3)", "failed", "status 3: no such file"),
     ],
@@ -58,6 +60,18 @@ def test_how_a_point_ended(code, state, words, folder, tmp_path, monkeypatch):
     assert [row["error"] for row in rows] == ([] if words is None else [words])
     for row in rows:
         assert row["state"] == "failed" and row["duration_s"] > 0 and row["finished"] and row["versions"]["torch"]
+
+
+def test_a_full_disk_is_not_the_points_failure(folder, monkeypatch, capsys):
+    """One sentence in its log, and it is left to be resumed."""
+
+    def call(arguments):
+        raise DiskFull(28, "No space left on device", "/full/states-2.ckpt")
+
+    monkeypatch.setattr(work, "call", call)
+    assert work.main([str(folder)]) == 74
+    said = capsys.readouterr().err
+    assert said.startswith("s3prl-ofa run_downstream: error: /full/states-2.ckpt: no room") and said.count("\n") == 1
 
 
 def test_a_job_whose_grid_has_gone(tmp_path):

@@ -253,6 +253,7 @@ class Experiment:
         processes.settle(args)
         check_device(args.device)
         args.expdir = os.path.abspath(args.expdir)  # -o may have changed it
+        self.lock.enter_context(writing(args.expdir))  # names it where a file that S3PRL writes has no room
         expdir = pathlib.Path(args.expdir)
         if args.mode == "train":
             self.lock.enter_context(processes.joined(args))

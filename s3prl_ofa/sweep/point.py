@@ -15,7 +15,7 @@ from typing import IO, Any
 from s3prl_ofa.locks import locked
 from s3prl_ofa.signals import termination, wait_for
 
-from .folder import CACHE_GB, FAILURE, LOCK, LOG, POINT, RESULT, described, read_json, tail, write_json
+from .folder import CACHE_GB, FAILURE, LOCK, LOG, NO_ROOM, POINT, RESULT, described, read_json, tail, write_json
 from .provenance import provenance
 from .results import FAILED, FINISHED, Results
 
@@ -29,7 +29,7 @@ class CommandFailed(Exception):
 
 
 class CommandKilled(Exception):
-    """The process of a point was ended from outside."""
+    """The process of a point was ended from outside, or by a full disk."""
 
 
 class PointRun:
@@ -97,6 +97,8 @@ def run_process(arguments: list[str], log: pathlib.Path, gpu: str | None, thread
         if name in FROM_OUTSIDE:
             raise CommandKilled
         raise CommandFailed(f"it crashed with {name}")  # its own doing, as a segmentation fault is
+    if status == NO_ROOM:
+        raise CommandKilled
     if status:
         last = (tail(log) or ["it said nothing"])[-1]
         raise CommandFailed(f"status {status}: {last}")

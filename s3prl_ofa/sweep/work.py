@@ -13,13 +13,13 @@ import pathlib
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
 
 from s3prl_ofa.cli import guarded
-from s3prl_ofa.files import atomic_path
+from s3prl_ofa.files import DiskFull, atomic_path
 from s3prl_ofa.superb import run_downstream
 from s3prl_ofa.superb.experiment import states_files
 from s3prl_ofa.superb.meter import measured_path
@@ -31,6 +31,7 @@ from .folder import (
     EXPERIMENT,
     FEATURES,
     LOG,
+    NO_ROOM,
     POINT,
     RESULT,
     TRAINED,
@@ -67,7 +68,16 @@ def main(argv: Sequence[str]) -> int:
     if PROBE in argv:
         return guarded(COMMAND, lambda: probe(folder, settings))
     cache = cache_arguments(folder, settings, argv[1:])
-    return guarded(COMMAND, lambda: work(folder, settings, cache))
+    return guarded(COMMAND, lambda: while_there_is_room(lambda: work(folder, settings, cache)))
+
+
+def while_there_is_room(run: Callable[[], int]) -> int:
+    """The exit status of ``run``, or NO_ROOM: a full disk is not the point's failure."""
+    try:
+        return run()
+    except DiskFull as error:
+        print(f"{COMMAND}: error: {error}", file=sys.stderr)
+        return NO_ROOM
 
 
 def cache_arguments(folder: pathlib.Path, settings: dict[str, Any], given: Sequence[str]) -> list[str]:
