@@ -109,7 +109,7 @@ def test_guidance_and_prepare(tmp_path, make_wave):
 
 
 def test_pretrain(tmp_path, capfd):
-    """A checkpoint that has no room ends the training; the one before stays, and the same command goes on from it."""
+    """A checkpoint that has no room ends the training; the one before stays, and the same command resumes from it."""
     out = tmp_path / "out"
     config = write_config(tmp_path / "tiny.yaml", dataset={"disable_validation": True})
     command = ["pretrain", "--config", config, *corpus_settings(make_corpus(tmp_path / "corpus"), out)]
@@ -196,8 +196,8 @@ def test_a_line_that_has_no_room(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("library", ["tensorboard.summary.writer", "tensorboardX"])
-def test_tensorboard(library, tmp_path, caplog):
-    """Nothing more is logged, which is said once; neither does the training wait for it, nor are there tracebacks."""
+def test_tensorboard(library, tmp_path):
+    """One warning that nothing more is logged; the training does not wait for it, and there are no tracebacks."""
     code = (
         "import importlib, logging, resource, sys, threading\n"
         "from s3prl_ofa.tensorboard import outlast_full_disk\n"

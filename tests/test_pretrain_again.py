@@ -42,8 +42,8 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_finished_training_again(corpus, tmp_path, capsys, end):
-    """Promise: whatever ended it, the same command changes no byte of the folder and says why; with more to do it goes
-    on from where it was."""
+    """Promise: whatever ended it, the same command changes no byte of the folder and says why; with more to do it
+    resumes."""
     out, (sections, ending, more) = tmp_path / "out", ENDS[end]
     sections = {"optimization": {"max_update": 2 if end == "max_update" else 12}, **sections}
     sections["checkpoint"] = {"save_interval_updates": 2, **sections.get("checkpoint", {})}

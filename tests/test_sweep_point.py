@@ -1,11 +1,15 @@
 """The process of a point: how its end is told, and what its row holds whatever interrupted it. Nothing is trained."""
 
+import contextlib
 import json
+import os
+import signal
 import sys
 
 import pytest
 
 from s3prl_ofa.files import DiskFull
+from s3prl_ofa.signals import Terminated
 from s3prl_ofa.sweep import point, work
 from s3prl_ofa.sweep.folder import write_json
 from s3prl_ofa.sweep.grid import Executor
@@ -108,6 +112,28 @@ def test_a_row_does_not_depend_on_a_kill_after_training(interrupted, folder, mon
     assert calls == ["train", *["dev"] * interrupted, "dev", "test"]
     row = json.loads((folder / "result.json").read_text())
     assert row["peak_memory_mb"] == 900.0 and row["duration_s"] == 20.0
+
+
+@pytest.mark.parametrize(("executor", "ends"), [("local", True), ("slurm", False)])
+def test_sigterm_within_a_job(executor, ends, monkeypatch):
+    """On this machine it ends the point; on a cluster it stays submitit's, which waits for Slurm's other signal."""
+    heard = []
+
+    def run_point(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return "finished"
+
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
+    monkeypatch.setattr(point, "run_point", run_point)
+    before = signal.signal(signal.SIGTERM, lambda *arguments: heard.append(arguments))
+    try:
+        with pytest.raises(Terminated) if ends else contextlib.nullcontext():
+            assert point.PointRun()("folder", None, 1) == "finished"
+        assert len(heard) == (not ends)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(heard) == 1 + (not ends)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_workstation_has_no_time_limit(tmp_path):

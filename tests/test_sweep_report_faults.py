@@ -121,7 +121,7 @@ def test_lines_that_are_no_rows(tmp_path, capsys):
 
 
 def test_rows_that_are_there_twice(tmp_path, capsys):
-    """The last finished one counts, and it is said; a failed one that was run again is nothing to tell."""
+    """The last finished one counts, with a remark; a failed one that was run again needs none."""
     again = GOOD[0] | {"score": 0.123}
     failed = GOOD[1] | {"state": "failed", "error": "x", "log": []}
     folder = write_sweep(tmp_path, [failed, *GOOD, again, failed])
