@@ -252,7 +252,7 @@ def test_failing_disk_is_no_bad_file(extract, audio_folder, tmp_path, monkeypatc
 
     monkeypatch.setitem(writers.WRITERS, "npy", full)
     assert extract(audio_folder) == 1
-    assert "error: OSError: [Errno 28] No space left" in capsys.readouterr().err
+    assert "error: the output: no room to write it (No space left on device)" in capsys.readouterr().err
     assert not (tmp_path / "out" / "errors.jsonl").exists()
 
 
