@@ -9,7 +9,7 @@ import tempfile
 import torch
 
 from ..errors import CheckpointError, UsageError
-from ..files import atomic_path, writing
+from ..files import DiskFull, atomic_path
 from ..model.names import check_finite
 from ..model.storage import write_safetensors
 from . import fairseq_format, huggingface, s3prl_format
@@ -91,10 +91,13 @@ def write_folder(target: pathlib.Path, checkpoint: Checkpoint) -> None:
     """Writes a Hugging Face folder beside ``target`` and renames it, so that a reader never meets half of one."""
     huggingface.check_expressible(checkpoint)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with writing(target), tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         new, old = pathlib.Path(scratch, "new"), pathlib.Path(scratch, "old")
         new.mkdir()
-        huggingface.write_folder(new, checkpoint)
+        try:
+            huggingface.write_folder(new, checkpoint)
+        except DiskFull as error:
+            raise DiskFull(error.errno, error.strerror, str(target)) from error
         if target.exists():
             target.rename(old)  # removed with the scratch folder
         try:

@@ -25,5 +25,5 @@ class WorkerLoop:
 
 def prepared() -> WorkerLoop:
     """What is called in the worker, before the dataset is read."""
-    tasks.complete_s3prl(None)
+    tasks.complete_s3prl()
     return WorkerLoop()
