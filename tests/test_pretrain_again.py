@@ -71,6 +71,8 @@ def test_validation_after_a_resume(corpus, tmp_path):
     assert run_here(command(tmp_path, corpus, through, "optimization.max_update=4", **sections)) == 0
     for updates in (2, 4):
         assert run_here(command(tmp_path, corpus, stopped, f"optimization.max_update={updates}", **sections)) == 0
+    for out in (through, stopped):  # in one process, each has its own logs
+        assert list((out / "tensorboard").rglob("events*"))
     losses = valid_losses(through)
     assert losses.keys() == {"1", "2", "3", "4"} and losses == valid_losses(stopped)
     assert len({stats["valid_loss"] for stats in losses.values()}) > 1

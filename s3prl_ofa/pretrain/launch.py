@@ -285,14 +285,16 @@ def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> No
     fairseq raises.
     """
     from fairseq import checkpoint_utils
+    from fairseq.logging import progress_bar
     from fairseq_cli import hydra_train
     from fairseq_cli.train import should_stop_early
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     with_defaults, train_model = hydra_train._hydra_main, hydra_train.pre_main
-    for keeps_scores in (checkpoint_utils.save_checkpoint, should_stop_early):
-        vars(keeps_scores).clear()  # those of an earlier training in this process
+    # What an earlier training in this process has left: its scores, and its places for TensorBoard.
+    for left in (vars(checkpoint_utils.save_checkpoint), vars(should_stop_early), progress_bar._tensorboard_writers):
+        left.clear()
     failures: list[Exception] = []
 
     def main(cfg, **kwargs) -> None:
