@@ -1,13 +1,9 @@
 """Data workers that are fresh interpreters, as on macOS and Windows: S3PRL's datasets work there too."""
 
-import multiprocessing
 import subprocess
 import sys
 import textwrap
 
-from superb_corpora import make_corpora
-
-from s3prl_ofa import cli
 from s3prl_ofa.superb import register
 
 MODULES = ("s3prl.downstream.asr.dataset", "s3prl.downstream.ctc.corpus.libriphone")
@@ -51,17 +47,3 @@ def python(code: str, given: str = "") -> list[str]:
     result = subprocess.run(command, input=given, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
-
-
-def test_a_task_trains_with_spawned_workers(golden_checkpoint, tmp_path, monkeypatch):
-    """PR, whose dataset is of our own corpora, trains with such workers."""
-    monkeypatch.chdir(tmp_path)
-    make_corpora(tmp_path / "data")
-    spawn = multiprocessing.get_context("spawn")
-    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", spawn)
-    command = f"run_downstream -m train -u ofa_wav2vec2 -k {golden_checkpoint} -d pr -p exp --mini"
-    command += " --librispeech data --prepared data/prepared -o config.downstream_expert.corpus.num_workers=1"
-    steps = ("total_steps", "eval_step", "save_step", "log_step")
-    command += "".join(f",,config.runner.{step}=2" for step in steps)
-    assert cli.main(command.split()) == 0
-    assert (tmp_path / "exp" / "states-2.ckpt").exists()

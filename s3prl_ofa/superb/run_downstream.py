@@ -29,7 +29,6 @@ from s3prl_ofa.guarded import replaced
 from s3prl_ofa.superb import adaptive, experiment_data, plain_names, processes, register, speakers, tasks
 from s3prl_ofa.superb.caches import secure_caches
 from s3prl_ofa.superb.ctc_check import check_ctc
-from s3prl_ofa.superb.data_workers import WorkerLoop
 from s3prl_ofa.superb.exact_resume import KEY as POSITION
 from s3prl_ofa.superb.exact_resume import Position
 from s3prl_ofa.superb.experiment import (
@@ -130,7 +129,6 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
         replaced(
             s3prl_run, get_downstream_args=get_downstream_args, Runner=KeptRunner, torch=processes.torch_for_main()
         ),
-        replaced(torch.utils.data._utils.worker, _worker_loop=WorkerLoop()),
         replaced(
             s3prl_runner,
             DDP=processes.data_parallel,
