@@ -16,7 +16,7 @@ def one_line(message: object) -> str:
 
 
 def worker_message(error: object) -> str | None:
-    """What went wrong in a data worker: torch gives the worker's whole traceback. None for an error from elsewhere."""
+    """The message of a data worker's error, out of the traceback that torch passes on; None for any other error."""
     text = str(error).strip()
     if not (text.startswith("Caught ") and "Original Traceback" in text):
         return None

@@ -14,12 +14,12 @@ from .files import printable
 
 SAMPLE_RATE = 16_000  # Hz, what the models hear; stated here too so that reading audio does not need torch
 MIN_SAMPLES = 400  # at 16 kHz: one frame of wav2vec 2.0's front end
-MIN_FILE_RATE, MAX_FILE_RATE = 1_000, 768_000  # Hz; a header with another one is damaged, at 2 Hz a second is an hour
+MIN_FILE_RATE, MAX_FILE_RATE = 1_000, 768_000  # Hz; a header outside this range is damaged
 BLOCK_SECONDS = 30.0  # an hour of 48 kHz stereo is 1.4 GB in float32; read piece by piece it never is in memory
 # The endings of libsndfile's formats, and those that its format names do not give away. RAW has no header to read.
 SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"}
 SUFFIXES |= {".aif", ".aifc", ".oga", ".opus", ".snd", ".sph"}
-# Endings of audio that libsndfile does not read. Such files are found all the same, so that their readers name them.
+# Suffixes of audio that libsndfile cannot read. Such files are found all the same, so that they are reported.
 OTHERS = "3ga 3gp aac ac3 amr ape asf avi awb dff dsf eac3 flv m4a m4b m4v mka mkv mov mp1 mp2 mp4 mpc mpeg mpg mpga ra"
 OTHERS += " rm shn spx tak tta weba webm wma wmv wv"
 OTHER_SUFFIXES = {f".{name}" for name in OTHERS.split()}
@@ -27,15 +27,14 @@ ALL_SUFFIXES = SUFFIXES | OTHER_SUFFIXES
 
 
 class AudioError(ValueError):
-    """An audio file cannot be used: the message says why, without naming the file unless the function says so."""
+    """An audio file cannot be used: the message says why, and names the file only where the docstring says so."""
 
 
 def find_audio(folder: str | os.PathLike) -> list[pathlib.Path]:
-    """Every file below ``folder`` whose ending names an audio format, sorted; hidden ones left out.
+    """Every file below ``folder`` with the suffix of an audio format, sorted; hidden ones are left out.
 
-    Among them are files in formats that soundfile does not read, and folders that cannot be searched: reading one
-    raises an AudioError, so that whoever reads them all names these too. Links to folders are followed, but every
-    folder is searched once, whatever links lead to it.
+    Includes files in formats that soundfile cannot read and folders that cannot be searched: opening one raises
+    AudioError, so that callers report it. Links to folders are followed, but every folder is searched only once.
     """
     found: list[pathlib.Path] = []
     searched = set()
@@ -68,12 +67,12 @@ def duration(path: str | os.PathLike) -> float:
 def check_speech(path: str | os.PathLike, verify: bool = False) -> int:
     """Samples of a file that the tasks and pretraining can read as it is: 16 kHz mono, at least 400 samples.
 
-    Every command that reads a corpus asks this one function which files are usable. Only the header is read, of FLAC
-    the end too, or with ``verify`` all of the file. Raises AudioError saying why the file cannot be used.
+    Every command that reads a corpus decides by this function which files are usable. Only the header is read, and the
+    end of a FLAC file, or with ``verify`` the whole file. Raises AudioError saying why the file cannot be used.
     """
     with open_audio(path) as file:
         check_format(file)
-        if file.format == "FLAC":  # its header does not change when its end is lost, and a seek costs 0.1 ms
+        if file.format == "FLAC":  # its header does not tell whether the file was cut; a seek takes 0.1 ms
             check_end(file)
         for _ in mono_blocks(file) if verify else ():
             pass
@@ -81,7 +80,7 @@ def check_speech(path: str | os.PathLike, verify: bool = False) -> int:
 
 
 def check_format(file: soundfile.SoundFile) -> None:
-    """Raises AudioError for another rate than 16 kHz, more than one channel, and fewer than 400 samples."""
+    """Raises AudioError unless the file is 16 kHz mono with at least 400 samples."""
     if file.samplerate != SAMPLE_RATE or file.channels != 1:
         raise AudioError(
             f"{file.samplerate} Hz with {file.channels} channel{'s' * (file.channels != 1)}; "
@@ -92,23 +91,23 @@ def check_format(file: soundfile.SoundFile) -> None:
 
 
 def check_end(file: soundfile.SoundFile) -> None:
-    """Raises AudioError where the last sample cannot be found."""
+    """Raises AudioError if the last sample cannot be reached."""
     try:
         file.seek(file.frames - 1)
     except (soundfile.LibsndfileError, RuntimeError):
-        raise AudioError(f"cut short: the last of the {file.frames} samples that its header promises is lost") from None
+        raise AudioError(f"cut short: the last of the {file.frames} samples in its header is missing") from None
     file.seek(0)
 
 
 def read_speech(path: str | os.PathLike) -> np.ndarray:
-    """Samples (samples,), float32, of a file that ``check_speech`` takes. Raises AudioError as that does."""
+    """The wave (samples,), float32, of a file that ``check_speech`` accepts. Raises AudioError for any other file."""
     with open_audio(path) as file:
         check_format(file)
         return np.concatenate(list(mono_blocks(file)))
 
 
 def load_speech(path: str | os.PathLike) -> np.ndarray:
-    """``read_speech``, whose AudioError here names the file: in the middle of a training nobody else would."""
+    """``read_speech`` whose AudioError names the file, because during a training no caller would."""
     try:
         return read_speech(path)
     except AudioError as error:
@@ -138,10 +137,10 @@ def load_audio(path: str | os.PathLike) -> np.ndarray:
 def open_audio(path: str | os.PathLike) -> soundfile.SoundFile:
     """The open file. Raises AudioError when it is missing or no audio, or has fewer samples than its header says.
 
-    The last is seen here for WAV and its other forms, AIFF, 8SVX, AU, W64, CAF, NIST, and for Ogg where it does not end
-    with a page. Of FLAC, and of MP3 with a count of frames in its header, it shows when they are read, of FLAC in
-    ``check_speech`` too; of other MP3s and of the remaining formats it does not show, as they give no length or
-    libsndfile corrects it.
+    The last is detected here for WAV and its variants, AIFF, 8SVX, AU, W64, CAF and NIST, and for Ogg unless the file
+    was cut between two pages. For FLAC, and for MP3 with a frame count in its header, it is detected when the samples
+    are read (for FLAC in ``check_speech`` too). It is not detected for other MP3 files and the remaining formats, which
+    give no length or whose length libsndfile corrects.
     """
     try:
         os.fspath(path).encode("utf-8")
@@ -169,7 +168,7 @@ def open_audio(path: str | os.PathLike) -> soundfile.SoundFile:
 
 
 def unsearchable(folder: str | os.PathLike) -> str:
-    """Why a folder is no audio file; ``find_audio`` gives those that it cannot search."""
+    """The error for a path that is a folder; ``find_audio`` returns folders that it cannot search."""
     try:
         os.scandir(folder).close()
     except OSError as error:
@@ -178,7 +177,7 @@ def unsearchable(folder: str | os.PathLike) -> str:
 
 
 def conversion(path: str | os.PathLike) -> str:
-    """What to do about a file in a format that libsndfile does not read; nothing for others."""
+    """How to convert a file in a format that libsndfile cannot read; empty for others."""
     old = pathlib.Path(path)
     if old.suffix.lower() not in OTHER_SUFFIXES:
         return ""
@@ -187,9 +186,9 @@ def conversion(path: str | os.PathLike) -> str:
 
 
 def mono_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    """The file piece by piece, at its own rate, its channels averaged.
+    """Yields the file in blocks (samples,), at its own rate, with its channels averaged.
 
-    Raises AudioError when it is damaged, ends before its header says, or holds values that are not finite.
+    Raises AudioError when it is damaged, ends earlier than its header says, or holds values that are not finite.
     """
     found = 0
     try:
@@ -205,6 +204,6 @@ def mono_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
 
 
 def reason(error: Exception) -> str:
-    """libsndfile's or the system's own words, without the file's name beside them."""
+    """libsndfile's or the system's error message without the file's name."""
     words = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
     return words.strip().rstrip(".")

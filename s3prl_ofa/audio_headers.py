@@ -1,17 +1,17 @@
 """How many bytes of samples the header of an audio file promises, and how many are there.
 
-libsndfile takes what there is for the whole, so a file that was cut short is read as a shorter one.
+libsndfile ignores the difference, and reads a file that was cut short as a shorter one.
 """
 
 import os
 import struct
 from typing import BinaryIO
 
-# Files of chunks, each with a name and a size, by what they begin with: WAV and its other forms, AIFF and 8SVX.
+# Formats made of chunks, each with a name and a size, by their first bytes: WAV and its variants, AIFF and 8SVX.
 BYTE_ORDERS = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<", b"FORM": ">"}
 SAMPLE_CHUNKS = {b"data", b"SSND", b"BODY"}
 LARGEST_OGG_PAGE = 27 + 255 + 255 * 255  # bytes
-NIST_CODINGS = ("pcm", "ulaw", "mu-law", "alaw")  # of a fixed number of bytes a sample
+NIST_CODINGS = ("pcm", "ulaw", "mu-law", "alaw")  # with a fixed number of bytes per sample
 NIST_HEADER = 1024  # bytes
 
 
@@ -48,9 +48,9 @@ def in_chunks(file: BinaryIO, size: int, order: str) -> tuple[int, int]:
         start = file.tell()
         if name in SAMPLE_CHUNKS:
             promised, there = long_size or length, size - start
-            return promised, there + (promised == there + 1)  # some writers count the byte of padding
+            return promised, there + (promised == there + 1)  # some writers count the padding byte
         if not any(name):
-            break  # no chunk: zeros, which would be searched eight by eight
+            break  # zeros, not a chunk; searching them eight bytes at a time takes long
         if name == b"ds64" and len(sizes := file.read(16)) == 16:
             long_size = struct.unpack("<QQ", sizes)[1]
         file.seek(start + length + length % 2)
@@ -58,7 +58,7 @@ def in_chunks(file: BinaryIO, size: int, order: str) -> tuple[int, int]:
 
 
 def in_wave64(file: BinaryIO, size: int) -> tuple[int, int]:
-    """Names of chunks are GUIDs of 16 bytes, sizes count the head of 24 bytes too, chunks begin at multiples of 8."""
+    """Names are GUIDs of 16 bytes, sizes include the 24 bytes of name and size, chunks start at multiples of 8."""
     file.seek(40)
     while len(head := file.read(24)) == 24:
         length = struct.unpack("<Q", head[16:])[0]
@@ -74,7 +74,7 @@ def in_wave64(file: BinaryIO, size: int) -> tuple[int, int]:
 def in_caf(file: BinaryIO, size: int) -> tuple[int, int]:
     file.seek(8)
     while len(head := file.read(12)) == 12:
-        name, length = struct.unpack(">4sQ", head)  # signed, but -1 (unknown) is a placeholder without a sign too
+        name, length = struct.unpack(">4sQ", head)  # signed, but -1 (unknown) is a placeholder when unsigned too
         if name == b"data":
             return length, size - file.tell()
         if not any(name) or file.tell() + length > size:
@@ -84,7 +84,7 @@ def in_caf(file: BinaryIO, size: int) -> tuple[int, int]:
 
 
 def in_nist(file: BinaryIO, size: int) -> tuple[int, int]:
-    """Lines of a name, a type and a value, in a header whose length its second line says."""
+    """The header has lines of a name, a type and a value; its second line is its length."""
     file.seek(0)
     lines = file.read(NIST_HEADER).decode("latin-1").split("\n")
     rows = [line.split(None, 2) for line in lines]
@@ -99,18 +99,18 @@ def in_nist(file: BinaryIO, size: int) -> tuple[int, int]:
 
 
 def in_ogg(file: BinaryIO, size: int) -> tuple[int, int]:
-    """Bytes of the last page: a cut file mostly ends within one."""
+    """Bytes of the last page: a file that was cut usually ends within one."""
     file.seek(max(0, size - LARGEST_OGG_PAGE))
     tail = file.read()
     at = tail.rfind(b"OggS")
     if at < 0:
         return 0, 0
     page = tail[at:]
-    segments = page[26] if len(page) > 26 else 0  # each has its length in the head, which may be cut too
+    segments = page[26] if len(page) > 26 else 0  # their lengths are in the page's header, which may be cut too
     return 27 + segments + sum(page[27 : 27 + segments]), len(page)
 
 
 def is_placeholder(size: int) -> bool:
-    """Whether a header's size means "unknown", as programs write that cannot go back in their output: 0, or the largest
-    number of 64, 32 or 31 bits, some less by the size of their header or rounded to whole blocks."""
+    """Whether a header's size means "unknown", as written by programs that cannot seek in their output: 0, or the
+    largest number of 64, 32 or 31 bits, sometimes less the header's size or rounded to whole blocks."""
     return size == 0 or any(-0x1_0000 <= size - 2**bits <= 0 for bits in (31, 32, 63, 64))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from .arguments import Parser, one_line
 from .errors import CheckpointError, UsageError
 from .files import DiskFull, writing
-from .signals import SHELL, Terminated, termination
+from .signals import SIGNAL_STATUS, Terminated, termination
 from .version import __version__
 
 
@@ -51,7 +51,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"s3prl-ofa {__version__}")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for debugging")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    # torch.distributed.launch puts it before the arguments that it was given
+    # torch.distributed.launch puts it before the command's own arguments
     parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS)
     parser.add_argument("command", choices=COMMANDS, metavar="command", help="one of those below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see: s3prl-ofa <command> --help")
@@ -71,7 +71,7 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0 well, 1 a failed run, 2 bad use, 130 Ctrl-C, 143 SIGTERM."""
+    """Runs the command line; returns the exit status: 0 success, 1 failure, 2 bad usage, 130 Ctrl-C, 143 SIGTERM."""
     options = build_parser().parse_args(argv)
     # After the command too, where most people put it; none of S3PRL's options has this name.
     debug = options.debug or "--debug" in options.arguments
@@ -93,16 +93,16 @@ def guarded(prefix: str, run: Callable[[], int], debug: bool = False) -> int:
             except Exception as error:
                 if not seen:
                     return failed(prefix, error, debug)
-                raise Terminated from error  # data workers that were ended first are an error of torch's
+                raise Terminated from error  # torch reports data workers that ended first as an error
         except KeyboardInterrupt:
             if seen:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process is ending
             print(f"{prefix}: {'terminated' if seen else 'interrupted'}", file=sys.stderr)
-            return SHELL + (signal.SIGTERM if seen else signal.SIGINT)
+            return SIGNAL_STATUS + (signal.SIGTERM if seen else signal.SIGINT)
 
 
 def failed(prefix: str, error: Exception, debug: bool) -> int:
-    """Says what went wrong; the exit status."""
+    """Prints the error in one line and returns the exit status; raises it again with ``debug``."""
     if isinstance(error, BrokenPipeError):
         # The reader of our output went away (``| head``); keep Python from complaining about it once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,7 +11,7 @@ _repr.maxdict = _repr.maxlist = _repr.maxtuple = _repr.maxset = _repr.maxfrozens
 
 
 def shown(value: object) -> str:
-    """``repr(value)`` for a message, cut short: a value from a file can be of any size, or hold itself many times."""
+    """``repr(value)`` shortened for a message: a value from a file can be of any size, or contain itself."""
     text = _repr.repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 

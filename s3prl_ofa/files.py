@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one, and a full disk is one sentence."""
+"""Writing files so that a reader never sees half of one, and a full disk gives one clear error."""
 
 import contextlib
 import errno
@@ -9,20 +9,20 @@ import tempfile
 import unicodedata
 from collections.abc import Iterator
 
-UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # categories of control characters, surrogates and line breaks
+UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories of control characters, surrogates and line breaks
 STEM = 40  # characters of a file's name in its temporary name; of at most 4 bytes each, where a name may have 255
-# Windows has no quotas by that name. EFBIG: a limit of the file system, or of the shell, on the size of one file.
+# Windows has no EDQUOT. EFBIG: the size of a file is limited, by the file system or by the shell.
 NO_ROOM = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
-RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors tells
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # in messages of safetensors
 PROBE = bytes(1 << 16)
 
 
 class DiskFull(OSError):
-    """There is no room for a file: its disk is full, or a quota or a limit is reached. Named by ``filename``."""
+    """There is no room for the file ``filename``: its disk is full, or a quota or size limit is reached."""
 
     def __str__(self) -> str:
         return (
-            f"{self.filename}: no room to write it ({self.strerror}); make room, then run the same command again: "
+            f"{self.filename}: no room to write it ({self.strerror}); free some space and run the command again: "
             "nothing was left half written"
         )
 
@@ -33,7 +33,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
     The temporary name keeps the suffix of ``path``, because some writers choose a format by it. When the block raises,
     the temporary file is removed and whatever stood at ``path`` is untouched. Parent folders are made. Raises DiskFull
-    where there is no room for the file, OSError (ENAMETOOLONG) when the file system does not take the name of ``path``.
+    if there is no room for the file, OSError (ENAMETOOLONG) if the file system does not accept the name of ``path``.
     """
     path = pathlib.Path(path)
     with writing(path):
@@ -51,7 +51,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             os.replace(temporary, path)
         except (OSError, RuntimeError) as error:
             if no_room(error) is None:
-                probe(temporary)  # numpy and torch only say that fewer bytes were written than should have been
+                probe(temporary)  # numpy and torch only report that too few bytes were written
             raise
         finally:
             temporary.unlink(missing_ok=True)
@@ -59,7 +59,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike | None) -> Iterator[None]:
-    """Raises DiskFull for whatever a library makes of a full disk. path: None for the name that the error has."""
+    """Turns any library's error for a full disk into DiskFull. path: the file to name; None takes the error's own."""
     try:
         yield
     except Exception as error:
@@ -71,7 +71,7 @@ def writing(path: str | os.PathLike | None) -> Iterator[None]:
 
 
 def no_room(error: BaseException | None) -> tuple[int, str | None] | None:
-    """Number and file of a full disk, by the error, those that it came from, or its text; None for other errors."""
+    """errno and file name (if known) where the error or one of its causes means a full disk; else None."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             return error.errno, error.filename
@@ -82,9 +82,9 @@ def no_room(error: BaseException | None) -> tuple[int, str | None] | None:
 
 
 def append(path: str | os.PathLike, content: bytes, sync: bool = False) -> None:
-    """Adds to a file in one write; where there is no room the file stays as it was, and DiskFull is raised.
+    """Appends to a file in one write. Raises DiskFull, and leaves the file as it was, if there is no room.
 
-    One process at a time may do so. sync: it is on the disk when this returns.
+    Only one process at a time may do so. sync: the content is on the disk when this returns.
     """
     with writing(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -103,7 +103,7 @@ def append(path: str | os.PathLike, content: bytes, sync: bool = False) -> None:
 
 
 def probe(path: pathlib.Path) -> None:
-    """Adds to a file that is to be removed. Raises OSError where there is no room."""
+    """Appends to a file that is about to be removed. Raises OSError if there is no room."""
     if path.exists():
         with path.open("ab") as file:
             file.write(PROBE)
@@ -112,8 +112,8 @@ def probe(path: pathlib.Path) -> None:
 
 
 def printable(path: str | os.PathLike) -> str:
-    """The path for people and reports, on one line: control characters and line breaks become ``\\n``, ``\\t``, and
-    bytes that are no UTF-8, which no text file takes, ``\\udcff``."""
+    """The path on one line, for messages and reports. Control characters and line breaks are escaped (``\\n``), and so
+    are bytes that are not UTF-8 (``\\udcff``), which cannot be written to a text file."""
     return "".join(
         character.encode("unicode_escape").decode() if unicodedata.category(character) in UNPRINTABLE else character
         for character in os.fspath(path)

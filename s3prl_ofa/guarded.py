@@ -1,9 +1,9 @@
-"""Lets S3PRL and fairseq read files for us without running anything that is in them.
+"""Lets S3PRL and fairseq read files for us without running anything in them.
 
-Both take checkpoints as whole pickles in places (S3PRL's ``distiller``, ``mockingjay`` and ``roberta`` ask torch for
+Both load some checkpoints as full pickles (S3PRL's ``distiller``, ``mockingjay`` and ``roberta`` ask torch for
 ``weights_only=False``), and both pass strings of checkpoints and configs to ``eval`` (``conv_feature_layers``,
-``feat_type``, ``adam_betas``, names of classes). While ``nothing_run`` holds, torch reads weights only, and what these
-two unpickle or evaluate is a value or a name.
+``feat_type``, ``adam_betas``, names of classes). Inside ``nothing_run``, torch loads weights only, and these two can
+unpickle and evaluate only values and names.
 """
 
 import ast
@@ -22,24 +22,23 @@ import torch
 
 from .checkpoint.fairseq_format import parse_conv_layers
 from .checkpoint.safe_pickle import explain
-from .errors import CheckpointError, UsageError
+from .errors import CheckpointError, UsageError, shown
 
-GUARDED = ("s3prl.", "fairseq.")  # modules that are held to values and names
-# a name, and what is in it: get_Adam, self.get_dev_dataloader, self.model.encoder.layers[0], -math.inf
+GUARDED = ("s3prl.", "fairseq.")  # modules that may read only values and names
+# a name with attributes and indices: get_Adam, self.get_dev_dataloader, self.model.encoder.layers[0], -math.inf
 NAME = re.compile(r"-?[^\W\d]\w*(\.[^\W\d]\w*|\[\d+\])*")
-# where a function or class may come from that is named by a string: S3PRL calls what it has evaluated
+# modules whose functions and classes a string may name: S3PRL calls what it has evaluated
 CALLABLE = ("s3prl.", "s3prl_ofa.", "fairseq.", "torch.nn.", "torchaudio.compliance.kaldi")
 DATA = (bool, int, float, str, list, tuple, dict, type(None), torch.nn.Module)
-SHOWN = 80  # characters of a string in a message
 
 
 @contextlib.contextmanager
 def nothing_run() -> Iterator[None]:
-    """Keeps what S3PRL and fairseq read from being run, until the block ends, in this process and those it forks.
+    """Keeps S3PRL and fairseq from running what they read, until the block ends, in this process and those it forks.
 
-    Within it ``torch.load`` raises CheckpointError for a file that holds more than weights and plain values. Called by
-    S3PRL or fairseq, ``pickle.load`` raises it for more than plain values, and ``eval`` raises UsageError for more than
-    a value or a name of theirs.
+    ``torch.load`` raises CheckpointError for a file that holds more than weights and plain values. For S3PRL and
+    fairseq, ``pickle.load`` raises CheckpointError for anything but plain values, and ``eval`` raises UsageError for
+    anything but a value or a name of theirs.
     """
     with (
         replaced(torch, load=weights_only(torch.load)),
@@ -51,7 +50,7 @@ def nothing_run() -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(module: Any, **values: Any) -> Iterator[None]:
-    """Other values for names of a module, until the block ends; a value may also be the present one, to be kept."""
+    """Sets attributes of a module until the block ends; give the present value of one that the block may change."""
     before = {name: getattr(module, name) for name in values}
     try:
         for name, value in values.items():
@@ -63,11 +62,11 @@ def replaced(module: Any, **values: Any) -> Iterator[None]:
 
 
 def weights_only(load: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.load`` that takes weights only, whatever it is told. Raises CheckpointError naming the file."""
+    """``torch.load`` that loads weights only, whatever its caller asks for. Raises CheckpointError naming the file."""
 
     @functools.wraps(load)
     def safe_load(f: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("weights_only"):  # who asks for it expects what torch raises
+        if kwargs.get("weights_only"):  # this caller expects torch's own errors
             return load(f, *args, **kwargs)
         try:
             return load(f, *args, **{**kwargs, "weights_only": True})
@@ -84,14 +83,14 @@ def name_of(file: Any) -> Any:
 
 
 class ValuesOnly(pickle.Unpickler):
-    """Reads dicts, lists, strings and numbers."""
+    """Unpickles only dicts, lists, strings and numbers."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"refused, because it asks to run or build {module}.{name}; expected plain values")
 
 
 def values_only(load: Callable[..., Any]) -> Callable[..., Any]:
-    """``pickle.load`` that takes plain values alone from S3PRL and fairseq, which keep lists of files in pickles."""
+    """``pickle.load`` that loads only plain values for S3PRL and fairseq, which keep lists of files in pickles."""
 
     @functools.wraps(load)
     def safe_load(file: Any, **options: Any) -> Any:
@@ -110,17 +109,17 @@ def is_guarded(caller: types.FrameType) -> bool:
 
 
 def refusal(error: Exception) -> str:
-    """One sentence for what ``torch.load`` raised, and what to do where it refused a type or function."""
+    """One sentence for what ``torch.load`` raised, with what to do if it refused a type or function."""
     if "TorchScript" in str(error):  # torch advises to run it
         reason = "refused, because it is a TorchScript archive, which is a program; expected weights and plain values"
     else:
         reason = explain(error)
-    cure = "; where you trust it, save it again with weights and plain values alone"
+    cure = "; if you trust it, save it again with only weights and plain values"
     return reason + cure * reason.startswith("refused")
 
 
 def harmless_eval(evaluate: Callable[..., Any]) -> Callable[..., Any]:
-    """``eval`` that takes values and names alone when S3PRL or fairseq call it; for others it is the one given."""
+    """``eval`` that accepts only values and names when S3PRL or fairseq call it; for other callers ``evaluate``."""
 
     def safe_eval(source: Any, *scopes: Any) -> Any:
         caller = sys._getframe(1)
@@ -151,4 +150,4 @@ def value_of(text: str) -> Any:
 
 
 def refused(text: str) -> UsageError:
-    return UsageError(f"{text[:SHOWN]!r} is not run: a value or a plain name is expected in a config or a checkpoint")
+    return UsageError(f"{shown(text)} is not run: a value or a plain name is expected in a config or a checkpoint")

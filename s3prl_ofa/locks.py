@@ -16,14 +16,14 @@ except ImportError:  # not a POSIX system
 HELD: set[IO[str]] = set()
 
 
-def let_go() -> None:
-    """A forked worker of torch's lives on for some seconds when its parent is killed, and must not hold its locks."""
+def close_in_child() -> None:
+    """A forked data worker outlives a killed parent by some seconds, and must not hold its locks."""
     for file in HELD:
         file.close()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=let_go)
+    os.register_at_fork(after_in_child=close_in_child)
 
 
 class InUse(Exception):
@@ -36,7 +36,7 @@ class NoLocks(UsageError):
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path, wait: bool, shared: bool = False, remove: bool = False) -> Iterator[IO[str]]:
-    """Holds the lock file ``path`` and gives it: a process that is started with the open file holds the lock as well.
+    """Holds the lock file ``path`` and yields it: a process that is started with the open file holds the lock as well.
 
     shared: together with others that hold it so. remove: the file is there only as long as it is held. Raises InUse
     where another process holds it and ``wait`` is false, NoLocks where there are none, OSError where the file cannot be

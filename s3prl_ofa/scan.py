@@ -22,7 +22,7 @@ class Scan:
 
 
 def measure(path: pathlib.Path, verify: bool) -> int | str:
-    """Samples of a file that ``check_speech`` takes, or in words why it is of no use."""
+    """Samples of a file that ``check_speech`` accepts, or the reason why it cannot be used."""
     try:
         return check_speech(path, verify)
     except AudioError as error:
@@ -30,11 +30,11 @@ def measure(path: pathlib.Path, verify: bool) -> int | str:
 
 
 def scan(paths: Iterable[pathlib.Path], jobs: int | None, what: str, verify: bool = False) -> Scan:
-    """Measures files with ``jobs`` threads (one per core if None), with a progress bar that says ``what``.
+    """Measures files with ``jobs`` threads (None: one per core) and a progress bar labelled ``what``.
 
-    Only headers are read: a compressed file that is cut off further on is not noticed, unless with ``verify``, which
-    decodes every file to its end. Threads, because libsndfile works without Python's lock, they need no start-up, and
-    they behave the same on every operating system.
+    Only headers are read, so most compressed files that were cut off are not noticed; ``verify`` decodes every file to
+    its end. Threads are enough, because libsndfile does not hold Python's lock; they start at once and behave the same
+    on every operating system.
     """
     paths = list(paths)
     with contextlib.ExitStack() as stack:

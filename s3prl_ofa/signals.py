@@ -1,6 +1,6 @@
-"""What a process that is told to end does: SIGTERM, which Slurm, systemd and ``kill`` send, ends it as Ctrl-C does.
+"""SIGTERM, which Slurm, systemd and ``kill`` send, ends a command as Ctrl-C does.
 
-Only a command line that runs here takes signals; used as a library, the package leaves them to its user.
+Only the command line handles signals; used as a library, the package leaves them to its user.
 """
 
 import contextlib
@@ -10,23 +10,23 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-SHELL = 128  # what shells add to the number of the signal that ended a process
+SIGNAL_STATUS = 128  # a shell's exit status for a process that a signal ended is this plus the signal's number
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came. A KeyboardInterrupt, so that all that ends in order at Ctrl-C does so at SIGTERM."""
+    """SIGTERM was received. A KeyboardInterrupt, so that whatever cleans up at Ctrl-C does so at SIGTERM too."""
 
 
 def in_main_thread() -> bool:
-    """Python gives handlers to no other thread."""
+    """Python allows no other thread to set signal handlers."""
     return threading.current_thread() is threading.main_thread()
 
 
 @contextlib.contextmanager
 def termination(replace: bool = False) -> Iterator[list[int]]:
-    """SIGTERM raises Terminated in the block, again each time it comes; gives a list that then holds its number.
+    """Every SIGTERM raises Terminated in the block; yields a list to which the signal's number is added each time.
 
-    A handler that a host has set already, as submitit does on a cluster, stays, unless ``replace`` is set.
+    A handler that is already set, as submitit does on a cluster, is kept unless ``replace`` is true.
     """
     seen: list[int] = []
 
@@ -47,7 +47,7 @@ def termination(replace: bool = False) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def put_off() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait for the end of the block: a process that is started in it is known before they count."""
+    """Delays Ctrl-C and SIGTERM to the end of the block, so that a process started in it is recorded first."""
     came: list[tuple[int, FrameType | None]] = []
     if not in_main_thread():
         yield
@@ -67,8 +67,8 @@ def put_off() -> Iterator[None]:
 
 
 def wait_for(process: subprocess.Popen) -> int:
-    """Its exit status. An interrupt of this process ends that one too, and its end is waited for; a second interrupt
-    does not wait."""
+    """The exit status of ``process``. An interrupt terminates it too and waits for its end; a second interrupt does
+    not wait."""
     try:
         return process.wait()
     except BaseException:

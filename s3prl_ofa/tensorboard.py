@@ -1,19 +1,19 @@
-"""TensorBoard's logs where a disk fills up: they end, and the training that writes them does not."""
+"""On a full disk the logs for TensorBoard end, but not the training that writes them."""
 
 import functools
 import logging
 from collections.abc import Callable
 from typing import Any
 
-from s3prl_ofa.files import no_room
+from .files import no_room
 
 logger = logging.getLogger(__name__)
 
 
 def outlast_full_disk(record_writer: type) -> None:
-    """Makes tensorboard's or tensorboardX's RecordWriter say once that nothing more is logged, and go on.
+    """Makes tensorboard's or tensorboardX's RecordWriter warn once that nothing more is logged, and carry on.
 
-    Both write in a thread: where it dies, the one has the training wait for it for ever, the other prints tracebacks.
+    Both write in a thread. If it dies, training waits for it forever with the former, the latter prints tracebacks.
     """
     for name in ("write", "flush", "close"):
         method = getattr(record_writer, name)

@@ -23,7 +23,7 @@ from s3prl_ofa.files import DiskFull, append, atomic_path, writing
 
 ROOT = pathlib.Path(cli.__file__).parents[1]
 REASON = (
-    "no room to write it (File too large); make room, then run the same command again: nothing was left half written"
+    "no room to write it (File too large); free some space and run the command again: nothing was left half written"
 )
 CODE = """
 import json, resource, sys

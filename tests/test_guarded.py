@@ -118,7 +118,7 @@ def test_hostile_checkpoints_are_refused(name, zipped, saved, corpora, capfd):
     assert run_upstream(name, ckpt, corpora) == 2
     said = capfd.readouterr().err.strip().splitlines()[-1]
     assert said.startswith(f"s3prl-ofa run_downstream: error: {ckpt}: refused, because it asks to run or build ")
-    assert "posix.mkdir" in said and "save it again with weights and plain values alone" in said
+    assert "posix.mkdir" in said and "save it again with only weights and plain values" in said
     assert "weights_only" not in said
     with pytest.raises(
         UsageError, match=rf"--upstream {name} cannot be loaded \({ckpt}: refused, .* posix.mkdir"
@@ -286,7 +286,7 @@ def test_hostile_experiments_are_named(kind, saved, corpora, capfd, tmp_path):
         said = capfd.readouterr().err.strip().splitlines()[-1]
         assert f"error: {folder}/states-2.ckpt: refused, because it " in said
         assert any(f" {name}" in said for name in ("posix.mkdir", "pathlib.PurePosixPath", "is a TorchScript archive"))
-        assert "weights_only" not in said and "save it again with weights and plain values alone" in said
+        assert "weights_only" not in said and "save it again with only weights and plain values" in said
     assert not list(pathlib.Path().iterdir())
 
 
