@@ -78,10 +78,10 @@ def test_each_record_is_held_to_its_checksum(tmp_path):
         changed = bytearray(data)
         changed[places[entry.filename] + entry.file_size // 2] ^= 1
         path.write_bytes(changed)
-        with pytest.raises(CheckpointError, match=f"entry '{entry.filename}' has another checksum"):
+        with pytest.raises(CheckpointError, match=f"entry '{entry.filename}' does not match its checksum"):
             read_checkpoint(path)
     path.write_bytes(data.replace(zlib.crc32(b"little").to_bytes(4, "little"), b"\1\2\3\4"))
-    with pytest.raises(CheckpointError, match="byteorder' has another checksum"):
+    with pytest.raises(CheckpointError, match="byteorder' does not match its checksum"):
         read_checkpoint(path)
 
 

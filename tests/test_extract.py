@@ -190,7 +190,7 @@ def test_a_name_that_is_another_files_folder(extract, audio_folder, make_wave, t
         soundfile.write(path, make_wave(1.5 if name == "x.wav" else 0.1), SAMPLE_RATE)
     assert extract(audio_folder, "--format", output_format) == 1
     assert list(errors_of(tmp_path / "out")) == ["x.wav"]
-    assert f"x.wav.{output_format}, as a folder of other audio is" in errors_of(tmp_path / "out")["x.wav"]
+    assert f"x.wav.{output_format}, like a folder of other audio" in errors_of(tmp_path / "out")["x.wav"]
     others = {"x.wav.npy/y.wav", "x.wav.safetensors/deep/z.wav"}
     assert set(read_index(tmp_path / "out")) == {"a.flac", "a.wav", "deep/b.mp3", "deep/er/c.opus"} | others
 

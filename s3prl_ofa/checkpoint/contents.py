@@ -23,10 +23,10 @@ PARAMETRIZED = {
 }
 COMPRESSOR = "cif_subsampler."
 SHOWN = 5  # names in one message
-LONGEST_NAME = 128  # characters of a weight's name; that of the longest real one is 70
-SHARED = 2**28  # bytes by which weights may be more than the file holds, because several are the same numbers
+LONGEST_NAME = 128  # characters; the longest real name has 70
+SHARED = 2**28  # bytes by which weights may exceed what the file holds, where several share the same numbers
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-COUNTS = (torch.int64, torch.int32)
+COUNTS = (torch.int64, torch.int32)  # of scalars that count something
 
 
 @dataclasses.dataclass
@@ -56,7 +56,7 @@ def named(names: list[str] | set[str]) -> str:
 def as_weights(value: Any, where: str) -> dict[str, Tensor]:
     """A state dict as a plain dict with today's names. Raises CheckpointError when it is not one of dense tensors.
 
-    Tensors of PyTorch's files come as ``StoredTensor`` and are made here, each of the part of the file it lies in.
+    A ``StoredTensor`` of PyTorch's files becomes a tensor here, mapped from its part of the file.
     """
     if not isinstance(value, dict) or not value:
         raise CheckpointError(f"{where} is {describe(value)}; expected a state dict with the model's weights")
@@ -76,7 +76,9 @@ def as_weights(value: Any, where: str) -> dict[str, Tensor]:
     claimed = sum(math.prod(tensor.size) * tensor.storage.dtype.itemsize for tensor in stored)
     held = sum(storage.nbytes for storage in {tensor.storage.key: tensor.storage for tensor in stored}.values())
     if claimed > held + SHARED:
-        raise CheckpointError(f"{where} makes weights of {claimed} bytes out of {held}; expected each to have its own")
+        raise CheckpointError(
+            f"{where} claims {claimed} bytes of weights, the file has {held}; expected weights of their own"
+        )
     weights = {}
     for name, tensor in value.items():
         tensor = tensor.tensor() if isinstance(tensor, StoredTensor) else tensor
@@ -96,7 +98,7 @@ def describe(value: Any) -> str:
 def split_weight_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The positional convolution as ``weight_g`` (1, 1, kernel) and ``weight_v``, as fairseq holds it.
 
-    Raises CheckpointError where a length is larger than the dtype can hold.
+    Raises CheckpointError if a norm is larger than the dtype can hold.
     """
     if f"{POS_CONV}.weight" not in weights:
         return weights
@@ -129,9 +131,9 @@ def codebook_sizes(weights: dict[str, Tensor]) -> tuple[int, int, int] | None:
 
 
 def check_sizes(config: ModelConfig, weights: dict[str, Tensor]) -> None:
-    """Compares the configuration with the weights' sizes, all of them, before a model of that size is made.
+    """Compares the configuration with the sizes of all weights before a model of that size is made.
 
-    What the configuration asks for is thus never larger than what the file holds. Raises CheckpointError naming
+    The configuration thus never asks for more than the file holds. Raises CheckpointError naming
     the weights with their shapes and the expected ones, or the number of layers.
     """
     for part, count in {

@@ -271,7 +271,7 @@ def write_folder(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
     for name, content in {CONFIG: values, PREPROCESSOR: extractor}.items():
         (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     tensors = {names[name]: weight.contiguous() for name, weight in weights.items() if name in names}
-    with atomic_path(folder / WEIGHTS) as temporary:  # save_file alone would leave it to its owner to read
+    with atomic_path(folder / WEIGHTS) as temporary:  # save_file alone makes it readable by its owner only
         save_file(tensors, temporary, {"format": "pt"})
 
 

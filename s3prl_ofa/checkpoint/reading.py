@@ -26,7 +26,7 @@ def load(
 
     Formats: the reference's and fairseq's, S3PRL's converted ones, a Hugging Face wav2vec 2.0 folder, our safetensors.
     Nothing in the file is run. Raises CheckpointError naming the file, what was found and what was expected, also for
-    weights that ``dtype`` cannot hold, and ValueError for a dtype that is not floating point.
+    weights that are not finite in ``dtype``, and ValueError for a dtype that is not floating point.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, found {dtype}")
@@ -56,7 +56,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 @contextlib.contextmanager
 def naming(path: pathlib.Path, errors: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
-    """Makes every ValueError of reading, and the system's, a CheckpointError that begins with the file's name."""
+    """Turns these errors, by default those of reading, into a CheckpointError that begins with the file's name."""
     try:
         yield
     except errors as error:

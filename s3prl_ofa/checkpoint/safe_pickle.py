@@ -1,10 +1,10 @@
-"""The pickle inside a PyTorch file, read by an interpreter of our own that imports nothing and calls nothing.
+"""The pickle inside a PyTorch file, read by our own interpreter, which imports nothing and calls nothing.
 
-Python's unpickler calls whatever the file names. This one knows the instructions that ``torch.save`` writes and a table
-of names. A name of the table makes a plain container, a ``StoredTensor`` or an inert stand-in; any other name is
+Python's unpickler calls whatever the file names. This one knows only the instructions that ``torch.save`` writes and a
+table of names. A name in the table makes a plain container, a ``StoredTensor`` or an inert stand-in; any other name is
 refused. fairseq's older files hold more than tensors: ``argparse.Namespace``, omegaconf containers, numpy scalars, a
 dictionary of letters. Their stand-ins only keep, or drop, what they are given, so neither fairseq nor omegaconf nor
-numpy takes part.
+numpy is needed.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ MAX_DEPTH, MAX_VALUES, MAX_CHARACTERS = 32, 100_000, 1_000_000
 
 
 class StandIn:
-    """Takes the place of an object of the file: keeps the state it is given and does nothing else."""
+    """Stands for an object of the file: keeps the state it is given and does nothing else."""
 
     def __init__(self) -> None:
         self.state: dict[Any, Any] = {}
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}>"  # its state can be of any size, and hold itself
+        return f"<{type(self).__name__}>"  # its state can be of any size, and contain itself
 
 
 class Container(StandIn):
@@ -54,7 +54,7 @@ class Dropped(StandIn):
 
 
 class Bytes(StandIn):
-    """Bytes, which torch.save writes as a call. Made real, a few instructions could ask for them without end."""
+    """Bytes, which torch.save writes as a call. Never made, as a few instructions could ask for any number of them."""
 
 
 class OddTensor(StandIn):
@@ -63,7 +63,7 @@ class OddTensor(StandIn):
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """A function or class that the pickle names, with what its row of the table makes of the arguments."""
+    """A function or class that the pickle names; ``make`` turns its arguments into what the table has for it."""
 
     name: str
     make: Callable[[tuple], Any]
@@ -71,7 +71,7 @@ class Name:
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """What a tensor's numbers lie in: ``numel`` numbers of ``dtype`` under ``key``; ``data`` has the bytes by key."""
+    """Where tensors have their numbers: ``numel`` of ``dtype`` under ``key``; ``data`` maps keys to bytes."""
 
     key: str
     dtype: torch.dtype
@@ -85,7 +85,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A dense tensor of the file, which is inside its storage and claims no more numbers than it has."""
+    """A dense tensor of the file, checked to lie inside its storage and to have no more numbers than that."""
 
     storage: Storage
     offset: int
@@ -107,7 +107,7 @@ class StoredTensor:
             )
 
     def tensor(self) -> Tensor:
-        """The numbers, where they lie if the dtype's alignment allows it."""
+        """The tensor, without a copy if the alignment of its dtype allows it."""
         numbers = self.storage.data[self.storage.key]
         if numbers.storage_offset() % self.storage.dtype.itemsize:
             numbers = numbers.clone()
@@ -191,11 +191,11 @@ MAKERS: dict[str, Callable[[tuple], Any]] = {
 
 
 def read_pickle(file: BinaryIO, data: dict[str, Tensor], storages: dict[str, Storage]) -> Any:
-    """The object that the pickle at the file's position describes; the file is left behind its end.
+    """The object that the pickle at the file's position describes; leaves the position after the pickle.
 
-    ``data``: the bytes of each storage by key, which the tensors will refer to; it may be filled later. ``storages``
-    is filled with those that the pickle names. Raises CheckpointError for a name or an instruction that is not on the
-    list and for sizes beyond the bounds; a damaged pickle raises whatever Python raises for its nonsense.
+    data: the bytes of each storage by key, to which the tensors refer; it may be filled later. storages: filled with
+    those that the pickle names. Raises CheckpointError for a name or an instruction that is not allowed and for sizes
+    beyond the bounds; a damaged pickle can raise any other exception.
     """
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stacks beneath each open mark
@@ -251,7 +251,7 @@ def read_pickle(file: BinaryIO, data: dict[str, Tensor], storages: dict[str, Sto
             case "BUILD":
                 state = stack.pop()
                 if isinstance(stack[-1], StandIn) and isinstance(state, dict):
-                    stack[-1].state = state  # of a dict it is the attributes of an OrderedDict, which nobody needs
+                    stack[-1].state = state  # for a dict, attributes of an OrderedDict: not needed
             case "BINPERSID":
                 storage = make_storage(stack.pop(), data)
                 if storages.setdefault(storage.key, storage) != storage:
@@ -266,7 +266,7 @@ def read_pickle(file: BinaryIO, data: dict[str, Tensor], storages: dict[str, Sto
 
 
 def named_in_table(argument: str) -> Name:
-    """``argument``: module and name, with a space between. Raises CheckpointError unless the table has it."""
+    """argument: module and name, separated by a space. Raises CheckpointError unless the table has the name."""
     module, _, name = argument.partition(" ")
     full = f"{module.replace('__builtin__', 'builtins')}.{name}"  # Python 2's spelling, which protocol 2 keeps
     if full not in MAKERS:
@@ -291,7 +291,7 @@ def extend(target: Any, items: list[Any]) -> None:
 
 
 def update(target: Any, keys: list[Any], values: list[Any]) -> None:
-    """Raises CheckpointError for keys whose hash can take for ever: a tuple of tuples, numbers made to collide."""
+    """Raises CheckpointError for keys that could take forever to hash: nested tuples, numbers made to collide."""
     if type(target) is not dict:
         raise TypeError(f"entries for {shown(target)}, which is no dict")
     for key, value in zip(keys, values, strict=True):
@@ -341,7 +341,7 @@ def unwrap(value: Any) -> Any:
 
 
 class Budget:
-    """What a configuration may still hold; of a value that it names many times, each time counts."""
+    """What a configuration may still hold; a value that it refers to many times counts each time."""
 
     def __init__(self) -> None:
         self.values, self.characters = MAX_VALUES, MAX_CHARACTERS

@@ -1,7 +1,7 @@
-"""The two file formats of ``torch.save``: a zip archive, and before PyTorch 1.6 pickles with the numbers behind them.
+"""The two file formats of ``torch.save``: a zip archive, and before PyTorch 1.6 pickles followed by the numbers.
 
-Both are mapped into memory, and every record is checked before anything uses it: its place, its size against what the
-pickle says of its storage, its checksum (the older format has none).
+Both are mapped into memory, and every record is checked before it is used: its position, its size against that of its
+storage in the pickle, its checksum (the older format has none).
 """
 
 import io
@@ -20,7 +20,7 @@ from .safe_pickle import MAX_PICKLE, Storage, explain, read_pickle
 
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"
-MAX_DIRECTORY = 2**22  # bytes of a zip's list of its records; 100 or so for each
+MAX_DIRECTORY = 2**22  # bytes of a zip's list of its records, some 100 for each
 LOCAL_HEADER = struct.Struct("<4s2xHH16xHH")  # of a record: magic, flags, method, lengths of its name and extra field
 LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
@@ -28,7 +28,7 @@ LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 def read_torch_file(path: str | os.PathLike) -> object:
     """What ``torch.save`` wrote at ``path``; the tensors in it are ``StoredTensor``, mapped from the file.
 
-    Stand-ins may be among the values: ``plain`` makes a configuration of them. Nothing in the file is run. Every
+    Stand-ins may be among the values; ``plain`` turns them into a configuration. Nothing in the file is run. Every
     record's checksum is computed: 0.1 s for Base (380 MB), a seventh of ``load``. Raises CheckpointError, whose
     sentence leaves out the file's name, for a file that is damaged, that names anything outside the allow-list, or
     whose tensors claim more than it holds.
@@ -39,7 +39,7 @@ def read_torch_file(path: str | os.PathLike) -> object:
             return read_zip(file, mapped) if mapped[: len(ZIP_MAGIC)] == ZIP_MAGIC else read_legacy(mapped)
         except (CheckpointError, OSError):
             raise
-        except Exception as error:  # what the bytes of a damaged pickle or zip make Python do can fail in any way
+        except Exception as error:  # a damaged pickle or zip can raise any kind of exception
             raise CheckpointError(explain(error)) from error
 
 
@@ -52,7 +52,7 @@ def as_tensor(mapped: mmap.mmap) -> Tensor:
 
 
 class Directory(io.BufferedReader):
-    """A file of which zipfile reads no more than the bounded list of records."""
+    """A file from which zipfile reads the list of records, and no more than its bound."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > MAX_DIRECTORY:
@@ -86,10 +86,10 @@ def read_zip(file: io.BufferedReader, mapped: mmap.mmap) -> object:
 
 
 def zip_records(file: io.BufferedReader, mapped: mmap.mmap) -> dict[str, range]:
-    """Where each record of the archive lies in the file. Raises CheckpointError for one that is not what it should be.
+    """Where each record of the archive lies in the file. Raises CheckpointError for a damaged one.
 
-    What is read later is what is checked here: records as they lie in the file, uncompressed, each with the name that
-    the list at the archive's end gives it, none over another, with the checksum from the list.
+    Exactly what is read later is checked here: each record is uncompressed, overlaps no other, and has the name and the
+    checksum that the list at the archive's end gives it.
     """
     records: dict[str, range] = {}
     with zipfile.ZipFile(Directory(file.raw)) as archive:
@@ -113,9 +113,9 @@ def zip_records(file: io.BufferedReader, mapped: mmap.mmap) -> dict[str, range]:
             raise CheckpointError(f"the zip entry {name} is not where the archive's list says: damaged")
         where = range(name_end + extra_length, name_end + extra_length + entry.file_size)
         if begin < end or where.stop > start_of_directory or entry.filename in records:
-            raise CheckpointError(f"the zip entry {name} is there twice, overlaps another or does not end: damaged")
+            raise CheckpointError(f"the zip entry {name} appears twice, overlaps another or is cut short: damaged")
         if has_checksums and zlib.crc32(view[where.start : where.stop]) != entry.CRC:
-            raise CheckpointError(f"the zip entry {name} has another checksum than it was written with: damaged")
+            raise CheckpointError(f"the zip entry {name} does not match its checksum: damaged")
         records[entry.filename] = where
         end = where.stop
     return records
@@ -131,19 +131,19 @@ def read_legacy(mapped: mmap.mmap) -> object:
     storages: dict[str, Storage] = {}
     head = [read_pickle(file, {}, {}) for _ in range(3)]
     if head[:2] != [LEGACY_MAGIC, LEGACY_VERSION]:
-        raise CheckpointError("a pickle, and not one that torch.save writes")
+        raise CheckpointError("a pickle, but not one that torch.save writes")
     if head[2]["little_endian"] is not True:
         raise CheckpointError("its numbers are big-endian; save it on a little-endian machine")
     state, keys = read_pickle(file, data, storages), read_pickle(file, {}, {})
     if type(keys) is not list or any(type(key) is not str for key in keys) or sorted(keys) != sorted(storages):
-        raise CheckpointError(f"its list of storages is {shown(keys)}; its tensors use {len(storages)} others")
+        raise CheckpointError(f"its list of storages is {shown(keys)}; expected the {len(storages)} of its tensors")
     numbers, end = as_tensor(mapped), file.tell()
     for key in keys:
         storage = storages[key]
         begin, end = end + 8, end + 8 + storage.nbytes
         if end > len(mapped) or int.from_bytes(mapped[begin - 8 : begin], "little") != storage.numel:
             raise CheckpointError(
-                f"the storage {shown(key)} is cut short, or not of the {storage.numel} numbers of its tensors: damaged"
+                f"the storage {shown(key)} is cut short or does not have {storage.numel} numbers: damaged"
             )
         data[key] = numbers[begin:end]
     if end != len(mapped):

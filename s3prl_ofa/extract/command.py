@@ -141,7 +141,7 @@ class Extraction:
     allow_beyond_one: bool
     layer: int | str
     writer: Writer
-    ending: str  # of the names that the writer gives
+    ending: str  # suffix of the writer's files
     store: Store
     errors: list[tuple[Utterance, str]] = dataclasses.field(default_factory=list)
     done: int = 0
@@ -169,12 +169,12 @@ class Extraction:
         return 1 if self.errors else 0
 
     def writable(self, utterances: list[Utterance], todo: list[Utterance]) -> Iterator[Utterance]:
-        """Those of ``todo`` whose output is not called as a folder that other outputs need; the rest become errors."""
+        """Yields those of ``todo`` whose output does not have the name of a folder of other outputs; the rest fail."""
         folders = {parent for utterance in utterances for parent in pathlib.PurePosixPath(utterance.name).parents}
         for utterance in todo:
             name = f"{utterance.name}{self.ending}"
             if pathlib.PurePosixPath(name) in folders:
-                self.fail(utterance, f"its output would be called {name}, as a folder of other audio is; rename one")
+                self.fail(utterance, f"its output would be called {name}, like a folder of other audio; rename one")
             else:
                 yield utterance
 

@@ -44,7 +44,7 @@ def write_hdf5(folder: pathlib.Path, name: str, features: np.ndarray, times: np.
     import h5py
 
     target = folder / FEATURES / f"{name}.h5"
-    whole = io.BytesIO()  # HDF5 can close no file for which there is no room: it prints, and ends the process
+    whole = io.BytesIO()  # on a full disk HDF5 cannot close its file: it prints errors and ends the process
     with h5py.File(whole, "w") as file:
         file[FEATURES] = features
         file[TIMES] = times

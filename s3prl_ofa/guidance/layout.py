@@ -119,11 +119,11 @@ def write(folder: str | os.PathLike, relative: str | os.PathLike, boundaries: Te
         new_boundaries.write_bytes(saved(boundaries))
         with atomic_path(guidance_path(pathlib.Path(folder, ALPHA), relative)) as new_alpha:
             new_alpha.write_bytes(saved(alpha))
-            target.unlink(missing_ok=True)  # killed between the two, the pair must not look whole
+            target.unlink(missing_ok=True)  # if killed between the two, the pair must not look complete
 
 
 def saved(tensor: Tensor) -> bytes:
-    """torch.save names the archive after the file, and a temporary name is random; a buffer has none."""
+    """The bytes of ``torch.save``; saved to a file, they would hold its name, which is random while temporary."""
     buffer = io.BytesIO()
     torch.save(tensor, buffer)
     return buffer.getvalue()

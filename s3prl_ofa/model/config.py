@@ -13,7 +13,7 @@ WAV2VEC2_CONV_LAYERS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is a whole number above 0; true and false are none."""
+    """Whether ``value`` is a whole number above 0; booleans are not."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 

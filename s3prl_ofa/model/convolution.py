@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 # On CPUs with AMX, oneDNN (torch 2.13) silently gives garbage for a grouped convolution in bfloat16 whose channels per
-# group are no multiple of this: relative error 1.1 at 8 and 12. It is right at 16, 32, 48 (Base) and 64 (Large), and
+# group are not a multiple of this: relative error 1.1 at 8 and 12. It is right at 16, 32, 48 (Base) and 64 (Large), and
 # everywhere with ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16. In float16 most CPUs have no such kernel at all: 48 channels per
 # group take 26 times as long as in float32.
 CHANNELS_PER_GROUP = 16
@@ -19,7 +19,7 @@ def lowered_dtype(tensor: Tensor) -> torch.dtype | None:
 
 
 class _ExactGroups:
-    """Computes in float32 what such a kernel gets wrong; the result has the dtype it would have had."""
+    """Computes in float32 the convolutions that such a kernel gets wrong; the result has the kernel's dtype."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         kind, dtype = input.device.type, lowered_dtype(input)
@@ -40,7 +40,7 @@ class Conv2d(_ExactGroups, nn.Conv2d):
 
 
 def use_exact_groups(model: nn.Module) -> None:
-    """Makes the grouped convolutions of another library's model ours; weights, hooks and names stay as they are."""
+    """Replaces the grouped ``nn.Conv1d`` of another library's model by ours; weights, hooks and names are kept."""
     for module in model.modules():
         if type(module) is nn.Conv1d and module.groups > 1:
             module.__class__ = Conv1d

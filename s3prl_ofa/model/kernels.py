@@ -1,4 +1,4 @@
-"""A look at this machine's 16-bit kernels before they are trusted: a wrong one raises no error of its own."""
+"""A check of this machine's 16-bit kernels before they are used: a wrong one raises no error of its own."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -21,8 +21,8 @@ LARGEST_ERROR = 0.3
 def check_kernels(model: "OFAWav2Vec2") -> None:
     """Compares each part of a model that runs in 16 bits with itself in float32, on a quarter of a second of noise.
 
-    Done once for each device and dtype of a model; in full precision there is nothing to do. Raises RuntimeError naming
-    the part whose result is off: oneDNN and torch have had such kernels for single CPUs and shapes.
+    Done once per device and dtype of a model, and not in full precision. Raises RuntimeError naming the part whose
+    result is wrong: oneDNN and torch have had such kernels for certain CPUs and shapes.
     """
     weight = model.feature_norm.weight
     dtype = lowered_dtype(weight)
@@ -40,7 +40,7 @@ def check_kernels(model: "OFAWav2Vec2") -> None:
 
 
 def errors(model: "OFAWav2Vec2") -> Iterator[tuple[str, float]]:
-    """The relative error of each part, each on the same input in both precisions, so that none adds to another's."""
+    """Yields the name and relative error of each part, run on an input of its own so that errors do not add up."""
     config, weight = model.config, model.feature_norm.weight
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([FRAMES])

@@ -17,7 +17,7 @@ from .config import ModelConfig
 PRETRAINING = re.compile(
     r"(mask_emb$|quantizer\.|input_quantizer\.|project_q\.|project_inp\.|final_proj\.|target_glu\.|_ema$)"
 )
-POS_CONV_WEIGHT = "encoder.pos_conv.0.weight"  # fairseq has it whole, or weight-normed as two weights _g and _v
+POS_CONV_WEIGHT = "encoder.pos_conv.0.weight"  # in fairseq one weight, or weight-normed as two, _g and _v
 POS_CONV = "encoder.pos_conv.weight"  # (dim, dim / groups, 1, kernel) here, without the 1 in fairseq
 # (fairseq's name, this model's name); {} stands for the number of the layer
 RENAMED = (
@@ -89,7 +89,7 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_shapes(weights: dict[str, Tensor], config: ModelConfig) -> None:
-    """Raises CheckpointError naming weights, the first five of them, that are missing, unknown or of another shape."""
+    """Raises CheckpointError naming the first five weights that are missing, unknown or of another shape."""
     shapes = weight_shapes(config)
     if POS_CONV_WEIGHT not in weights:  # in its two halves
         kernel = shapes[POS_CONV_WEIGHT][2]
@@ -110,11 +110,11 @@ def check_shapes(weights: dict[str, Tensor], config: ModelConfig) -> None:
 def check_finite(weights: dict[str, Tensor], dtype: torch.dtype) -> None:
     """Raises CheckpointError naming the first weight, and its value, that is not finite in ``dtype``."""
     for name, weight in weights.items():
-        # Rounding is monotonic: the smallest and the largest stand for all, and either is NaN where one is.
+        # Rounding is monotonic: the smallest and the largest decide for all, and both are NaN if any value is.
         for value in weight.aminmax() if weight.numel() else ():
             if not value.to(dtype).isfinite():
                 raise CheckpointError(
-                    f"the weight {name} holds {value.item():g}; expected no NaN and nothing that is infinite in {dtype}"
+                    f"the weight {name} holds {value.item():g}; expected values that are finite in {dtype}"
                 )
 
 
@@ -139,8 +139,8 @@ def from_fairseq(
 ) -> dict[str, Tensor]:
     """This model's state dict from weights under fairseq's names.
 
-    ``names``: of this model's own. ``dtype``: in which it will hold them. Raises CheckpointError naming weights that
-    are missing, unknown, of another shape or not finite in ``dtype``.
+    names: this model's own names of its weights. dtype: that in which it holds them. Raises CheckpointError naming
+    weights that are missing, unknown, of another shape or not finite in ``dtype``.
     """
     check_shapes(weights, config)
     weights = merge_weight_norm(weights)

@@ -72,7 +72,7 @@ class OFAWav2Vec2(nn.Module):
         self.compressor = Compressor(config.conv_dim) if config.compressor == "cif" else None
         self.projection = nn.Linear(config.conv_dim, config.dim) if config.projection else nn.Identity()
         self.encoder = Encoder(config)
-        self.checked_kernels: set[tuple[torch.device, torch.dtype]] = set()  # of check_kernels
+        self.checked_kernels: set[tuple[torch.device, torch.dtype]] = set()  # what check_kernels has found right
         self.requires_grad_(False).eval()
 
     @property
@@ -100,7 +100,7 @@ class OFAWav2Vec2(nn.Module):
     def frames(self, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The front end's normalised output: rows (frames of the batch, conv dim), and frames (batch,) on the CPU.
 
-        Raises RuntimeError where a 16-bit kernel of this machine is wrong.
+        Raises RuntimeError if a 16-bit kernel of this machine gives wrong results.
         """
         check_kernels(self)
         if self.config.normalize:
