@@ -78,4 +78,4 @@ def test_a_hostile_checkpoint_to_resume_from(train, variable, tmp_path, monkeypa
     torch.save({"model": {}, "args": Touch()}, last)
     status, message = train()
     assert status == 2 and f"error: {last}: refused, because it asks to run or build posix.mkdir" in message
-    assert "weights_only" not in message and "save it again with weights and plain values alone" in message
+    assert "weights_only" not in message and "save it again with only weights and plain values" in message

@@ -32,9 +32,9 @@ LEFT_OUT = {
     "text for a number": ({"score": "0.5"}, "score: a number is expected, found '0.5'"),
     "true for a number": ({"score": True}, "score: a number is expected, found True"),
     "huge": ({"score": 10**400}, "score: a number is expected, found 1000"),
-    "list": ({"task": ["sid"]}, "task: a text of one line is expected, found ['sid']"),
-    "no task": ({"task": None}, "task: a text of one line is expected, found None"),
-    "two lines": ({"model": "a\nb"}, r"model: a text of one line is expected, found 'a\nb'"),
+    "list": ({"task": ["sid"]}, "task: one line of text is expected, found ['sid']"),
+    "no task": ({"task": None}, "task: one line of text is expected, found None"),
+    "two lines": ({"model": "a\nb"}, r"model: one line of text is expected, found 'a\nb'"),
     "rate": ({"rate": "speed"}, "rate: one of lambd, frame_period_ms, pool, adaptive is expected, found 'speed'"),
     "rate of lists": ({"rate": [1]}, "rate: one of"),
     "no value": ({"value": None}, "rate and value belong together"),
@@ -72,7 +72,7 @@ MEASURED = (
     ({"frame_period_ms": math.nan}, "frame_period_ms: a number above 0 is expected, found nan"),
     ({"frame_period_ms": 0}, "frame_period_ms: a number above 0 is expected, found 0"),
     ({"macs_per_second": math.inf}, "macs_per_second: a number of at least 0 is expected, found inf"),
-    ({"device": 3, "repeat": "x"}, "device: a text of one line is expected, found 3"),
+    ({"device": 3, "repeat": "x"}, "device: one line of text is expected, found 3"),
     ({"steps": {}, "checkpoint_sha256": 1}, "steps: a whole number is expected, found {}"),
     ({"dev_score": math.nan}, "dev_score: a number is expected, found nan"),
 )
@@ -115,7 +115,7 @@ def test_lines_that_are_no_rows(tmp_path, capsys):
         file.write("\n".join(bad))
     for told in report(folder, capsys).values():
         for number in range(7, 12):
-            assert f"results.jsonl, line {number}: no row of a sweep" in told
+            assert f"results.jsonl, line {number}: not a row of a sweep" in told
         assert "6 of 6 points are finished, results.jsonl has 5 faults" in told
     assert len(Results(folder).rows()) == 6
 

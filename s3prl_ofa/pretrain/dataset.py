@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 HOP = FRAMES.hop  # samples
 LENGTH_TOLERANCE = 5  # frames by which guidance made from other features may be longer or shorter
 SHOWN = 3  # file names in one message
-PAUSES = (0.1, 1.0)  # seconds, before a file that could not be read is read again
-IN_ZIP = re.compile(r"\.zip:\d+:\d+$")  # fairseq's other form of a path: a part of a stored archive
+PAUSES = (0.1, 1.0)  # seconds between attempts to read a file
+IN_ZIP = re.compile(r"\.zip:\d+:\d+$")  # fairseq's other form of a path: a part of an uncompressed archive
 
 
 class GuidedAudioDataset(FileAudioDataset):
@@ -33,9 +33,10 @@ class GuidedAudioDataset(FileAudioDataset):
 
     alpha_root, boundaries_root: folders of guidance (see guidance/layout.py), either may be None. bad_guidance: "stop"
     or "skip", for a file that is missing, damaged or of another length. bad_audio: the same for audio that
-    ``check_speech`` refuses or that cannot be read to its end; it is left out of its batch, which depends on the files
-    alone. Crops are drawn from ``crop_seed``, the epoch and the utterance. So a run that was stopped and resumed draws
-    the same. Raises GuidanceError for missing files, AudioError for audio whose header says that it cannot be used.
+    ``check_speech`` refuses or that cannot be read to its end; "skip" leaves it out of its batch. What is left out
+    depends only on the files, and crops are drawn from ``crop_seed``, the epoch and the utterance, so that a run that
+    was stopped and resumed trains on the same. Raises GuidanceError for missing files, AudioError for audio whose
+    header says that it cannot be used.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class GuidedAudioDataset(FileAudioDataset):
         return self.text_compressor.decompress(name if isinstance(self.fnames, list) else name.as_py())
 
     def check_audio(self, manifest: str) -> None:
-        """Looks at every header before training starts. Raises AudioError, or warns, naming the first bad files."""
+        """Reads every header before training starts. Raises AudioError, or warns, naming the first bad files."""
         paths = [pathlib.Path(self.root_dir, self.relative(index)) for index in range(len(self.fnames))]
         bad = scan([path for path in paths if not IN_ZIP.search(path.name)], None, f"headers of {manifest}").bad
         if not bad:
@@ -111,8 +112,8 @@ class GuidedAudioDataset(FileAudioDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """id, source (samples,), and where guidance was asked for pseudo_alpha (frames,) and boundaries (segments,).
 
-        Both are None where the utterance is trained without, and source is where its audio cannot be used. Raises
-        AudioError, GuidanceError.
+        Both are None where the utterance is trained without guidance. Where its audio cannot be used, source is None
+        and there is no guidance. Raises AudioError, GuidanceError.
         """
         source = self.source(index)
         if source is None:
@@ -168,8 +169,8 @@ class GuidedAudioDataset(FileAudioDataset):
         """A batch: ids, and as the model's input ``source`` (batch, samples), ``padding_mask`` where there is padding.
 
         With guidance the input has ``guidance`` too: guided (batch,), pseudo_alpha (batch, frames), boundaries
-        (batch, segments), first_part (batch,). A batch of which nothing can be used becomes the first utterance that
-        can: fairseq takes no empty batch at the start of an epoch.
+        (batch, segments), first_part (batch,). If nothing in a batch can be used, it becomes the first utterance that
+        can: fairseq accepts no empty batch at the start of an epoch.
         """
         if not samples:
             return {}
@@ -210,7 +211,7 @@ class GuidedAudioDataset(FileAudioDataset):
 
 
 def load_patiently(path: str) -> np.ndarray:
-    """``load_speech``; like fairseq more than once, as a network file system may fail for a moment."""
+    """``load_speech`` with repeated attempts, as in fairseq, because a network file system may fail for a moment."""
     for pause in PAUSES:
         with contextlib.suppress(AudioError):
             return load_speech(path)

@@ -85,7 +85,7 @@ def run(argv: Sequence[str]) -> int:
     world = int(os.environ.get("WORLD_SIZE", 1))
     settings = [*short_settings(short, out), *machine_settings(config, others, world)]
     if args.nproc > 1 and "RANK" not in os.environ:
-        if is_locked(out / LOCK):  # before torchrun starts, which says much about a process that ends
+        if is_locked(out / LOCK):  # before torchrun starts, which prints a long report when a process fails
             raise in_use(out)
         # without --nproc, which torchrun would take for its own
         return launch(args.nproc, [f"--config={config}", *args.overrides])
@@ -199,11 +199,11 @@ def launch(processes: int, argv: Sequence[str]) -> int:
     environment = {**os.environ}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     process = subprocess.Popen([*torchrun, "-m", "s3prl_ofa", "pretrain", *argv], env=environment)
-    return wait_for(process) and 1  # killed, it would leave its processes behind
+    return wait_for(process) and 1  # terminates torchrun: killed, it would leave its processes behind
 
 
 def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: str | None) -> None:
-    """Runs fairseq's own command in this process, with the plugin in it; a training that has ended stays as it is."""
+    """Runs fairseq's own command in this process, with the plugin in it; a finished training is left as it is."""
     last = out / "checkpoints" / LAST
     leads = int(os.environ.get("RANK", 0)) == 0
 
@@ -228,16 +228,16 @@ def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: st
 
 @contextlib.contextmanager
 def held(out: pathlib.Path) -> Iterator[None]:
-    """Keeps other trainings out of a folder; one that was killed does not. Raises UsageError when another holds it.
+    """Locks a folder for one training; a killed training holds no lock. Raises UsageError if another process has it.
 
-    What a killed one left half written is removed.
+    Checkpoints that a killed training left half written are removed.
     """
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(out / LOCK, wait=False, remove=True))
         except InUse:
             raise in_use(out) from None
-        except NoLocks as error:  # some network file systems; one can train there all the same
+        except NoLocks as error:  # on some network file systems; training works all the same
             logger.debug("%s", error)
         except OSError as error:
             raise UsageError(f"out={out}: nothing can be written there ({error.strerror})") from error
@@ -247,13 +247,14 @@ def held(out: pathlib.Path) -> Iterator[None]:
 
 
 def in_use(out: pathlib.Path) -> UsageError:
-    return UsageError(f"out={out}: another process is training there; wait for its end, or give another out")
+    return UsageError(f"out={out}: another process is training there; wait until it ends, or give another out")
 
 
 def finished(cfg: Any, last: pathlib.Path) -> str | None:
-    """Why the training in the checkpoint ``last`` has ended, by the settings of now; None if it has not.
+    """Why the training in the checkpoint ``last`` is finished by the current settings; None if it is not.
 
-    fairseq looks only after an update, and so would train one more each time it is run. Raises CheckpointError.
+    fairseq checks only after an update, and so would train one more each time it is run. Raises CheckpointError for a
+    file that cannot be read.
     """
     if cfg.checkpoint.restore_file != LAST or cfg.checkpoint.reset_optimizer or not last.exists():
         return None
@@ -265,7 +266,7 @@ def finished(cfg: Any, last: pathlib.Path) -> str | None:
     except CheckpointError as error:
         raise CheckpointError(f"{last}: {error}") from None
     except (KeyError, IndexError, TypeError, AttributeError):
-        return None  # fairseq says what is wrong with it
+        return None  # fairseq reports what is wrong with it
     wanted, patience = cfg.optimization, cfg.checkpoint.patience
     if 0 < wanted.max_update <= updates:
         return f"{last} has {updates} updates, optimization.max_update is {wanted.max_update}"
@@ -279,7 +280,7 @@ def finished(cfg: Any, last: pathlib.Path) -> str | None:
 
 
 def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> None:
-    """fairseq's command in this process; trains if ``is_wanted`` of the configuration, when it is complete.
+    """fairseq's command in this process; trains if ``is_wanted`` of the complete configuration.
 
     Raises UsageError for settings that are unknown or no values, CheckpointError for weights that do not fit, else what
     fairseq raises.
@@ -292,7 +293,7 @@ def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> No
     from omegaconf.errors import OmegaConfBaseException
 
     with_defaults, train_model = hydra_train._hydra_main, hydra_train.pre_main
-    # What an earlier training in this process has left: its scores, and its places for TensorBoard.
+    # What an earlier training in this process left behind: its best scores and its TensorBoard writers.
     for left in (vars(checkpoint_utils.save_checkpoint), vars(should_stop_early), progress_bar._tensorboard_writers):
         left.clear()
     failures: list[Exception] = []
@@ -310,7 +311,7 @@ def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> No
             return float("nan")
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out as they are
-    logging.raiseExceptions = False  # where the log's own file finds no room, what is being trained finds none either
+    logging.raiseExceptions = False  # no tracebacks from logging to a full disk: the checkpoint will report it
     hydra_train._hydra_main, hydra_train.pre_main = keep_failure, main
     argv = sys.argv
     sys.argv = ["s3prl-ofa pretrain", *arguments]
@@ -342,7 +343,7 @@ def write_init(init: str, target: pathlib.Path) -> None:
     with naming(checkpoint.path):
         state = write_state(checkpoint)
         weights = split_weight_norm(drop_needless_projection(checkpoint))
-        check_finite(weights, torch.float32)  # in which fairseq makes its model
+        check_finite(weights, torch.float32)  # the dtype of fairseq's model
     state["model"] = {name: weight.clone() for name, weight in weights.items()}
     with atomic_path(target) as temporary:
         torch.save(state, temporary)

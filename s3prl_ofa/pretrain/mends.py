@@ -49,13 +49,13 @@ def atomic_copies() -> None:
 
 
 def atomic_saves() -> None:
-    """fairseq tries three times, and leaves what it has written of a checkpoint that does not fit on the disk."""
+    """Saves checkpoints whole or not at all: where a disk is full, fairseq tries three times and leaves a part."""
     original = checkpoint_utils.torch_persistent_save
     if hasattr(original, "__wrapped__"):
         return
 
     def save(obj: Any, filename: str, async_write: bool = False) -> None:
-        if async_write or not PathManager.supports_rename(filename):  # places that only its path manager knows
+        if async_write or not PathManager.supports_rename(filename):  # paths that only fairseq's path manager can write
             return original(obj, filename, async_write)
         with atomic_path(filename) as temporary, temporary.open("wb") as file:
             torch.save(obj, file)

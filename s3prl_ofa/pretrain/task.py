@@ -71,14 +71,14 @@ class OFAPretrainingTask(AudioPretrainingTask):
             raise UsageError(f"{manifest}: no utterance of at least task.min_sample_size samples")
 
     def can_reuse_epoch_itr(self, dataset) -> bool:
-        """An iterator that is used again makes other batches each time, and validation is to be the same each time.
+        """A reused iterator would make different batches each time, but every validation must be the same.
 
-        Training asks for one every epoch, with the epoch's number, from which the batches are drawn.
+        Training asks for a new one every epoch, with the epoch's number, from which the batches are drawn.
         """
         return False
 
     def get_checkpoint_dict(self) -> dict[str, dict[str, Any]]:
-        """How long validation has not got better, which fairseq's own checkpoints leave out (checkpoint.patience)."""
+        """For how long validation has not improved (checkpoint.patience), which fairseq's checkpoints leave out."""
         return {type(self).__name__: dict(vars(should_stop_early))}
 
     def set_checkpoint_dict(self, state: dict[str, Any]) -> None:

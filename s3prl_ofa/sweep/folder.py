@@ -23,7 +23,7 @@ CACHE_GB = "--cache-gb"  # of work.py and of run_downstream
 LOCK = ".point.lock"
 POINT, CONFIG, EXPERIMENT, LOG = "point.json", "config.yaml", "experiment", "run.log"
 TRAINED, RESULT, FAILURE = "trained.json", "result.json", "failed.json"
-NO_ROOM = 74  # exit status of a point's process on a full disk, as in sysexits.h; the point is left to be resumed
+NO_ROOM = 74  # exit status of a point's process on a full disk, as in sysexits.h; the point can be resumed
 TAIL = 5  # lines of a log that are shown
 
 

@@ -26,7 +26,7 @@ from .results import FAILED
 SUBMITIT = "submitit"  # the folder for what it writes
 CONTROLLER_LOG = "controllers.log"
 POLL_SECONDS = {"local": 0.2, "debug": 0.0, "slurm": 10.0}
-TOLD_AGAIN_SECONDS = 10.0
+SIGNAL_AGAIN_SECONDS = 10.0
 SLURM_PARALLEL = 64  # points at a time, unless the grid says
 SLURM_CPUS = 4
 ENDLESS_MINUTES = 60 * 24 * 365 * 10  # submitit wants a limit, and nobody shares this machine by the clock
@@ -116,15 +116,15 @@ class Launcher:
 
 
 def stop(jobs: dict[pathlib.Path, Any]) -> None:
-    """Ends the jobs of points of this machine, and waits for their ends; jobs: by the points' locks.
+    """Ends jobs on this machine and waits for them. jobs: by the lock of the point that each runs.
 
-    By SIGTERM, as what a shell started in the background does not hear submitit's own SIGINT. Who still holds a lock
-    has got it from the job that was ended, and is ending.
+    Sends SIGTERM, because a process that a shell started in the background ignores submitit's SIGINT. A lock that is
+    still held after its job's end is held by a process of that job, which is ending too.
     """
-    told = -math.inf
+    sent = -math.inf
     while busy := {lock: job for lock, job in jobs.items() if not job.done() or is_locked(lock)}:
-        if told + TOLD_AGAIN_SECONDS < time.monotonic():  # a job may have just begun, and not have listened yet
-            told = time.monotonic()
+        if sent + SIGNAL_AGAIN_SECONDS < time.monotonic():  # a job that just started may have no handler yet
+            sent = time.monotonic()
             for job in busy.values():
                 if not job.done():
                     os.kill(int(job.job_id), signal.SIGTERM)

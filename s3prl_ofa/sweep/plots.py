@@ -35,7 +35,7 @@ STYLE = {
     "lines.markersize": 4.2,
     "errorbar.capsize": 1.8,
     "text.usetex": False,
-    "text.parse_math": False,  # a name may have dollars in it
+    "text.parse_math": False,  # a name may contain dollar signs
     "svg.hashsalt": "s3prl-ofa",  # the same file from the same results
     "savefig.dpi": 200,
 }

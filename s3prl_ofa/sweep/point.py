@@ -20,7 +20,7 @@ from .provenance import provenance
 from .results import FAILED, FINISHED, Results
 
 FROM_OUTSIDE = ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")
-FROM_OUTSIDE += ("SIGUSR1", "SIGUSR2", "SIGXCPU")  # Slurm's and submitit's word of an end that comes
+FROM_OUTSIDE += ("SIGUSR1", "SIGUSR2", "SIGXCPU")  # with these Slurm and submitit announce the end of a job
 KILLED = "killed"  # an exit state without a row: the point goes on the next time
 
 
@@ -41,7 +41,7 @@ class PointRun:
         gpu: the one to use, empty for none; None leaves it to the environment. cache_gb: how much the sweep's cache of
         features may take; None for no cache.
         """
-        # On this machine SIGTERM is how the sweep ends its points; submitit would pass over it.
+        # The sweep ends its points on this machine with SIGTERM, which submitit would ignore.
         with termination(replace=os.environ.get("SUBMITIT_EXECUTOR") == "local"):
             return run_point(pathlib.Path(folder), gpu, threads, cache_gb)
 
@@ -89,14 +89,14 @@ def run_process(arguments: list[str], log: pathlib.Path, gpu: str | None, thread
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, pass_fds=[lock.fileno()]
         )
-        status = wait_for(process)  # which ends it at Ctrl-C, or where a cluster wants its machine back
+        status = wait_for(process)  # ends it at Ctrl-C, or when a cluster ends this job
     if status < 0:  # by a signal; a shell between would make 128 + the signal of it
         status = 128 - status
     if status > 128 and status - 128 in set(signal.Signals):
         name = signal.Signals(status - 128).name
         if name in FROM_OUTSIDE:
             raise CommandKilled
-        raise CommandFailed(f"it crashed with {name}")  # its own doing, as a segmentation fault is
+        raise CommandFailed(f"it crashed with {name}")  # by its own fault, such as a segmentation fault
     if status == NO_ROOM:
         raise CommandKilled
     if status:

@@ -33,13 +33,13 @@ class Results:
         found = []
         for number, row in self.numbered():
             if row is None:
-                logger.warning("%s, line %d is no row of a sweep and is passed over", self.path, number)
+                logger.warning("%s, line %d is not a row of a sweep and is skipped", self.path, number)
             else:
                 found.append(row)
         return found
 
     def numbered(self) -> Iterator[tuple[int, Row | None]]:
-        """Every line that is not empty, with its number from 1 on; None for one that is no row."""
+        """(line number, row) of every line that is not empty, counted from 1; None for one that is not a row."""
         text = self.path.read_bytes() if self.path.exists() else b""
         return ((number, row_of(part)) for number, part in enumerate(text.split(b"\n"), 1) if part.strip())
 

@@ -1,41 +1,41 @@
-"""Which rows of a results file a report can use. Rows are a sweep's, or what people put together of several."""
+"""Which rows of a results file a report can use. The rows are a sweep's, or were merged by hand from several."""
 
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from s3prl_ofa.errors import shown
 from s3prl_ofa.superb.rate_options import ADAPTIVE
 
 from .results import FAILED, FILE, FINISHED, Results, Row
 
 LARGEST = 1e15  # beyond it, means and deviations lose all digits or overflow
-SHOWN = 60  # characters of a value in a message
 RATES = ("lambd", "frame_period_ms", "pool", ADAPTIVE)
 
 
 class Kind(NamedTuple):
-    """What a column holds: in words, and whether a value is one."""
+    """What a column holds: in words, and a test of whether a value fits."""
 
     words: str
     fits: Callable[[Any], bool]
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST  # no NaN is
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST  # false for NaN
 
 
-TEXT = Kind("a text of one line", lambda value: isinstance(value, str) and bool(value.strip()) and value.isprintable())
+TEXT = Kind("one line of text", lambda value: isinstance(value, str) and bool(value.strip()) and value.isprintable())
 RATE = Kind(f"one of {', '.join(RATES)}", lambda value: value in RATES)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 NUMBER = Kind("a number", is_number)
 POSITIVE = Kind("a number above 0", lambda value: is_number(value) and value > 0)
 COST = Kind("a number of at least 0", lambda value: is_number(value) and value >= 0)
 WHOLE = Kind("a whole number", lambda value: is_number(value) and value == int(value))
-REPEAT = Kind("a whole number or a text", lambda value: WHOLE.fits(value) or TEXT.fits(value))
+REPEAT = Kind("a whole number or text", lambda value: WHOLE.fits(value) or TEXT.fits(value))
 
 NEEDED = {"task": TEXT, "model": TEXT, "metric": TEXT, "seed": WHOLE, "score": NUMBER, "unit": POSITIVE}
 NEEDED |= {"higher_is_better": FLAG}
-NULLABLE = {"rate": RATE, "value": NUMBER, "frames": TEXT, "learning_rate": NUMBER}  # must be there too
+NULLABLE = {"rate": RATE, "value": NUMBER, "frames": TEXT, "learning_rate": NUMBER}  # must be there, may be null
 OPTIONAL = {"asked_repeat": REPEAT, "repeat": WHOLE, "steps": WHOLE, "lambd_start": NUMBER, "lambd_max": NUMBER}
 OPTIONAL |= {"checkpoint_sha256": TEXT, "device": TEXT, "dev_score": NUMBER, "learnt_lambd": NUMBER}
 OPTIONAL |= {"frame_period_ms": POSITIVE, "macs_per_second": COST, "peak_memory_mb": COST}
@@ -52,13 +52,13 @@ class Fault(NamedTuple):
 
 
 def read_rows(results: Results) -> tuple[list[Row], list[Fault]]:
-    """One usable row for each point, and what was wrong with others: a finished one counts before any other, then the
+    """One usable row per point, and what was wrong with others. Of several, the last finished one counts, or else the
     last one."""
     found: dict[str, Row] = {}
     faults = []
     for number, row in results.numbered():
         if row is None:
-            faults.append(Fault(f"{FILE}, line {number}", "no row of a sweep; cut off while it was written?"))
+            faults.append(Fault(f"{FILE}, line {number}", "not a row of a sweep; cut off while it was written?"))
             continue
         where = f"{row['point']} (line {number})"
         try:
@@ -66,7 +66,7 @@ def read_rows(results: Results) -> tuple[list[Row], list[Fault]]:
         except ValueError as error:
             faults.append(Fault(where, f"{error}; the row is left out"))
             continue
-        faults += [Fault(where, f"{text}; it counts as not known") for text in left_out]
+        faults += [Fault(where, f"{text}; it is treated as unknown") for text in left_out]
         earlier = found.get(row["point"], {}).get("state")
         if earlier == row["state"] == FINISHED:
             faults.append(Fault(where, "finished in an earlier line too; the last one counts"))
@@ -76,7 +76,7 @@ def read_rows(results: Results) -> tuple[list[Row], list[Fault]]:
 
 
 def checked(row: Row) -> tuple[Row, list[str]]:
-    """The row with all columns that a report reads, and what had to be taken out of it.
+    """The row with all columns that a report reads, and what was wrong with values that were removed.
 
     Raises ValueError for a row that cannot be used.
     """
@@ -99,15 +99,10 @@ def checked(row: Row) -> tuple[Row, list[str]]:
         if found[key] is not None and not kind.fits(found[key]):
             left_out.append(f"{key}: {kind.words} is expected, found {shown(row[key])}")
             found[key] = None
-    # as other programs write whole numbers that stand in a column with empty cells
+    # other programs write whole numbers as floats in a column that has empty cells
     whole = {key: int(value) for key, value in found.items() if isinstance(value, float) and key in WHOLES}
     return found | whole, left_out
 
 
 def is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
-
-
-def shown(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

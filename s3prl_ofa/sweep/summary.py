@@ -120,7 +120,7 @@ class Reach:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """All that a report tells. missing: names of the grid's points without a row. faults: of lines of the results."""
+    """What a report contains. missing: names of the grid's points without a row. faults: in the results' lines."""
 
     folder: pathlib.Path
     rows: list[Row]

@@ -183,7 +183,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list
 
 
 def plain(text: str) -> str:
-    """Markdown would take it for HTML."""
+    """Escapes what Markdown would take for HTML."""
     return html.escape(text, quote=False)
 
 
@@ -194,5 +194,5 @@ def notes(summary: Summary) -> str:
         "Frame period and speed as measured there, memory the peak of training and evaluation; GMACs of the upstream "
         "and wall times a second of audio. The first table has their means over tasks, or the range; x2 there says "
         "that CTC had to see each frame twice. "
-        f"Measured on {', '.join(devices) or 'what is not known'}."
+        f"Measured on {', '.join(devices) or 'unknown devices'}."
     )

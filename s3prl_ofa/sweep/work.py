@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def while_there_is_room(run: Callable[[], int]) -> int:
-    """The exit status of ``run``, or NO_ROOM: a full disk is not the point's failure."""
+    """The exit status of ``run``, or NO_ROOM: on a full disk the point has not failed."""
     try:
         return run()
     except DiskFull as error:
@@ -209,7 +209,7 @@ def probe(folder: pathlib.Path, settings: dict[str, Any]) -> int:
 if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stdout.flush()
-    for worker in multiprocessing.active_children():  # of a loader, where the process was told to end
+    for worker in multiprocessing.active_children():  # of a data loader, if this process was told to end
         worker.terminate()
         worker.join()
     os._exit(status)  # everything is on the disk; tearing down torch takes as long as a short evaluation
