@@ -215,7 +215,7 @@ def test_two_texts_for_one_utterance(task, root, chapter, caplog):
 def test_other_encodings(reader, encoded, line, root, chapter, capsys):
     """A transcript that is not UTF-8 is refused with file, line and what to do."""
     edit(chapter, lambda text: text.splitlines(keepends=True)[0] + encoded)
-    words = f"{chapter}/11-22.trans.txt, line {line}: not a text in UTF-8"
+    words = f"{chapter}/11-22.trans.txt, line {line}: not UTF-8 text"
     if reader in ("asr", "pr"):
         with pytest.raises(UsageError) as caught:
             used_by(reader, root)
@@ -283,7 +283,7 @@ def test_lexicons_of_any_editor(tmp_path):
     path.write_text(";;; cmudict\nCAT(2) K AE0 T # rare\nCAT K AE1 T\n")
     assert corpora.read_lexicon([path]) == {"CAT": ["K", "AE0", "T"]}
     path.write_bytes(b"CAT K AE1 T\nCAF\xc9 K AE0 F EY1\n")
-    with pytest.raises(UsageError, match="lexicon.txt, line 2: not a text in UTF-8"):
+    with pytest.raises(UsageError, match="lexicon.txt, line 2: not UTF-8 text"):
         corpora.read_lexicon([path])
 
 

@@ -52,8 +52,8 @@ def test_lexicons_are_read_as_they_are_around(lexicon):
     [
         ("A AH0\n\nCAT\n", "lexicon.txt, line 3: the word CAT has no phones"),
         ("A AH0\nCAT # K AE1 T\n", "lexicon.txt, line 2: the word CAT has no phones"),
-        (b"A AH0\nCAF\xc9 K\n", "lexicon.txt, line 2: not a text in UTF-8"),
-        ("A AH0\n".encode("utf-16"), "lexicon.txt, line 1: not a text in UTF-8"),
+        (b"A AH0\nCAF\xc9 K\n", "lexicon.txt, line 2: not UTF-8 text"),
+        ("A AH0\n".encode("utf-16"), "lexicon.txt, line 1: not UTF-8 text"),
     ],
 )
 def test_lines_that_are_wrong_are_named(content, words, lexicon):

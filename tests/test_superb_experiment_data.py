@@ -152,7 +152,7 @@ def test_vocabularies_of_another_installation(config):
         assert datarc["dict_path"] == ours
     datarc["dict_path"] = "/gone/mine/char.dict"
     with pytest.raises(
-        UsageError, match="vocabulary /gone/mine/char.dict is no longer there: -o config.*dict_path=FILE"
+        UsageError, match="vocabulary /gone/mine/char.dict is no longer there: .*-o config.*dict_path=FILE"
     ):
         experiment_data.refill("asr", config, {}, None)
     experiment_data.refill("asr", config, {}, "config.downstream_expert.datarc.dict_path=char.dict")

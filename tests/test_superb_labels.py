@@ -198,7 +198,7 @@ def test_another_vocabulary_counts_for_nothing(root, run, caplog):
     """--vocabulary with -e is not passed over in silence: the labels of a trained model stay what they were."""
     assert run("train", "pr") == 0
     assert run("evaluate", "pr", "-e", "exp", "--vocabulary", "prepared/lexicon.txt") == 0
-    assert "--vocabulary counts for nothing" in caplog.text
+    assert "--vocabulary has no effect" in caplog.text
 
 
 def test_weights_alone_bring_their_vocabulary(root, run):
@@ -233,7 +233,7 @@ def test_an_output_layer_of_another_vocabulary(task, root, run, capsys):
         (b"A\n", "expected lines of a symbol and a count"),
         (b"A 1\nA 2\n", "each symbol once"),
         (b"\xef\xbb\xbf| 1\n", "byte order mark"),
-        (b"| 1\n\xc9 1\n", "line 2: not a text in UTF-8"),
+        (b"| 1\n\xc9 1\n", "line 2: not UTF-8 text"),
         (b"E 1\nT 1\n", r"characters that the vocabulary lacks: A C D"),
     ],
 )

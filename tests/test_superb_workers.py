@@ -10,7 +10,7 @@ MODULES = ("s3prl.downstream.asr.dataset", "s3prl.downstream.ctc.corpus.libripho
 MODULES += ("s3prl.downstream.voxceleb1.dataset",)
 
 
-def test_datasets_bring_us_along():
+def test_datasets_register_in_workers():
     """Unpickled in a fresh Python, a dataset of each task finds S3PRL with its shims, our corpora and our loader."""
     register.register()
     code = f"""

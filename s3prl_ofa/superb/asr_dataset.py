@@ -1,7 +1,7 @@
-"""S3PRL's dataset for asr, fed by our parser: the same usable utterances as everywhere, and labels that are known.
+"""S3PRL's dataset for asr, fed by our parser: the same usable utterances as everywhere else, and only known labels.
 
-S3PRL's own reads transcripts itself, cuts the names of utterances at dots, and adds to its dictionary whatever it meets
-in a transcript, when the output layer has its size already.
+S3PRL's own dataset parses transcripts itself, cuts the names of utterances at dots, and adds whatever it finds in a
+transcript to its dictionary, although the size of the output layer is already fixed.
 """
 
 import pathlib
@@ -25,12 +25,12 @@ CURE = (
 
 
 def unknown_letters(text: str, known: Container[str]) -> set[str]:
-    """The labels of a transcript that are not known; a ``|`` in the text itself would pass for the end of a word."""
+    """The labels of a transcript that are not known; a ``|`` in the text would be taken for the end of a word."""
     return {letter for letter in letters(text) if letter not in known} | ({WORD_END} & set(text))
 
 
 def read_table(path: pathlib.Path) -> pandas.DataFrame:
-    """The columns file_path and length of a bucket file. Raises UsageError for a missing file and another content."""
+    """The columns file_path and length of a bucket file. Raises UsageError if it is missing or lacks them."""
     if not path.is_file():
         raise UsageError(f"there is no {path}; {MAKE_BUCKET} makes it")
     try:
@@ -49,7 +49,7 @@ class AsrDataset(SequenceDataset):
 
     Their order and lengths are those of ``bucket_file``/SPLIT.csv; usable ones that are not listed there are left out
     and logged like unusable ones. As in S3PRL, a last batch of one utterance is not trained on. Raises UsageError for
-    a table that cannot be used, when no utterance can, and for characters that ``dictionary`` does not have.
+    a table that cannot be used, if no utterance can be used, and for characters that ``dictionary`` lacks.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class AsrDataset(SequenceDataset):
         found = check_audio(read_chapters(sorted(places)), split)
         there = {utterance.audio: utterance for utterance in found.utterances}
         used = {path: there[path] for path in listed if path in there}
-        named = there.keys() | found.left_out.keys()  # without audio by the name that its file would have
+        named = there.keys() | found.left_out.keys()  # those without audio by their path without a suffix
         gone = [path for path in listed if path not in named and path.parent / path.stem not in named]
         found.left_out.update(dict.fromkeys(gone, f"listed in {bucket_file}, but not there"))
         new = there.keys() - listed.keys()

@@ -1,4 +1,4 @@
-"""What S3PRL's tasks keep from one run for the next: no pickle is read, and nothing is taken for another corpus's."""
+"""What S3PRL's tasks cache between runs: no pickle is read, and no corpus gets the cache of another."""
 
 import importlib
 import json
@@ -19,7 +19,7 @@ LENGTHS = "sv_voxceleb1"  # the task that keeps lengths
 
 
 def secure_caches(downstream: str, expdir: pathlib.Path) -> None:
-    """To be called before S3PRL builds the task ``downstream``; may be called again.
+    """Must be called before S3PRL builds the task ``downstream``; may be called again.
 
     * A module of S3PRL's tasks that unpickles a cache gets an error instead, as a pickle can run code.
     * The lengths that sv_voxceleb1 keeps inside the installed package, by the corpus's name only, go to ``expdir``.
@@ -65,7 +65,7 @@ def measure(dataset: types.ModuleType, paths: Sequence[str], n_jobs: int) -> lis
 def trimmed_lengths(
     paths: Sequence[str], cache: pathlib.Path, measure: Callable[[Sequence[str]], list[int]]
 ) -> dict[str, int]:
-    """The length of every file: out of ``cache`` while the file's size and time of change are those of then."""
+    """The length of every file, from ``cache`` if the file's size and modification time have not changed."""
     try:
         kept = json.loads(cache.read_text("utf-8"))
     except (FileNotFoundError, ValueError):

@@ -1,7 +1,8 @@
-"""LibriSpeech-like folders and pronunciation lexicons: the one parser of them, and which utterances can be used.
+"""The one parser of LibriSpeech-like folders and pronunciation lexicons, and which utterances can be used.
 
-A corpus lies in SPLIT/SPEAKER/CHAPTER/: audio files, named after their utterances, and ``*.trans.txt`` with lines of an
-utterance and its text. Every command that reads such a corpus, and S3PRL's datasets, get its utterances from here.
+The folders SPLIT/SPEAKER/CHAPTER/ hold audio files, named after their utterances, and ``*.trans.txt`` files with lines
+of an utterance's name and its text. Every command that reads such a corpus gets its utterances from here, and so do
+S3PRL's datasets.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from s3prl_ofa.files import printable
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 3  # utterances or files that a message names, of many
+SHOWN = 3  # utterances or files that one message names
 SHOWN_LABELS = 20
 WORD_END = "|"  # asr's label after each word
 ALTERNATIVE = re.compile(r"\(\d+\)$")  # after a word, in cmudict
@@ -30,7 +31,7 @@ ALTERNATIVE = re.compile(r"\(\d+\)$")  # after a word, in cmudict
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
-    """audio: its file. text: its transcript, in capitals. source: the file and line that the text comes from."""
+    """audio: its file. text: its transcript, in upper case. source: the file and line that the text comes from."""
 
     audio: pathlib.Path
     text: str
@@ -87,7 +88,7 @@ def folders(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def chapters(split: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The folders speaker/chapter of a split."""
+    """The speaker/chapter folders of a split."""
     return (chapter for speaker in folders(split) for chapter in folders(speaker))
 
 
@@ -116,7 +117,7 @@ def read_chapters(chapters: Iterable[pathlib.Path]) -> Found:
     """
     found = Found()
     for chapter in chapters:
-        # of an utterance in several formats the first by name counts, of those that can be read
+        # of several files of an utterance, the first by name in a readable format counts
         files = listing(chapter)[::-1]
         audio = {
             path.stem: path for kind in (OTHER_SUFFIXES, SUFFIXES) for path in files if path.suffix.lower() in kind
@@ -142,9 +143,9 @@ def read_chapters(chapters: Iterable[pathlib.Path]) -> Found:
 
 
 def check_audio(found: Found, what: str) -> Found:
-    """The same without the utterances whose audio cannot be used, which are left out with the reason.
+    """``found`` with the utterances whose audio cannot be used moved to ``left_out``.
 
-    what: names the corpus in the progress bar. Only headers are read, of files that have changed since the last call.
+    what: the label of the progress bar. Only headers are read, and only of files that changed since the last call.
     """
     checked = Found(left_out=dict(found.left_out))
     for utterance in tqdm(found.utterances, desc=what, unit="file", dynamic_ncols=True, leave=False):
@@ -158,11 +159,11 @@ def check_audio(found: Found, what: str) -> Found:
 
 
 def length(path: str | os.PathLike) -> int:
-    """Samples of a file as ``check_speech`` gives them, which is asked once in a process. Raises AudioError."""
+    """Samples of a file by ``check_speech``, which is called once per file and process. Raises AudioError."""
     try:
         status = os.stat(path)
         key = os.fspath(path), status.st_mtime_ns, status.st_size
-    except (OSError, ValueError):  # check_speech says what is wrong with it
+    except (OSError, ValueError):  # check_speech raises the right error
         return check_speech(path)
     return known_length(*key)
 
@@ -173,9 +174,9 @@ def known_length(path: str, mtime_ns: int, size: int) -> int:
 
 
 def read_usable(splits: Iterable[pathlib.Path]) -> list[Utterance]:
-    """The utterances of these splits that can be used. How many others there are is logged, and the first of them.
+    """The utterances of these splits that can be used. The number of the others is logged with the first of them.
 
-    Raises UsageError when a split has none that can be used.
+    Raises UsageError if a split has none that can be used.
     """
     utterances = []
     for split in splits:
@@ -186,7 +187,7 @@ def read_usable(splits: Iterable[pathlib.Path]) -> list[Utterance]:
 
 
 def report_left_out(found: Found, what: str) -> None:
-    """Logs once in a process what is left out. Raises UsageError when nothing else is there."""
+    """Logs once per process what is left out. Raises UsageError if no utterance remains."""
     total = len(found.utterances) + len(found.left_out)
     shown = [f"{printable(path)} ({why})" for path, why in sorted(found.left_out.items())[:SHOWN]]
     named = "; ".join([*shown, *["..."] * (len(found.left_out) > SHOWN)])
@@ -198,19 +199,19 @@ def report_left_out(found: Found, what: str) -> None:
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """S3PRL reads a split as often as it trains on it or evaluates it."""
+    """Logs a message only once: S3PRL reads a split again for every evaluation."""
     logger.warning("%s", message)
 
 
 def letters(text: str) -> str:
-    """The labels of asr: the letters of every word and its end."""
+    """The labels of asr: the letters of each word, followed by ``WORD_END``."""
     return text.replace(" ", WORD_END) + WORD_END
 
 
 def refuse_unknown(found: dict[Utterance, Collection[str]], what: str, cure: str) -> None:
     """Raises UsageError if there are utterances with labels that their task does not know.
 
-    found: for every utterance of a split its unknown labels, most of them none. what: the labels and where they are
+    found: the unknown labels of every utterance of a split, mostly none. what: the kind of labels and where they are
     missing. cure: what to do.
     """
     unknown = {utterance: labels for utterance, labels in found.items() if labels}
@@ -227,7 +228,8 @@ def refuse_unknown(found: dict[Utterance, Collection[str]], what: str, cure: str
 def read_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
     """(number, text without white space around it) of every line of a UTF-8 file that is not blank.
 
-    A byte order mark is skipped; lines end as on any system. Raises UsageError naming file and line for anything else.
+    A byte order mark is skipped; any system's line endings are accepted. Raises UsageError naming file and line for
+    anything else.
     """
     try:
         content = path.read_bytes()
@@ -241,21 +243,21 @@ def read_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
     if bad >= 0:
         line = content.count(b"\n", 0, bad) + 1
         raise UsageError(
-            f"{path}, line {line}: not a text in UTF-8 (perhaps Latin-1 or UTF-16?); "
+            f"{path}, line {line}: not UTF-8 text (perhaps Latin-1 or UTF-16?); "
             f"`iconv -f ENCODING -t UTF-8 FILE` converts it"
         )
     return ((number, line.strip()) for number, line in enumerate(io.StringIO(text, None), 1) if line.strip())
 
 
 def capitals(text: str) -> str:
-    """The text as labels are made of it: Unicode's upper case (ß becomes SS), letters and their accents as one."""
+    """The text as labels see it: Unicode's upper case (ß becomes SS), each letter composed with its accents (NFC)."""
     return unicodedata.normalize("NFC", text.upper())
 
 
 def lexicon_entries(files: Iterable[str | pathlib.Path]) -> Iterator[tuple[str, str, list[str]]]:
     """Yields (place, word in capitals, phones) for every line WORD PHONES; the place is "FILE, line N".
 
-    Word and phones may be separated by spaces or tabs. As in cmudict, ``;;;`` begins a line of comment, ``#`` a comment
+    Word and phones may be separated by spaces or tabs. As in cmudict, ``;;;`` begins a comment line, ``#`` a comment
     after the phones, and WORD(2) is another pronunciation of WORD. Raises UsageError when a file is missing or not in
     UTF-8, and for a word without phones.
     """

@@ -118,7 +118,7 @@ def largest_lambd(
 
 
 def of_file(path: str, read: Callable[[str], Any]) -> Any:
-    """What ``read`` makes of an audio file. Raises UsageError naming the file when it cannot be used."""
+    """``read(path)``. Raises UsageError naming the file if it cannot be used as audio."""
     try:
         return read(path)
     except AudioError as error:

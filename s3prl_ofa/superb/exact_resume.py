@@ -21,7 +21,7 @@ KEY = "Position"  # in a checkpoint of S3PRL's, beside its Step and Epoch
 class Position:
     """Where a training is. Goes on from ``stored``, what ``state`` gave when the checkpoint was saved.
 
-    Raises CheckpointError for one that is something else.
+    Raises CheckpointError if ``stored`` is something else.
     """
 
     def __init__(self, stored: dict[str, Any] | None) -> None:
@@ -78,16 +78,14 @@ class Watched:
 
 
 def check_stored(stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises CheckpointError where nothing can be resumed from it; the random state is ``now`` before and after."""
+    """Raises CheckpointError if ``stored`` cannot be resumed from. The random state is ``now`` before and after."""
     try:
         for name in ("epoch_start", "now"):
             set_random_state(stored[name])
         range(stored["batches"])
-    except Exception as error:  # of a generator, each refuses a wrong state its own way
+    except Exception as error:  # each generator refuses a wrong state in its own way
         reason = f"{type(error).__name__}: {error}"[:200]
-        raise CheckpointError(
-            f"the checkpoint's {KEY} is no state of random numbers to resume from ({reason})"
-        ) from error
+        raise CheckpointError(f"the checkpoint's {KEY} is not a random state to resume from ({reason})") from error
     finally:
         set_random_state(now)
 

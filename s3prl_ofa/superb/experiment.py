@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 STATES = re.compile(r"states-(\d+)\.ckpt")
-# what S3PRL keeps in one
+# the entries of such a checkpoint
 KINDS = {"Args": argparse.Namespace, "Config": dict, "Step": int, "Epoch": int, "Position": dict}
 KINDS |= dict.fromkeys(("Optimizer", "Scheduler", "Upstream", "Featurizer", "Downstream"), dict)
 TEMPORARIES = (".states-*.ckpt", ".*best*.ckpt")  # what atomic_path makes of S3PRL's names
@@ -86,7 +86,7 @@ def past_checkpoints(past_exp: str | None, auto_resume: bool, expdir: str | None
 def newest_readable(paths: list[pathlib.Path]) -> tuple[pathlib.Path, dict[str, Any]]:
     """The first of the checkpoints that is whole, and what it holds.
 
-    Raises UsageError when none is, and for one with which S3PRL would run more than what is installed.
+    Raises UsageError if none is, and for one that would make S3PRL run code that is not installed here.
     """
     for index, path in enumerate(paths):
         states = read_states(path)
@@ -134,7 +134,7 @@ def trained_model_config(checkpoint: str) -> str | None:
 
 
 def trained_config(past: dict[str, Any] | None, init_ckpt: str | None) -> dict[str, Any] | None:
-    """The config that weights were trained with, of an experiment or of ``-i``; None where there are none."""
+    """The config that the weights of the experiment, or else of ``-i``, were trained with; None without either."""
     if past is None and init_ckpt:
         past = read_states(init_ckpt) or {}
     return None if past is None else past.get("Config", {})

@@ -13,32 +13,32 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.resources import folder
 
 from .corpora import split_names
-from .labels import KEPT
+from .labels import KEPT, OUR_CORPORA, PLACES
 from .tasks import PLACEHOLDER, S3PRL_DOWNSTREAM, DataRoots
 
 logger = logging.getLogger(__name__)
 
 TASKS = {name: task for task, name in S3PRL_DOWNSTREAM.items()}
 CONFIGS = "downstream_configs"
-ROOTS = ("librispeech", "voxceleb1")  # what stands in one of these folders is filled after it
-SPLITS = ("train", "dev", "test")  # by --splits; VoxCeleb1 has no others
+ROOTS = ("librispeech", "voxceleb1")  # placeholders of what is in these folders are filled from them
+SPLITS = ("train", "dev", "test")  # filled by --splits; sid has no others
 LIBRISPEECH = {"asr": ("datarc", "libri_root"), "ctc": ("corpus", "path")}  # where S3PRL's config has splits and root
-VOCABULARIES = ("downstream_expert.datarc.dict_path", "downstream_expert.text.vocab_file")
+VOCABULARIES = [f"downstream_expert.{section}.{key}" for section, key in PLACES.values()]
 
 
 def known(downstream: str, config: dict[str, Any]) -> bool:
     """Whether this is one of SUPERB's three tasks, on its own corpus; S3PRL's ctc has others."""
     corpus = (config.get("downstream_expert") or {}).get("corpus") or {}
-    return downstream in TASKS and (downstream != "ctc" or str(corpus.get("name")).lower().startswith("libri"))
+    return downstream in TASKS and (downstream != "ctc" or str(corpus.get("name")).lower() in OUR_CORPORA)
 
 
 def refill(
     downstream: str, config: dict[str, Any], given: dict[str, str | None], override: str | None, read: bool = True
 ) -> None:
-    """Brings the paths in an experiment's config to where its data is now.
+    """Changes the paths in an experiment's config to where its data is now.
 
     downstream: S3PRL's name of a task that is ``known``. given: as DataRoots takes it; it replaces what the config has.
-    override: S3PRL's ``-o``, which comes after this and wins. read: whether the corpus will be. Raises UsageError
+    override: S3PRL's ``-o``, which is applied later and wins. read: whether the run reads the corpus. Raises UsageError
     naming the option where the corpus is neither where the config says nor given.
     """
     given = dict(given)
@@ -59,14 +59,14 @@ def refill(
         if section[key] != stored:
             logger.info("%s: %s in place of %s", where, section[key], stored)
     expert, kept = section_of(config, f"downstream_expert.{KEPT}")
-    for where in () if kept in expert else VOCABULARIES:  # an experiment from before they were kept
+    for where in () if kept in expert else VOCABULARIES:  # an experiment that does not hold its own yet
         section, key = section_of(config, where)
         if key in section and missing(section[key]) and not overridden(where, override):
             section[key] = moved_vocabulary(section[key], where)
 
 
 def placeholders(task: str) -> Iterator[tuple[str, str]]:
-    """Where the task's config has which placeholder, as ("downstream_expert.datarc.libri_root", "librispeech")."""
+    """Yields the key and name of each placeholder, such as ("downstream_expert.datarc.libri_root", "librispeech")."""
 
     def below(value: Any, where: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict):
@@ -86,7 +86,7 @@ def options_of(name: str) -> tuple[str, ...]:
 
 
 def section_of(config: dict[str, Any], where: str) -> tuple[dict[str, Any], str]:
-    """The mapping in which a key such as ``a.b.c`` is looked up, and its last part; empty where there is none."""
+    """The mapping that holds a key such as ``a.b.c``, or an empty one, and the last part of the key."""
     *parents, key = where.split(".")
     section: Any = config
     for parent in parents:
@@ -109,18 +109,20 @@ def missing(value: Any) -> bool:
 
 
 def moved_vocabulary(stored: Any, where: str) -> str:
-    """A vocabulary of ours, or S3PRL's of the same name, where the installation was somewhere else."""
+    """Our vocabulary, for the path of one of ours, or of S3PRL's of the same name, in another installation."""
     path = pathlib.Path(str(stored))
     ours = folder(CONFIGS) / path.name
     if ours.is_file() and (not path.is_absolute() or path.parent.name == CONFIGS):
         return str(ours)
-    raise UsageError(f"the experiment's vocabulary {stored} is no longer there: -o config.{where}=FILE")
+    raise UsageError(
+        f"the experiment's vocabulary {stored} is no longer there: give another with -o config.{where}=FILE"
+    )
 
 
 def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: str) -> None:
-    """Raises UsageError for a split that is not there, of those that a training or an evaluation (``-t``) reads.
+    """Raises UsageError if a split that a training or an evaluation (``-t``) reads is not there.
 
-    ``-t`` may also be any split of LibriSpeech, or several joined by +; it is added to the config. For an inference it
+    ``-t`` may also be any split of LibriSpeech, or several joined by +; these are added to the config. For inference it
     is a file.
     """
     if mode == "inference" and not os.path.isfile(evaluated):
@@ -136,7 +138,7 @@ def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: 
         return
     name, root = LIBRISPEECH[downstream]
     section = (config.get("downstream_expert") or {}).get(name) or {}
-    if root not in section:  # its tables of utterances name their files
+    if root not in section:  # tables of utterances name the files
         return
     for split in wanted:
         if mode == "evaluate" and split == "train" and split in section:
@@ -160,7 +162,7 @@ def check_folder(split: str, root: pathlib.Path, named: list[str]) -> None:
 
 
 def check_bucket(split: str, root: str, bucket: pathlib.Path) -> None:
-    """S3PRL leaves out a folder without its bucket file, with a warning."""
+    """Raises UsageError for a split without a bucket file, which S3PRL would leave out with a warning."""
     if not (bucket / f"{split}.csv").is_file():
         make = f"s3prl-ofa prepare bucket --librispeech {root} --splits {split} --out {bucket.parent}"
         raise UsageError(f"{bucket} holds no {split}.csv; `{make}` makes it")

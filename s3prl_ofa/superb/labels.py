@@ -1,7 +1,7 @@
-"""The labels of asr and pr: a vocabulary that stays with its model, and data that has no labels beyond it.
+"""The labels of asr and pr: a vocabulary that is stored with its model, and data without labels beyond it.
 
-S3PRL's configs name the file of a vocabulary. Labels are numbered by its lines, so a model is worth nothing without the
-very vocabulary that it was trained with: its content is kept in the config of every checkpoint.
+S3PRL's configs name a vocabulary file, whose lines number the labels. A model is useless without the vocabulary that it
+was trained with, so the file's content is stored in the config of every checkpoint.
 """
 
 import argparse
@@ -29,7 +29,7 @@ OUTPUT = "model.linear.bias"  # of the downstream models of these tasks, one num
 
 
 def settle_labels(args: argparse.Namespace, config: dict[str, Any], past: dict[str, Any] | None) -> None:
-    """Brings a run of asr or pr and its vocabulary together, and checks the data; other tasks are left as they are.
+    """Settles the vocabulary of a run of asr or pr, and checks its data; other tasks are left as they are.
 
     config: changed in place. past: the checkpoint to resume from. Nothing is written for a new training whose data
     cannot be used. Raises UsageError as ``keep_vocabulary`` and ``check_labels`` do.
@@ -45,7 +45,7 @@ def settle_labels(args: argparse.Namespace, config: dict[str, Any], past: dict[s
 def keep_vocabulary(downstream: str, config: dict[str, Any], expdir: pathlib.Path, trained: dict | None) -> None:
     """Puts the vocabulary into ``config``, which checkpoints hold, and into the experiment's folder.
 
-    trained: the checkpoint whose weights are used, if any; its vocabulary counts, whatever the config says. Raises
+    trained: the checkpoint whose weights are used, if any; its vocabulary is used, whatever the config says. Raises
     UsageError when there is none.
     """
     if not has_vocabulary(downstream, config):
@@ -59,13 +59,15 @@ def keep_vocabulary(downstream: str, config: dict[str, Any], expdir: pathlib.Pat
     if named.is_file() and read_vocabulary(named) == expert[KEPT]:
         return
     if named.is_file():
-        logger.warning("%s is not used: the model was trained with another vocabulary, its checkpoint's", named)
+        logger.warning(
+            "%s is not used: the model was trained with another vocabulary, which its checkpoint holds", named
+        )
     section, key = PLACES[downstream]
     expert[section][key] = str(expdir / FILE)
 
 
 def has_vocabulary(downstream: str, config: dict[str, Any]) -> bool:
-    """Whether the config names a vocabulary; S3PRL's subwords have a binary model in its place."""
+    """Whether the config names a vocabulary; for subwords S3PRL has a binary model instead."""
     section, key = PLACES.get(downstream, ("", ""))
     values = (config.get("downstream_expert") or {}).get(section) or {}
     return key in values and (downstream == ASR or values.get("mode") in ("character", "word"))
@@ -77,20 +79,22 @@ def file_of(downstream: str, config: dict[str, Any]) -> str:
 
 
 def read_vocabulary(path: pathlib.Path) -> str:
-    """The content of a vocabulary. Raises UsageError when it is missing, and for bytes that S3PRL would take amiss."""
+    """The content of a vocabulary. Raises UsageError if it is missing, not UTF-8 or begins with a byte order mark."""
     if not path.is_file():
-        raise UsageError(f"the vocabulary {path}, whose lines number the labels, is not there any more; put it back")
-    read_lines(path)  # says where it is not UTF-8
+        raise UsageError(f"the vocabulary {path}, whose lines number the labels, is missing; put it back")
+    read_lines(path)  # raises UsageError if it is not UTF-8
     text = path.read_text("utf-8")
     if text.startswith("\ufeff"):
-        raise UsageError(f"{path} begins with a byte order mark, which would belong to a label; save it as plain UTF-8")
+        raise UsageError(
+            f"{path} begins with a byte order mark, which would become part of a label; save it as UTF-8 without one"
+        )
     return text
 
 
 def check_labels(args: argparse.Namespace, config: dict[str, Any], trained: dict | None) -> None:
-    """Reads the splits that a run of asr or pr trains on and scores, so that nothing in them ends it hours later.
+    """Reads the splits that a run of asr or pr trains on and scores, so that bad data ends it now and not hours later.
 
-    trained: as of ``keep_vocabulary``. Raises UsageError for labels that the vocabulary lacks, for splits without a
+    trained: see ``keep_vocabulary``. Raises UsageError for labels that the vocabulary lacks, for splits without a
     usable utterance, and for weights that belong to another number of labels.
     """
     expert = config.get("downstream_expert") or {}
@@ -113,7 +117,7 @@ def check_labels(args: argparse.Namespace, config: dict[str, Any], trained: dict
 
 
 def load_vocabulary(downstream: str, config: dict[str, Any]) -> Any:
-    """S3PRL's dictionary for asr, its text encoder for pr. Raises UsageError for a file that is none."""
+    """S3PRL's dictionary for asr, its text encoder for pr. Raises UsageError for a file that is not one."""
     path = file_of(downstream, config)
     if has_vocabulary(downstream, config):
         read_vocabulary(pathlib.Path(path))
@@ -127,7 +131,7 @@ def load_vocabulary(downstream: str, config: dict[str, Any]) -> Any:
 
 
 def labelled(downstream: str, config: dict[str, Any], split: str) -> list[tuple[str, list[int]]]:
-    """(audio path, label ids) of a split, through the dataset that S3PRL trains on. Raises UsageError as that does."""
+    """(audio path, label ids) of a split, through the dataset that S3PRL trains on, which raises UsageError."""
     expert = config["downstream_expert"]
     vocabulary = load_vocabulary(downstream, config)
     if downstream == ASR:

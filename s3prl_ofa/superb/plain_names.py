@@ -1,6 +1,6 @@
-"""What S3PRL would run of a config, an experiment or an option, held to plain names before S3PRL sees it.
+"""Checks that a config, an experiment or an option holds only plain names where S3PRL would run what it finds.
 
-S3PRL 0.4.18 passes these strings to ``eval``, below the key of the config that they come from:
+S3PRL 0.4.18 passes the strings under these keys of a config to ``eval``:
 
 * ``optimizer.name`` and ``scheduler.name``: ``get_NAME``, in optimizers.py and schedulers.py.
 * ``runner.train_dataloader``, ``runner.eval_dataloaders`` and ``-t``: ``self.get_NAME_dataloader``, in the experts of
@@ -16,7 +16,7 @@ S3PRL 0.4.18 passes these strings to ``eval``, below the key of the config that 
 * ``decoder_args.unk_weight``: a number, or ``-math.inf``, in the expert of asr.
 * the right-hand sides of ``-o``, in utility/helper.py.
 
-It imports the downstream and takes the upstream by name (runner.py), downloads a program with ``--hub huggingface``
+It also imports the downstream and looks up the upstream by name (runner.py), downloads code with ``--hub huggingface``
 (runner.py), and runs the lines of a ``wav.scp`` that end with a bar (diarization).
 """
 
@@ -34,8 +34,8 @@ from typing import Any
 import torch
 
 from s3prl_ofa.checkpoint.safe_pickle import plain
-from s3prl_ofa.errors import CheckpointError, UsageError
-from s3prl_ofa.guarded import SHOWN, nothing_run
+from s3prl_ofa.errors import CheckpointError, UsageError, shown
+from s3prl_ofa.guarded import nothing_run
 
 from .register import ENTRIES
 from .tasks import S3PRL_DOWNSTREAM
@@ -60,7 +60,7 @@ SPLIT = re.compile(r"[\w.,+/-]+")  # train-clean-100, dev+test: no brackets, so 
 NUMBER = re.compile(r"[-+]?(math\.inf|math\.nan|[\d.]+(e[-+]?\d+)?)", re.IGNORECASE)
 TEXTS = {"upstream_ckpt": "-k", "upstream_model_config": "-g", "upstream_feature_selection": "-s"}
 FOLDER = re.compile(r"[\w-]+")
-# of Python's grammar, in a right-hand side that S3PRL would fail to evaluate and then take as text: train-clean-100,
+# nodes of Python's grammar in right-hand sides that S3PRL fails to evaluate and then takes as text: train-clean-100,
 # model.pt, {lambd: 0.9}
 TEXT = (ast.Name, ast.Attribute, ast.Constant, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.expr_context)
 TEXT += (ast.List, ast.Tuple, ast.Set, ast.Dict, ast.Compare, ast.cmpop, ast.Expression)
@@ -68,11 +68,11 @@ TEXT += (ast.List, ast.Tuple, ast.Set, ast.Dict, ast.Compare, ast.cmpop, ast.Exp
 
 @contextlib.contextmanager
 def reading_safely() -> Iterator[None]:
-    """``nothing_run`` around what S3PRL does; its checkpoints may hold the schedules of its own optimizers."""
+    """``nothing_run`` for S3PRL, whose checkpoints may also hold its own learning rate schedules."""
     from s3prl import optimizers
 
     schedules = [kind for kind in vars(optimizers).values() if is_subclass(kind, optimizers._LRSchedule)]
-    # the second name is that of checkpoints from before S3PRL was a package
+    # the second name is in checkpoints from before S3PRL was a package
     named = [
         (kind, f"{module}.{kind.__name__}") for kind in schedules for module in (optimizers.__name__, "optimizers")
     ]
@@ -85,9 +85,9 @@ def is_subclass(kind: Any, parent: type) -> bool:
 
 
 def check(args: argparse.Namespace, config: Any, where: str = "") -> None:
-    """Raises UsageError for arguments and a config with which S3PRL would run more than what is installed here.
+    """Raises UsageError if the arguments or the config would make S3PRL run code that is not installed here.
 
-    where: what the message begins with, such as the experiment that they are from.
+    where: the beginning of the message, such as the experiment that they are from.
     """
     check_args(args, where)
     check_config(config, where)
@@ -133,7 +133,7 @@ def check_split(name: Any) -> None:
 
 
 def check_config(config: Any, where: str = "") -> None:
-    """Raises UsageError where it is no mapping of plain values, and where a name is none; see ``check``."""
+    """Raises UsageError unless it is a mapping of plain values, with plain names where S3PRL runs them."""
     if not isinstance(config, dict) or not all(isinstance(config.get(name), dict) for name in SECTIONS):
         wanted = " and ".join(SECTIONS)
         raise UsageError(f"{where}the config must be a mapping with {wanted}, found {shown(config)}")
@@ -156,7 +156,7 @@ def check_config(config: Any, where: str = "") -> None:
 
 
 def check_recordings(config: dict, where: str) -> None:
-    """Kaldi's tables may hold commands in place of files, which S3PRL gives to a shell."""
+    """Raises UsageError for commands in place of files in Kaldi's tables, which S3PRL would pass to a shell."""
     loaders = (config.get("downstream_expert") or {}).get("loaderrc") or {}
     for folder in (value for key, value in loaders.items() if str(key).endswith("_dir")):
         table = pathlib.Path(str(folder), "wav.scp")
@@ -177,9 +177,9 @@ def entries(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 
 def is_name(value: Any) -> bool:
-    """Whether S3PRL finds at most a class or function of its own under this; numbers it does not evaluate."""
+    """Whether this names at most a class or function of S3PRL's own; S3PRL does not evaluate numbers."""
     if isinstance(value, str):
-        # Python reads other letters that look like ours as ours
+        # Python takes look-alikes of ASCII letters for the letters
         return value.isascii() and value.isidentifier() and not hasattr(builtins, value)
     return value is None or isinstance(value, int | float)
 
@@ -192,15 +192,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) or isinstance(value, str) and NUMBER.fullmatch(value) is not None
 
 
-def shown(value: Any) -> str:
-    return repr(value)[:SHOWN]
-
-
 def literal_override(text: str | None) -> str | None:
-    """S3PRL's ``-o`` with every right-hand side a literal: what S3PRL evaluates is then the value that is meant.
+    """S3PRL's ``-o`` with every right-hand side made a literal, so that S3PRL has nothing else to evaluate.
 
-    Text that is no literal is put in quotes, as S3PRL takes what it cannot evaluate for text. Raises UsageError when
-    S3PRL could not read it, would pass over a part of it, or would run a part of it.
+    Text is put in quotes, as S3PRL takes what it cannot evaluate as text. Raises UsageError if S3PRL could not read it,
+    or would skip or run a part of it.
     """
     if text is None or text.lower() == "none":
         return text
@@ -212,7 +208,9 @@ def literal_option(option: str) -> str:
     key, *values = (part.strip() for part in option.split("="))
     section, *names = key.split(".")
     if len(values) != 1 or not (section == "config" and names or section == "args" and len(names) == 1):
-        raise UsageError(f"-o {option!r}: args.NAME=VALUE or config.NAME.NAME=VALUE is expected, several joined by ,,")
+        raise UsageError(
+            f"-o {shown(option)}: args.NAME=VALUE or config.NAME.NAME=VALUE is expected, several joined by ,,"
+        )
     (value,) = values
     try:
         ast.literal_eval(value)
@@ -220,12 +218,14 @@ def literal_option(option: str) -> str:
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         pass
     if not is_text(value):
-        raise UsageError(f"-o {option[:SHOWN]!r}: a number, text or a list is expected, not Python to run; quote text")
+        raise UsageError(
+            f"-o {shown(option)}: a number, a list or text is expected, not Python code; put text in quotes"
+        )
     return f"{key}={value!r}"
 
 
 def is_text(value: str) -> bool:
-    """Whether S3PRL, which takes for text what it cannot evaluate, could not have evaluated this, or found a name."""
+    """Whether S3PRL would take this as text: it is not Python, or has a name in it and calls nothing."""
     try:
         nodes = list(ast.walk(ast.parse(value, mode="eval")))
     except (ValueError, SyntaxError, RecursionError, MemoryError):

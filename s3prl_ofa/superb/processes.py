@@ -1,9 +1,8 @@
 """Several processes that train together, as torchrun and torch.distributed.launch start them.
 
 S3PRL wraps its models in DistributedDataParallel, divides the training data, and evaluates and saves on the leader
-alone. What it lacks for that: it starts only where --local_rank is given, and on CUDA only; the leader's evaluation
-broadcasts buffers that no other process waits for; and the updates of the others are never counted, so that they train
-without an end.
+alone. What it lacks: it joins processes only with --local_rank and on CUDA; the leader's evaluation broadcasts buffers
+that no other process receives; and the other processes never count their updates, so that they never stop training.
 """
 
 import argparse
@@ -29,14 +28,13 @@ from s3prl_ofa.superb.shims import Instead
 WORLD_SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # beside WORLD_SIZE, to find one another
 TORCHRUN = "torchrun --nproc-per-node {} -m s3prl_ofa run_downstream ..."
-PATIENCE = datetime.timedelta(days=1)  # the others wait while the leader evaluates; torch gives up after minutes
+TIMEOUT = datetime.timedelta(days=1)  # the others wait while the leader evaluates; torch gives up after minutes
 
 
 def settle(args: argparse.Namespace) -> None:
-    """Makes ``local_rank``, ``device`` and ``backend`` what the launcher asks for; ``local_rank`` is None for a process
-    on its own.
+    """Sets ``local_rank``, ``device`` and ``backend`` as the launcher asks; a single process has ``local_rank`` None.
 
-    Raises UsageError for several processes that cannot find one another or have nothing to do together.
+    Raises UsageError for several processes that cannot find one another or that would not train.
     """
     launcher, size = next(((name, size) for name in WORLD_SIZES if (size := number(name)) > 1), (None, 1))
     if launcher is None:
@@ -65,7 +63,7 @@ def settle(args: argparse.Namespace) -> None:
 
 
 def number(name: str) -> int:
-    """An environment variable that counts processes; 1 where it is not set or no number."""
+    """An environment variable that counts processes; 1 if it is not set or not a number."""
     value = os.environ.get(name, "")
     return int(value) if value.isdecimal() else 1
 
@@ -77,15 +75,15 @@ def is_leader(args: argparse.Namespace) -> bool:
 
 @contextlib.contextmanager
 def joined(args: argparse.Namespace) -> Iterator[None]:
-    """Joins the processes that train together, until the block ends; nothing for a process on its own."""
+    """Joins the processes that train together, until the block ends; does nothing for a single process."""
     if args.local_rank is None:
         yield
         return
     if args.device.startswith("cuda"):
         torch.cuda.set_device(args.device)
-    dist.init_process_group(args.backend, timeout=PATIENCE)
+    dist.init_process_group(args.backend, timeout=TIMEOUT)
     yield
-    dist.destroy_process_group()  # not after an error, when it could wait for ever
+    dist.destroy_process_group()  # not after an error, when it could wait forever
 
 
 def world_size() -> int:
@@ -101,7 +99,7 @@ def from_leader(value: Any) -> Any:
 
 
 def check_resumed(past: dict[str, Any] | None) -> None:
-    """Raises UsageError where the processes of a training do not resume together, in as many as it began with.
+    """Raises UsageError if processes do not resume from the same checkpoint, or are not as many as at the start.
 
     past: the checkpoint, None for a new training.
     """
@@ -115,7 +113,7 @@ def check_resumed(past: dict[str, Any] | None) -> None:
 
 
 def torch_for_main() -> Instead:
-    """torch for S3PRL's ``main``: the processes have joined, and what it compares a checkpoint with is checked."""
+    """torch for S3PRL's ``main``, without what was done before: joining the processes and checking the checkpoint."""
     return Instead(
         torch,
         cuda=Instead(torch.cuda, set_device=lambda device: None),
@@ -128,14 +126,14 @@ def torch_for_main() -> Instead:
 
 
 def data_parallel(model: nn.Module, device_ids: list[int], **options: Any) -> DistributedDataParallel:
-    """DistributedDataParallel for S3PRL's runner, also on CPUs; buffers stay each process's own, so that the leader can
+    """DistributedDataParallel for S3PRL's runner, also on CPUs; buffers are not broadcast, so that the leader can
     evaluate alone."""
     on_gpu = next(model.parameters()).is_cuda
     return DistributedDataParallel(model, device_ids if on_gpu else None, broadcast_buffers=False, **options)
 
 
 def check_divided(runner: Any) -> None:
-    """Has a runner of S3PRL's raise UsageError where its task gives the whole training data to every process."""
+    """Makes a runner of S3PRL's raise UsageError if its task gives the whole training data to every process."""
     model = runner.downstream.model
     get_dataloader = model.get_dataloader
     train_split = runner.config["runner"].get("train_dataloader", "train")

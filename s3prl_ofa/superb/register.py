@@ -16,7 +16,7 @@ from typing import Any
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.superb import shims
 from s3prl_ofa.superb.expert import UpstreamExpert
-from s3prl_ofa.superb.workers import bring_us_along
+from s3prl_ofa.superb.workers import register_in_workers
 
 URL_SCHEMES = ("http://", "https://")
 
@@ -100,7 +100,7 @@ def feed_asr(expert: ModuleType) -> None:
 
 def prepare_dataset(dataset: ModuleType) -> None:
     shims.speech_loader(dataset)
-    bring_us_along(dataset)
+    register_in_workers(dataset)
 
 
 def add_corpora(ctc: ModuleType) -> None:
@@ -122,7 +122,7 @@ AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "s3prl.downstream.voxceleb1.dataset": prepare_dataset,
     "s3prl.downstream.ctc": add_corpora,
     "s3prl.downstream.ctc.data": shims.speech_loader,
-    "s3prl.downstream.ctc.corpus.librispeech": bring_us_along,
+    "s3prl.downstream.ctc.corpus.librispeech": register_in_workers,
 }
 
 

@@ -226,7 +226,7 @@ class Experiment:
                 given.append(option)
         if given:
             logger.warning(
-                "the experiment has its own config and upstream: %s counts for nothing (-o changes its config, --lambd "
+                "the experiment has its own config and upstream: %s has no effect (-o changes its config, --lambd "
                 "and --frame-period-ms its rate, -k the place of its checkpoint, --librispeech and others its data)",
                 ", ".join(given),
             )
@@ -241,7 +241,7 @@ class Experiment:
         self.made += make_folder(path)
 
     def before_running(self, args: argparse.Namespace, config: dict[str, Any]) -> None:
-        """Settles device and rate and completes S3PRL, once it has read its arguments, config and checkpoint."""
+        """Settles device, rate and data and patches S3PRL, once it has read its arguments, config and checkpoint."""
         plain_names.check(args, config)
         if args.mode != "inference":  # there -t is a file
             plain_names.check_split(args.evaluate_split)
@@ -251,13 +251,13 @@ class Experiment:
         processes.settle(args)
         check_device(args.device)
         args.expdir = os.path.abspath(args.expdir)  # -o may have changed it
-        self.lock.enter_context(writing(args.expdir))  # names it where a file that S3PRL writes has no room
+        self.lock.enter_context(writing(args.expdir))  # the folder is named if S3PRL has no room for a file
         expdir = pathlib.Path(args.expdir)
         if args.mode == "train":
             self.lock.enter_context(processes.joined(args))
             processes.check_resumed(self.past)
         if not is_leader(args):
-            logging.getLogger("s3prl_ofa").setLevel(logging.WARNING)  # the leader tells it all
+            logging.getLogger("s3prl_ofa").setLevel(logging.WARNING)  # the leader logs everything
         elif args.mode == "train":
             self.lock.enter_context(held(expdir))
             if self.past is None and not args.auto_resume:
@@ -287,7 +287,7 @@ class Experiment:
             raise UsageError(f"{given} needs the upstream ofa_wav2vec2, found {args.upstream}")
         settle_labels(args, config, self.past)
         if args.downstream in tasks.S3PRL_DOWNSTREAM.values():
-            tasks.complete_s3prl()
+            tasks.patch_ctc_loaders()
         secure_caches(args.downstream, expdir)
         if self.past is None:
             # an evaluation (-i) may go to the folder of a training, whose config stays

@@ -13,11 +13,11 @@ from s3prl_ofa.superb.rate_options import ADAPTIVE, FRAMES
 AUTO = "auto"
 ROOTS = {
     "librispeech": ("ROOT", "LibriSpeech: the folder that holds its splits"),
-    "voxceleb1": ("ROOT", "VoxCeleb1, the folder that holds dev/wav and test/wav; or a folder of own speakers"),
+    "voxceleb1": ("ROOT", "VoxCeleb1, the folder that holds dev/wav and test/wav; or a folder of your own speakers"),
     "prepared": ("DIR", "what s3prl-ofa prepare all wrote: bucket lengths, lexicon, speaker list"),
     "bucket": ("DIR", "bucket lengths for asr"),
     "lexicon": ("FILE[,FILE]", "pronunciations for pr"),
-    "vocabulary": ("FILE", "labels for asr or pr; default: those of SUPERB, or what prepare vocabulary wrote to DIR"),
+    "vocabulary": ("FILE", "labels for asr or pr (default: SUPERB's, or what prepare vocabulary wrote to --prepared)"),
     "speaker_list": ("FILE", "which utterances train, choose and test sid"),
     "splits": ("TRAIN,DEV,TEST", "folders of LibriSpeech, several joined by +"),
 }
@@ -49,8 +49,8 @@ class CombinedParser(argparse.ArgumentParser):
         group.add_argument(
             "--frames",
             choices=FRAMES,
-            help="native: the compressed frames, the default of asr, pr, sid and other tasks that are right with them; "
-            "upsampled: repeated to 20 ms, the default of the rest",
+            help="native: the compressed frames, the default for asr, pr, sid and other tasks that can use them; "
+            "upsampled: repeated to 20 ms, the default for the rest",
         )
         group.add_argument(
             "--repeat",
@@ -72,7 +72,7 @@ class CombinedParser(argparse.ArgumentParser):
             group.add_argument("--" + name.replace("_", "-"), metavar=metavar, help=text)
 
     def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
-        """Also with the spelling of --local_rank that newer launchers pass."""
+        """Adds the spelling of --local_rank that newer launchers pass."""
         return super().add_argument(*names, *["--local-rank"] * ("--local_rank" in names), **settings)
 
     def error(self, message: str) -> NoReturn:
@@ -106,7 +106,7 @@ def repeat_count(value: str) -> int | str:
 
 
 def check_new(args: argparse.Namespace) -> None:
-    """A new experiment needs a folder, an upstream and a task; ours also a checkpoint."""
+    """Raises UsageError for a new experiment without a folder, an upstream and its checkpoint, or a task."""
     if args.expdir is None:
         raise UsageError("say where the experiment goes: -n NAME (result/downstream/NAME) or -p FOLDER")
     if args.upstream is None:

@@ -250,8 +250,8 @@ def load_audio(
 
     float32 in [-1, 1]; with ``normalize=False`` 16-bit files stay int16 and 24- and 32-bit ones become int32, as they
     did before torchaudio 2.9. ``frame_offset`` and ``num_frames`` (-1: to the end) are samples a channel. The last
-    three arguments are taken and not needed. Raises AudioError, which names the file, for one that is damaged, missing
-    or cut short; of any rate, number of channels and length otherwise, as S3PRL's tasks resample on their own.
+    three arguments are taken and not needed. Raises AudioError naming the file if it is damaged, missing or
+    cut short. Any rate, number of channels and length is accepted, as S3PRL's tasks resample on their own.
     """
     try:
         with soundfile.SoundFile(uri) if hasattr(uri, "read") else open_audio(uri) as file:
@@ -270,10 +270,11 @@ def load_audio(
 
 
 def speech_loader(dataset: types.ModuleType) -> bool:
-    """S3PRL's datasets of asr, ctc and voxceleb1 take whatever ``torchaudio.load`` gives for 16 kHz mono: two channels
-    one after the other, other rates too fast, and what cannot be read without a word of which file it was.
+    """Makes S3PRL's datasets of asr, ctc and voxceleb1 load audio with ``load_checked``.
 
-    Like ``cpu_beside_cuda`` this one is given the module, once that is imported; other tasks keep ``torchaudio.load``.
+    They take whatever ``torchaudio.load`` returns for 16 kHz mono: two channels become one after the other, other rates
+    play at the wrong speed, and errors do not name the file. Called with the module once it is imported, as
+    ``cpu_beside_cuda`` is; other tasks keep ``torchaudio.load``.
     """
     if isinstance(dataset.torchaudio, Instead):
         return False
@@ -282,8 +283,8 @@ def speech_loader(dataset: types.ModuleType) -> bool:
 
 
 def load_checked(path: str | os.PathLike) -> tuple[Tensor, int]:
-    """A wave (1, samples), float32, and 16,000. Raises AudioError, which names the file, unless it is 16 kHz mono, has
-    at least 400 samples and can be read to its end."""
+    """A wave (1, samples), float32, and 16,000. Raises AudioError naming the file unless it is 16 kHz mono, has at
+    least 400 samples and can be read to its end."""
     return torch.from_numpy(load_speech(path))[None], SAMPLE_RATE
 
 

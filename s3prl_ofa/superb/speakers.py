@@ -1,8 +1,8 @@
 """Speaker identification's list: the files of train, dev and test, and a label for every speaker in it.
 
-S3PRL's SID knows VoxCeleb1's 1251 speakers alone: its labels are numbers out of their names, and it looks for the files
-of a list one by one, for so long that it keeps what it found in a pickle. Here its dataset gets files and labels from
-us. With VoxCeleb1's speakers these are S3PRL's own; any others get a label each, kept in the experiment's config.
+S3PRL's SID knows only VoxCeleb1's 1251 speakers: it takes labels from the numbers in their names, and its search for
+the files of a list is so slow that it caches the result in a pickle. Here its dataset gets files and labels from us.
+For VoxCeleb1's speakers the labels are S3PRL's own; other speakers get a label each, kept in the experiment's config.
 """
 
 import argparse
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 DOWNSTREAMS = ("voxceleb1", "voxceleb1_framelevel")  # S3PRL's tasks that read such a list
 PARTS = {"train": 1, "dev": 2, "test": 3}  # as a list's first column says it
 LINE = re.compile(r"([123])\s+(?=\S)((?!\.\.?/)[^/\r\n]+/[^\r\n]+)")
-VOXCELEB1 = [f"id{number}" for number in range(10001, 11252)]  # the label is the place in here, as in S3PRL
+VOXCELEB1 = [f"id{number}" for number in range(10001, 11252)]  # a speaker's label is its index, as in S3PRL
 LAYOUT = "ROOT/*/wav/SPEAKER/... as in VoxCeleb1, ROOT/SPEAKER/FILE or ROOT/SPEAKER/RECORDING/FILE"
 MAKE_LIST = "`s3prl-ofa prepare voxceleb1` makes a list of the files that are there"
 SHOWN = 5  # names in a message
@@ -44,7 +44,7 @@ def speaker_of(name: str) -> str:
 
 
 def parse_line(line: str) -> tuple[int, str] | None:
-    """(part, file) of a line PART SPEAKER/...; None for another one. Only the file's name may hold spaces."""
+    """(part, file) of a line PART SPEAKER/...; None for any other line. The file may contain spaces."""
     found = LINE.fullmatch(line.strip())
     return (int(found[1]), found[2]) if found else None
 
@@ -61,7 +61,7 @@ def read_list(path: pathlib.Path) -> dict[str, Listed]:
             )
         part, name = found
         if name in listed:
-            raise UsageError(f"{path}, line {number}: {name} stands in line {listed[name].line} already")
+            raise UsageError(f"{path}, line {number}: {name} is already in line {listed[name].line}")
         listed[name] = Listed(part, number)
     return listed
 
@@ -78,7 +78,7 @@ def speaker_folders(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def feed_s3prl(args: argparse.Namespace, config: dict[str, Any], trained: dict[str, Any] | None) -> None:
-    """Lets S3PRL's SID read its files and labels from us, in the run that ``args`` and ``config`` ask for.
+    """Gives S3PRL's SID its files and labels, for the run that ``args`` and ``config`` describe.
 
     trained: the config of the experiment whose weights are used, or None for a new training. Speakers other than
     VoxCeleb1's are put into ``config`` (``downstream_expert.datarc.speakers``, by label), and so into the checkpoints.
@@ -100,7 +100,7 @@ def feed_s3prl(args: argparse.Namespace, config: dict[str, Any], trained: dict[s
         datarc["speakers"] = own
     labels = labels_of(VOXCELEB1 if own is None else own)
     splits = splits_used(args, config)
-    # before a training the whole list, so that no test fails for a file that was missing all the time
+    # a training checks the whole list, so that its test does not fail hours later for a missing file
     parts = {PARTS[split] for split in (PARTS if args.mode == "train" else splits)}
     wanted = {name: entry for name, entry in listed.items() if entry.part in parts}
     check_known(path, wanted, labels)
@@ -119,14 +119,14 @@ def feed_s3prl(args: argparse.Namespace, config: dict[str, Any], trained: dict[s
 
 
 def data_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a config that says which data: none in a config that lacks it."""
+    """The config's ``downstream_expert.datarc``, empty if it has none."""
     expert = config.get("downstream_expert")
     datarc = expert.get("datarc") if isinstance(expert, dict) else None
     return datarc if isinstance(datarc, dict) else {}
 
 
 def labels_of(speakers: Any) -> dict[str, int]:
-    """The label of every speaker: its place in the list."""
+    """The label of every speaker: its index in the list."""
     if isinstance(speakers, list) and all(isinstance(name, str) for name in speakers):
         labels = {name: label for label, name in enumerate(speakers)}
         if len(labels) == len(speakers) > 0:
@@ -150,22 +150,22 @@ def check_known(path: pathlib.Path, wanted: dict[str, Listed], labels: dict[str,
     unknown = lines_of_speakers(wanted, lambda speaker: speaker not in labels)
     if unknown:
         raise UsageError(
-            f"{path} has speakers that are none of the model's {len(labels)} (such as "
-            f"{next(iter(labels))}): {shown(unknown)}; leave their lines out, or train a new experiment on this list"
+            f"{path} has speakers that are not among the model's {len(labels)} (such as "
+            f"{next(iter(labels))}): {shown(unknown)}; remove their lines, or train a new experiment on this list"
         )
 
 
 def check_trained(path: pathlib.Path, listed: dict[str, Listed], usable: set[str], own: bool) -> None:
-    """Names the speakers of a list, all its parts, that have no usable file to train on: an error for own speakers.
+    """Reports the speakers in any part of a list that have no usable training file: UsageError for own speakers.
 
-    Of VoxCeleb1's S3PRL has labels whether they are in a list or not, so for these it is a warning.
+    For VoxCeleb1's it is a warning, because S3PRL has labels for them whether they are in a list or not.
     """
     trained = {speaker_of(name) for name in usable if listed[name].part == PARTS["train"]}
     untrained = lines_of_speakers(listed, lambda speaker: speaker not in trained)
     if untrained:
         found = f"{path} has speakers without a usable training file: {shown(untrained)}"
         if own:
-            raise UsageError(f"{found}; give each a line that begins with 1, or leave its lines out")
+            raise UsageError(f"{found}; give each a line that begins with 1, or remove its lines")
         logger.warning("%s; they cannot be recognised", found)
 
 
@@ -185,7 +185,7 @@ def shown(lines: dict[str, int]) -> str:
 
 
 def usable_files(path: pathlib.Path, root: pathlib.Path, wanted: dict[str, Listed]) -> dict[str, str]:
-    """The path of every file of a list that S3PRL can read; the others are left out and named.
+    """The path of every file of a list that can be used; the others are left out and logged.
 
     Raises UsageError naming the lines whose files are missing.
     """

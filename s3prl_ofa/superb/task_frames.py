@@ -1,8 +1,8 @@
-"""Which frames a task of S3PRL's takes: native ones where it is right with them, else upsampled ones.
+"""Which frames a task of S3PRL's gets: native ones where it is correct with them, else upsampled ones.
 
 Native frames have no constant rate. They suit a task that asks for one answer per utterance, or whose labels find their
-own place in time (CTC), and that reads each utterance's true length. Everything else counts frames of 20 ms: its labels
-would stand at other times than its frames, and its training and scores would be wrong without an error.
+own place in time (CTC), and that reads each utterance's true length. Every other task counts 20 ms frames: its labels
+would be at other times than native frames, and its training and scores would be wrong without an error.
 """
 
 from collections.abc import Mapping
@@ -59,7 +59,7 @@ KINDS = (
         ("enhancement_stft", "enhancement_stft2", "separation_stft", "separation_stft2"),
     ),
     Kind(UPSAMPLED, "makes spectrogram frames from a constant number of frames", ("a2o-vc-vcc2020",)),
-    Kind(UPSAMPLED, "matches frame by frame and drops queries of under 5 frames", ("quesst14_dtw",)),
+    Kind(UPSAMPLED, "matches frame by frame and drops queries of fewer than 5 frames", ("quesst14_dtw",)),
     Kind(
         UPSAMPLED,
         "stacks its segments, which must have the same number of frames",
@@ -67,7 +67,7 @@ KINDS = (
     ),
     Kind(UPSAMPLED, "scores frame by frame", ("speaker_linear_frame_libri", "voxceleb1_framelevel")),
     Kind(UPSAMPLED, "averages the padding of a batch too", ("example", "mosei")),
-    Kind(UPSAMPLED, "limits its sources by frames of a constant rate", ("speech_translation",)),
+    Kind(UPSAMPLED, "limits the length of its sources in frames of a constant rate", ("speech_translation",)),
 )
 UNKNOWN = Kind(UPSAMPLED, "is not known here and may assume a frame every 20 ms", ())
 BY_TASK = {task: kind for kind in KINDS for task in kind.tasks}
@@ -79,7 +79,7 @@ def kind_of(task: str | None) -> Kind:
 
 
 def usual_frames(task: str) -> str:
-    """The frames that a task gets where nothing else is asked for."""
+    """The frames that a task gets by default."""
     return kind_of(task).frames
 
 
@@ -92,7 +92,7 @@ def refusal(task: str) -> str | None:
 def options_for(task: str, *layers: Mapping[str, Any]) -> RateOptions:
     """``RateOptions.layered`` of the layers, with the frames that the task takes by default.
 
-    Raises UsageError where they ask for native frames, or for repeated ones, and the task is wrong with them.
+    Raises UsageError if they ask for native or repeated frames and the task cannot use them.
     """
     asked = {key: value for layer in layers for key, value in layer.items() if value is not None}
     reason = refusal(task)
@@ -103,7 +103,7 @@ def options_for(task: str, *layers: Mapping[str, Any]) -> RateOptions:
 
 
 def check_trained(task: str, trained: RateOptions, options: RateOptions) -> None:
-    """Raises UsageError where an experiment of the task goes on, or is evaluated, on native frames that are wrong."""
+    """Raises UsageError if an experiment is resumed or evaluated on native frames that its task cannot use."""
     reason = refusal(task)
     if reason and options.frames == NATIVE:
         if trained.frames == NATIVE:

@@ -122,9 +122,9 @@ def resolve_config(downstream: str, config: str | None, mini: bool, roots: dict[
     """S3PRL's whole config (runner, optimizer, downstream_expert, ...) of a task, ready to run.
 
     downstream: asr, pr or sid, or S3PRL's own name for them. config: the path of a YAML file; None takes ours, the
-    small one with ``mini``. ``${name}`` in it is filled from ``roots`` (see ``DataRoots``); a vocabulary becomes the
-    absolute path of the one in ``roots``, or of the config's: as it stands, or beside the config, or the one of that
-    name below ``prepared``, or ours.
+    small one with ``mini``. ``${name}`` in it is filled from ``roots`` (see ``DataRoots``); a vocabulary becomes an
+    absolute path: that of the one in ``roots``, or else of the config's, as it stands, beside the config, below
+    ``prepared``, or ours of that name.
     Raises UsageError for an unknown task, a missing or unreadable config and missing data, naming the option.
     """
     task = {name: task for task, name in S3PRL_DOWNSTREAM.items()}.get(downstream, downstream)
@@ -170,8 +170,8 @@ def fill(value: Any, roots: DataRoots, path: pathlib.Path) -> Any:
 
 
 def chosen_vocabulary(name: str, beside: pathlib.Path, roots: dict[str, str | None]) -> str:
-    """The path of the vocabulary that an option gives, or else of the config's; one below ``prepared`` goes before ours
-    of that name."""
+    """The path of the vocabulary that an option gives, or else of the config's; one below ``prepared`` replaces ours of
+    the same name."""
     if roots.get("vocabulary"):
         return DataRoots.existing(roots["vocabulary"], "--vocabulary")
     ours = folder("downstream_configs")
@@ -212,11 +212,10 @@ def scale_specaug(config: dict[str, Any], frame_period_ms: float) -> dict[str, A
     return scaled
 
 
-def complete_s3prl() -> None:
-    """Adds to S3PRL, in memory, what its wheel lacks; may be called again.
+def patch_ctc_loaders() -> None:
+    """Gives all loaders of S3PRL's ctc the ``num_workers`` of the config; may be called again.
 
-    * ``ctc.data.load_dataset`` takes ``num_workers`` out of the config it is given, so that all loaders but the first
-      start 12 workers: it gets a copy.
+    ``load_dataset`` takes it out of the config it is given, so that all loaders but the first would start 12 workers.
     """
     expert = importlib.import_module("s3prl.downstream.ctc.expert")
     if not hasattr(expert.load_dataset, "__wrapped__"):

@@ -1,7 +1,7 @@
-"""Datasets of S3PRL's tasks in data workers that are no copy of this process.
+"""Datasets of S3PRL's tasks in data workers that are not forked from this process.
 
-macOS and Windows, and from Python 3.14 on Linux too, start workers as fresh interpreters, in which S3PRL is as it was
-installed. So a dataset names this module before all else in its pickle: S3PRL then knows us before it is imported.
+macOS and Windows, and Linux from Python 3.14 on, start workers as fresh interpreters, in which S3PRL is not patched. So
+the pickle of a dataset names this module before all else: importing it registers us before S3PRL is imported.
 """
 
 import importlib
@@ -11,8 +11,8 @@ from typing import Any
 from torch.utils.data import Dataset
 
 
-def bring_us_along(module: ModuleType) -> None:
-    """Changes how the datasets of a module, and those that inherit from them, are sent to a worker."""
+def register_in_workers(module: ModuleType) -> None:
+    """Changes how the datasets of a module, and of classes that inherit from them, are sent to a worker."""
     for value in vars(module).values():
         if isinstance(value, type) and issubclass(value, Dataset) and value.__module__ == module.__name__:
             value.__reduce_ex__ = reduce_dataset

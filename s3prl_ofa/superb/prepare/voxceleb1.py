@@ -1,4 +1,4 @@
-"""A list of training, development and test files of speakers: VoxCeleb1's, checked against what is there, or made."""
+"""The list of training, development and test files: VoxCeleb1's, checked against what is there, or a new one."""
 
 import pathlib
 import random
@@ -13,10 +13,10 @@ HELD_OUT = 0.1  # of every speaker's files, for development and for test each
 
 
 def find_files(root: pathlib.Path, bad: dict[pathlib.Path, str]) -> dict[str, pathlib.Path]:
-    """All audio files of speakers below ``root``, by their name from the speaker on; others go into ``bad``.
+    """All audio files of speakers below ``root``, by SPEAKER/... as in a list; others go into ``bad``.
 
-    Raises UsageError when there are none, and when folders are nested so that their speakers cannot be told: without
-    VoxCeleb1's ``*/wav`` at most a recording is expected between speaker and file.
+    Raises UsageError if there are none, and if folders are nested too deeply to tell the speakers: without VoxCeleb1's
+    ``*/wav``, there may be at most one folder, of a recording, between speaker and file.
     """
     files: dict[str, pathlib.Path] = {}
     folders = speaker_folders(root)
@@ -26,9 +26,7 @@ def find_files(root: pathlib.Path, bad: dict[pathlib.Path, str]) -> dict[str, pa
             if parse_line(f"{TRAIN} {name}") == (TRAIN, name):
                 files.setdefault(name, path)
             else:
-                bad[path] = (
-                    "in no speaker's folder" if "/" not in name else "its name cannot stand in a list, rename it"
-                )
+                bad[path] = "in no speaker's folder" if "/" not in name else "its name cannot be in a list, rename it"
     deep = next((path for name, path in files.items() if name.count("/") > 2), None)
     if not files or deep and folders == [root]:
         found = f"{deep} lies too deep" if deep else f"{root} holds no audio of speakers"

@@ -26,7 +26,7 @@ class LibriDataset(Dataset):
     split: names of folders below ``path``; or, with ``csv_dir``, the name of a file in it with the columns wav_path and
     transcription, the other form that S3PRL's configs use. bucket_size: 1 gives (audio path, label ids) for an index,
     more gives a list of so many neighbours beginning there. file_list, text: all paths and all label ids, in order.
-    Utterances that cannot be used are left out and logged. Raises UsageError when a split is missing or has none that
+    Utterances that cannot be used are left out and logged. Raises UsageError if a split is missing or has none that
     can be used, and for labels that the tokenizer does not know.
     """
 
@@ -87,7 +87,7 @@ def read_table(path: pathlib.Path) -> list[Utterance]:
     """The usable utterances of a CSV. Raises UsageError when the file or one of its two columns is missing."""
     if not path.is_file():
         raise UsageError(f"there is no table of utterances {path}")
-    read_lines(path)  # says where it is not UTF-8
+    read_lines(path)  # raises UsageError if it is not UTF-8
     found = Found()
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, restval="")
