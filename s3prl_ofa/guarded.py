@@ -109,11 +109,11 @@ def is_guarded(caller: types.FrameType) -> bool:
 
 
 def refusal(error: Exception) -> str:
-    """One sentence for what ``torch.load`` raised, with what to do if it refused a type or function."""
+    """One sentence for what ``torch.load`` or our reader raised, with what to do if it refused a type or function."""
     if "TorchScript" in str(error):  # torch advises to run it
         reason = "refused, because it is a TorchScript archive, which is a program; expected weights and plain values"
     else:
-        reason = explain(error)
+        reason = str(error) if isinstance(error, CheckpointError) else explain(error)
     cure = "; if you trust it, save it again with only weights and plain values"
     return reason + cure * reason.startswith("refused")
 

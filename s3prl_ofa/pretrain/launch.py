@@ -22,7 +22,7 @@ from s3prl_ofa.checkpoint.reading import naming
 from s3prl_ofa.checkpoint.torch_file import read_torch_file
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.files import atomic_path, writing
-from s3prl_ofa.guarded import nothing_run
+from s3prl_ofa.guarded import nothing_run, refusal
 from s3prl_ofa.locks import InUse, NoLocks, is_locked, locked
 from s3prl_ofa.model.names import check_finite
 from s3prl_ofa.signals import wait_for
@@ -264,7 +264,7 @@ def finished(cfg: Any, last: pathlib.Path) -> str | None:
         epoch, seconds = extra["train_iterator"]["epoch"], extra.get("previous_training_time", 0)
         unimproved = extra.get("OFAPretrainingTask", {}).get("num_runs", 0)
     except CheckpointError as error:
-        raise CheckpointError(f"{last}: {error}") from None
+        raise CheckpointError(f"{last}: {refusal(error)}") from None
     except (KeyError, IndexError, TypeError, AttributeError):
         return None  # fairseq reports what is wrong with it
     wanted, patience = cfg.optimization, cfg.checkpoint.patience
@@ -311,7 +311,7 @@ def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> No
             return float("nan")
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out as they are
-    logging.raiseExceptions = False  # no tracebacks from logging to a full disk: the checkpoint will report it
+    logging.raiseExceptions = False  # no tracebacks from logging to a full disk: saving the checkpoint reports it
     hydra_train._hydra_main, hydra_train.pre_main = keep_failure, main
     argv = sys.argv
     sys.argv = ["s3prl-ofa pretrain", *arguments]
