@@ -151,7 +151,7 @@ def open_audio(path: str | os.PathLike) -> soundfile.SoundFile:
     if os.path.isdir(path):
         raise AudioError(unsearchable(path))
     if not os.path.isfile(path):
-        raise AudioError("a pipe, socket or device; expected a file")  # opening one could wait for ever
+        raise AudioError("a pipe, socket or device; expected a file")  # opening one could wait forever
     try:
         if not os.path.getsize(path):
             raise AudioError("an empty file")

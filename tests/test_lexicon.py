@@ -66,7 +66,7 @@ def test_phones_outside_the_vocabulary(lexicon):
     """A phone that the vocabulary lacks is refused with file and line, where the corpus has the word."""
     path = lexicon("OTHER X Y\n\nCAT K AE T\n")
     assert read_given([path], {"DOG"}) == {}
-    with pytest.raises(UsageError, match=r"lexicon.txt, line 3: CAT has the phone AE; phones are .* AH0"):
+    with pytest.raises(UsageError, match=r"lexicon.txt, line 3: CAT has the phone AE; expected phones .* AH0"):
         read_given([path], {"CAT", "DOG"})
     assert read_given([lexicon("CAT K AE1 T\n"), path], {"CAT"}) == {"CAT": ["K", "AE1", "T"]}
     with pytest.raises(UsageError, match="line 1: CAT has the phone 0.5"):  # Kaldi's lexiconp.txt

@@ -274,7 +274,7 @@ def test_odd_entries_are_left_out(tmp_path, out, make_wave, capsys):
         (["bucket", "--librispeech", "DATA", "--out", "DATA/prepared/lexicon.txt"], "is a file"),
         (
             ["voxceleb1", "--voxceleb1", "DATA/LibriSpeech", "--out", "out"],
-            "lies too deep; expected ROOT/*/wav/SPEAKER/...",
+            "is nested too deeply; expected ROOT/*/wav/SPEAKER/...",
         ),
         (["voxceleb1", "--voxceleb1", "DATA", "--out", "out", "--list", "nowhere"], "--list nowhere"),
         (

@@ -85,7 +85,7 @@ def test_two_processes_resume_together_and_one_evaluates(trained, monkeypatch, c
     assert loaded(trained / "exp" / "states-4.ckpt")["Step"] == 4
     monkeypatch.chdir(trained)
     assert cli.main(train(trained, "-p", "exp", "-a", steps=6)) == 2
-    assert "here 2: torchrun --nproc-per-node 2 " in capfd.readouterr().err
+    assert "expected 2 (torchrun --nproc-per-node 2 " in capfd.readouterr().err
     assert cli.main(["run_downstream", "-m", "evaluate", "-e", "exp"]) == 0
     assert (trained / "exp" / "measured_test.json").exists()
 

@@ -129,7 +129,7 @@ def read_chapters(chapters: Iterable[pathlib.Path]) -> Found:
                 name, *words = line.split()
                 text, source = capitals(" ".join(words)), f"{path}, line {number}"
                 if texts.setdefault(name, (text, source))[0] != text:
-                    conflicts[name] = f"has another text in {source} than in {texts[name][1]}"
+                    conflicts[name] = f"has different texts in {texts[name][1]} and {source}"
         for name, (text, source) in texts.items():
             path = audio.pop(name, None)
             if path is None:

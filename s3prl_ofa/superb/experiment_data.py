@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 TASKS = {name: task for task, name in S3PRL_DOWNSTREAM.items()}
 CONFIGS = "downstream_configs"
-ROOTS = ("librispeech", "voxceleb1")  # placeholders of what is in these folders are filled from them
+ROOTS = ("librispeech", "voxceleb1")  # later placeholders are filled from these folders
 SPLITS = ("train", "dev", "test")  # filled by --splits; sid has no others
 LIBRISPEECH = {"asr": ("datarc", "libri_root"), "ctc": ("corpus", "path")}  # where S3PRL's config has splits and root
 VOCABULARIES = [f"downstream_expert.{section}.{key}" for section, key in PLACES.values()]
@@ -59,7 +59,7 @@ def refill(
         if section[key] != stored:
             logger.info("%s: %s in place of %s", where, section[key], stored)
     expert, kept = section_of(config, f"downstream_expert.{KEPT}")
-    for where in () if kept in expert else VOCABULARIES:  # an experiment that does not hold its own yet
+    for where in () if kept in expert else VOCABULARIES:  # experiments from before vocabularies were stored
         section, key = section_of(config, where)
         if key in section and missing(section[key]) and not overridden(where, override):
             section[key] = moved_vocabulary(section[key], where)

@@ -58,7 +58,9 @@ def settle(args: argparse.Namespace) -> None:
         args.backend = "gloo" if args.backend == "nccl" else args.backend
         return
     if args.local_rank >= torch.cuda.device_count():
-        raise UsageError(f"local rank {args.local_rank} has no GPU: {torch.cuda.device_count()} here, one per process")
+        raise UsageError(
+            f"local rank {args.local_rank} has no GPU: expected one per process, found {torch.cuda.device_count()}"
+        )
     args.device = f"cuda:{args.local_rank}"
 
 
@@ -105,11 +107,13 @@ def check_resumed(past: dict[str, Any] | None) -> None:
     """
     step = past and past.get("Step")
     if from_leader(step) != step:
-        raise UsageError(f"the processes do not see the same checkpoint, here step {step}: do all share the folder?")
+        raise UsageError(
+            f"the processes do not see the same checkpoint, this one step {step}: do all share the folder?"
+        )
     before, now = (past or {}).get("WorldSize", 1), world_size()
     if past is not None and before != now:
-        began = "one process: start it without torchrun" if before == 1 else f"{before}: {TORCHRUN.format(before)}"
-        raise UsageError(f"a training resumes in as many processes as it began with, here {began}; found {now}")
+        began = "one (start it without torchrun)" if before == 1 else f"{before} ({TORCHRUN.format(before)})"
+        raise UsageError(f"a training resumes in as many processes as it began with: expected {began}, found {now}")
 
 
 def torch_for_main() -> Instead:

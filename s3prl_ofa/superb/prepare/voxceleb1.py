@@ -29,7 +29,7 @@ def find_files(root: pathlib.Path, bad: dict[pathlib.Path, str]) -> dict[str, pa
                 bad[path] = "in no speaker's folder" if "/" not in name else "its name cannot be in a list, rename it"
     deep = next((path for name, path in files.items() if name.count("/") > 2), None)
     if not files or deep and folders == [root]:
-        found = f"{deep} lies too deep" if deep else f"{root} holds no audio of speakers"
+        found = f"{deep} is nested too deeply" if deep else f"{root} holds no audio of speakers"
         raise UsageError(f"{found}; expected {LAYOUT}")
     return files
 
