@@ -49,7 +49,7 @@ def test_frames_are_chosen_by_task(frames, tasks):
     ("task", "reason"),
     [
         ("diarization", "labels at a constant rate"),
-        ("quesst14_dtw", "queries of under 5 frames"),
+        ("quesst14_dtw", "queries of fewer than 5 frames"),
         ("separation_stft", "spectrogram"),
         ("mos_prediction", "same number of frames"),
         ("my_own_task", "not known"),
