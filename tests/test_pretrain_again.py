@@ -116,12 +116,36 @@ def test_one_training_a_folder(corpus, tmp_path, capfd, processes):
 
 
 def test_only_the_leader_locks(corpus, tmp_path, monkeypatch):
-    """Promise: of processes that train together, the first holds the folder."""
+    """Promise: of processes that train together, the first holds the folder; a process on its own does, whatever rank
+    its environment still holds."""
     from s3prl_ofa.pretrain import launch
 
     seen = []
     monkeypatch.setattr(launch, "hydra_main", lambda *arguments: seen.append(is_locked(tmp_path / "out" / LOCK)))
-    for rank in ("0", "1"):
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    for world, rank in (("2", "0"), ("2", "1"), ("1", "3"), ("", "3")):
+        monkeypatch.setenv("WORLD_SIZE", world)
         monkeypatch.setenv("RANK", rank)
         launch.train(tmp_path / "tiny.yaml", [], tmp_path / "out", None)
-    assert seen == [True, False]
+    assert seen == [True, False, True, True]
+
+
+def test_what_an_environment_says_of_processes(corpus, tmp_path, capfd, monkeypatch):
+    """Promise: processes that cannot find one another are refused in one sentence; one that is on its own by its
+    environment starts as many as --nproc asks for."""
+    from s3prl_ofa.pretrain import launch
+
+    asked = []
+    monkeypatch.setattr(launch, "launch", lambda processes, arguments: asked.append(processes) or 0)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_here(command(tmp_path, corpus, tmp_path / "out")) == 2
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "WORLD_SIZE=2" in said and "without RANK" in said
+    monkeypatch.setenv("RANK", "0")
+    for world in ("1", "many"):
+        monkeypatch.setenv("WORLD_SIZE", world)
+        assert run_here(["--nproc", 2, *command(tmp_path, corpus, tmp_path / "out")]) == 0
+    assert asked == [2, 2]
+    assert not (tmp_path / "out").exists()

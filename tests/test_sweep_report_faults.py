@@ -140,7 +140,7 @@ def test_an_empty_file(tmp_path, capsys, lines, text):
 def test_nothing_but_faults(tmp_path, capsys):
     """Also then there is a report, of what is wrong."""
     for told in report(write_sweep(tmp_path, [BAD | {"score": math.nan}]), capsys).values():
-        assert "0 of 1 points are finished" in told and "bad (line 1): score" in told
+        assert "0 of 1 points are finished" in told and "has 1 fault:" in told and "bad (line 1): score" in told
     assert not list((tmp_path / "report").glob("*.svg"))
 
 
@@ -157,6 +157,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.filterwarnings("error:Glyph")  # a line of noise for each character
 def test_any_name(tmp_path, capsys):
     """TeX, HTML, Markdown: names of tasks, models and metrics come out as they are, in plots too."""
     rows = [

@@ -82,9 +82,9 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(NO_USER_DIR)
     config = config_path(args)
     out = pathlib.Path(short.get("out", "pretrained")).absolute()
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = started()
     settings = [*short_settings(short, out), *machine_settings(config, others, world)]
-    if args.nproc > 1 and "RANK" not in os.environ:
+    if args.nproc > 1 and world == 1:
         if is_locked(out / LOCK):  # before torchrun starts, which prints a long report when a process fails
             raise in_use(out)
         # without --nproc, which torchrun would take for its own
@@ -92,6 +92,23 @@ def run(argv: Sequence[str]) -> int:
     check_names(others)
     train(config, [*settings, *others], out, short.get("init"))
     return 0
+
+
+def started() -> int:
+    """How many processes torchrun started to train together; 1 for a process on its own, whatever else a cluster has
+    left in its environment.
+
+    Raises UsageError for processes that cannot find one another.
+    """
+    given = os.environ.get("WORLD_SIZE", "")
+    world = int(given) if given.isdecimal() else 1
+    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if world > 1 and lacking:
+        raise UsageError(
+            f"WORLD_SIZE={world} says that {world} processes were started, but without {', '.join(lacking)} they "
+            f"cannot find one another: unset it and give --nproc {world}, or start them with torchrun"
+        )
+    return max(1, world)
 
 
 def addable(text: str) -> str:
@@ -205,7 +222,7 @@ def launch(processes: int, argv: Sequence[str]) -> int:
 def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: str | None) -> None:
     """Runs fairseq's own command in this process, with the plugin in it; a finished training is left as it is."""
     last = out / "checkpoints" / LAST
-    leads = int(os.environ.get("RANK", 0)) == 0
+    leads = started() == 1 or int(os.environ["RANK"]) == 0
 
     def is_wanted(cfg) -> bool:
         if reason := finished(cfg, last):

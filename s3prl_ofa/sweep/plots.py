@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -87,7 +88,9 @@ def draw_all(summary: Summary, folder: pathlib.Path) -> dict[str, pathlib.Path]:
     from matplotlib.figure import Figure
 
     found = {}
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # of names in scripts that its font lacks: boxes in the plots, and the tables hold the names
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         for plot in PLOTS:
             if not any(math.isfinite(plot.value(setting)) for setting in summary.settings):
                 continue

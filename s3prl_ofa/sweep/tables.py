@@ -133,7 +133,8 @@ def stand(summary: Summary) -> str:
     parts = [f"{len(summary.finished)} of {total} points are finished"]
     parts += [f"{len(summary.failed)} failed"] if summary.failed else []
     parts += [f"{len(summary.missing)} without a result yet"] if summary.missing else []
-    parts += [f"{FILE} has {len(summary.faults)} faults"] if summary.faults else []
+    faults = len(summary.faults)
+    parts += [f"{FILE} has {faults} fault{'s' * (faults > 1)}"] if faults else []
     return ", ".join(parts) + ("." if is_whole(summary) else ": what follows is not the whole grid.")
 
 
