@@ -58,6 +58,15 @@ def stored_rate(path) -> RateOptions:
     return RateOptions.layered(read_model_config(stored(path)["Args"].upstream_model_config))
 
 
+def test_a_finished_training_has_nothing_to_measure(command, caplog):
+    """Run once more it ends well, and does not tell of the frame period of no utterance."""
+    assert command("-a", "-m", "train", "-d", "sid", "-p", "exp") == 0
+    assert "measured frame period: 20" in caplog.text
+    caplog.clear()
+    assert command("-a", "-m", "train", "-d", "sid", "-p", "exp") == 0
+    assert "measured frame period" not in caplog.text
+
+
 @pytest.mark.parametrize("task", ["asr", "pr", "sid"])
 def test_train_and_evaluate_on_native_frames(task, command, capfd, caplog, seen_frames):
     """A task trains and evaluates on compressed frames by default, and the rate is the experiment's own."""

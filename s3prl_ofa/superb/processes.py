@@ -133,7 +133,9 @@ def data_parallel(model: nn.Module, device_ids: list[int], **options: Any) -> Di
     """DistributedDataParallel for S3PRL's runner, also on CPUs; buffers are not broadcast, so that the leader can
     evaluate alone."""
     on_gpu = next(model.parameters()).is_cuda
-    return DistributedDataParallel(model, device_ids if on_gpu else None, broadcast_buffers=False, **options)
+    parallel = DistributedDataParallel(model, device_ids if on_gpu else None, **options)
+    parallel.broadcast_buffers = False  # torch 2.13 has another name for the argument, and warns of this one
+    return parallel
 
 
 def check_divided(runner: Any) -> None:

@@ -16,6 +16,7 @@ import os
 import pathlib
 import tempfile
 import types
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ from s3prl_ofa.superb.task_frames import check_trained, options_for
 
 logger = logging.getLogger(__name__)
 
+ESPNET = "s3prl.upstream.espnet_hubert.expert"
 # what S3PRL takes from an experiment that is gone on with, whatever the command line says
 S3PRL_STORED = {
     "upstream": "-u",
@@ -76,7 +78,10 @@ S3PRL_STORED = {
 def run(argv: Sequence[str]) -> int:
     """The command. Raises UsageError for bad use; what goes wrong while S3PRL runs is raised as it is."""
     logging.getLogger("s3prl_ofa").setLevel(logging.INFO)  # S3PRL logs at this level, and what we put right is said
-    run_downstream(argv)
+    logging.getLogger(ESPNET).setLevel(logging.ERROR)  # warns that ESPnet is missing, whatever the upstream is
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"s3prl\.")  # nobody here can follow them
+        run_downstream(argv)
     return 0
 
 
@@ -146,7 +151,8 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
     upstream = meter.runner.upstream.model
     measured = getattr(getattr(upstream, "module", upstream), "measured", None)
     rate = adaptive.rate_of(meter.runner)
-    if measured is not None and not (rate is not None and rate.recent):  # trained at rates that are not its own
+    is_others = rate is not None and rate.recent  # trained at rates that are not its own
+    if measured is not None and measured.utterances and not is_others:
         logger.info(
             "measured frame period: %.2f ms over %d utterances (%.1f s, %d frames)",
             measured.frame_period_ms,
