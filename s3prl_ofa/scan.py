@@ -21,10 +21,25 @@ class Scan:
     bad: dict[pathlib.Path, str]
 
 
+def length(path: str | os.PathLike, verify: bool = False) -> int:
+    """Samples of a file as ``check_speech`` gives them, which is asked once in a process. Raises AudioError."""
+    try:
+        status = os.stat(path)
+        key = os.fspath(path), status.st_mtime_ns, status.st_size
+    except (OSError, ValueError):  # check_speech says what is wrong with it
+        return check_speech(path, verify)
+    return known_length(*key, verify)
+
+
+@functools.cache
+def known_length(path: str, mtime_ns: int, size: int, verify: bool) -> int:
+    return check_speech(path, verify)
+
+
 def measure(path: pathlib.Path, verify: bool) -> int | str:
     """Samples of a file that ``check_speech`` accepts, or the reason why it cannot be used."""
     try:
-        return check_speech(path, verify)
+        return length(path, verify)
     except AudioError as error:
         return str(error)
 

@@ -290,3 +290,43 @@ def test_lexicons_of_any_editor(tmp_path):
 def test_capitals():
     """Upper case is Unicode's, and a letter with its accents is one label however it was typed."""
     assert corpora.capitals("straße, привет, cafe\u0301, 你好") == "STRASSE, ПРИВЕТ, CAFÉ, 你好"
+
+
+@pytest.mark.parametrize("task", ["asr", "pr"])
+@pytest.mark.parametrize("damage", ["FLAC", "NaN"])
+def test_audio_is_decoded_before_a_training(task, damage, root, chapter, caplog):
+    """What only decoding shows ends no training hours later: the file is left out and named at the start, whether or
+    not ``prepare --verify`` was asked."""
+    before = used_by(task, root)
+    path = chapter / "11-22-0001.flac"
+    if damage == "FLAC":
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2] + bytes(200) + content[len(content) // 2 + 200 :])
+    else:
+        wave = noise(2.0, 0)
+        wave[5_000] = np.nan
+        soundfile.write(path, wave, 16_000, format="WAV", subtype="FLOAT")
+    assert used_by(task, root) == {name: ids for name, ids in before.items() if name != path.name}
+    assert "1 of 6 utterances are left out" in caplog.text and path.name in caplog.text
+    assert prepared(root, "bucket", "--verify") == 1
+    assert prepared(root, "lexicon", "--verify", "--lexicon", root / "prepared" / "lexicon.txt") == 1
+    assert path.name not in used_by(task, root)
+
+
+def test_a_split_without_transcripts_is_named(root, chapter, capsys):
+    """A folder of speech whose transcripts are missing, or have another name, is no split: prepare says so."""
+    (chapter / "11-22.trans.txt").rename(chapter / "11-22.TXT")
+    assert prepared(root, "bucket") == 1
+    told = capsys.readouterr().err
+    assert f"left out: {root / 'LibriSpeech' / 'train-mini'}: no split: it holds speaker/chapter/" in told
+    assert prepared(root, "bucket", "--splits", "dev-mini") == 0
+
+
+@pytest.mark.parametrize("task", ["asr", "pr"])
+def test_accents_in_names_match_in_either_form(task, root, chapter):
+    """macOS takes accents in the names of files apart; transcripts mostly have them as one with their letter."""
+    before = used_by(task, root)["11-22-0001.flac"]
+    (chapter / "11-22-0001.flac").rename(chapter / "11-\u0065\u0301-0001.flac")
+    edit(chapter, lambda text: text.replace(b"11-22-0001", "11-\u00e9-0001".encode()))
+    assert prepared(root, "bucket") == 0
+    assert used_by(task, root)["11-\u0065\u0301-0001.flac"] == before

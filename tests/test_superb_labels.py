@@ -95,8 +95,9 @@ def test_phones_beyond_the_vocabulary(root, run, capsys):
 
 
 @pytest.mark.parametrize("task", ["asr", "pr"])
-def test_development_and_test_sets_are_checked_too(task, root, run, capsys):
-    """What a training evaluates on is checked before it starts, a test set before it is scored."""
+def test_development_and_test_sets_are_checked_too(task, root, run, capsys, caplog):
+    """What a training evaluates on is checked before it starts; what is wrong with the test set is a
+    warning then, and an error when it is scored."""
     before = transcript(root, "dev-mini").read_bytes()
     append_word(root, "1984", "dev-mini")
     assert run("train", task) == 2
@@ -107,6 +108,19 @@ def test_development_and_test_sets_are_checked_too(task, root, run, capsys):
     capsys.readouterr()
     assert run("evaluate", task, "-e", "exp", "-t", TEST[task]) == 2
     assert "1 of 2 utterances" in capsys.readouterr().err
+    (root / "exp").rename(root / "before")
+    assert run("train", task) == 0
+    assert "the test split cannot be scored with this training: 1 of 2 utterances" in caplog.text
+
+
+def test_one_utterance_is_too_few_for_asr(root, run, capsys):
+    """S3PRL trains on no batch of one, so a single utterance would give none: said before anything is written."""
+    for path in sorted(transcript(root).parent.glob("*.flac"))[1:]:
+        path.unlink()
+    assert run("train", "asr") == 2
+    assert "11-22-0000.flac is the only utterance to train on" in capsys.readouterr().err
+    assert not (root / "exp").exists()
+    assert run("train", "pr") == 0
 
 
 def test_a_vocabulary_of_ones_own(root, run, capsys):

@@ -15,7 +15,17 @@ from s3prl.downstream.asr.dictionary import Dictionary
 
 from s3prl_ofa.errors import UsageError
 
-from .corpora import WORD_END, Found, chapters, check_audio, letters, read_chapters, refuse_unknown, report_left_out
+from .corpora import (
+    WORD_END,
+    Found,
+    chapters,
+    check_audio,
+    composed,
+    letters,
+    read_chapters,
+    refuse_unknown,
+    report_left_out,
+)
 
 MAKE_BUCKET = "`s3prl-ofa prepare bucket --librispeech ROOT --out DIR`"
 CURE = (
@@ -67,7 +77,7 @@ class AsrDataset(SequenceDataset):
         there = {utterance.audio: utterance for utterance in found.utterances}
         used = {path: there[path] for path in listed if path in there}
         named = there.keys() | found.left_out.keys()  # those without audio by their path without a suffix
-        gone = [path for path in listed if path not in named and path.parent / path.stem not in named]
+        gone = [path for path in listed if path not in named and path.parent / composed(path.stem) not in named]
         found.left_out.update(dict.fromkeys(gone, f"listed in {bucket_file}, but not there"))
         new = there.keys() - listed.keys()
         found.left_out.update(dict.fromkeys(new, f"not listed in {bucket_file}; {MAKE_BUCKET} --force lists it"))

@@ -19,8 +19,8 @@ from s3prl_ofa.model.cif import plan_cif
 from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.model.ofa import OFAWav2Vec2
 from s3prl_ofa.model.rate import mix, solve_lambd, wanted_frames
+from s3prl_ofa.scan import length
 
-from .corpora import length
 from .labels import PLACES, labelled
 from .rate_options import NATIVE, RateOptions
 from .tasks import S3PRL_DOWNSTREAM
@@ -88,7 +88,7 @@ def check_ctc(downstream: str, config: dict[str, Any], upstream: Any) -> CtcChec
     labels = labelled(downstream, config, "train")
     if not labels:
         raise UsageError("the training set is empty")
-    utterances = [Utterance(path, of_file(path, length), frames_needed(ids)) for path, ids in labels]
+    utterances = [Utterance(path, of_file(path, decoded_length), frames_needed(ids)) for path, ids in labels]
     sample, weights = choose(utterances)
     frames = count_frames(upstream.model, upstream.options, sample)
     check = judge(sample, weights, frames, upstream.options.repeat)
@@ -115,6 +115,10 @@ def largest_lambd(
     first = int(np.searchsorted(below, MAX_INFEASIBLE * below[-1], side="right"))  # that must have its frames
     hundredths = math.floor(100 * limits[order[first]] + 1e-9)
     return hundredths / 100 if hundredths > 0 else None
+
+
+def decoded_length(path: str) -> int:
+    return length(path, verify=True)  # the dataset has asked for it already
 
 
 def of_file(path: str, read: Callable[[str], Any]) -> Any:

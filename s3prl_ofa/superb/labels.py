@@ -95,7 +95,8 @@ def check_labels(args: argparse.Namespace, config: dict[str, Any], trained: dict
     """Reads the splits that a run of asr or pr trains on and scores, so that bad data ends it now and not hours later.
 
     trained: see ``keep_vocabulary``. Raises UsageError for labels that the vocabulary lacks, for splits without a
-    usable utterance, and for weights that belong to another number of labels.
+    usable utterance or asr's training with only one, and for weights that belong to another number of labels. Before a
+    training it is a warning where the test split has such labels or none to use.
     """
     expert = config.get("downstream_expert") or {}
     data = expert.get(DATA.get(args.downstream, "")) or {}
@@ -113,7 +114,15 @@ def check_labels(args: argparse.Namespace, config: dict[str, Any], trained: dict
     training = [runner.get("train_dataloader", "train"), *runner.get("eval_dataloaders", [])]
     for split in {"train": training, "evaluate": [args.evaluate_split]}.get(args.mode, []):
         if split in data:
-            labelled(args.downstream, config, split)
+            found = labelled(args.downstream, config, split)
+            if split == "train" and args.downstream == ASR and len(found) == 1 < data.get("batch_size", 1):
+                path = found[0][0]
+                raise UsageError(f"{path} is the only utterance to train on; S3PRL skips a batch of one: give more")
+    if args.mode == "train" and "test" in data and "test" not in training:
+        try:
+            labelled(args.downstream, config, "test")
+        except UsageError as error:
+            logger.warning("the test split cannot be scored with this training: %s", error)
 
 
 def load_vocabulary(downstream: str, config: dict[str, Any]) -> Any:

@@ -14,10 +14,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
-from s3prl_ofa.audio import AudioError, check_speech
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.scan import scan
 
 from .corpora import read_lines
 
@@ -190,25 +188,23 @@ def usable_files(path: pathlib.Path, root: pathlib.Path, wanted: dict[str, Liste
     Raises UsageError naming the lines whose files are missing.
     """
     folders = speaker_folders(root)
-    missing, bad, usable = {}, {}, {}
-    for name, entry in tqdm(wanted.items(), desc="speech files", unit="file", dynamic_ncols=True, leave=False):
+    files, missing = {}, {}
+    for name, entry in wanted.items():
         places = (os.path.join(folder, name) for folder in folders)
         file = next((place for place in places if os.path.lexists(place)), None)
         if file is None:
             missing[name] = entry.line
-            continue
-        try:
-            check_speech(file)
-            usable[name] = file
-        except AudioError as error:
-            bad[f"{file}: {error}"] = entry.line
+        else:
+            files[name] = pathlib.Path(file)
     if missing:
         raise UsageError(f"{path} lists files that are not in {root}: {shown(missing)}; {MAKE_LIST}")
+    found = scan(files.values(), None, "speech files", verify=True)
+    bad = {f"{file}: {found.bad[file]}": wanted[name].line for name, file in files.items() if file in found.bad}
     if bad:
         logger.warning(
             "%s: %d of %d files cannot be used and are left out: %s", path, len(bad), len(wanted), shown(bad)
         )
-    return usable
+    return {name: str(file) for name, file in files.items() if file in found.samples}
 
 
 def patch_dataset(speakers: list[str], files: dict[str, list[tuple[str, int]]]) -> None:

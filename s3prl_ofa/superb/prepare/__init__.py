@@ -15,6 +15,8 @@ from s3prl_ofa.superb.corpora import (
     WORD_END,
     Utterance,
     corpus_root,
+    folders,
+    has_audio,
     letters,
     read_lexicon,
     read_split,
@@ -122,7 +124,7 @@ def everything(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
 def bucket(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
     """One CSV a split with file_path (below LibriSpeech) and length (samples), longest first, as S3PRL's own script."""
     root = corpus_root(args.librispeech, "--librispeech", "LibriSpeech")
-    for split in chosen_splits(root, args.splits):
+    for split in chosen_splits(root, bad, args.splits):
 
         def write(path: pathlib.Path, split: str = split) -> str:
             samples = {utterance.audio: count for utterance, count in usable(root / split, args, bad)}
@@ -146,7 +148,7 @@ def lexicon(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
     def write(path: pathlib.Path) -> str:
         words = {
             word
-            for split in chosen_splits(root)
+            for split in chosen_splits(root, bad)
             for utterance, _ in usable(root / split, args, bad)
             for word in utterance.text.split()
         }
@@ -168,7 +170,9 @@ def vocabulary(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
 
     def write(path: pathlib.Path) -> str:
         found = [
-            utterance for split in chosen_splits(root, args.splits) for utterance, _ in usable(root / split, args, bad)
+            utterance
+            for split in chosen_splits(root, bad, args.splits)
+            for utterance, _ in usable(root / split, args, bad)
         ]
         refuse_unknown(
             {utterance: {WORD_END} & set(utterance.text) for utterance in found},
@@ -249,8 +253,11 @@ def manifest(args: argparse.Namespace, bad: dict[pathlib.Path, str]) -> None:
         print(f"{path}: {len(files)} files, {hours:.2f} hours")
 
 
-def chosen_splits(root: pathlib.Path, splits: list[str] | None = None) -> list[str]:
-    """The splits asked for, or all; UsageError when there is none or one of them is missing."""
+def chosen_splits(root: pathlib.Path, bad: dict[pathlib.Path, str], splits: list[str] | None = None) -> list[str]:
+    """The splits asked for, or all; UsageError when there is none or one of them is missing.
+
+    A folder of audio without transcripts is no split, and goes into ``bad``.
+    """
     there = split_names(root)
     missing = [split for split in splits or [] if split not in there]
     if missing or not there:
@@ -258,7 +265,11 @@ def chosen_splits(root: pathlib.Path, splits: list[str] | None = None) -> list[s
             f"{root} has {', '.join(there) or 'no folder SPLIT/speaker/chapter with transcripts'}"
             + (f", not {missing[0]}" if missing else "")
         )
-    return splits or there
+    if splits:
+        return splits
+    silent = [folder for folder in folders(root) if folder.name not in there and has_audio(folder)]
+    bad.update(dict.fromkeys(silent, "no split: it holds speaker/chapter/ with audio, but no *.trans.txt beside it"))
+    return there
 
 
 def usable(
