@@ -233,6 +233,8 @@ def test_other_encodings(reader, encoded, line, root, chapter, capsys):
         ("", "expected the columns file_path and length"),
         ("path,samples\na.flac,3\n", "expected the columns file_path and length"),
         ("file_path,length\na.flac,many\n", "expected the columns file_path and length .*many"),
+        ("file_path,length\na.flac,nan\n", "expected the columns file_path and length .*NaN"),
+        ("file_path,length\n,3\n", "none of 7 utterances can be used"),
     ],
 )
 def test_bad_bucket_files(content, words, root):

@@ -44,8 +44,10 @@ def read_table(path: pathlib.Path) -> pandas.DataFrame:
     if not path.is_file():
         raise UsageError(f"there is no {path}; {MAKE_BUCKET} makes it")
     try:
-        table = pandas.read_csv(path, dtype={"file_path": str})[["file_path", "length"]]
-        table.astype({"length": float})
+        # without its default pandas takes empty names, and names such as NA, for numbers
+        table = pandas.read_csv(path, dtype={"file_path": str}, keep_default_na=False)[["file_path", "length"]]
+        if table["length"].astype(float).isna().any():
+            raise ValueError("a length that is NaN")
     except (ValueError, KeyError) as error:  # pandas' ParserError is a ValueError
         raise UsageError(
             f"{path}: expected the columns file_path and length (samples), found {' '.join(str(error).split())}; "
