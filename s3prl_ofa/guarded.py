@@ -22,7 +22,8 @@ import torch
 
 from .checkpoint.fairseq_format import parse_conv_layers
 from .checkpoint.safe_pickle import explain
-from .errors import CheckpointError, UsageError, shown
+from .checkpoint.torch_file import check_torch_file
+from .errors import CheckpointError, UsageError
 
 GUARDED = ("s3prl.", "fairseq.")  # modules that may read only values and names
 # a name with attributes and indices: get_Adam, self.get_dev_dataloader, self.model.encoder.layers[0], -math.inf
@@ -69,6 +70,8 @@ def weights_only(load: Callable[..., Any]) -> Callable[..., Any]:
         if kwargs.get("weights_only"):  # this caller expects torch's own errors
             return load(f, *args, **kwargs)
         try:
+            if isinstance(name_of(f), str | os.PathLike) and os.path.isfile(name_of(f)):
+                check_torch_file(name_of(f))
             return load(f, *args, **{**kwargs, "weights_only": True})
         except OSError:
             raise

@@ -123,6 +123,28 @@ def rebuilt_tensor(arguments: tuple) -> StoredTensor:
     return StoredTensor(storage, offset, size, stride)
 
 
+def made_bytes(arguments: tuple) -> Bytes:
+    """``_codecs.encode`` and ``bytearray``, of text with a character for each byte."""
+    if arguments and not (isinstance(arguments[0], str) and arguments[1:] in (("latin1",), ("latin-1",))):
+        raise CheckpointError(f"bytes are made from {shown(arguments)}, which torch.save does not write")
+    return Bytes()
+
+
+def hashed(arguments: tuple) -> Dropped:
+    """``set`` and ``Counter``. Raises CheckpointError for items that ``update`` refuses as keys."""
+    for items in arguments:
+        update({}, list(items), list(items))
+    return Dropped()
+
+
+def ordered(arguments: tuple) -> dict[Any, Any]:
+    """``OrderedDict``; Python 2 wrote its items as a list of pairs."""
+    made: dict[Any, Any] = {}
+    for key, value in arguments[0] if arguments else ():
+        update(made, [key], [value])
+    return made
+
+
 STAND_INS: dict[type[StandIn], Iterable[str]] = {
     Container: ("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
     Node: tuple(
@@ -130,7 +152,6 @@ STAND_INS: dict[type[StandIn], Iterable[str]] = {
         for kind in ("Any", "Integer", "Float", "String", "Boolean", "Bytes", "Path", "Enum")
     ),
     Namespace: ("argparse.Namespace",),
-    Bytes: ("_codecs.encode", "builtins.bytearray"),
     OddTensor: (
         "torch._tensor._rebuild_from_type_v2",
         *(f"torch._utils.{name}" for name in dir(torch._utils) if name.startswith("_rebuild_")),
@@ -141,8 +162,7 @@ STAND_INS: dict[type[StandIn], Iterable[str]] = {
         "typing.Any",
         *(f"typing.{name}" for name in ("Dict", "List", "Optional", "Tuple", "Union")),
         *(f"builtins.{name}" for name in ("bool", "bytes", "dict", "float", "int", "list", "object", "str", "tuple")),
-        *(f"builtins.{name}" for name in ("complex", "set")),
-        "collections.Counter",
+        "builtins.complex",
         "numpy.dtype",
         "numpy.ndarray",
         *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
@@ -183,19 +203,22 @@ STORAGE_DTYPES = {
 MAKERS: dict[str, Callable[[tuple], Any]] = {
     **{name: lambda _, stand_in=stand_in: stand_in() for stand_in, names in STAND_INS.items() for name in names},
     **dict.fromkeys(STORAGE_DTYPES, lambda _: Dropped()),
-    "collections.OrderedDict": lambda _: {},
+    **dict.fromkeys(("_codecs.encode", "builtins.bytearray"), made_bytes),
+    **dict.fromkeys(("builtins.set", "collections.Counter"), hashed),
+    "collections.OrderedDict": ordered,
     "collections.defaultdict": lambda _: {},
     "torch._utils._rebuild_tensor_v2": rebuilt_tensor,
     "torch._utils._rebuild_parameter": lambda arguments: arguments[0],
 }
 
 
-def read_pickle(file: BinaryIO, data: dict[str, Tensor], storages: dict[str, Storage]) -> Any:
+def read_pickle(file: BinaryIO, data: dict[str, Tensor], storages: dict[str, Storage], for_torch: bool = False) -> Any:
     """The object that the pickle at the file's position describes; leaves the position after the pickle.
 
     data: the bytes of each storage by key, to which the tensors refer; it may be filled later. storages: filled with
-    those that the pickle names. Raises CheckpointError for a name or an instruction that is not allowed and for sizes
-    beyond the bounds; a damaged pickle can raise any other exception.
+    those that the pickle names. for_torch: torch reads the file next, so any other name makes a stand-in too, for torch
+    to refuse, and tensors that it would build without bounds are refused. Raises CheckpointError for a name or an
+    instruction that is not allowed and for sizes beyond the bounds; a damaged pickle can raise any other exception.
     """
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stacks beneath each open mark
@@ -243,11 +266,13 @@ def read_pickle(file: BinaryIO, data: dict[str, Tensor], storages: dict[str, Sto
                 stack, items = below.pop(), stack
                 update(stack[-1], items[::2], items[1::2])
             case "GLOBAL":
-                stack.append(named_in_table(argument))
+                stack.append(find(argument, for_torch))
             case "REDUCE" | "NEWOBJ":
                 arguments, name = stack.pop(), stack.pop()
                 stack.append(name.make(arguments))
                 tensors += isinstance(stack[-1], StoredTensor | OddTensor)
+                if for_torch and isinstance(stack[-1], OddTensor):
+                    raise CheckpointError(refusal(name.name))
             case "BUILD":
                 state = stack.pop()
                 if isinstance(stack[-1], StandIn) and isinstance(state, dict):
@@ -265,13 +290,13 @@ def read_pickle(file: BinaryIO, data: dict[str, Tensor], storages: dict[str, Sto
                 raise CheckpointError(f"its pickle has the instruction {unknown}, which torch.save does not write")
 
 
-def named_in_table(argument: str) -> Name:
-    """argument: module and name, separated by a space. Raises CheckpointError unless the table has the name."""
+def find(argument: str, for_torch: bool) -> Name:
+    """``argument``: module and name, with a space between. Raises CheckpointError for one that the table lacks."""
     module, _, name = argument.partition(" ")
     full = f"{module.replace('__builtin__', 'builtins')}.{name}"  # Python 2's spelling, which protocol 2 keeps
-    if full not in MAKERS:
+    if not for_torch and full not in MAKERS:
         raise CheckpointError(refusal(full))
-    return Name(full, MAKERS[full])
+    return Name(full, MAKERS.get(full, lambda _: Dropped()))
 
 
 def make_storage(persistent_id: Any, data: dict[str, Tensor]) -> Storage:

@@ -25,22 +25,33 @@ LOCAL_HEADER = struct.Struct("<4s2xHH16xHH")  # of a record: magic, flags, metho
 LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 
-def read_torch_file(path: str | os.PathLike) -> object:
+def read_torch_file(path: str | os.PathLike, for_torch: bool = False) -> object:
     """What ``torch.save`` wrote at ``path``; the tensors in it are ``StoredTensor``, mapped from the file.
 
     Stand-ins may be among the values; ``plain`` turns them into a configuration. Nothing in the file is run. Every
     record's checksum is computed: 0.1 s for Base (380 MB), a seventh of ``load``. Raises CheckpointError, whose
     sentence leaves out the file's name, for a file that is damaged, that names anything outside the allow-list, or
-    whose tensors claim more than it holds.
+    whose tensors claim more than it holds. ``for_torch``: see ``read_pickle``.
     """
     with pathlib.Path(path).open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         try:
-            return read_zip(file, mapped) if mapped[: len(ZIP_MAGIC)] == ZIP_MAGIC else read_legacy(mapped)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # no empty file
+            if mapped[: len(ZIP_MAGIC)] == ZIP_MAGIC:
+                return read_zip(file, mapped, for_torch)
+            return read_legacy(mapped, for_torch)
         except (CheckpointError, OSError):
             raise
         except Exception as error:  # a damaged pickle or zip can raise any kind of exception
             raise CheckpointError(explain(error)) from error
+
+
+def check_torch_file(path: str | os.PathLike) -> None:
+    """To be called before ``torch.load(weights_only=True)``, which runs nothing but bounds nothing either.
+
+    Raises CheckpointError for a file that is damaged, or could take endless time or memory. What it may name is left to
+    torch.
+    """
+    read_torch_file(path, for_torch=True)
 
 
 def as_tensor(mapped: mmap.mmap) -> Tensor:
@@ -60,7 +71,7 @@ class Directory(io.BufferedReader):
         return super().read(MAX_DIRECTORY if size is None or size < 0 else size)
 
 
-def read_zip(file: io.BufferedReader, mapped: mmap.mmap) -> object:
+def read_zip(file: io.BufferedReader, mapped: mmap.mmap, for_torch: bool) -> object:
     records = zip_records(file, mapped)
     pickles = [name for name in records if name.endswith("/data.pkl")]
     if len(pickles) != 1:
@@ -74,7 +85,7 @@ def read_zip(file: io.BufferedReader, mapped: mmap.mmap) -> object:
         raise CheckpointError(f"its pickle is {len(where)} bytes long; expected at most {MAX_PICKLE}")
     data: dict[str, Tensor] = {}
     storages: dict[str, Storage] = {}
-    state = read_pickle(io.BytesIO(mapped[where.start : where.stop]), data, storages)
+    state = read_pickle(io.BytesIO(mapped[where.start : where.stop]), data, storages, for_torch)
     numbers = as_tensor(mapped)
     for key, storage in storages.items():
         record = records.get(f"{root}data/{key}")
@@ -124,7 +135,7 @@ def zip_records(file: io.BufferedReader, mapped: mmap.mmap) -> dict[str, range]:
 # --- before PyTorch 1.6 ---
 
 
-def read_legacy(mapped: mmap.mmap) -> object:
+def read_legacy(mapped: mmap.mmap, for_torch: bool) -> object:
     """Five pickles: a magic number, a version, the machine, the object, the storages' keys; then each one's numbers."""
     file = io.BytesIO(mapped[:MAX_PICKLE])
     data: dict[str, Tensor] = {}
@@ -134,7 +145,7 @@ def read_legacy(mapped: mmap.mmap) -> object:
         raise CheckpointError("a pickle, but not one that torch.save writes")
     if head[2]["little_endian"] is not True:
         raise CheckpointError("its numbers are big-endian; save it on a little-endian machine")
-    state, keys = read_pickle(file, data, storages), read_pickle(file, {}, {})
+    state, keys = read_pickle(file, data, storages, for_torch), read_pickle(file, {}, {})
     if type(keys) is not list or any(type(key) is not str for key in keys) or sorted(keys) != sorted(storages):
         raise CheckpointError(f"its list of storages is {shown(keys)}; expected the {len(storages)} of its tensors")
     numbers, end = as_tensor(mapped), file.tell()

@@ -8,13 +8,13 @@ manifest without its last extension. Frames are those of the front end: 400 samp
 import io
 import os
 import pathlib
-import pickle
-import zipfile
 
 import torch
 from torch import Tensor
 
-from ..checkpoint.safe_pickle import explain
+from ..checkpoint.safe_pickle import StoredTensor
+from ..checkpoint.torch_file import read_torch_file
+from ..errors import CheckpointError
 from ..files import atomic_path
 from ..model import SAMPLE_RATE, ModelConfig
 
@@ -81,31 +81,18 @@ def read_tensor(path: pathlib.Path) -> Tensor:
             raise GuidanceError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
         if path.stat().st_size > MAX_BYTES:
             raise GuidanceError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_BYTES}")
-        contents = path.read_bytes()
-        if zipfile.is_zipfile(io.BytesIO(contents)):
-            check_stored(path, contents)
-        tensor = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
-    except GuidanceError:
-        raise
+        stored = read_torch_file(path)
     except OSError as error:
         raise GuidanceError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except pickle.UnpicklingError as error:
-        raise GuidanceError(f"{path}: {explain(error)}; nothing in it was run") from None
-    except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any kind of exception
-        raise GuidanceError(f"{path}: damaged or not written by torch.save ({type(error).__name__})") from None
-    if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
-        raise GuidanceError(f"{path}: holds a {type(tensor).__name__}, expected a plain tensor")
+    except CheckpointError as error:
+        raise GuidanceError(f"{path}: {error}; nothing in it was run") from None
+    if not isinstance(stored, StoredTensor):
+        raise GuidanceError(f"{path}: holds a {type(stored).__name__}, expected a plain tensor")
+    tensor = stored.tensor().clone()  # the file is not kept open for it
     # A view of one number can claim any length.
     if tensor.dim() != 1 or not 1 <= len(tensor) <= MAX_FRAMES:
         raise GuidanceError(f"{path}: holds shape {tuple(tensor.shape)}, expected (1 to {MAX_FRAMES},)")
     return tensor
-
-
-def check_stored(path: pathlib.Path, contents: bytes) -> None:
-    """torch.save does not compress; a compressed entry could be of any size once unpacked. Raises GuidanceError."""
-    with zipfile.ZipFile(io.BytesIO(contents)) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise GuidanceError(f"{path}: a compressed archive, expected a file as torch.save writes")
 
 
 def write(folder: str | os.PathLike, relative: str | os.PathLike, boundaries: Tensor, frames: int) -> None:

@@ -276,23 +276,23 @@ def finished(cfg: Any, last: pathlib.Path) -> str | None:
     if cfg.checkpoint.restore_file != LAST or cfg.checkpoint.reset_optimizer or not last.exists():
         return None
     try:
-        state = read_torch_file(last)
+        state = read_torch_file(last, for_torch=True)
         extra, updates = state["extra_state"], state["optimizer_history"][-1]["num_updates"]
         epoch, seconds = extra["train_iterator"]["epoch"], extra.get("previous_training_time", 0)
         unimproved = extra.get("OFAPretrainingTask", {}).get("num_runs", 0)
+        wanted, patience = cfg.optimization, cfg.checkpoint.patience
+        if 0 < wanted.max_update <= updates:
+            return f"{last} has {updates} updates, optimization.max_update is {wanted.max_update}"
+        if 0 < wanted.max_epoch < epoch:
+            return f"{last} has {epoch - 1} epochs, optimization.max_epoch is {wanted.max_epoch}"
+        if 0 < wanted.stop_time_hours < seconds / 3600:
+            return f"{last} took {seconds / 3600:.2f} hours, optimization.stop_time_hours is {wanted.stop_time_hours}"
+        if 0 < patience <= unimproved:
+            return f"{last} was no better in {unimproved} validations, checkpoint.patience is {patience}"
     except CheckpointError as error:
         raise CheckpointError(f"{last}: {refusal(error)}") from None
     except (KeyError, IndexError, TypeError, AttributeError):
-        return None  # fairseq reports what is wrong with it
-    wanted, patience = cfg.optimization, cfg.checkpoint.patience
-    if 0 < wanted.max_update <= updates:
-        return f"{last} has {updates} updates, optimization.max_update is {wanted.max_update}"
-    if 0 < wanted.max_epoch < epoch:
-        return f"{last} has {epoch - 1} epochs, optimization.max_epoch is {wanted.max_epoch}"
-    if 0 < wanted.stop_time_hours < seconds / 3600:
-        return f"{last} took {seconds / 3600:.2f} hours, optimization.stop_time_hours is {wanted.stop_time_hours}"
-    if 0 < patience <= unimproved:
-        return f"{last} was no better in {unimproved} validations, checkpoint.patience is {patience}"
+        pass  # fairseq reports what is wrong with it
     return None
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from s3prl_ofa.checkpoint.torch_file import check_torch_file
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.files import atomic_path
 from s3prl_ofa.guarded import refusal
@@ -115,10 +116,13 @@ def read_states(path: str | os.PathLike) -> dict[str, Any] | None:
     """
     shims.namespace_in_checkpoints()
     try:
+        check_torch_file(path)
         states = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any kind of exception
         reason = refusal(error)
-        whole = isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path)
+        whole = isinstance(error, pickle.UnpicklingError | CheckpointError) and zipfile.is_zipfile(path)
         if whole or reason.startswith("refused"):
             raise CheckpointError(f"{path}: {reason}") from error
         return None
