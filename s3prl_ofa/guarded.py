@@ -23,7 +23,7 @@ import torch
 from .checkpoint.fairseq_format import parse_conv_layers
 from .checkpoint.safe_pickle import explain
 from .checkpoint.torch_file import check_torch_file
-from .errors import CheckpointError, UsageError
+from .errors import CheckpointError, UsageError, shown
 
 GUARDED = ("s3prl.", "fairseq.")  # modules that may read only values and names
 # a name with attributes and indices: get_Adam, self.get_dev_dataloader, self.model.encoder.layers[0], -math.inf

@@ -104,8 +104,8 @@ def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
             temporary.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
         return
     try:
-        earlier = json.loads(path.read_text("utf-8"))
-    except ValueError:
+        earlier = dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError, RecursionError):
         raise UsageError(f"{path} cannot be read; give --force to start again, or another --out") from None
     for key in [*settings, *earlier]:
         if earlier.get(key) != settings.get(key):
@@ -119,8 +119,8 @@ def read_index(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Rows by name. A last line that a killed process left unfinished is dropped from the file too."""
     path = folder / INDEX
     rows: dict[str, dict[str, Any]] = {}
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+    for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             row = json.loads(line)
             rows[row["name"]] = row
     with atomic_path(path) as temporary:

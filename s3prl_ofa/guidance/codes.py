@@ -83,7 +83,7 @@ def read_codes(path: str | os.PathLike, source: dict[str, Any]) -> np.ndarray:
         with safetensors.safe_open(path, "np") as file:
             made_of = json.loads((file.metadata() or {}).get(SOURCE, "null"))
             codes = file.get_tensor(NAME)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise UsageError(f"{path}: no codes can be read ({error}); expected a file that guidance wrote") from None
     if made_of != source:
         raise UsageError(f"{path}: codes of {made_of}, asked was {source}")

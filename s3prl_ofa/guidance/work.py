@@ -136,7 +136,7 @@ def read_settings(folder: pathlib.Path) -> dict[str, Any] | None:
         return None
     try:
         return dict(json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise UsageError(f"{path} cannot be read; give another --out") from None
 
 

@@ -68,7 +68,7 @@ def trimmed_lengths(
     """The length of every file, from ``cache`` if the file's size and modification time have not changed."""
     try:
         kept = json.loads(cache.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         kept = {}
     entries = kept.items() if isinstance(kept, dict) else ()
     kept = {path: entry for path, entry in entries if isinstance(entry, list) and len(entry) == 3}

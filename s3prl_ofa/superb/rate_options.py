@@ -8,11 +8,13 @@ import dataclasses
 import math
 import numbers
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
+from s3prl_ofa.bounded_yaml import read_yaml
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.model.rate import MAX_LAMBD
@@ -187,14 +189,13 @@ def read_model_config(model_config: str | os.PathLike | Mapping[str, Any] | None
     if isinstance(model_config, Mapping):
         return dict(model_config)
     text = os.fspath(model_config)
-    source = f"model_config {text!r}"
+    source = f"model_config {text[:300]!r}"
     if os.path.isfile(text):
-        with open(text, encoding="utf-8") as file:
-            text = file.read()
+        text = pathlib.Path(text).read_bytes()
     try:
-        options = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+        options = read_yaml(text.decode("utf-8") if isinstance(text, bytes) else text)
+    except ValueError as error:
+        raise UsageError(f"{source} is not YAML: {error}") from error
     if options is None:
         return {}
     if not isinstance(options, dict):

@@ -9,8 +9,7 @@ import pathlib
 import re
 from typing import Any
 
-import yaml
-
+from s3prl_ofa.bounded_yaml import read_yaml
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.resources import folder
@@ -135,9 +134,9 @@ def resolve_config(downstream: str, config: str | None, mini: bool, roots: dict[
     if not path.is_file():
         raise UsageError(f"there is no config {path}")
     try:
-        loaded = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        loaded = read_yaml(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is not YAML: {error}") from None
     if not isinstance(loaded, dict):
         raise UsageError(f"{path} must hold a mapping with runner, optimizer and downstream_expert")
     filled = fill(loaded, DataRoots(roots, mini), path)

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from s3prl_ofa.bounded_yaml import read_yaml
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.rate_options import ADAPTIVE, FRAMES, NATIVE, RateOptions, real, whole
 from s3prl_ofa.superb.task_frames import refusal, usual_frames
@@ -106,11 +107,11 @@ def read_grid(path: str | os.PathLike) -> Grid:
     """The grid in a YAML file. Paths in it stay as they are; check.py makes them absolute."""
     path = pathlib.Path(path)
     try:
-        loaded = yaml.load(path.read_text("utf-8"), UniqueKeys)
+        loaded = read_yaml(path.read_text("utf-8"), UniqueKeys)
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); a grid file is expected") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is not YAML: {error}") from None
     try:
         return grid_from(loaded)
     except UsageError as error:
