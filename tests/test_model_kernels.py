@@ -1,5 +1,6 @@
 """Results in 16 bits are right on every CPU: shapes that oneDNN gets wrong are avoided, others are looked at."""
 
+import copy
 import functools
 import os
 import pathlib
@@ -114,6 +115,17 @@ def test_a_wrong_kernel_is_refused(monkeypatch, autocast):
             part = "an encoder layer" if kind is nn.Linear else "the alpha predictor's convolution"
             with pytest.raises(RuntimeError, match=f"{part} in torch.bfloat16 is wrong on this machine.*float32"):
                 model.extract(waves)
+
+
+@torch.no_grad()
+def test_weights_too_large_for_float16():
+    """Promise: a model that overflows in float16 is no fault of the machine, and the cure is another dtype."""
+    model, waves = random_model(CONFIGS["base"]), noise_waves([4_000], seed=1)
+    for weight in model.front_end.parameters():
+        weight.mul_(100)
+    with pytest.raises(RuntimeError, match=r"the front end gives .* not finite in torch.float16.* use bfloat16 or"):
+        copy.deepcopy(model).half().extract(waves)
+    assert model.bfloat16().extract(waves).hidden_states[-1].isfinite().all()
 
 
 def test_kernels_are_looked_at_once(monkeypatch):
