@@ -14,6 +14,7 @@ import yaml
 from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError, shown
 from s3prl_ofa.superb import plain_names
+from s3prl_ofa.superb.experiment import trained_config
 
 CKPT = str(pathlib.Path(__file__).parent / "golden" / "ref_tiny.pt")
 EXPERT = "downstream_expert."
@@ -244,6 +245,15 @@ def test_parts_of_another_kind(part, trained, tmp_path, capfd):
     torch.save({**torch.load(trained / "states-2.ckpt", weights_only=True), part: value}, tmp_path / "states-2.ckpt")
     assert cli.main(["run_downstream", "-m", "evaluate", "-e", str(tmp_path)]) == 2
     assert f"error: -e {tmp_path}/states-2.ckpt: {said}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("config", [3, {"runner": {}, "downstream_expert": 3}])
+def test_initial_weights_of_wrong_parts(config, tmp_path):
+    """-i takes weights, and the config that they were trained with, from a file that someone else made."""
+    path = tmp_path / "x.ckpt"
+    torch.save({"Args": argparse.Namespace(), "Config": config, "Downstream": {}}, path)
+    with pytest.raises(UsageError, match="x.ckpt: (its Config is a int|the config must be a mapping)"):
+        trained_config(None, str(path))
 
 
 @pytest.mark.parametrize("part", ["batches", "epoch_start", "now"])

@@ -95,9 +95,7 @@ def newest_readable(paths: list[pathlib.Path]) -> tuple[pathlib.Path, dict[str, 
             continue
         if not {"Args", "Config"} <= states.keys():
             raise UsageError(f"-e {path}: it holds no experiment of S3PRL's run_downstream")
-        for name, kind in KINDS.items():
-            if not isinstance(states.get(name, kind()), kind):
-                raise UsageError(f"-e {path}: its {name} is a {type(states[name]).__name__}, expected {kind.__name__}")
+        check_kinds(states, f"-e {path}")
         plain_names.check(states["Args"], states["Config"], f"-e {path}: ")
         for skipped in paths[:index]:
             logger.warning("%s cannot be read (cut off while it was written?): going on from %s", skipped, path)
@@ -129,18 +127,32 @@ def read_states(path: str | os.PathLike) -> dict[str, Any] | None:
     return states if isinstance(states, dict) else None
 
 
-def trained_model_config(checkpoint: str) -> str | None:
-    """The ``-g`` that S3PRL stored in a checkpoint of its own."""
+def check_kinds(states: dict[str, Any], where: str) -> None:
+    """Raises UsageError for a part that is not of the kind that S3PRL keeps there."""
+    for name, kind in KINDS.items():
+        if not isinstance(states.get(name, kind()), kind):
+            raise UsageError(f"{where}: its {name} is a {type(states[name]).__name__}, expected {kind.__name__}")
+
+
+def initial_states(checkpoint: str) -> dict[str, Any]:
+    """The checkpoint of ``-i``. Raises UsageError for one that is cut off or of wrong parts, CheckpointError."""
     stored = read_states(checkpoint)
     if stored is None:
         raise UsageError(f"-i {checkpoint} cannot be read: it is cut off, or no checkpoint of S3PRL's")
-    return getattr(stored.get("Args"), "upstream_model_config", None)
+    check_kinds(stored, f"-i {checkpoint}")
+    plain_names.check_config(stored.get("Config", dict.fromkeys(plain_names.SECTIONS, {})), f"-i {checkpoint}: ")
+    return stored
+
+
+def trained_model_config(checkpoint: str) -> str | None:
+    """The ``-g`` that S3PRL stored in a checkpoint of its own."""
+    return getattr(initial_states(checkpoint).get("Args"), "upstream_model_config", None)
 
 
 def trained_config(past: dict[str, Any] | None, init_ckpt: str | None) -> dict[str, Any] | None:
     """The config that the weights of the experiment, or else of ``-i``, were trained with; None without either."""
     if past is None and init_ckpt:
-        past = read_states(init_ckpt) or {}
+        past = initial_states(init_ckpt)
     return None if past is None else past.get("Config", {})
 
 

@@ -14,7 +14,7 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.files import atomic_path
 
 from .corpora import read_lines
-from .experiment import read_states
+from .experiment import initial_states
 from .tasks import S3PRL_DOWNSTREAM
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def settle_labels(args: argparse.Namespace, config: dict[str, Any], past: dict[s
     config: changed in place. past: the checkpoint to resume from. Nothing is written for a new training whose data
     cannot be used. Raises UsageError as ``keep_vocabulary`` and ``check_labels`` do.
     """
-    trained = past or (read_states(args.init_ckpt) if args.init_ckpt else None)
+    trained = past or (initial_states(args.init_ckpt) if args.init_ckpt else None)
     if trained:
         keep_vocabulary(args.downstream, config, pathlib.Path(args.expdir), trained)
     check_labels(args, config, trained)
