@@ -2,7 +2,7 @@
 
 import yaml
 
-from .checkpoint.safe_pickle import plain
+from .checkpoint.plain_values import plain
 
 
 def read_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> object:

@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import errno
 import json
 import logging
 import os
@@ -163,3 +164,16 @@ def opened(tmp_path, golden_model):
     yield open_cache
     for cache in caches:
         cache.close()
+
+
+@pytest.fixture
+def closed_folders(monkeypatch) -> None:
+    """Every folder called closed cannot be searched, as without permission, which root always has."""
+    scandir = os.scandir
+
+    def guarded(path):
+        if os.path.basename(path) == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)

@@ -1,6 +1,5 @@
 """Reading audio of any format, rate and channel count."""
 
-import errno
 import os
 import shlex
 import struct
@@ -237,19 +236,11 @@ def test_formats_that_cannot_be_read_are_found(tmp_path):
     assert shlex.split(str(caught.value).partition("convert it: ")[2])[2::5] == ["o'clock news.m4a", "o'clock news.wav"]
 
 
-def test_folders_that_cannot_be_searched_are_named(tmp_path, make_wave, monkeypatch):
+def test_folders_that_cannot_be_searched_are_named(tmp_path, make_wave, closed_folders):
     """A folder without permission is among what is found, and reading it says so; the others are searched."""
     for name in ("closed", "open"):
         (tmp_path / name).mkdir()
         soundfile.write(tmp_path / name / "a.wav", make_wave(0.1), SAMPLE_RATE)
-    scandir = os.scandir
-
-    def guarded(path):
-        if os.path.basename(path) == "closed":
-            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", guarded)
     assert find_audio(tmp_path) == [tmp_path / "closed", tmp_path / "open" / "a.wav"]
     with pytest.raises(AudioError, match=r"a folder that cannot be searched \(Permission denied\)"):
         check_speech(tmp_path / "closed")

@@ -9,7 +9,8 @@ import torch
 
 from s3prl_ofa.checkpoint import load, read_checkpoint
 from s3prl_ofa.checkpoint.fairseq_format import parse_conv_layers
-from s3prl_ofa.checkpoint.safe_pickle import Container, plain
+from s3prl_ofa.checkpoint.plain_values import plain
+from s3prl_ofa.checkpoint.safe_pickle import Container
 from s3prl_ofa.errors import CheckpointError
 
 GOLDEN = Path(__file__).parent / "golden"

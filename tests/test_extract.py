@@ -157,21 +157,13 @@ def errors_of(out) -> dict[str, str]:
     return {row["name"]: row["error"] for row in rows}
 
 
-def test_other_formats_and_closed_folders_are_named(extract, audio_folder, make_wave, tmp_path, monkeypatch, capsys):
+def test_other_formats_and_closed_folders_are_named(extract, audio_folder, make_wave, tmp_path, closed_folders, capsys):
     """What cannot be read because of its format, its folder's permissions or its header's rate is not passed over in
     silence: it is named like a damaged file, with what to do, and the status is 1."""
     (audio_folder / "phone.m4a").write_bytes(b"\0\0\0\x20ftypM4A " * 20)
     soundfile.write(audio_folder / "slow.wav", make_wave(0.1), 2)
     (audio_folder / "closed").mkdir()
     (audio_folder / "line\nbreak.wav").write_bytes(b"")
-    scandir = os.scandir
-
-    def guarded(path):
-        if os.path.basename(path) == "closed":
-            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", guarded)
     assert extract(audio_folder) == 1
     errors, said = errors_of(tmp_path / "out"), capsys.readouterr().err
     assert set(errors) == {"phone.m4a", "slow.wav", "closed", r"line\nbreak.wav"}

@@ -153,7 +153,8 @@ def test_an_evaluation_uses_the_trained_labels(own, voxceleb1):
 
 
 def test_speakers_without_training_files(own, caplog):
-    """Own speakers that are tested on and not trained on are refused; of VoxCeleb1's, which S3PRL takes, it is said."""
+    """Own speakers that are tested on and not trained on are refused; for VoxCeleb1's, which S3PRL accepts, a warning
+    is logged."""
     lines = list_of(own).read_text().replace("1 118/", "3 118/")
     list_of(own).write_text(lines)
     with pytest.raises(UsageError, match=r"speakers without a usable training file: 118 \(line 5\); give each"):

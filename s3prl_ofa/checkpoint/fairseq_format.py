@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import CheckpointError, shown
 from ..model.config import SAMPLE_RATE, ModelConfig
 from .contents import COMPRESSOR, Checkpoint, as_weights, codebook_sizes, named, split_weight_norm
-from .safe_pickle import plain, unwrap
+from .plain_values import plain, unwrap
 
 logger = logging.getLogger(__name__)
 

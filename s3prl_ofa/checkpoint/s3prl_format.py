@@ -8,7 +8,7 @@ from ..errors import CheckpointError
 from ..model.config import ModelConfig
 from .contents import Checkpoint, as_weights
 from .fairseq_format import fairseq_parts, read_config
-from .safe_pickle import plain
+from .plain_values import plain
 
 KEYS = ("task_cfg", "model_cfg", "model_weight")
 

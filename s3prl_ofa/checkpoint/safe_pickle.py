@@ -23,8 +23,6 @@ from ..errors import CheckpointError, shown
 # Bounds that no real file comes near: a Large model with its optimizer has some 40,000 instructions, 1,300 tensors.
 MAX_PICKLE = 2**25  # bytes
 MAX_INSTRUCTIONS, MAX_TENSORS, MAX_DIMS = 500_000, 20_000, 8
-# Of a configuration; fairseq's own has about five levels and a thousand values, a hostile one as many as it likes.
-MAX_DEPTH, MAX_VALUES, MAX_CHARACTERS = 32, 100_000, 1_000_000
 
 
 class StandIn:
@@ -352,52 +350,3 @@ def explain(error: Exception) -> str:
         text = re.sub(r"(?s).*WeightsUnpickler error:\s*", "", text)
     reason = ": ".join([type(error).__name__, *text.strip().splitlines()[:1]])
     return f"damaged, cut short or not a checkpoint ({reason[:200]})"
-
-
-def unwrap(value: Any) -> Any:
-    """The dict, list or value that a stand-in holds, one level of it; anything else as it is."""
-    if isinstance(value, Container):
-        return value.state.get("_content")
-    if isinstance(value, Node):
-        return value.state.get("_val")
-    if isinstance(value, Namespace):
-        return value.state
-    return value
-
-
-class Budget:
-    """What a configuration may still hold; a value that it refers to many times counts each time."""
-
-    def __init__(self) -> None:
-        self.values, self.characters = MAX_VALUES, MAX_CHARACTERS
-
-    def spend(self, characters: int = 0) -> None:
-        self.values -= 1
-        self.characters -= characters
-        if self.values < 0 or self.characters < 0:
-            raise CheckpointError(f"the configuration has more than {MAX_VALUES} values or {MAX_CHARACTERS} characters")
-
-
-def plain(value: Any, depth: int = 0, budget: Budget | None = None) -> Any:
-    """A configuration without stand-ins: dicts with string keys, lists, strings, numbers, booleans and None.
-
-    Raises CheckpointError when it holds anything else, or has no end. The last two arguments are its own, for what is
-    inside.
-    """
-    budget = budget or Budget()
-    budget.spend(len(value) if isinstance(value, str) else 0)
-    if depth > MAX_DEPTH:
-        raise CheckpointError(f"the configuration has more than {MAX_DEPTH} levels")
-    value = unwrap(value)
-    if isinstance(value, dict):
-        budget.spend(sum(len(key) for key in value if isinstance(key, str)))
-        return {str(key): plain(item, depth + 1, budget) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item, depth + 1, budget) for item in value]
-    if value is None or isinstance(value, Dropped | Name):
-        return None
-    if isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Node | Container | Namespace):
-        return plain(value, depth + 1, budget)
-    raise CheckpointError(f"the configuration holds a {type(value).__name__}; expected plain values")

@@ -19,7 +19,7 @@ KEY = "Position"  # in a checkpoint of S3PRL's, beside its Step and Epoch
 
 
 class Position:
-    """Where a training is. Goes on from ``stored``, what ``state`` gave when the checkpoint was saved.
+    """Where a training is. Resumes from ``stored``, what ``state`` gave when the checkpoint was saved.
 
     Raises CheckpointError if ``stored`` is something else.
     """

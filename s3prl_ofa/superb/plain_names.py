@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from s3prl_ofa.checkpoint.safe_pickle import plain
+from s3prl_ofa.checkpoint.plain_values import plain
 from s3prl_ofa.errors import CheckpointError, UsageError, shown
 from s3prl_ofa.guarded import nothing_run
 
