@@ -231,8 +231,12 @@ def test_weights_are_rounded_on_request(plain, tmp_path):
         convert(plain, tmp_path / "x.safetensors", dtype="int8")
     weights = whole.weights | {"layer_norm.weight": 1e6 * torch.ones_like(whole.weights["layer_norm.weight"])}
     write_safetensors(tmp_path / "large.safetensors", whole.config, weights)
-    with pytest.raises(CheckpointError, match="layer_norm.weight holds 1e\\+06; .* infinite in torch.float16"):
+    with pytest.raises(CheckpointError, match="layer_norm.weight holds 1e\\+06; .* finite in torch.float16"):
         convert(tmp_path / "large.safetensors", tmp_path / "x.safetensors", dtype="float16")
+    weights["layer_norm.weight"][3] = float("nan")
+    write_safetensors(tmp_path / "nan.safetensors", whole.config, weights)
+    with pytest.raises(CheckpointError, match="layer_norm.weight holds nan"):
+        convert(tmp_path / "nan.safetensors", tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
 
 

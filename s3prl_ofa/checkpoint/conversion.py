@@ -37,7 +37,8 @@ def convert(
     ``dtype`` (float16, bfloat16, float32) rounds the weights: half the size for a model that is to be handed on.
 
     Raises UsageError for an unknown format or dtype, an existing target without ``force``, or a model that the target's
-    format cannot hold; CheckpointError for a source that cannot be read, or whose weights are too large for the dtype.
+    format cannot hold; CheckpointError for a source that cannot be read, or whose weights are not finite, or too large
+    for the dtype.
     """
     if "://" in os.fspath(target):
         raise UsageError(f"{target}: a checkpoint is written to a file or folder, found a URL")
@@ -49,8 +50,8 @@ def convert(
         raise UsageError(f"{target}: the format must be one of {', '.join(FORMATS)}, found {to or target.suffix!r}")
     check_target(target, to == "huggingface", force)
     checkpoint = read_checkpoint(source)
-    if dtype is not None:
-        checkpoint = dataclasses.replace(checkpoint, weights=rounded(checkpoint, getattr(torch, dtype)))
+    weights = rounded(checkpoint, None if dtype is None else getattr(torch, dtype))
+    checkpoint = dataclasses.replace(checkpoint, weights=weights)
     with naming(source, (CheckpointError,)):
         if to == "huggingface":
             write_folder(target, checkpoint)
@@ -64,13 +65,16 @@ def convert(
     return target
 
 
-def rounded(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The weights in ``dtype``. Raises CheckpointError naming one that it cannot hold."""
+def rounded(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """The weights in ``dtype``, or in their own for None. Raises CheckpointError naming one that it cannot hold, or
+    that is not finite."""
+    weights = dict(checkpoint.weights)
     with naming(checkpoint.path):
-        check_finite({name: weight for name, weight in checkpoint.weights.items() if weight.is_floating_point()}, dtype)
-    return {
-        name: weight.to(dtype) if weight.is_floating_point() else weight for name, weight in checkpoint.weights.items()
-    }
+        for name, weight in weights.items():
+            if weight.is_floating_point():
+                check_finite({name: weight}, dtype or weight.dtype)
+                weights[name] = weight.to(dtype or weight.dtype)
+    return weights
 
 
 def check_target(target: pathlib.Path, folder: bool, force: bool) -> None:
