@@ -1,7 +1,7 @@
 # make demo: speaker identification on the bundled audio at three rates, through S3PRL, with a table at the end
-# make test: lint, formatting, all tests
+# make test: lint, formatting, all tests but the slow ones; make test-slow: those, each with processes of its own
 # python -m tests.hostile: thousands of damaged and hostile checkpoints, half an hour; make test has a few hundred
-# Both make .venv first, or mend it; nothing but a Python 3.11 to 3.13 with venv and pip is needed.
+# All make or repair .venv first; nothing but a Python 3.11 to 3.13 with venv and pip is needed.
 
 CKPT ?= s3prl_ofa/demo/tiny.safetensors
 LAMBDS ?= 0 0.5 1
@@ -9,7 +9,7 @@ PYTHON_IN_VENV := .venv/bin/python
 # Tests run in two processes; a second thread in each would only get in the way.
 TEST_PROCESSES ?= 2
 
-.PHONY: demo test venv clean
+.PHONY: demo test test-slow venv clean
 
 demo:
 	@.ci/venv
@@ -19,7 +19,11 @@ test:
 	@.ci/venv test
 	@$(PYTHON_IN_VENV) -m ruff check .
 	@$(PYTHON_IN_VENV) -m ruff format --check .
-	@OMP_NUM_THREADS=1 $(PYTHON_IN_VENV) -m pytest -n $(TEST_PROCESSES) --cov --cov-fail-under=90
+	@OMP_NUM_THREADS=1 $(PYTHON_IN_VENV) -m pytest -n $(TEST_PROCESSES) -m "not slow" --cov --cov-fail-under=90
+
+test-slow:
+	@.ci/venv test
+	@OMP_NUM_THREADS=1 $(PYTHON_IN_VENV) -m pytest -n $(TEST_PROCESSES) -m slow
 
 venv:
 	@.ci/venv test

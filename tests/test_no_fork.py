@@ -62,6 +62,7 @@ def test_pretraining_data(tmp_path):
         assert all(guidance[key].equal(other["net_input"]["guidance"][key]) for key in guidance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "key"), [("sid", "datarc.num_workers"), ("pr", "corpus.num_workers"), ("asr", "datarc.num_workers")]
 )

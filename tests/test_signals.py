@@ -105,6 +105,7 @@ def test_guidance(tmp_path, make_wave):
     assert "Traceback" not in said and not list(out.rglob(".*.pt"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_pretrain_and_again(tmp_path, processes):
     """Also with several processes and their data workers, and it resumes."""

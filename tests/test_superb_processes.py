@@ -92,6 +92,7 @@ def test_two_processes_resume_together_and_one_evaluates(trained, monkeypatch, c
     assert (trained / "exp" / "measured_test.json").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_learn_one_rate(trained):
     """An adaptive lambd is the same in all processes after each update."""
     options = ("-p", "adaptive", "--lambd", "adaptive", "--rate-weight", "1")

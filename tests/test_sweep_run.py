@@ -161,6 +161,7 @@ def test_killed_and_the_same(voices, undisturbed, tmp_path):
     assert [found[name]["attempts"] for name in sorted(found)] == [2, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("moment", "workers"), [("states-4.ckpt", 2), ("measured_test.json", 0)])
 def test_terminated(voices, undisturbed, tmp_path, moment, workers):
     """SIGTERM to the sweep alone, in the middle of writing a checkpoint or a result: one line, status 143, its points
@@ -179,6 +180,7 @@ def test_terminated(voices, undisturbed, tmp_path, moment, workers):
         assert same_of_any_run(points(out)) == same_of_any_run(points(undisturbed))
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(voices, undisturbed, tmp_path):
     """Killed with SIGKILL at moments that nobody chose, with its points or without them, a sweep ends the same."""
     out, seed = tmp_path / "sweep", random.SystemRandom().randrange(10**6)
