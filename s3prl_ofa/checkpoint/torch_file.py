@@ -38,6 +38,8 @@ def read_torch_file(path: str | os.PathLike, for_torch: bool = False) -> object:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # no empty file
             if mapped[: len(ZIP_MAGIC)] == ZIP_MAGIC:
                 return read_zip(file, mapped, for_torch)
+            if mapped[:1] != PICKLE_MAGIC:
+                raise CheckpointError(f"damaged: it begins with {mapped[:8]!r}; expected what torch.save writes")
             return read_legacy(mapped, for_torch)
         except (CheckpointError, OSError):
             raise
