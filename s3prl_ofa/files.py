@@ -72,7 +72,9 @@ def writing(path: str | os.PathLike | None) -> Iterator[None]:
 
 def no_room(error: BaseException | None) -> tuple[int, str | None] | None:
     """errno and file name (if known) where the error or one of its causes means a full disk; else None."""
-    while error is not None:
+    seen = set()  # an error that was kept and raised again can be among its own causes
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             return error.errno, error.filename
         if (said := RUST_ERROR.search(str(error))) and int(said[1]) in NO_ROOM:

@@ -215,3 +215,11 @@ def test_tensorboard(library, tmp_path):
     assert done.stdout == "done\n"
     assert done.stderr.count("nothing more is logged to TensorBoard: File too large") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_errors_that_are_their_own_cause():
+    """An error that was kept and raised again can have itself among its causes: it passes through all the same."""
+    first, second = ValueError("first"), KeyError("second")
+    first.__context__, second.__context__ = second, first
+    with pytest.raises(ValueError, match="first"), writing("file"):
+        raise first
