@@ -30,6 +30,7 @@ def test_attacks_and_mutations():
     assert outcomes["loaded"] > 0 and outcomes["refused"] > 0 and sum(outcomes.values()) == 200
 
 
+@pytest.mark.slow  # coverage in its processes takes the time and memory that it measures
 def test_the_harness_sees_what_it_looks_for(tmp_path, monkeypatch):
     """Errors of other types, long messages, slow and large reading, code that runs: each is told by its name."""
     events: list[str] = []

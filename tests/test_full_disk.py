@@ -21,6 +21,7 @@ from sweep_rows import grid_rows, write_sweep
 from s3prl_ofa import cli
 from s3prl_ofa.files import DiskFull, append, atomic_path, writing
 
+pytestmark = pytest.mark.slow  # without coverage, whose own file would meet the limit too
 ROOT = pathlib.Path(cli.__file__).parents[1]
 REASON = (
     "no room to write it (File too large); free some space and run the command again: nothing was left half written"

@@ -61,7 +61,7 @@ def test_weights_that_are_not_finite_are_named():
     """Promise: a checkpoint with NaN or infinite weights is refused by their names, not run to NaN features."""
     weights = golden_weights()
     weights["encoder.layers.1.fc1.bias"] = torch.full_like(weights["encoder.layers.1.fc1.bias"], torch.nan)
-    with pytest.raises(ValueError, match="encoder.layers.1.fc1.bias.*NaN"):
+    with pytest.raises(ValueError, match="encoder.layers.1.fc1.bias holds nan"):
         OFAWav2Vec2(GOLDEN_CONFIG).load_weights(weights)
 
 
