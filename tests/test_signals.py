@@ -53,6 +53,9 @@ class Running:
         self.process.send_signal(number)
         try:
             status = self.process.wait(PATIENCE)
+            give_up = time.monotonic() + 30  # multiprocessing's resource tracker ends a moment after its parent
+            while self.alive() and time.monotonic() < give_up:
+                time.sleep(0.02)
             assert self.alive() == []
         finally:
             for process in self.alive():
