@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from s3prl_ofa.model import SAMPLE_RATE, ModelConfig, OFAWav2Vec2
-from s3prl_ofa.superb.shims import apply_shims
+from s3prl_ofa.superb.compat.shims import apply_shims
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "extract.csv"
 PACKAGES = ("torch", "torchaudio", "transformers", "s3prl")

@@ -6,17 +6,17 @@ with the first use of ``load``, S3PRL only with ``s3prl_ofa.superb``.
 
 from typing import TYPE_CHECKING, Any
 
-from .version import __version__
+from s3prl_ofa.version import __version__
 
 if TYPE_CHECKING:
-    from .checkpoint import load
+    from s3prl_ofa.checkpoint import load
 
 __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from .checkpoint import load
+        from s3prl_ofa.checkpoint import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

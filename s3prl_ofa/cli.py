@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from .arguments import Parser, one_line
-from .errors import CheckpointError, UsageError
-from .files import DiskFull, writing
-from .signals import SIGNAL_STATUS, Terminated, termination
-from .version import __version__
+from s3prl_ofa.arguments import Parser, one_line
+from s3prl_ofa.errors import CheckpointError, UsageError
+from s3prl_ofa.io.files import DiskFull, writing
+from s3prl_ofa.signals import SIGNAL_STATUS, Terminated, termination
+from s3prl_ofa.version import __version__
 
 
 class Command(NamedTuple):
@@ -28,10 +28,10 @@ class Command(NamedTuple):
 COMMANDS = {
     "extract": Command("s3prl_ofa.extract.command", "features, lengths and times of audio files, to disk"),
     "info": Command("s3prl_ofa.info", "what a checkpoint holds, and its table of lambd against frame period"),
-    "run_downstream": Command("s3prl_ofa.superb.run_downstream", "S3PRL's runner with ofa_wav2vec2 in it", None),
-    "link": Command("s3prl_ofa.superb.link", "put the upstream into a source checkout of S3PRL"),
-    "unlink": Command("s3prl_ofa.superb.link", "take it out again", "add_unlink_arguments", "run_unlink"),
-    "prepare": Command("s3prl_ofa.superb.prepare", "from corpora to the files that the tasks need"),
+    "run_downstream": Command("s3prl_ofa.superb.downstream.command", "S3PRL's runner with ofa_wav2vec2 in it", None),
+    "link": Command("s3prl_ofa.superb.compat.link", "put the upstream into a source checkout of S3PRL"),
+    "unlink": Command("s3prl_ofa.superb.compat.link", "take it out again", "add_unlink_arguments", "run_unlink"),
+    "prepare": Command("s3prl_ofa.superb.prepare.command", "from corpora to the files that the tasks need"),
     "guidance": Command("s3prl_ofa.guidance.command", "what alpha is to learn, from alignments or from speech alone"),
     "pretrain": Command("s3prl_ofa.pretrain.launch", "train a once-for-all wav2vec 2.0 with fairseq", None),
     "sweep": Command("s3prl_ofa.sweep.command", "rates x tasks x seeds from one file, resumable"),

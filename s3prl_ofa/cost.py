@@ -2,8 +2,8 @@
 
 import torch
 
-from .model import SAMPLE_RATE, ModelConfig
-from .model.compressor import KERNEL
+from s3prl_ofa.model import SAMPLE_RATE, ModelConfig
+from s3prl_ofa.model.compressor import KERNEL
 
 
 def macs(config: ModelConfig, samples: int, frames: int) -> int:

@@ -1,6 +1,6 @@
 """Where a model is to run."""
 
-from .errors import UsageError
+from s3prl_ofa.errors import UsageError
 
 
 def check_device(name: str) -> None:

@@ -6,15 +6,15 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .audio import SAMPLE_RATE, AudioError, load_audio
-from .errors import UsageError
-from .extract.inputs import find_utterances
-from .files import printable
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.extract.inputs import find_utterances
+from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_audio
+from s3prl_ofa.io.files import printable
 
 if TYPE_CHECKING:
     import torch
 
-    from .model import OFAWav2Vec2
+    from s3prl_ofa.model import OFAWav2Vec2
 
 BUNDLED_AUDIO = pathlib.Path(__file__).parent / "demo" / "audio" / "test"
 LAMBDS = tuple(step / 10 for step in range(11))
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the answer. Raises UsageError for audio that cannot be used, CheckpointError."""
-    from .checkpoint import load, read_checkpoint
+    from s3prl_ofa.checkpoint import load, read_checkpoint
 
     utterances = find_utterances(args.audio or [BUNDLED_AUDIO])
     checkpoint = read_checkpoint(args.ckpt)
@@ -68,7 +68,7 @@ def measure(model: "OFAWav2Vec2", waves: list[Any], lambds: Sequence[float] = LA
     """
     import torch
 
-    from .cost import macs_per_second
+    from s3prl_ofa.cost import macs_per_second
 
     samples = torch.tensor([len(wave) for wave in waves])
     input_lengths = torch.tensor([model.config.num_frames(length) for length in samples.tolist()])

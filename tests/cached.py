@@ -5,7 +5,6 @@ import pathlib
 
 import torch
 
-CKPT = str(pathlib.Path(__file__).parent / "golden" / "ref_tiny.pt")
 ALL = (0, 1, 2)  # the layers of the tiny model
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 RATES = [{"lambd": 0.0}, {"lambd": 0.5}, {"lambd": 1.3}, {"frame_period_ms": 21.0}, {"frame_period_ms": 40.0}]

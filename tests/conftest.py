@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from paths import GOLDEN
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
 SAMPLE_RATE = 16_000  # Hz
 
 
@@ -153,7 +153,7 @@ def ran(monkeypatch):
 @pytest.fixture
 def opened(tmp_path, golden_model):
     """A function (limit in bytes, layers, model, folder, rate) that opens a cache; all are closed at the end."""
-    from s3prl_ofa.superb.feature_cache import FeatureCache
+    from s3prl_ofa.superb.feature_cache.cache import FeatureCache
 
     caches = []
 

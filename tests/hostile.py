@@ -29,7 +29,6 @@ import torch
 sys.path.insert(0, os.fspath(pathlib.Path(__file__).parent))  # as pytest has it: tests import their siblings by name
 
 from hostile_files import (  # noqa: E402
-    GOLDEN,
     Files,
     attacks,
     header_of,
@@ -40,6 +39,7 @@ from hostile_files import (  # noqa: E402
     saved,
     with_header,
 )
+from paths import REF_TINY  # noqa: E402
 
 from s3prl_ofa.checkpoint import Checkpoint, convert, load, read_checkpoint  # noqa: E402
 from s3prl_ofa.errors import CheckpointError  # noqa: E402
@@ -174,13 +174,13 @@ def mutations(originals: dict[str, Files], count: int, seed: int) -> Iterator[tu
 
 def good_files(folder: pathlib.Path) -> dict[str, Files]:
     """One small model of each format."""
-    whole = torch.load(GOLDEN, weights_only=True)
+    whole = torch.load(REF_TINY, weights_only=True)
     state = {"cfg": whole["cfg"], "model": whole["model"]}
     made = {
-        "reference": GOLDEN.read_bytes(),
-        "s3prl": convert(GOLDEN, folder / "x.pt", to="s3prl").read_bytes(),
+        "reference": REF_TINY.read_bytes(),
+        "s3prl": convert(REF_TINY, folder / "x.pt", to="s3prl").read_bytes(),
         "legacy": saved(state, zipped=False),
-        "safetensors": convert(GOLDEN, folder / "x.safetensors").read_bytes(),
+        "safetensors": convert(REF_TINY, folder / "x.safetensors").read_bytes(),
     }
     return {**{name: {"file": data} for name, data in made.items()}, "huggingface": plain_folder(folder)}
 

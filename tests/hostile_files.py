@@ -15,11 +15,11 @@ import zipfile
 import numpy as np
 import torch
 from hostile_pickles import STOP, archive, call, name, pickles, text, tree
+from paths import REF_TINY
 
 from s3prl_ofa.checkpoint import convert
 from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "ref_tiny.pt"
 Files = dict[str, bytes]
 
 
@@ -83,7 +83,7 @@ def saved(state: object, zipped: bool = True) -> bytes:
 
 
 def states() -> Files:
-    whole = torch.load(GOLDEN, weights_only=True)
+    whole = torch.load(REF_TINY, weights_only=True)
     cfg, weights = whole["cfg"], whole["model"]
     target = "encoder.layers.0.fc1.weight"
 
@@ -145,7 +145,7 @@ def pickle_ends(data: bytes) -> list[int]:
 
 
 def legacy() -> Files:
-    whole = torch.load(GOLDEN, weights_only=True)
+    whole = torch.load(REF_TINY, weights_only=True)
     data = saved({"cfg": whole["cfg"], "model": whole["model"]}, zipped=False)
     *_, keys, end = pickle_ends(data)  # then come the storages, each after its size
     changed = data[:end] + (2**62).to_bytes(8, "little") + data[end + 8 :]
@@ -173,7 +173,7 @@ def with_header(header: dict, payload: bytes) -> bytes:
 
 
 def safetensors(folder: pathlib.Path) -> Files:
-    header, payload = header_of(convert(GOLDEN, folder / "own.safetensors").read_bytes())
+    header, payload = header_of(convert(REF_TINY, folder / "own.safetensors").read_bytes())
     metadata = header["__metadata__"]
     config = json.loads(metadata["config"])
     key = "encoder.layers.0.fc1.weight"
@@ -259,5 +259,5 @@ def folders(plain: Files) -> dict[str, Files]:
 
 def attacks(folder: pathlib.Path) -> dict[str, Files]:
     """Name of the attack -> the files, a single one under the name ``file``. ``folder``: for files made on the way."""
-    single = {**pickles(), **archives(GOLDEN.read_bytes()), **states(), **legacy(), **safetensors(folder)}
+    single = {**pickles(), **archives(REF_TINY.read_bytes()), **states(), **legacy(), **safetensors(folder)}
     return {**{key: {"file": data} for key, data in single.items()}, **folders(plain_folder(folder))}

@@ -1,17 +1,16 @@
 """Tiny models and waves for the tests, and a slow model written from torch's own layers to compare with."""
 
 import math
-import pathlib
 from fractions import Fraction
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from paths import GOLDEN
 from torch import Tensor, nn
 
 from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
 GOLDEN_WAVES = ("1s", "2.37s", "5s")
 
 

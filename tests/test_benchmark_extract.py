@@ -2,15 +2,15 @@
 
 import csv
 import importlib.util
-import pathlib
 import sys
 import time
 
 import pytest
 import torch
 from models import BASE, random_model
+from paths import ROOT
 
-BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture

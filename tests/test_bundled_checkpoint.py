@@ -2,21 +2,21 @@
 
 import csv
 import json
-import pathlib
 
 import pytest
 import soundfile
 import torch
 import yaml
+from paths import ROOT
 from safetensors import safe_open
 
 import s3prl_ofa
-from s3prl_ofa.audio import SAMPLE_RATE
 from s3prl_ofa.demo.run import CHECKPOINT
 from s3prl_ofa.guidance.alignments import read_ctm
 from s3prl_ofa.guidance.scores import boundary_scores, uniform_boundaries
+from s3prl_ofa.io.audio import SAMPLE_RATE
 
-MODEL_CARD = pathlib.Path(__file__).resolve().parents[1] / "MODEL_CARD.md"
+MODEL_CARD = ROOT / "MODEL_CARD.md"
 EVERY = 16  # of the test speakers' 329 utterances
 
 

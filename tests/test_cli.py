@@ -3,17 +3,15 @@
 import json
 import logging
 import os
-import pathlib
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from paths import ROOT
 
 from s3prl_ofa import __version__, cli, errors
-
-ROOT = pathlib.Path(cli.__file__).parents[1]
 
 
 def run(*arguments, **options) -> subprocess.CompletedProcess:
@@ -167,8 +165,8 @@ def test_reader_goes_away(golden_checkpoint):
 
 def test_info(golden_checkpoint, golden_model, capsys):
     """The config, the mean alpha and the table: 11 rates, each period what extract gives on the bundled audio."""
-    from s3prl_ofa.audio import find_audio, load_audio
     from s3prl_ofa.info import BUNDLED_AUDIO
+    from s3prl_ofa.io.audio import find_audio, load_audio
 
     assert cli.main(["info", str(golden_checkpoint), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -2,17 +2,14 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 import torch
+from paths import ROOT
 from pretraining import make_corpus
 
-from s3prl_ofa import cli
-
-ROOT = pathlib.Path(cli.__file__).parents[1]
 CKPT = ROOT / "tests" / "golden" / "ref_tiny.pt"
 
 

@@ -8,10 +8,10 @@ import sys
 import zipfile
 
 import pytest
+from paths import ROOT
 
 import s3prl_ofa
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "torchaudio", "s3prl", "fairseq", "transformers", "librosa")
 
 
@@ -83,7 +83,7 @@ def test_wheel_works(wheel, tmp_path):
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "import s3prl_ofa.upstream.ofa_wav2vec2, s3prl_ofa.resources as resources\n"
         "from s3prl_ofa.info import BUNDLED_AUDIO\n"
-        "from s3prl_ofa.audio import find_audio\n"
+        "from s3prl_ofa.io.audio import find_audio\n"
         f"assert s3prl_ofa.__file__.startswith({str(tmp_path)!r})\n"
         "assert (resources.folder('downstream_configs') / 'sid_mini.yaml').is_file()\n"
         "assert (resources.folder('upstream') / 'ofa_wav2vec2' / 'hubconf.py').is_file()\n"

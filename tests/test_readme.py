@@ -19,11 +19,11 @@ import sys
 import pytest
 import soundfile
 from guidance_data import write_textgrid
+from paths import ROOT
 
-from s3prl_ofa.audio import SAMPLE_RATE, load_audio
-from s3prl_ofa.superb.link import CHECKOUT_FILES
+from s3prl_ofa.io.audio import SAMPLE_RATE, load_audio
+from s3prl_ofa.superb.compat.link import CHECKOUT_FILES
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCK = re.compile(
     r"(?:<!-- test: (?P<order>skip|append|replace)[ ,]+(?P<text>.*?) -->\n)?"

@@ -1,20 +1,18 @@
 """The model's promises on real speech (skipped, and said, where it is not at hand)."""
 
-import pathlib
-
 import pytest
 import soundfile
 import torch
+from paths import REF_TINY
 
 import s3prl_ofa
 
-CKPT = pathlib.Path(__file__).parent / "golden" / "ref_tiny.pt"
 EVERY = 38  # 40 of 1,519 utterances
 
 
 @pytest.fixture(scope="module")
 def model():
-    return s3prl_ofa.load(CKPT)
+    return s3prl_ofa.load(REF_TINY)
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ import uuid
 import pytest
 import soundfile
 from guidance_data import write_manifest
+from paths import ROOT
 from pretraining import corpus_settings, make_corpus, write_config
 
 from s3prl_ofa import cli, signals
 
-ROOT = pathlib.Path(cli.__file__).parents[1]
 PATIENCE = 300  # seconds
 MARK = "OFA_TEST_MARK"
 

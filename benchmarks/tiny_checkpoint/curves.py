@@ -11,7 +11,7 @@ import pathlib
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from s3prl_ofa.files import atomic_path
+from s3prl_ofa.io.files import atomic_path
 
 LEFT_OUT = ("wall", "wps", "ups", "wpb", "bsz", "ntokens", "nsentences", "best_loss")
 DIGITS = 5

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from s3prl_ofa.checkpoint.contents import Checkpoint
 from s3prl_ofa.checkpoint.fairseq_format import read_config, write_state
-from s3prl_ofa.files import atomic_path
+from s3prl_ofa.io.files import atomic_path
 
 CONVOLUTIONS = {
     # Narrow where there are many frames: the encoder is then most of the cost, and compression shows.

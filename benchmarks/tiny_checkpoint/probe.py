@@ -24,8 +24,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 import s3prl_ofa
-from s3prl_ofa.files import atomic_path
 from s3prl_ofa.guidance.scores import TOLERANCES, boundary_scores, uniform_boundaries
+from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.model import OFAWav2Vec2
 
 SECONDS = 4.0  # of each utterance

@@ -14,7 +14,7 @@ import yaml
 
 from s3prl_ofa.checkpoint import read_checkpoint
 from s3prl_ofa.checkpoint.conversion import rounded
-from s3prl_ofa.files import atomic_path
+from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.model.storage import write_safetensors
 
 # fairseq's sections that are about this training

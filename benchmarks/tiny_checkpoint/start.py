@@ -38,7 +38,7 @@ from fairseq.models.wav2vec import Wav2Vec2Config, Wav2Vec2Model
 from network import add_network_arguments, settings_of, write_checkpoint
 from torch import Tensor, nn
 
-from s3prl_ofa.files import atomic_path
+from s3prl_ofa.io.files import atomic_path
 
 MASK_SPAN = 10  # frames
 MASK_SHARE = 0.3  # of the frames, before spans overlap; half of the crops are not masked at all

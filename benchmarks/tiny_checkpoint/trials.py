@@ -16,7 +16,7 @@ import sys
 from fairseq.models.wav2vec import Wav2Vec2Config, Wav2Vec2Model
 from network import settings_of
 
-from s3prl_ofa.files import atomic_path
+from s3prl_ofa.io.files import atomic_path
 
 NETWORKS = (  # convolutions, layers and width of the encoder
     ("tapered", 6, 256),

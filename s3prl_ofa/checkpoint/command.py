@@ -3,7 +3,7 @@
 import argparse
 import logging
 
-from .conversion import DTYPES, FORMATS, convert
+from s3prl_ofa.checkpoint.conversion import DTYPES, FORMATS, convert
 
 logger = logging.getLogger(__name__)
 

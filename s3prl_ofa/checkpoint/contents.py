@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, shown
-from ..model.config import ModelConfig
-from ..model.names import check_finite, check_shapes
-from ..model.storage import MAX_WEIGHTS
-from .safe_pickle import MAX_DIMS, OddTensor, StoredTensor
+from s3prl_ofa.checkpoint.safe_pickle import MAX_DIMS, OddTensor, StoredTensor
+from s3prl_ofa.errors import CheckpointError, shown
+from s3prl_ofa.model.config import ModelConfig
+from s3prl_ofa.model.names import check_finite, check_shapes
+from s3prl_ofa.model.storage import MAX_WEIGHTS
 
 POS_CONV = "encoder.pos_conv.0"
 # Newer torch calls the two halves of a weight-normed weight by these names.

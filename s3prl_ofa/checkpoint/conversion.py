@@ -8,13 +8,13 @@ import tempfile
 
 import torch
 
-from ..errors import CheckpointError, UsageError
-from ..files import DiskFull, atomic_path
-from ..model.names import check_finite
-from ..model.storage import write_safetensors
-from . import fairseq_format, huggingface, s3prl_format
-from .contents import Checkpoint
-from .reading import naming, read_checkpoint
+from s3prl_ofa.checkpoint import fairseq_format, huggingface, s3prl_format
+from s3prl_ofa.checkpoint.contents import Checkpoint
+from s3prl_ofa.checkpoint.reading import naming, read_checkpoint
+from s3prl_ofa.errors import CheckpointError, UsageError
+from s3prl_ofa.io.files import DiskFull, atomic_path
+from s3prl_ofa.model.names import check_finite
+from s3prl_ofa.model.storage import write_safetensors
 
 SUFFIXES = {".safetensors": "safetensors", ".pt": "fairseq", ".pth": "fairseq", "": "huggingface"}
 DTYPES = ("float16", "bfloat16", "float32")

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, shown
-from ..model.config import SAMPLE_RATE, ModelConfig
-from .contents import COMPRESSOR, Checkpoint, as_weights, codebook_sizes, named, split_weight_norm
-from .plain_values import plain, unwrap
+from s3prl_ofa.checkpoint.contents import COMPRESSOR, Checkpoint, as_weights, codebook_sizes, named, split_weight_norm
+from s3prl_ofa.checkpoint.plain_values import plain, unwrap
+from s3prl_ofa.errors import CheckpointError, shown
+from s3prl_ofa.model.config import SAMPLE_RATE, ModelConfig
 
 logger = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import CheckpointError, UsageError, shown
-from ..files import atomic_path
-from ..model.config import SAMPLE_RATE, ModelConfig
-from ..model.names import PRETRAINING
-from ..model.storage import read_tensors
-from .contents import Checkpoint, as_weights, codebook_sizes, named, split_weight_norm
-from .torch_file import read_torch_file
+from s3prl_ofa.checkpoint.contents import Checkpoint, as_weights, codebook_sizes, named, split_weight_norm
+from s3prl_ofa.checkpoint.torch_file import read_torch_file
+from s3prl_ofa.errors import CheckpointError, UsageError, shown
+from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.model.config import SAMPLE_RATE, ModelConfig
+from s3prl_ofa.model.names import PRETRAINING
+from s3prl_ofa.model.storage import read_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ..errors import CheckpointError
-from .safe_pickle import Container, Dropped, Name, Namespace, Node
+from s3prl_ofa.checkpoint.safe_pickle import Container, Dropped, Name, Namespace, Node
+from s3prl_ofa.errors import CheckpointError
 
 # Of a configuration; fairseq's own has about five levels and a thousand values, a hostile one as many as it likes.
 MAX_DEPTH, MAX_VALUES, MAX_CHARACTERS = 32, 100_000, 1_000_000

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError
-from ..model import OFAWav2Vec2
-from ..model.storage import read_safetensors
-from . import fairseq_format, huggingface, s3prl_format
-from .contents import DTYPES, Checkpoint, as_weights, check_sizes, named
-from .torch_file import PICKLE_MAGIC, ZIP_MAGIC, read_torch_file
+from s3prl_ofa.checkpoint import fairseq_format, huggingface, s3prl_format
+from s3prl_ofa.checkpoint.contents import DTYPES, Checkpoint, as_weights, check_sizes, named
+from s3prl_ofa.checkpoint.torch_file import PICKLE_MAGIC, ZIP_MAGIC, read_torch_file
+from s3prl_ofa.errors import CheckpointError
+from s3prl_ofa.model import OFAWav2Vec2
+from s3prl_ofa.model.storage import read_safetensors
 
 GIT_LFS_MAGIC = b"version https://git-lfs"
 

@@ -4,11 +4,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import CheckpointError
-from ..model.config import ModelConfig
-from .contents import Checkpoint, as_weights
-from .fairseq_format import fairseq_parts, read_config
-from .plain_values import plain
+from s3prl_ofa.checkpoint.contents import Checkpoint, as_weights
+from s3prl_ofa.checkpoint.fairseq_format import fairseq_parts, read_config
+from s3prl_ofa.checkpoint.plain_values import plain
+from s3prl_ofa.errors import CheckpointError
+from s3prl_ofa.model.config import ModelConfig
 
 KEYS = ("task_cfg", "model_cfg", "model_weight")
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, shown
+from s3prl_ofa.errors import CheckpointError, shown
 
 # Bounds that no real file comes near: a Large model with its optimizer has some 40,000 instructions, 1,300 tensors.
 MAX_PICKLE = 2**25  # bytes

@@ -15,8 +15,8 @@ import zlib
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, shown
-from .safe_pickle import MAX_PICKLE, Storage, explain, read_pickle
+from s3prl_ofa.checkpoint.safe_pickle import MAX_PICKLE, Storage, explain, read_pickle
+from s3prl_ofa.errors import CheckpointError, shown
 
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"

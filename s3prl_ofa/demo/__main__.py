@@ -2,7 +2,7 @@
 
 import sys
 
-from .run import main
+from s3prl_ofa.demo.run import main
 
 if __name__ == "__main__":
     sys.exit(main())

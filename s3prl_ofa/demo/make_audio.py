@@ -11,7 +11,7 @@ import tempfile
 import numpy as np
 import soundfile
 
-from ..audio import SAMPLE_RATE, load_audio
+from s3prl_ofa.io.audio import SAMPLE_RATE, load_audio
 
 PEAK = 0.5  # of full scale, for every utterance, so that loudness tells no voice apart
 # espeak-ng voice, pitch (0 to 99), words a minute

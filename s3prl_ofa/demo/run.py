@@ -18,11 +18,11 @@ from typing import Any
 
 import tqdm
 
-from ..arguments import Parser
-from ..audio import find_audio, load_audio
-from ..cli import guarded
-from ..errors import UsageError
-from ..files import atomic_path
+from s3prl_ofa.arguments import Parser
+from s3prl_ofa.cli import guarded
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.io.audio import find_audio, load_audio
+from s3prl_ofa.io.files import atomic_path
 
 FOLDER = pathlib.Path(__file__).parent
 AUDIO = FOLDER / "audio"
@@ -77,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(ckpt: str | os.PathLike, lambds: Sequence[float]) -> list[dict[str, Any]]:
     """A row a rate with what the upstream costs on the test utterances. Raises UsageError for a rate that cannot be."""
-    from ..checkpoint import load
-    from ..info import measure
-    from ..model.rate import check_lambd
+    from s3prl_ofa.checkpoint import load
+    from s3prl_ofa.info import measure
+    from s3prl_ofa.model.rate import check_lambd
 
     try:
         check_lambd(lambds, len(lambds))

@@ -17,16 +17,16 @@ import numpy as np
 import tqdm
 import tqdm.contrib.logging
 
-from ..audio import SAMPLE_RATE, AudioError, duration, load_audio
-from ..device import check_device
-from ..errors import UsageError
-from ..files import printable
-from .inputs import Utterance, find_utterances, make_batches
-from .store import ERRORS, Store, open_store
-from .writers import ENDINGS, WRITERS, Writer, get_writer
+from s3prl_ofa.device import check_device
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.extract.inputs import Utterance, find_utterances, make_batches
+from s3prl_ofa.extract.store import ERRORS, Store, open_store
+from s3prl_ofa.extract.writers import ENDINGS, WRITERS, Writer, get_writer
+from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, duration, load_audio
+from s3prl_ofa.io.files import printable
 
 if TYPE_CHECKING:
-    from ..model import OFAWav2Vec2
+    from s3prl_ofa.model import OFAWav2Vec2
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check_rate(args: argparse.Namespace) -> dict[str, float]:
     """The rate as the keyword argument of ``extract``. Raises UsageError when it is out of range."""
-    from ..model.rate import check_frame_period, check_lambd
+    from s3prl_ofa.model.rate import check_frame_period, check_lambd
 
     try:
         if args.frame_period_ms is not None:
@@ -114,7 +114,7 @@ def load_model(args: argparse.Namespace) -> "OFAWav2Vec2":
     """The model on its device. Raises UsageError for a device that is not there, CheckpointError."""
     import torch
 
-    from ..checkpoint import load
+    from s3prl_ofa.checkpoint import load
 
     name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(name)

@@ -5,8 +5,8 @@ import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from ..audio import find_audio
-from ..errors import UsageError
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.io.audio import find_audio
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,11 +13,11 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import UsageError
-from ..files import append, atomic_path, printable
-from ..locks import InUse, locked
-from .inputs import Utterance
-from .writers import FEATURES, TIMES, files_of
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.extract.inputs import Utterance
+from s3prl_ofa.extract.writers import FEATURES, TIMES, files_of
+from s3prl_ofa.io.files import append, atomic_path, printable
+from s3prl_ofa.io.locks import InUse, locked
 
 LEFTOVER = re.compile(r"\..+\.\w{8}\.(npy|safetensors|h5)")  # what files.atomic_path calls its temporary files
 SETTINGS, INDEX, ERRORS, LOCK = "settings.json", "index.jsonl", "errors.jsonl", ".lock"

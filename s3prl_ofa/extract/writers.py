@@ -13,8 +13,8 @@ from collections.abc import Callable
 import numpy as np
 import safetensors.numpy
 
-from ..errors import UsageError
-from ..files import atomic_path
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.io.files import atomic_path
 
 Writer = Callable[[pathlib.Path, str, np.ndarray, np.ndarray], pathlib.Path]
 FEATURES, TIMES = "features", "times"  # names of folders below the output folder, and of arrays within a file

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..model import SAMPLE_RATE
-from .layout import FRAMES, GuidanceError, num_frames
-from .work import Entry
+from s3prl_ofa.guidance.layout import FRAMES, GuidanceError, num_frames
+from s3prl_ofa.guidance.work import Entry
+from s3prl_ofa.model import SAMPLE_RATE
 
 SILENCES = ("SIL", "sil", "<sil>", "sp", "spn", "<eps>")  # and an empty label, and what no interval covers
 SLACK = FRAMES.hop / SAMPLE_RATE  # seconds; aligners round times, so gaps and overlaps below a frame mean nothing

@@ -7,9 +7,7 @@ import sys
 import torch
 from torch import Tensor
 
-from ..files import printable
-from ..model import SAMPLE_RATE
-from .layout import (
+from s3prl_ofa.guidance.layout import (
     ALPHA,
     BOUNDARIES,
     GuidanceError,
@@ -20,8 +18,10 @@ from .layout import (
     read_alpha,
     read_boundaries,
 )
-from .scores import TOLERANCES, BoundaryScores, boundary_scores, uniform_boundaries
-from .work import SHOWN, Entry, each
+from s3prl_ofa.guidance.scores import TOLERANCES, BoundaryScores, boundary_scores, uniform_boundaries
+from s3prl_ofa.guidance.work import SHOWN, Entry, each
+from s3prl_ofa.io.files import printable
+from s3prl_ofa.model import SAMPLE_RATE
 
 LENGTH_TOLERANCE = 2  # frames; some front ends pad a little, and training cuts or fills up as much
 ALPHA_TOLERANCE = 0.01  # for alpha in half precision

@@ -11,11 +11,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ..errors import UsageError
-from ..files import atomic_path
-from .features import features_of
-from .layout import num_frames
-from .work import Entry, each
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.guidance.features import features_of
+from s3prl_ofa.guidance.layout import num_frames
+from s3prl_ofa.guidance.work import Entry, each
+from s3prl_ofa.io.files import atomic_path
 
 CLUSTERS = 100
 SAMPLE_FRAMES = 100_000  # that codes are made of and the penalty is solved on; 33 minutes, in 768 dimensions 0.3 GB

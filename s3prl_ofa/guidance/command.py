@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from s3prl_ofa.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_silence_arguments(command: argparse.ArgumentParser) -> None:
-    from .alignments import SILENCES
+    from s3prl_ofa.guidance.alignments import SILENCES
 
     help_text = "silences are segments of their own (default), or belong to the segment before them"
     command.add_argument("--silence", choices=("keep", "merge"), default="keep", help=help_text)
@@ -63,8 +63,8 @@ def add_silence_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def add_segment_arguments(command: argparse.ArgumentParser) -> None:
-    from .codes import CLUSTERS
-    from .segmentation import LONGEST
+    from s3prl_ofa.guidance.codes import CLUSTERS
+    from s3prl_ofa.guidance.segmentation import LONGEST
 
     source = "features: MFCC, unless --ckpt or --upstream is given"
     group = command.add_argument_group(source)
@@ -98,7 +98,7 @@ def jobs_of(args: argparse.Namespace, device: str = "cpu") -> int:
 
 
 def ctm(args: argparse.Namespace) -> int:
-    from .alignments import FromCtm, read_ctm, shared_names
+    from s3prl_ofa.guidance.alignments import FromCtm, read_ctm, shared_names
 
     return from_alignments(
         args,
@@ -110,7 +110,7 @@ def ctm(args: argparse.Namespace) -> int:
 
 
 def textgrid(args: argparse.Namespace) -> int:
-    from .alignments import FromTextGrids, find_textgrids, shared_names
+    from s3prl_ofa.guidance.alignments import FromTextGrids, find_textgrids, shared_names
 
     if importlib.util.find_spec("praatio") is None:
         raise UsageError("TextGrids need praatio, which is not installed: pip install 's3prl-ofa[guidance]'")
@@ -126,8 +126,8 @@ def textgrid(args: argparse.Namespace) -> int:
 
 
 def from_alignments(args: argparse.Namespace, prepare: Callable[..., Any], settings: dict[str, Any]) -> int:
-    from .layout import GuidanceError
-    from .work import check_settings, open_folder, read_entries, write_all, write_settings
+    from s3prl_ofa.guidance.layout import GuidanceError
+    from s3prl_ofa.guidance.work import check_settings, open_folder, read_entries, write_all, write_settings
 
     entries = read_entries(args.manifest)
     if args.longest is not None and args.longest < 1:
@@ -145,9 +145,16 @@ def from_alignments(args: argparse.Namespace, prepare: Callable[..., Any], setti
 
 
 def segment(args: argparse.Namespace) -> int:
-    from .codes import sample_features
-    from .unsupervised import FromSpeech, make_penalty
-    from .work import check_settings, open_folder, read_entries, read_settings, write_all, write_settings
+    from s3prl_ofa.guidance.codes import sample_features
+    from s3prl_ofa.guidance.unsupervised import FromSpeech, make_penalty
+    from s3prl_ofa.guidance.work import (
+        check_settings,
+        open_folder,
+        read_entries,
+        read_settings,
+        write_all,
+        write_settings,
+    )
 
     check_segment_options(args)
     entries = read_entries(args.manifest)
@@ -173,8 +180,8 @@ def segment(args: argparse.Namespace) -> int:
 
 def codes_of(args: argparse.Namespace, source: Any, sample: Callable[[], Any]) -> "np.ndarray":
     """The codes that are given or were made by an earlier run, else new ones, which are kept. Raises UsageError."""
-    from .codes import CLUSTERS, read_codes
-    from .unsupervised import CODES, make_codes
+    from s3prl_ofa.guidance.codes import CLUSTERS, read_codes
+    from s3prl_ofa.guidance.unsupervised import CODES, make_codes
 
     path = args.codes or args.out / CODES
     if args.codes is None and (args.force or not path.exists()):
@@ -204,7 +211,7 @@ def make_source(args: argparse.Namespace) -> tuple[Any, str]:
     """The features, and the device that they are computed on. Raises UsageError, CheckpointError."""
     import torch
 
-    from .features import Mfcc, OwnHidden, UpstreamHidden
+    from s3prl_ofa.guidance.features import Mfcc, OwnHidden, UpstreamHidden
 
     if args.layer is None:
         if args.device not in (None, "cpu"):
@@ -222,9 +229,9 @@ def make_source(args: argparse.Namespace) -> tuple[Any, str]:
 
 
 def check(args: argparse.Namespace) -> int:
-    from .check import check as check_all
-    from .layout import ALPHA, BOUNDARIES
-    from .work import read_entries
+    from s3prl_ofa.guidance.check import check as check_all
+    from s3prl_ofa.guidance.layout import ALPHA, BOUNDARIES
+    from s3prl_ofa.guidance.work import read_entries
 
     for root, names in ((args.root, (ALPHA, BOUNDARIES)), (args.against, (BOUNDARIES,))):
         for name in names if root else ():

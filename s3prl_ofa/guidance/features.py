@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..audio import read_speech
-from ..errors import CheckpointError, UsageError
-from ..model import SAMPLE_RATE
-from .layout import FRAMES, GuidanceError, num_frames
-from .work import Entry
+from s3prl_ofa.errors import CheckpointError, UsageError
+from s3prl_ofa.guidance.layout import FRAMES, GuidanceError, num_frames
+from s3prl_ofa.guidance.work import Entry
+from s3prl_ofa.io.audio import read_speech
+from s3prl_ofa.model import SAMPLE_RATE
 
 CEPSTRA = 13
 
@@ -29,7 +29,7 @@ class Mfcc:
         return {"features": "mfcc", "layer": None}
 
     def __call__(self, wave: np.ndarray) -> np.ndarray:
-        from ..superb.shims import torchaudio_import
+        from s3prl_ofa.superb.compat.shims import torchaudio_import
 
         torchaudio_import()
         from torchaudio.compliance import kaldi
@@ -71,7 +71,7 @@ class OwnHidden(Hidden):
         self.check_layer(self.loaded().config.layers + 1, ckpt)
 
     def load(self) -> Any:
-        from ..checkpoint import load
+        from s3prl_ofa.checkpoint import load
 
         model = load(self.ckpt, device=self.device)
         grid = ("hop", "receptive_field")
@@ -80,7 +80,7 @@ class OwnHidden(Hidden):
         return model
 
     def describe(self) -> dict[str, Any]:
-        from ..extract.command import fingerprint
+        from s3prl_ofa.extract.command import fingerprint
 
         return {"features": f"checkpoint {fingerprint(self.loaded())}", "layer": self.layer}
 
@@ -103,9 +103,10 @@ class UpstreamHidden(Hidden):
             raise UsageError(f"--upstream {name} has a frame every {found:g} ms; expected 20 ms or less")
 
     def load(self) -> Any:
-        from ..superb import plain_names, register
+        from s3prl_ofa.superb import registration
+        from s3prl_ofa.superb.compat import plain_names
 
-        register.register()  # S3PRL then runs on today's stack, and knows our upstreams
+        registration.register()  # S3PRL then runs on today's stack, and knows our upstreams
         from s3prl import hub
         from s3prl.nn import S3PRLUpstream
 

@@ -12,11 +12,11 @@ import pathlib
 import torch
 from torch import Tensor
 
-from ..checkpoint.safe_pickle import StoredTensor
-from ..checkpoint.torch_file import read_torch_file
-from ..errors import CheckpointError
-from ..files import atomic_path
-from ..model import SAMPLE_RATE, ModelConfig
+from s3prl_ofa.checkpoint.safe_pickle import StoredTensor
+from s3prl_ofa.checkpoint.torch_file import read_torch_file
+from s3prl_ofa.errors import CheckpointError
+from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.model import SAMPLE_RATE, ModelConfig
 
 ALPHA, BOUNDARIES = "alpha", "boundaries"
 MAX_FRAMES = 50 * 3600 * 24  # a day of speech

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..model import SAMPLE_RATE
+from s3prl_ofa.model import SAMPLE_RATE
 
 LONGEST = 50  # frames of a segment, 1 s
 CLOSE_ENOUGH = 0.005  # of the wanted period: where the search for a penalty ends

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
-from .codes import train, write_codes
-from .features import features_of
-from .segmentation import best_segmentation, distances, segment_costs, solve_penalty
-from .work import Entry
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.guidance.codes import train, write_codes
+from s3prl_ofa.guidance.features import features_of
+from s3prl_ofa.guidance.segmentation import best_segmentation, distances, segment_costs, solve_penalty
+from s3prl_ofa.guidance.work import Entry
 
 CODES = "codes.safetensors"
 Sample = list[tuple[Entry, np.ndarray]]  # utterances with their features (frames, dim)

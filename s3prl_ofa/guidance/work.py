@@ -20,12 +20,12 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import UsageError
-from ..files import atomic_path, printable
-from ..locks import InUse, locked
-from ..model import SAMPLE_RATE
-from . import layout
-from .layout import GuidanceError, guidance_path, num_frames, read_manifest
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.guidance import layout
+from s3prl_ofa.guidance.layout import GuidanceError, guidance_path, num_frames, read_manifest
+from s3prl_ofa.io.files import atomic_path, printable
+from s3prl_ofa.io.locks import InUse, locked
+from s3prl_ofa.model import SAMPLE_RATE
 
 LEFTOVER = re.compile(r"\..+\.\w{8}\.pt")  # what files.atomic_path calls its temporary files
 SETTINGS, LEFT_OUT, LOCK = "settings.json", "left_out.tsv", ".lock"

@@ -12,7 +12,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from .packing import pad, unpad, valid_mask
+from s3prl_ofa.model.packing import pad, unpad, valid_mask
 
 # Weights that should sum to an integer miss it by rounding: by half a unit in the last place of a float32 for every
 # frame (0.7 x 1000 is 699.99999 in float32). Sums are made in float64; one that lies this close to an integer is it.

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cif import CifPlan, apply_cif, plan_cif
-from .packing import pad, spread
-from .rate import mix
+from s3prl_ofa.model.cif import CifPlan, apply_cif, plan_cif
+from s3prl_ofa.model.packing import pad, spread
+from s3prl_ofa.model.rate import mix
 
 KERNEL = 5  # frames that the predictor sees around each frame
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from ..errors import shown
+from s3prl_ofa.errors import shown
 
 SAMPLE_RATE = 16_000  # Hz
 MIN_FRAME_PERIOD_MS = 20.0  # the frame period of the convolutional front end

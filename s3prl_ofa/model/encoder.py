@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ModelConfig
-from .convolution import Conv2d
-from .packing import pad, positions_of, spread, starts_of, unpad, valid_mask
+from s3prl_ofa.model.config import ModelConfig
+from s3prl_ofa.model.convolution import Conv2d
+from s3prl_ofa.model.packing import pad, positions_of, spread, starts_of, unpad, valid_mask
 
 # Utterances attend in groups of similar length, each padded to its longest: at most this much longer than the shortest.
 GROUP_RATIO = 1.3

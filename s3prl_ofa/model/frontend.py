@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ModelConfig
-from .packing import positions_of, starts_of
+from s3prl_ofa.model.config import ModelConfig
+from s3prl_ofa.model.packing import positions_of, starts_of
 
 BLOCK = 4  # output frames that share one set of first-layer weights; utterances start at multiples of it
 NORM_EPS = 1e-5

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .convolution import lowered_dtype
-from .encoder import attention_groups
+from s3prl_ofa.model.convolution import lowered_dtype
+from s3prl_ofa.model.encoder import attention_groups
 
 if TYPE_CHECKING:
-    from .ofa import OFAWav2Vec2
+    from s3prl_ofa.model.ofa import OFAWav2Vec2
 
 SAMPLES, FRAMES = 4_000, 32
 # Relative to float32's result. bfloat16 stays below 0.05 in every part; a wrong kernel gives 1 or more.

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, shown
-from .config import ModelConfig
+from s3prl_ofa.errors import CheckpointError, shown
+from s3prl_ofa.model.config import ModelConfig
 
 # Weights that only pretraining uses.
 PRETRAINING = re.compile(

@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .cif import CifPlan, crossing_times, owners
-from .compressor import Compressor
-from .config import SAMPLE_RATE, ModelConfig
-from .encoder import Encoder
-from .frontend import FrontEnd
-from .kernels import check_kernels
-from .names import from_fairseq, to_fairseq
-from .packing import pad
-from .rate import check_frame_period, check_lambd, solve_lambd, wanted_frames
-from .storage import write_safetensors
-from .waves import check_waves, normalize_wave
+from s3prl_ofa.model.cif import CifPlan, crossing_times, owners
+from s3prl_ofa.model.compressor import Compressor
+from s3prl_ofa.model.config import SAMPLE_RATE, ModelConfig
+from s3prl_ofa.model.encoder import Encoder
+from s3prl_ofa.model.frontend import FrontEnd
+from s3prl_ofa.model.kernels import check_kernels
+from s3prl_ofa.model.names import from_fairseq, to_fairseq
+from s3prl_ofa.model.packing import pad
+from s3prl_ofa.model.rate import check_frame_period, check_lambd, solve_lambd, wanted_frames
+from s3prl_ofa.model.storage import write_safetensors
+from s3prl_ofa.model.waves import check_waves, normalize_wave
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .cif import TINY
-from .config import MIN_FRAME_PERIOD_MS
+from s3prl_ofa.model.cif import TINY
+from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 
 MAX_LAMBD = 2.0  # exclusive: at 2 no frame would be left
 

@@ -7,10 +7,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import CheckpointError, shown
-from ..files import atomic_path
-from ..version import __version__
-from .config import ModelConfig
+from s3prl_ofa.errors import CheckpointError, shown
+from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.model.config import ModelConfig
+from s3prl_ofa.version import __version__
 
 FORMAT = "s3prl-ofa 1"  # what the metadata's "format" says; the number grows when old readers could not read it
 MAX_WEIGHTS = 5_000  # the largest models have some 800

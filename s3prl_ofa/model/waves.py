@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import SAMPLE_RATE
+from s3prl_ofa.model.config import SAMPLE_RATE
 
 NORM_EPS = 1e-5
 

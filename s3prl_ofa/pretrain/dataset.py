@@ -14,10 +14,10 @@ from fairseq.data import FileAudioDataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from s3prl_ofa.audio import SAMPLE_RATE, AudioError, load_speech
-from s3prl_ofa.files import printable
 from s3prl_ofa.guidance.layout import FRAMES, GuidanceError, guidance_path, num_frames, read_alpha, read_boundaries
-from s3prl_ofa.scan import scan
+from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_speech
+from s3prl_ofa.io.files import printable
+from s3prl_ofa.io.scan import scan
 
 logger = logging.getLogger(__name__)
 

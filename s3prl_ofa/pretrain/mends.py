@@ -11,8 +11,8 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
-from s3prl_ofa.files import atomic_path
-from s3prl_ofa.tensorboard import outlast_full_disk
+from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.io.tensorboard import outlast_full_disk
 
 KNOWN_WARNINGS = (
     "The version_base parameter is not specified",

@@ -18,12 +18,11 @@ import torch
 from s3prl_ofa.checkpoint import load
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
-from s3prl_ofa.superb.plain_names import check_config, is_split
-from s3prl_ofa.superb.rate_options import ADAPTIVE, whole
-from s3prl_ofa.superb.register import URL_SCHEMES
-from s3prl_ofa.superb.tasks import resolve_config
-
-from .grid import KNOWN, OURS, Grid, Point, Task
+from s3prl_ofa.superb.compat.plain_names import check_config, is_split
+from s3prl_ofa.superb.registration import URL_SCHEMES
+from s3prl_ofa.superb.tasks.configs import resolve_config
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, whole
+from s3prl_ofa.sweep.grid import KNOWN, OURS, Grid, Point, Task
 
 logger = logging.getLogger(__name__)
 

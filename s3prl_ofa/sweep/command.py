@@ -11,17 +11,16 @@ import sys
 from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.files import atomic_path
-from s3prl_ofa.locks import InUse, is_locked, locked
-
-from .check import prepare
-from .folder import FAILURE, LOCK, LOG, POINTS, RESULT, read_json, tail
-from .grid import Grid
-from .launch import Launcher
-from .layout import Prepared, lay_out
-from .point import KILLED, recover
-from .reading import read_grid
-from .results import FAILED, FILE, FINISHED, Results
+from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.io.locks import InUse, is_locked, locked
+from s3prl_ofa.sweep.check import prepare
+from s3prl_ofa.sweep.folder import FAILURE, LOCK, LOG, POINTS, RESULT, read_json, tail
+from s3prl_ofa.sweep.grid import Grid
+from s3prl_ofa.sweep.launch import Launcher
+from s3prl_ofa.sweep.layout import Prepared, lay_out
+from s3prl_ofa.sweep.point import KILLED, recover
+from s3prl_ofa.sweep.reading import read_grid
+from s3prl_ofa.sweep.results import FAILED, FILE, FINISHED, Results
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     except UsageError as error:
         raise UsageError(f"{args.grid}: {error}") from None
     if args.dry_run:
-        from .estimate import dry_run
+        from s3prl_ofa.sweep.estimate import dry_run
 
         return dry_run(prepared, out, launcher)
     return sweep(grid, prepared, out.absolute(), launcher, args.retry)

@@ -11,15 +11,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from s3prl_ofa.locks import locked
-from s3prl_ofa.superb.rate_options import ADAPTIVE
-
-from .folder import LOCK, LOG, POINT, POINTS, RESULT, read_json, write_json
-from .grid import OURS
-from .launch import Launcher
-from .layout import Prepared, check_fits
-from .point import CommandFailed, CommandKilled, run_process
-from .work import PROBE, PROBE_STEPS
+from s3prl_ofa.io.locks import locked
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
+from s3prl_ofa.sweep.folder import LOCK, LOG, POINT, POINTS, RESULT, read_json, write_json
+from s3prl_ofa.sweep.grid import OURS
+from s3prl_ofa.sweep.launch import Launcher
+from s3prl_ofa.sweep.layout import Prepared, check_fits
+from s3prl_ofa.sweep.point import CommandFailed, CommandKilled, run_process
+from s3prl_ofa.sweep.work import PROBE, PROBE_STEPS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import os
 import pathlib
 from typing import Any
 
-from s3prl_ofa.files import atomic_path
+from s3prl_ofa.io.files import atomic_path
 
 GRID = "grid.yaml"  # the grid in full, as it was run last
 POINTS = "points"  # the folder of the points' folders

@@ -5,9 +5,9 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from s3prl_ofa.superb.rate_options import ADAPTIVE, NATIVE, RATE_KEYS
-from s3prl_ofa.superb.task_frames import usual_frames
-from s3prl_ofa.superb.tasks import CTC_TASKS
+from s3prl_ofa.superb.tasks.configs import CTC_TASKS
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE, RATE_KEYS
+from s3prl_ofa.superb.upstream.task_frames import usual_frames
 
 OURS = "ofa_wav2vec2"
 AUTO = "auto"  # the repeat that CTC needs

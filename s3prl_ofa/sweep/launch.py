@@ -15,13 +15,12 @@ from typing import Any
 import torch
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.locks import is_locked
+from s3prl_ofa.io.locks import is_locked
 from s3prl_ofa.signals import put_off
-
-from .folder import LOCK
-from .grid import Executor
-from .point import KILLED, PointRun
-from .results import FAILED
+from s3prl_ofa.sweep.folder import LOCK
+from s3prl_ofa.sweep.grid import Executor
+from s3prl_ofa.sweep.point import KILLED, PointRun
+from s3prl_ofa.sweep.results import FAILED
 
 SUBMITIT = "submitit"  # the folder for what it writes
 CONTROLLER_LOG = "controllers.log"

@@ -5,8 +5,19 @@ import html
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from .summary import Summary, percent
-from .tables import HEADER, NOTHING, WRONG, fault_lines, is_whole, notes, overview, reach_rows, stand, table_rows
+from s3prl_ofa.sweep.summary import Summary, percent
+from s3prl_ofa.sweep.tables import (
+    HEADER,
+    NOTHING,
+    WRONG,
+    fault_lines,
+    is_whole,
+    notes,
+    overview,
+    reach_rows,
+    stand,
+    table_rows,
+)
 
 STYLE = """
 :root { color-scheme: light; }

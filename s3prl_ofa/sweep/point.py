@@ -12,12 +12,23 @@ import sys
 import time
 from typing import IO, Any
 
-from s3prl_ofa.locks import locked
+from s3prl_ofa.io.locks import locked
 from s3prl_ofa.signals import termination, wait_for
-
-from .folder import CACHE_GB, FAILURE, LOCK, LOG, NO_ROOM, POINT, RESULT, described, read_json, tail, write_json
-from .provenance import provenance
-from .results import FAILED, FINISHED, Results
+from s3prl_ofa.sweep.folder import (
+    CACHE_GB,
+    FAILURE,
+    LOCK,
+    LOG,
+    NO_ROOM,
+    POINT,
+    RESULT,
+    described,
+    read_json,
+    tail,
+    write_json,
+)
+from s3prl_ofa.sweep.provenance import provenance
+from s3prl_ofa.sweep.results import FAILED, FINISHED, Results
 
 FROM_OUTSIDE = ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")
 FROM_OUTSIDE += ("SIGUSR1", "SIGUSR2", "SIGXCPU")  # with these Slurm and submitit announce the end of a job

@@ -6,13 +6,12 @@ import pathlib
 import re
 from typing import Any
 
-from s3prl_ofa.files import atomic_path
-
-from .page import page
-from .plots import PLOTS, draw_all
-from .results import Row
-from .summary import summarize
-from .tables import WRONG, fault_lines, markdown, reach_rows, stand
+from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.sweep.page import page
+from s3prl_ofa.sweep.plots import PLOTS, draw_all
+from s3prl_ofa.sweep.results import Row
+from s3prl_ofa.sweep.summary import summarize
+from s3prl_ofa.sweep.tables import WRONG, fault_lines, markdown, reach_rows, stand
 
 PERCENT = re.compile(r"(\d+(?:\.\d+)?)(%?)")
 FOLDER = "report"

@@ -12,8 +12,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from s3prl_ofa.files import append, atomic_path
-from s3prl_ofa.locks import locked
+from s3prl_ofa.io.files import append, atomic_path
+from s3prl_ofa.io.locks import locked
 
 logger = logging.getLogger(__name__)
 

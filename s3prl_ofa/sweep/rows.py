@@ -5,9 +5,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from s3prl_ofa.errors import shown
-from s3prl_ofa.superb.rate_options import ADAPTIVE
-
-from .results import FAILED, FILE, FINISHED, Results, Row
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
+from s3prl_ofa.sweep.results import FAILED, FILE, FINISHED, Results, Row
 
 LARGEST = 1e15  # beyond it, means and deviations lose all digits or overflow
 RATES = ("lambd", "frame_period_ms", "pool", ADAPTIVE)

@@ -5,11 +5,10 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-from s3prl_ofa.superb.task_frames import usual_frames
-
-from .grid import usual_repeat
-from .results import FILE
-from .summary import BASELINE, KINDS, Setting, Spread, Summary, percent
+from s3prl_ofa.superb.upstream.task_frames import usual_frames
+from s3prl_ofa.sweep.grid import usual_repeat
+from s3prl_ofa.sweep.results import FILE
+from s3prl_ofa.sweep.summary import BASELINE, KINDS, Setting, Spread, Summary, percent
 
 NOTHING = "nothing to compare"
 WRONG = f"What is wrong in {FILE}"

@@ -19,13 +19,12 @@ from typing import Any
 import yaml
 
 from s3prl_ofa.cli import guarded
-from s3prl_ofa.files import DiskFull, atomic_path
-from s3prl_ofa.superb import run_downstream
-from s3prl_ofa.superb.experiment import states_files
-from s3prl_ofa.superb.meter import measured_path
-from s3prl_ofa.superb.rate_options import ADAPTIVE
-
-from .folder import (
+from s3prl_ofa.io.files import DiskFull, atomic_path
+from s3prl_ofa.superb.downstream import command
+from s3prl_ofa.superb.downstream.checkpoints import states_files
+from s3prl_ofa.superb.downstream.metrics import measured_path
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
+from s3prl_ofa.sweep.folder import (
     CACHE_GB,
     CONFIG,
     EXPERIMENT,
@@ -39,9 +38,9 @@ from .folder import (
     read_json,
     write_json,
 )
-from .grid import OURS
-from .provenance import provenance
-from .results import FINISHED, Row
+from s3prl_ofa.sweep.grid import OURS
+from s3prl_ofa.sweep.provenance import provenance
+from s3prl_ofa.sweep.results import FINISHED, Row
 
 COMMAND = "s3prl-ofa run_downstream"
 TRAIN = f"{COMMAND} -a -m train"  # how a training begins in the log
@@ -107,7 +106,7 @@ def work(folder: pathlib.Path, settings: dict[str, Any], cache: list[str]) -> in
 
 def call(arguments: list[str]) -> None:
     print(f"$ {COMMAND} {shlex.join(arguments)}", flush=True)
-    run_downstream.run(arguments)
+    command.run(arguments)
 
 
 def train_arguments(folder: pathlib.Path, settings: dict[str, Any]) -> list[str]:

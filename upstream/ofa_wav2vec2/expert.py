@@ -1,5 +1,5 @@
 """S3PRL's place for an upstream's model; the code is in the package s3prl_ofa, which must be installed."""
 
-from s3prl_ofa.superb.expert import UpstreamExpert
+from s3prl_ofa.superb.upstream.expert import UpstreamExpert
 
 __all__ = ["UpstreamExpert"]

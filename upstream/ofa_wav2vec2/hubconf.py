@@ -1,5 +1,5 @@
 """S3PRL's place for an upstream's entries; the code is in the package s3prl_ofa, which must be installed."""
 
-from s3prl_ofa.superb.register import ofa_wav2vec2, ofa_wav2vec2_custom, ofa_wav2vec2_local, ofa_wav2vec2_url
+from s3prl_ofa.superb.registration import ofa_wav2vec2, ofa_wav2vec2_custom, ofa_wav2vec2_local, ofa_wav2vec2_url
 
 __all__ = ["ofa_wav2vec2", "ofa_wav2vec2_custom", "ofa_wav2vec2_local", "ofa_wav2vec2_url"]

@@ -9,9 +9,8 @@ from collections.abc import Collection, Iterable
 from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.corpora import lexicon_entries
-
-from .g2p import LetterToSound, phone_names
+from s3prl_ofa.superb.prepare.g2p import LetterToSound, phone_names
+from s3prl_ofa.superb.tasks.corpora import lexicon_entries
 
 logger = logging.getLogger(__name__)
 

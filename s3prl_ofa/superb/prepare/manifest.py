@@ -3,7 +3,7 @@
 import pathlib
 import random
 
-from s3prl_ofa.files import atomic_path
+from s3prl_ofa.io.files import atomic_path
 
 
 def divide(files: list[pathlib.Path], valid_fraction: float, seed: int) -> dict[str, list[pathlib.Path]]:

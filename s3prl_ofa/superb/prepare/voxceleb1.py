@@ -4,9 +4,9 @@ import pathlib
 import random
 from collections import defaultdict
 
-from s3prl_ofa.audio import find_audio
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.speakers import LAYOUT, PARTS, parse_line, speaker_folders, speaker_of
+from s3prl_ofa.io.audio import find_audio
+from s3prl_ofa.superb.tasks.speakers import LAYOUT, PARTS, parse_line, speaker_folders, speaker_of
 
 TRAIN, DEV, TEST = PARTS.values()
 HELD_OUT = 0.1  # of every speaker's files, for development and for test each

@@ -1,0 +1,212 @@
+"""Reading audio files of any format, rate and channel count as 16 kHz mono."""
+
+import os
+import pathlib
+import shlex
+from collections.abc import Iterator
+
+import numpy as np
+import soundfile
+import soxr
+
+from s3prl_ofa.io.audio_headers import is_placeholder, sample_bytes
+from s3prl_ofa.io.files import printable
+
+SAMPLE_RATE = 16_000  # Hz, what the models hear; stated here too so that reading audio does not need torch
+MIN_SAMPLES = 400  # at 16 kHz: one frame of wav2vec 2.0's front end
+MIN_FILE_RATE, MAX_FILE_RATE = 1_000, 768_000  # Hz; a header outside this range is damaged
+BLOCK_SECONDS = 30.0  # an hour of 48 kHz stereo is 1.4 GB in float32; read piece by piece it never is in memory
+# The endings of libsndfile's formats, and those that its format names do not give away. RAW has no header to read.
+SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"}
+SUFFIXES |= {".aif", ".aifc", ".oga", ".opus", ".snd", ".sph"}
+# Suffixes of audio that libsndfile cannot read. Such files are found all the same, so that they are reported.
+OTHERS = "3ga 3gp aac ac3 amr ape asf avi awb dff dsf eac3 flv m4a m4b m4v mka mkv mov mp1 mp2 mp4 mpc mpeg mpg mpga ra"
+OTHERS += " rm shn spx tak tta weba webm wma wmv wv"
+OTHER_SUFFIXES = {f".{name}" for name in OTHERS.split()}
+ALL_SUFFIXES = SUFFIXES | OTHER_SUFFIXES
+
+
+class AudioError(ValueError):
+    """An audio file cannot be used: the message says why, and names the file only where the docstring says so."""
+
+
+def find_audio(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """Every file below ``folder`` with the suffix of an audio format, sorted; hidden ones are left out.
+
+    Includes files in formats that soundfile cannot read and folders that cannot be searched: opening one raises
+    AudioError, so that callers report it. Links to folders are followed, but every folder is searched only once.
+    """
+    found: list[pathlib.Path] = []
+    searched = set()
+    # Links are followed last, so that a folder that lies below ``folder`` itself keeps its own name.
+    starts = [os.fspath(folder)]
+    while starts:
+        for directory, subfolders, names in os.walk(
+            starts.pop(0), onerror=lambda error: found.append(pathlib.Path(error.filename))
+        ):
+            status = os.stat(directory)
+            if (status.st_dev, status.st_ino) in searched:
+                subfolders.clear()
+                continue
+            searched.add((status.st_dev, status.st_ino))
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            below = [os.path.join(directory, name) for name in subfolders]
+            starts += [path for path in below if os.path.islink(path)]
+            for name in names:
+                if not name.startswith(".") and pathlib.PurePath(name).suffix.lower() in ALL_SUFFIXES:
+                    found.append(pathlib.Path(directory, name))
+    return sorted(found)
+
+
+def duration(path: str | os.PathLike) -> float:
+    """Seconds of audio, from the header. Raises AudioError when the file cannot be opened as audio or is cut short."""
+    with open_audio(path) as file:
+        return file.frames / file.samplerate
+
+
+def check_speech(path: str | os.PathLike, verify: bool = False) -> int:
+    """Samples of a file that the tasks and pretraining can read as it is: 16 kHz mono, at least 400 samples.
+
+    Every command that reads a corpus decides by this function which files are usable. Only the header is read, and the
+    end of a FLAC file, or with ``verify`` all that has to be decoded. Raises AudioError saying why the file cannot be
+    used.
+    """
+    with open_audio(path) as file:
+        check_format(file)
+        if file.format == "FLAC":  # its header does not tell whether the file was cut; a seek takes 0.1 ms
+            check_end(file)
+        # integer PCM is not compressed: its size has been compared with the header, and any bits are samples
+        compressed = file.format == "FLAC" or not file.subtype.startswith("PCM_")
+        for _ in mono_blocks(file) if verify and compressed else ():
+            pass
+        return file.frames
+
+
+def check_format(file: soundfile.SoundFile) -> None:
+    """Raises AudioError unless the file is 16 kHz mono with at least 400 samples."""
+    if file.samplerate != SAMPLE_RATE or file.channels != 1:
+        raise AudioError(
+            f"{file.samplerate} Hz with {file.channels} channel{'s' * (file.channels != 1)}; "
+            f"expected {SAMPLE_RATE} Hz mono"
+        )
+    if file.frames < MIN_SAMPLES:
+        raise AudioError(f"{file.frames} samples; at least {MIN_SAMPLES} are needed (25 ms)")
+
+
+def check_end(file: soundfile.SoundFile) -> None:
+    """Raises AudioError if the last sample cannot be reached."""
+    try:
+        file.seek(file.frames - 1)
+    except (soundfile.LibsndfileError, RuntimeError):
+        raise AudioError(f"cut short: the last of the {file.frames} samples in its header is missing") from None
+    file.seek(0)
+
+
+def read_speech(path: str | os.PathLike) -> np.ndarray:
+    """The wave (samples,), float32, of a file that ``check_speech`` accepts. Raises AudioError for any other file."""
+    with open_audio(path) as file:
+        check_format(file)
+        return np.concatenate(list(mono_blocks(file)))
+
+
+def load_speech(path: str | os.PathLike) -> np.ndarray:
+    """``read_speech`` whose AudioError names the file, because during a training no caller would."""
+    try:
+        return read_speech(path)
+    except AudioError as error:
+        raise AudioError(f"{printable(path)}: {error}") from None
+
+
+def load_audio(path: str | os.PathLike) -> np.ndarray:
+    """Samples (samples,), float32, 16 kHz: channels averaged, any other rate resampled by soxr in high quality.
+
+    Raises AudioError when the file is missing, damaged, shorter than its header says, or empty, or holds values that
+    are not finite.
+    """
+    with open_audio(path) as file:
+        stream = None
+        if file.samplerate != SAMPLE_RATE:
+            stream = soxr.ResampleStream(file.samplerate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        blocks = mono_blocks(file)
+        pieces = list(blocks) if stream is None else [stream.resample_chunk(block) for block in blocks]
+        if stream is not None:
+            pieces.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+    wave = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+    if not len(wave):
+        raise AudioError("holds no samples")
+    return wave
+
+
+def open_audio(path: str | os.PathLike) -> soundfile.SoundFile:
+    """The open file. Raises AudioError when it is missing or no audio, or has fewer samples than its header says.
+
+    The last is detected here for WAV and its variants, AIFF, 8SVX, AU, W64, CAF and NIST, and for Ogg unless the file
+    was cut between two pages. For FLAC, and for MP3 with a frame count in its header, it is detected when the samples
+    are read (for FLAC in ``check_speech`` too). It is not detected for other MP3 files and the remaining formats, which
+    give no length or whose length libsndfile corrects.
+    """
+    try:
+        os.fspath(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise AudioError("its path is not UTF-8, rename it") from None
+    if not os.path.exists(path):
+        raise AudioError("a link to nothing" if os.path.islink(path) else "no such file")
+    if os.path.isdir(path):
+        raise AudioError(unsearchable(path))
+    if not os.path.isfile(path):
+        raise AudioError("a pipe, socket or device; expected a file")  # opening one could wait forever
+    try:
+        if not os.path.getsize(path):
+            raise AudioError("an empty file")
+        promised, there = sample_bytes(path)
+        if promised > there and not is_placeholder(promised):
+            raise AudioError(f"cut short: {there} of the {promised} bytes of samples that its header promises")
+        file = soundfile.SoundFile(path)
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:
+        raise AudioError(f"cannot be read as audio ({reason(error)}){conversion(path)}") from None
+    if not MIN_FILE_RATE <= (rate := file.samplerate) <= MAX_FILE_RATE:
+        file.close()
+        raise AudioError(f"damaged: its header says {rate} Hz; expected {MIN_FILE_RATE} to {MAX_FILE_RATE} Hz")
+    return file
+
+
+def unsearchable(folder: str | os.PathLike) -> str:
+    """The error for a path that is a folder; ``find_audio`` returns folders that it cannot search."""
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        return f"a folder that cannot be searched ({error.strerror})"
+    return "a folder; expected a file"
+
+
+def conversion(path: str | os.PathLike) -> str:
+    """How to convert a file in a format that libsndfile cannot read; empty for others."""
+    old = pathlib.Path(path)
+    if old.suffix.lower() not in OTHER_SUFFIXES:
+        return ""
+    source, target = (shlex.quote(printable(name)) for name in (old.name, old.with_suffix(".wav").name))
+    return f"; convert it: ffmpeg -i {source} -ac 1 -ar {SAMPLE_RATE} {target}"
+
+
+def mono_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    """Yields the file in blocks (samples,), at its own rate, with its channels averaged.
+
+    Raises AudioError when it is damaged, ends earlier than its header says, or holds values that are not finite.
+    """
+    found = 0
+    try:
+        while len(block := file.read(int(BLOCK_SECONDS * file.samplerate), dtype="float32", always_2d=True)):
+            found += len(block)
+            if not np.isfinite(block).all():
+                raise AudioError("holds NaN or infinite samples")
+            yield block.mean(1) if file.channels > 1 else block[:, 0]
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise AudioError(f"damaged ({reason(error)})") from None
+    if found < file.frames:
+        raise AudioError(f"damaged: {found} of the {file.frames} samples that its header promises can be read")
+
+
+def reason(error: Exception) -> str:
+    """libsndfile's or the system's error message without the file's name."""
+    words = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+    return words.strip().rstrip(".")

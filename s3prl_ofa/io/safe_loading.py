@@ -1,0 +1,156 @@
+"""Lets S3PRL and fairseq read files for us without running anything in them.
+
+Both load some checkpoints as full pickles (S3PRL's ``distiller``, ``mockingjay`` and ``roberta`` ask torch for
+``weights_only=False``), and both pass strings of checkpoints and configs to ``eval`` (``conv_feature_layers``,
+``feat_type``, ``adam_betas``, names of classes). Inside ``nothing_run``, torch loads weights only, and these two can
+unpickle and evaluate only values and names.
+"""
+
+import ast
+import builtins
+import contextlib
+import functools
+import os
+import pickle
+import re
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import torch
+
+from s3prl_ofa.checkpoint.fairseq_format import parse_conv_layers
+from s3prl_ofa.checkpoint.safe_pickle import explain
+from s3prl_ofa.checkpoint.torch_file import check_torch_file
+from s3prl_ofa.errors import CheckpointError, UsageError, shown
+
+GUARDED = ("s3prl.", "fairseq.")  # modules that may read only values and names
+# a name with attributes and indices: get_Adam, self.get_dev_dataloader, self.model.encoder.layers[0], -math.inf
+NAME = re.compile(r"-?[^\W\d]\w*(\.[^\W\d]\w*|\[\d+\])*")
+# modules whose functions and classes a string may name: S3PRL calls what it has evaluated
+CALLABLE = ("s3prl.", "s3prl_ofa.", "fairseq.", "torch.nn.", "torchaudio.compliance.kaldi")
+DATA = (bool, int, float, str, list, tuple, dict, type(None), torch.nn.Module)
+
+
+@contextlib.contextmanager
+def nothing_run() -> Iterator[None]:
+    """Keeps S3PRL and fairseq from running what they read, until the block ends, in this process and those it forks.
+
+    ``torch.load`` raises CheckpointError for a file that holds more than weights and plain values. For S3PRL and
+    fairseq, ``pickle.load`` raises CheckpointError for anything but plain values, and ``eval`` raises UsageError for
+    anything but a value or a name of theirs.
+    """
+    with (
+        replaced(torch, load=weights_only(torch.load)),
+        replaced(pickle, load=values_only(pickle.load)),
+        replaced(builtins, eval=harmless_eval(builtins.eval)),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def replaced(module: Any, **values: Any) -> Iterator[None]:
+    """Sets attributes of a module until the block ends; give the present value of one that the block may change."""
+    before = {name: getattr(module, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(module, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
+
+
+def weights_only(load: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.load`` that loads weights only, whatever its caller asks for. Raises CheckpointError naming the file."""
+
+    @functools.wraps(load)
+    def safe_load(f: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("weights_only"):  # this caller expects torch's own errors
+            return load(f, *args, **kwargs)
+        try:
+            if isinstance(name_of(f), str | os.PathLike) and os.path.isfile(name_of(f)):
+                check_torch_file(name_of(f))
+            return load(f, *args, **{**kwargs, "weights_only": True})
+        except OSError:
+            raise
+        except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any kind of exception
+            raise CheckpointError(f"{name_of(f)}: {refusal(error)}") from error
+
+    return safe_load
+
+
+def name_of(file: Any) -> Any:
+    return file if isinstance(file, str | os.PathLike) else getattr(file, "name", "what is loaded")
+
+
+class ValuesOnly(pickle.Unpickler):
+    """Unpickles only dicts, lists, strings and numbers."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"refused, because it asks to run or build {module}.{name}; expected plain values")
+
+
+def values_only(load: Callable[..., Any]) -> Callable[..., Any]:
+    """``pickle.load`` that loads only plain values for S3PRL and fairseq, which keep lists of files in pickles."""
+
+    @functools.wraps(load)
+    def safe_load(file: Any, **options: Any) -> Any:
+        if not is_guarded(sys._getframe(1)):
+            return load(file, **options)
+        try:
+            return ValuesOnly(file, **options).load()
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(f"{name_of(file)}: {error}") from error
+
+    return safe_load
+
+
+def is_guarded(caller: types.FrameType) -> bool:
+    return str(caller.f_globals.get("__name__")).startswith(GUARDED)
+
+
+def refusal(error: Exception) -> str:
+    """One sentence for what ``torch.load`` or our reader raised, with what to do if it refused a type or function."""
+    if "TorchScript" in str(error):  # torch advises to run it
+        reason = "refused, because it is a TorchScript archive, which is a program; expected weights and plain values"
+    else:
+        reason = str(error) if isinstance(error, CheckpointError) else explain(error)
+    cure = "; if you trust it, save it again with only weights and plain values"
+    return reason + cure * reason.startswith("refused")
+
+
+def harmless_eval(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    """``eval`` that accepts only values and names when S3PRL or fairseq call it; for other callers ``evaluate``."""
+
+    def safe_eval(source: Any, *scopes: Any) -> Any:
+        caller = sys._getframe(1)
+        scopes = scopes or (caller.f_globals, caller.f_locals)
+        if not is_guarded(caller) or not isinstance(source, str):
+            return evaluate(source, *scopes)
+        text = source.strip()
+        if not NAME.fullmatch(text):
+            return value_of(text)
+        value = evaluate(text, *scopes)
+        if isinstance(value, DATA) or callable(value) and f"{getattr(value, '__module__', '')}.".startswith(CALLABLE):
+            return value
+        raise refused(text)
+
+    return safe_eval
+
+
+def value_of(text: str) -> Any:
+    """A literal, or a list of convolutions such as "[(512, 3, 2)] * 4". Raises UsageError for anything else."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        pass
+    try:
+        return list(parse_conv_layers(text))
+    except ValueError:
+        raise refused(text) from None
+
+
+def refused(text: str) -> UsageError:
+    return UsageError(f"{shown(text)} is not run: a value or a plain name is expected in a config or a checkpoint")

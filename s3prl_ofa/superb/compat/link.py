@@ -1,0 +1,182 @@
+"""Puts the upstream folder into a source checkout of S3PRL, and takes it out again.
+
+A checkout finds upstreams by one import line each in its ``hub.py``. So two things are changed: the folder
+``upstream/ofa_wav2vec2`` (a link, or a copy where links cannot be made) and one marked line of ``hub.py``. The line
+comes first, so that the mends for today's stack are in place before S3PRL's other upstreams are imported.
+"""
+
+import argparse
+import filecmp
+import logging
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.resources import folder
+
+logger = logging.getLogger(__name__)
+
+NAME = "ofa_wav2vec2"
+HUB_LINE = f"from s3prl.upstream.{NAME}.hubconf import *  # added by s3prl-ofa link\n".encode()
+FIRST_IMPORT = re.compile(rb"^from s3prl\.(upstream|downstream)\.\w+\.hubconf import ", re.MULTILINE)
+COPY_MARK = ".copied_by_s3prl_ofa"
+CHECKOUT_FILES = ("hub.py", "run_downstream.py", "upstream/interfaces.py", "downstream/runner.py")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``s3prl-ofa link``."""
+    parser.add_argument("checkout", type=pathlib.Path, help="a source checkout of S3PRL, or the s3prl folder inside it")
+    parser.add_argument("--force", action="store_true", help="renew a link or copy of ours that is out of date")
+
+
+def run(args: argparse.Namespace) -> None:
+    link(args.checkout, force=args.force)
+
+
+def add_unlink_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``s3prl-ofa unlink``."""
+    parser.add_argument("checkout", type=pathlib.Path, help="the checkout that was linked")
+
+
+def run_unlink(args: argparse.Namespace) -> None:
+    unlink(args.checkout)
+
+
+def link(checkout: str | os.PathLike, force: bool = False) -> pathlib.Path:
+    """Makes ``-u ofa_wav2vec2`` work in a source checkout of S3PRL; returns the folder that was put there.
+
+    Doing it again changes nothing. A warning says when the checkout's own script cannot run: the first thing it imports
+    is torchaudio, before anything of ours can mend it. Raises UsageError when ``checkout`` is none, when a folder of
+    that name is not ours, or when ours is out of date and ``force`` is not given; nothing is changed then.
+    """
+    package = checkout_package(checkout)
+    source, target = source_folder(), package / "upstream" / NAME
+    hub = package / "hub.py"
+    text = hub.read_bytes()
+    new_text = with_hub_line(text, hub)
+    if os.path.lexists(target):
+        if not made_by_us(target):
+            raise UsageError(f"{target} is there and was not made by s3prl-ofa link; move it away first")
+        if not up_to_date(target, source):
+            if not force:
+                raise UsageError(f"{target} is an older link or copy of ours; --force renews it")
+            remove(target)
+    if not os.path.lexists(target):
+        place(source, target)
+    if new_text != text:
+        write_hub(hub, new_text)
+    problem = torchaudio_problem(package)
+    if problem is None:
+        logger.info("%s is in place; run_downstream.py -u %s -k CKPT now works in %s", target, NAME, package)
+    else:
+        logger.warning(
+            "%s is in place, but the checkout's own run_downstream.py needs a torchaudio that matches torch (%s); "
+            "s3prl-ofa run_downstream works without",
+            target,
+            problem,
+        )
+    return target
+
+
+def unlink(checkout: str | os.PathLike) -> None:
+    """Takes out what ``link`` put in, and nothing else.
+
+    Raises UsageError when ``checkout`` is no checkout, holds no link, or holds a folder of that name that is not ours.
+    """
+    package = checkout_package(checkout)
+    target, hub = package / "upstream" / NAME, package / "hub.py"
+    text = hub.read_bytes()
+    there = os.path.lexists(target)
+    if there and not made_by_us(target):
+        raise UsageError(f"{target} was not made by s3prl-ofa link, so it stays")
+    if not there and HUB_LINE not in text:
+        raise UsageError(f"{package} is not linked")
+    if HUB_LINE in text:
+        write_hub(hub, text.replace(HUB_LINE, b""))
+    if there:
+        remove(target)
+    logger.info("%s is as it was before s3prl-ofa link", package)
+
+
+def checkout_package(checkout: str | os.PathLike) -> pathlib.Path:
+    """The package folder of a source checkout, given the checkout or that folder. Raises UsageError for another."""
+    root = pathlib.Path(checkout)
+    if not root.is_dir():
+        raise UsageError(f"there is no folder {root}")
+    for package in (root / "s3prl", root):
+        if all((package / name).is_file() for name in CHECKOUT_FILES):
+            if {"site-packages", "dist-packages"} & set(package.resolve().parts):
+                raise UsageError(f"{package} is an installed S3PRL, not a checkout; use s3prl-ofa run_downstream there")
+            return package
+    raise UsageError(f"{root} is not a checkout of S3PRL: it has no s3prl folder with {', '.join(CHECKOUT_FILES)}")
+
+
+def torchaudio_problem(package: pathlib.Path) -> str | None:
+    """Why ``import torchaudio`` fails in a fresh Python in this folder, or None where it works."""
+    result = subprocess.run([sys.executable, "-c", "import torchaudio"], cwd=package, capture_output=True, text=True)
+    if result.returncode == 0:
+        return None
+    lines = result.stderr.strip().splitlines()
+    return lines[-1] if lines else f"import torchaudio ends with status {result.returncode}"
+
+
+def source_folder() -> pathlib.Path:
+    return folder("upstream") / NAME
+
+
+def with_hub_line(text: bytes, hub: pathlib.Path) -> bytes:
+    """The text of hub.py with our line before its first import of an upstream or downstream."""
+    if HUB_LINE in text:
+        return text
+    first = FIRST_IMPORT.search(text)
+    if first is None:
+        raise UsageError(f"{hub} does not import upstreams as S3PRL 0.4 does, so there is no place for ours")
+    return text[: first.start()] + HUB_LINE + text[first.start() :]
+
+
+def made_by_us(target: pathlib.Path) -> bool:
+    """A copy that carries our mark, or a link to a folder like ours (or to where one was, before it was moved)."""
+    if not target.is_symlink():
+        return (target / COPY_MARK).is_file()
+    goal = pathlib.Path(os.readlink(target))
+    if not target.exists():
+        return goal.parts[-2:] == ("upstream", NAME)
+    hubconf = target / "hubconf.py"
+    return hubconf.is_file() and b"s3prl_ofa" in hubconf.read_bytes()
+
+
+def up_to_date(target: pathlib.Path, source: pathlib.Path) -> bool:
+    if target.is_symlink():
+        return target.exists() and target.samefile(source)
+    names = [path.name for path in source.glob("*.py")]
+    return not any(filecmp.cmpfiles(source, target, names, shallow=False)[1:])
+
+
+def place(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Links ``target`` to ``source``, or copies it where the file system or the system's rights have no links."""
+    try:
+        target.symlink_to(source, target_is_directory=True)
+    except OSError as error:
+        logger.info("%s cannot be linked (%s); it is copied", target, error)
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        (target / COPY_MARK).write_text("s3prl-ofa unlink removes this folder\n", encoding="utf-8")
+
+
+def remove(target: pathlib.Path) -> None:
+    if target.is_symlink():
+        target.unlink()
+    else:
+        shutil.rmtree(target)
+
+
+def write_hub(hub: pathlib.Path, text: bytes) -> None:
+    """Replaces hub.py and keeps its permissions."""
+    mode = hub.stat().st_mode
+    with atomic_path(hub) as temporary:
+        temporary.write_bytes(text)
+    hub.chmod(mode)

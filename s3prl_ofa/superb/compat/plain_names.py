@@ -1,0 +1,232 @@
+"""Checks that a config, an experiment or an option holds only plain names where S3PRL would run what it finds.
+
+S3PRL 0.4.18 passes the strings under these keys of a config to ``eval``:
+
+* ``optimizer.name`` and ``scheduler.name``: ``get_NAME``, in optimizers.py and schedulers.py.
+* ``runner.train_dataloader``, ``runner.eval_dataloaders`` and ``-t``: ``self.get_NAME_dataloader``, in the experts of
+  atis, audio_snips, emotion, fluent_commands, mosei, phone_linear, speaker_linear_utter_libri, timit_phone_linear and
+  voxceleb1.
+* ``select``: a class, in downstream/model.py and the experts of asr, ctc, emotion, fluent_commands, speech_commands,
+  timit_phone and voxceleb1; in downstream/model.py also in ``pre_net`` and ``post_net``.
+* ``pooling`` (downstream/model.py), ``pooling_name`` (fluent_commands), ``model_type`` (emotion), ``ObjectiveLoss`` and
+  ``utter_module`` (sv_voxceleb1): a class.
+* ``module`` and ``agg_module``: a class, in the models of atis, audio_snips, fluent_commands, sv_voxceleb1, voxceleb1,
+  voxceleb2_amsoftmax_segment_eval and voxceleb2_ge2e.
+* ``metric``: functions, in the expert of ctc.
+* ``decoder_args.unk_weight``: a number, or ``-math.inf``, in the expert of asr.
+* the right-hand sides of ``-o``, in utility/helper.py.
+
+It also imports the downstream and looks up the upstream by name (runner.py), downloads code with ``--hub huggingface``
+(runner.py), and runs the lines of a ``wav.scp`` that end with a bar (diarization).
+"""
+
+import argparse
+import ast
+import builtins
+import contextlib
+import importlib
+import importlib.util
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from s3prl_ofa.checkpoint.plain_values import plain
+from s3prl_ofa.errors import CheckpointError, UsageError, shown
+from s3prl_ofa.io.safe_loading import nothing_run
+from s3prl_ofa.superb.registration import ENTRIES
+from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM
+
+SECTIONS = ("runner", "downstream_expert")  # of every config of S3PRL's
+# keys, at any depth, of names that are evaluated as they stand
+EVALUATED = {
+    "select",
+    "pooling",
+    "pooling_name",
+    "model_type",
+    "module",
+    "agg_module",
+    "utter_module",
+    "ObjectiveLoss",
+    "metric",
+}
+# paths of names that are evaluated as a part of a name
+PARTS = {("optimizer", "name"), ("scheduler", "name")}
+SPLITS = {("runner", "train_dataloader"), ("runner", "eval_dataloaders")}
+SPLIT = re.compile(r"[\w.,+/-]+")  # train-clean-100, dev+test: no brackets, so nothing is called
+NUMBER = re.compile(r"[-+]?(math\.inf|math\.nan|[\d.]+(e[-+]?\d+)?)", re.IGNORECASE)
+TEXTS = {"upstream_ckpt": "-k", "upstream_model_config": "-g", "upstream_feature_selection": "-s"}
+FOLDER = re.compile(r"[\w-]+")
+# nodes of Python's grammar in right-hand sides that S3PRL fails to evaluate and then takes as text: train-clean-100,
+# model.pt, {lambd: 0.9}
+TEXT = (ast.Name, ast.Attribute, ast.Constant, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.expr_context)
+TEXT += (ast.List, ast.Tuple, ast.Set, ast.Dict, ast.Compare, ast.cmpop, ast.Expression)
+
+
+@contextlib.contextmanager
+def reading_safely() -> Iterator[None]:
+    """``nothing_run`` for S3PRL, whose checkpoints may also hold its own learning rate schedules."""
+    from s3prl import optimizers
+
+    schedules = [kind for kind in vars(optimizers).values() if is_subclass(kind, optimizers._LRSchedule)]
+    # the second name is in checkpoints from before S3PRL was a package
+    named = [
+        (kind, f"{module}.{kind.__name__}") for kind in schedules for module in (optimizers.__name__, "optimizers")
+    ]
+    with torch.serialization.safe_globals(named), nothing_run():
+        yield
+
+
+def is_subclass(kind: Any, parent: type) -> bool:
+    return isinstance(kind, type) and issubclass(kind, parent)
+
+
+def check(args: argparse.Namespace, config: Any, where: str = "") -> None:
+    """Raises UsageError if the arguments or the config would make S3PRL run code that is not installed here.
+
+    where: the beginning of the message, such as the experiment that they are from.
+    """
+    check_args(args, where)
+    check_config(config, where)
+    if args.downstream == "diarization":
+        check_recordings(config, where)
+
+
+def check_args(args: argparse.Namespace, where: str) -> None:
+    try:
+        values = plain(vars(args))
+    except CheckpointError as error:
+        raise UsageError(f"{where}the arguments: {error}") from None
+    for name, option in TEXTS.items():
+        if not isinstance(values.get(name), str | None):
+            raise UsageError(f"{where}{option}: text is expected, found {shown(values[name])}")
+    if values.get("upstream") in list(ENTRIES) and not values.get("upstream_ckpt"):
+        raise UsageError(f"{where}{values['upstream']} needs a checkpoint: -k FILE or URL")
+    check_upstream(args, where)
+    check_downstream(values.get("downstream"), where)
+
+
+def check_upstream(args: argparse.Namespace, where: str = "") -> None:
+    from s3prl import hub
+
+    if getattr(args, "hub", "torch") != "torch" or getattr(args, "from_hf_hub", False):
+        raise UsageError(f"{where}--hub huggingface runs a downloaded program; choose one of S3PRL's upstreams with -u")
+    name = getattr(args, "upstream", None)
+    if name not in hub.options():
+        raise UsageError(f"{where}-u {shown(name)}: S3PRL has no such upstream (--help lists them)")
+
+
+def check_downstream(name: Any, where: str = "") -> None:
+    folders = importlib.util.find_spec("s3prl.downstream").submodule_search_locations
+    if not (isinstance(name, str) and FOLDER.fullmatch(name)) or not any(
+        pathlib.Path(folder, name, "expert.py").is_file() for folder in folders
+    ):
+        raise UsageError(f"{where}-d {shown(name)}: neither {', '.join(S3PRL_DOWNSTREAM)} nor a task of S3PRL's")
+
+
+def check_split(name: Any) -> None:
+    if not is_split(name):
+        raise UsageError(f"-t {shown(name)}: the name of a split is expected")
+
+
+def check_config(config: Any, where: str = "") -> None:
+    """Raises UsageError unless it is a mapping of plain values, with plain names where S3PRL runs them."""
+    if not isinstance(config, dict) or not all(isinstance(config.get(name), dict) for name in SECTIONS):
+        wanted = " and ".join(SECTIONS)
+        raise UsageError(f"{where}the config must be a mapping with {wanted}, found {shown(config)}")
+    try:
+        plain(config)
+    except CheckpointError as error:
+        raise UsageError(f"{where}the config: {error}") from None
+    for path, value in entries(config):
+        if path[-1] in EVALUATED or path in PARTS:
+            allowed = is_name
+        elif path in SPLITS:
+            allowed = is_split
+        elif path[-1] == "unk_weight":
+            allowed = is_number
+        else:
+            continue
+        for name in value if isinstance(value, list | tuple) else [value]:
+            if not allowed(name):
+                raise UsageError(f"{where}the config's {'.'.join(path)}: a plain name is expected, found {shown(name)}")
+
+
+def check_recordings(config: dict, where: str) -> None:
+    """Raises UsageError for commands in place of files in Kaldi's tables, which S3PRL would pass to a shell."""
+    loaders = (config.get("downstream_expert") or {}).get("loaderrc") or {}
+    for folder in (value for key, value in loaders.items() if str(key).endswith("_dir")):
+        table = pathlib.Path(str(folder), "wav.scp")
+        for line in table.read_text("utf-8", "replace").splitlines() if table.is_file() else ():
+            if line.rstrip().endswith("|"):
+                raise UsageError(f"{where}{table}: a file is expected in each line, found the command {shown(line)}")
+
+
+def entries(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Path and value of every key, at any depth, also of mappings in lists."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from entries(item, path)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield (*path, str(key)), item
+            yield from entries(item, (*path, str(key)))
+
+
+def is_name(value: Any) -> bool:
+    """Whether this names at most a class or function of S3PRL's own; S3PRL does not evaluate numbers."""
+    if isinstance(value, str):
+        # Python takes look-alikes of ASCII letters for the letters
+        return value.isascii() and value.isidentifier() and not hasattr(builtins, value)
+    return value is None or isinstance(value, int | float)
+
+
+def is_split(value: Any) -> bool:
+    return isinstance(value, str) and SPLIT.fullmatch(value) is not None
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or isinstance(value, str) and NUMBER.fullmatch(value) is not None
+
+
+def literal_override(text: str | None) -> str | None:
+    """S3PRL's ``-o`` with every right-hand side made a literal, so that S3PRL has nothing else to evaluate.
+
+    Text is put in quotes, as S3PRL takes what it cannot evaluate as text. Raises UsageError if S3PRL could not read it,
+    or would skip or run a part of it.
+    """
+    if text is None or text.lower() == "none":
+        return text
+    return ",,".join(map(literal_option, text.split(",,")))
+
+
+def literal_option(option: str) -> str:
+    option = option.strip()
+    key, *values = (part.strip() for part in option.split("="))
+    section, *names = key.split(".")
+    if len(values) != 1 or not (section == "config" and names or section == "args" and len(names) == 1):
+        raise UsageError(
+            f"-o {shown(option)}: args.NAME=VALUE or config.NAME.NAME=VALUE is expected, several joined by ,,"
+        )
+    (value,) = values
+    try:
+        ast.literal_eval(value)
+        return option
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        pass
+    if not is_text(value):
+        raise UsageError(
+            f"-o {shown(option)}: a number, a list or text is expected, not Python code; put text in quotes"
+        )
+    return f"{key}={value!r}"
+
+
+def is_text(value: str) -> bool:
+    """Whether S3PRL would take this as text: it is not Python, or has a name in it and calls nothing."""
+    try:
+        nodes = list(ast.walk(ast.parse(value, mode="eval")))
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return True
+    return all(isinstance(node, TEXT) for node in nodes) and any(isinstance(node, ast.Name) for node in nodes)

@@ -1,0 +1,307 @@
+"""What S3PRL 0.4.18 misses in today's torch, torchaudio and huggingface_hub, in one place.
+
+S3PRL's users have met these breaks since the end of 2025 (https://github.com/s3prl/s3prl/issues/575). Each shim is one
+function that looks whether it is needed, mends, and says whether it did; on an older stack none does anything. Nothing
+is written into site-packages: names are put back into modules that are already in memory.
+"""
+
+import argparse
+import contextlib
+import importlib
+import importlib.machinery
+import importlib.util
+import logging
+import os
+import sys
+import types
+from typing import Any, BinaryIO, NamedTuple
+
+import soundfile
+import torch
+from torch import Tensor
+
+from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_speech, open_audio, reason
+from s3prl_ofa.io.files import printable
+
+logger = logging.getLogger(__name__)
+
+ISSUE = "https://github.com/s3prl/s3prl/issues/575"
+# soundfile's subtypes, as the encodings and bits a sample that torchaudio.info gave; the rest is "UNKNOWN", 0
+ENCODINGS = {
+    "PCM_S8": ("PCM_S", 8),
+    "PCM_U8": ("PCM_U", 8),
+    "PCM_16": ("PCM_S", 16),
+    "PCM_24": ("PCM_S", 24),
+    "PCM_32": ("PCM_S", 32),
+    "FLOAT": ("PCM_F", 32),
+    "DOUBLE": ("PCM_F", 64),
+    "ULAW": ("ULAW", 8),
+    "ALAW": ("ALAW", 8),
+    "VORBIS": ("VORBIS", 0),
+    "OPUS": ("OPUS", 0),
+    "MPEG_LAYER_III": ("MP3", 0),
+}
+
+
+class Instead:
+    """A module with other values for some of its names, for one other module to use."""
+
+    def __init__(self, module: Any, **values: Any) -> None:
+        self.__dict__.update(values, instead_of=module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.instead_of, name)
+
+
+class Removed:
+    """Stands for a name that a library has dropped: it can be imported, and says so when it is used."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(f"{self.name} no longer exists in the installed version, and S3PRL needs it here ({ISSUE})")
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):  # what Python itself asks for, when it copies or inspects
+            raise AttributeError(attribute)
+        return self()
+
+
+def stub_module(name: str, **names: Any) -> types.ModuleType:
+    """A module of this name with these names in it, put into sys.modules and onto its parent."""
+    module = types.ModuleType(name, f"Stands for {name}, which the installed version lacks ({ISSUE})")
+    module.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)
+    for key, value in names.items():
+        setattr(module, key, value)
+    sys.modules[name] = module
+    parent, _, child = name.rpartition(".")
+    if parent in sys.modules:
+        setattr(sys.modules[parent], child, module)
+    return module
+
+
+def forget_modules(package: str) -> None:
+    """Clears what a failed import left behind."""
+    for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+        del sys.modules[name]
+
+
+def torchaudio_import() -> bool:
+    """torchaudio's native part may not fit torch; S3PRL needs none of it.
+
+    Built for another CUDA version than torch (torchaudio's last wheel is for CUDA 13.0, torch 2.15 for 13.2), it
+    refuses to be imported: without torch's version to compare with it works. Built for CUDA beside a torch without it,
+    its libraries cannot be loaded: it is imported without them, which leaves features, resampling and filters working.
+    """
+    try:
+        importlib.import_module("torchaudio")
+        return False
+    except RuntimeError as error:
+        if "CUDA version" not in str(error):
+            raise
+        forget_modules("torchaudio")
+        version, torch.version.cuda = torch.version.cuda, None
+        try:
+            importlib.import_module("torchaudio")
+        finally:
+            torch.version.cuda = version
+    except OSError:
+        forget_modules("torchaudio")
+        stub_module(
+            "torchaudio._extension",
+            _IS_TORCHAUDIO_EXT_AVAILABLE=False,
+            _IS_ALIGN_AVAILABLE=False,
+            fail_if_no_align=lambda function: function,
+        )
+        torchaudio = importlib.import_module("torchaudio")
+        torchaudio._extension = sys.modules["torchaudio._extension"]
+    return True
+
+
+def set_audio_backend() -> bool:
+    """torchaudio 2.9 dropped ``set_audio_backend``, which S3PRL calls on import; there is nothing left to choose."""
+    import torchaudio
+
+    if hasattr(torchaudio, "set_audio_backend"):
+        return False
+    torchaudio.set_audio_backend = lambda backend: None
+    return True
+
+
+def sox_effects() -> bool:
+    """torchaudio 2.9 dropped ``sox_effects``, whose functions S3PRL imports and seldom uses."""
+    import torchaudio
+
+    if hasattr(torchaudio, "sox_effects"):
+        return False
+    names = ("apply_effects_tensor", "apply_effects_file")
+    stub_module("torchaudio.sox_effects", **{name: Removed(f"torchaudio.sox_effects.{name}") for name in names})
+    return True
+
+
+def torchaudio_load() -> bool:
+    """From 2.9 on ``torchaudio.load`` needs TorchCodec, which needs FFmpeg; soundfile reads what the tasks have."""
+    import torchaudio
+
+    if torchaudio.load is load_audio or not hasattr(torchaudio, "load_with_torchcodec") or torchcodec_works():
+        return False
+    torchaudio.load = load_audio
+    return True
+
+
+def torchaudio_info() -> bool:
+    """torchaudio 2.9 dropped ``info``, with which S3PRL measures lengths."""
+    import torchaudio
+
+    if hasattr(torchaudio, "info"):
+        return False
+    torchaudio.info = audio_info
+    return True
+
+
+def huggingface_hub_names() -> bool:
+    """huggingface_hub 1.0 dropped ``HfFolder`` and ``Repository``, which S3PRL imports and uses only for uploads."""
+    import huggingface_hub
+
+    missing = [name for name in ("HfFolder", "Repository") if not hasattr(huggingface_hub, name)]
+    for name in missing:
+        setattr(huggingface_hub, name, Removed(f"huggingface_hub.{name}"))
+    return bool(missing)
+
+
+def namespace_in_checkpoints() -> bool:
+    """From 2.6 on ``torch.load`` refuses ``argparse.Namespace``, in which S3PRL's checkpoints keep their arguments."""
+    serialization = torch.serialization
+    if not hasattr(serialization, "add_safe_globals") or argparse.Namespace in serialization.get_safe_globals():
+        return False
+    serialization.add_safe_globals([argparse.Namespace])
+    return True
+
+
+def pkg_resources_module() -> bool:
+    """Newer setuptools have no ``pkg_resources``; ``dcase_util``, behind ``s3prl.problem``, imports it on import."""
+    if importlib.util.find_spec("pkg_resources") is not None or importlib.util.find_spec("dcase_util") is None:
+        return False
+    names = ("require", "get_distribution", "parse_requirements", "resource_filename")
+    stub_module("pkg_resources", **{name: Removed(f"pkg_resources.{name}") for name in names})
+    return True
+
+
+def cpu_beside_cuda(runner: types.ModuleType) -> bool:
+    """S3PRL's runner selects its ``--device`` as a CUDA device wherever there is one: ``--device cpu`` is none.
+
+    Unlike the others this one is given the module that needs it, once that is imported.
+    """
+    if not torch.cuda.is_available() or isinstance(runner.torch, Instead):
+        return False
+    runner.torch = Instead(runner.torch, cuda=Instead(torch.cuda, device=cuda_device))
+    return True
+
+
+def cuda_device(device: str | int | torch.device) -> contextlib.AbstractContextManager:
+    """``torch.cuda.device``, and for the CPU a block in which nothing is selected."""
+    is_cpu = not isinstance(device, int) and torch.device(device).type == "cpu"
+    return contextlib.nullcontext() if is_cpu else torch.cuda.device(device)
+
+
+SHIMS = (
+    torchaudio_import,
+    set_audio_backend,
+    sox_effects,
+    torchaudio_load,
+    torchaudio_info,
+    huggingface_hub_names,
+    namespace_in_checkpoints,
+    pkg_resources_module,
+)
+applied: list[str] = []  # names of the shims that this process needed
+
+
+def apply_shims() -> tuple[str, ...]:
+    """Applies the shims that are needed; those of an earlier call stay. Returns the names of all that are in force."""
+    for shim in SHIMS:
+        if shim():
+            logger.debug("S3PRL on this stack needs %s (%s)", shim.__name__, ISSUE)
+            applied.append(shim.__name__)
+    return tuple(applied)
+
+
+def torchcodec_works() -> bool:
+    """Whether TorchCodec is there and finds its FFmpeg."""
+    try:
+        importlib.import_module("torchcodec.decoders")
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
+
+
+def load_audio(
+    uri: str | os.PathLike | BinaryIO,
+    frame_offset: int = 0,
+    num_frames: int = -1,
+    normalize: bool = True,
+    channels_first: bool = True,
+    format: str | None = None,
+    buffer_size: int = 4096,
+    backend: str | None = None,
+) -> tuple[Tensor, int]:
+    """``torchaudio.load`` by soundfile: a wave (channels, samples), or (samples, channels), and its sampling rate.
+
+    float32 in [-1, 1]; with ``normalize=False`` 16-bit files stay int16 and 24- and 32-bit ones become int32, as they
+    did before torchaudio 2.9. ``frame_offset`` and ``num_frames`` (-1: to the end) are samples a channel. The last
+    three arguments are taken and not needed. Raises AudioError naming the file if it is damaged, missing or
+    cut short. Any rate, number of channels and length is accepted, as S3PRL's tasks resample on their own.
+    """
+    try:
+        with soundfile.SoundFile(uri) if hasattr(uri, "read") else open_audio(uri) as file:
+            integer = {"PCM_16": "int16", "PCM_24": "int32", "PCM_32": "int32"}.get(file.subtype)
+            start = file.seek(min(frame_offset, file.frames))
+            there = file.frames - start
+            expected = there if num_frames < 0 else min(num_frames, there)
+            wave = file.read(num_frames, dtype="float32" if normalize or integer is None else integer, always_2d=True)
+            sample_rate = file.samplerate
+        if len(wave) < expected:
+            raise AudioError(f"damaged: {len(wave)} of {expected} samples can be read")
+    except (AudioError, soundfile.LibsndfileError) as error:
+        raise AudioError(f"{uri if hasattr(uri, 'read') else printable(uri)}: {reason(error)}") from None
+    tensor = torch.from_numpy(wave)
+    return (tensor.t().contiguous() if channels_first else tensor), sample_rate
+
+
+def speech_loader(dataset: types.ModuleType) -> bool:
+    """Makes S3PRL's datasets of asr, ctc and voxceleb1 load audio with ``load_checked``.
+
+    They take whatever ``torchaudio.load`` returns for 16 kHz mono: two channels become one after the other, other rates
+    play at the wrong speed, and errors do not name the file. Called with the module once it is imported, as
+    ``cpu_beside_cuda`` is; other tasks keep ``torchaudio.load``.
+    """
+    if isinstance(dataset.torchaudio, Instead):
+        return False
+    dataset.torchaudio = Instead(dataset.torchaudio, load=load_checked)
+    return True
+
+
+def load_checked(path: str | os.PathLike) -> tuple[Tensor, int]:
+    """A wave (1, samples), float32, and 16,000. Raises AudioError naming the file unless it is 16 kHz mono, has at
+    least 400 samples and can be read to its end."""
+    return torch.from_numpy(load_speech(path))[None], SAMPLE_RATE
+
+
+class AudioInfo(NamedTuple):
+    """What ``torchaudio.info`` gave."""
+
+    sample_rate: int
+    num_frames: int
+    num_channels: int
+    bits_per_sample: int
+    encoding: str
+
+
+def audio_info(uri: str | os.PathLike | BinaryIO, *args: Any, **kwargs: Any) -> AudioInfo:
+    """``torchaudio.info`` by soundfile; further arguments (format, backend) are not needed."""
+    info = soundfile.info(uri if hasattr(uri, "read") else os.fspath(uri))
+    encoding, bits = ENCODINGS.get(info.subtype, ("UNKNOWN", 0))
+    if info.format == "FLAC":
+        encoding = "FLAC"
+    return AudioInfo(info.samplerate, info.frames, info.channels, bits, encoding)

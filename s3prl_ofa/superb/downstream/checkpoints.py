@@ -1,0 +1,199 @@
+"""The folder of an experiment of S3PRL's: held by one training at a time, and never without a whole checkpoint.
+
+S3PRL removes the oldest ``states-*.ckpt`` before it writes the next one, in place: a kill in between leaves an
+experiment that cannot go on. Here a checkpoint is written beside its place and renamed, and only then is an older one
+removed.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import pathlib
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from s3prl_ofa.checkpoint.torch_file import check_torch_file
+from s3prl_ofa.errors import CheckpointError, UsageError
+from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.io.locks import InUse, NoLocks, locked
+from s3prl_ofa.io.safe_loading import refusal
+from s3prl_ofa.superb.compat import plain_names, shims
+from s3prl_ofa.superb.downstream.resume import KEY as POSITION
+from s3prl_ofa.superb.downstream.resume import Position
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
+STATES = re.compile(r"states-(\d+)\.ckpt")
+# the entries of such a checkpoint
+KINDS = {"Args": argparse.Namespace, "Config": dict, "Step": int, "Epoch": int, "Position": dict}
+KINDS |= dict.fromkeys(("Optimizer", "Scheduler", "Upstream", "Featurizer", "Downstream"), dict)
+TEMPORARIES = (".states-*.ckpt", ".*best*.ckpt")  # what atomic_path makes of S3PRL's names
+
+
+class SafeSaves:
+    """``torch.save`` and ``os.remove`` for S3PRL's runner, which removes first and then saves."""
+
+    def __init__(self) -> None:
+        self.outdated: list[str] = []
+        self.position: Position | None = None  # is saved too, where there is one
+
+    def remove(self, path: str) -> None:
+        """Remembers the file; it goes when the next ``states-*.ckpt`` is in place."""
+        self.outdated.append(os.path.abspath(path))
+
+    def save(self, states: Any, path: str) -> None:
+        if self.position is not None:
+            states = {**states, POSITION: self.position.state()}
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            torch.save(states, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if STATES.fullmatch(os.path.basename(path)):
+            for outdated in self.outdated:
+                if outdated != os.path.abspath(path):
+                    pathlib.Path(outdated).unlink(missing_ok=True)
+            self.outdated.clear()
+
+
+def states_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The ``states-<step>.ckpt`` of a folder, the last step first."""
+    steps = {path: int(found[1]) for path in folder.glob("states-*.ckpt") if (found := STATES.fullmatch(path.name))}
+    return sorted(steps, key=steps.__getitem__, reverse=True)
+
+
+def past_checkpoints(past_exp: str | None, auto_resume: bool, expdir: str | None) -> list[pathlib.Path]:
+    """What S3PRL would go on from, the best choice first; empty for a new experiment.
+
+    As in S3PRL, ``-a`` counts before ``-e`` where its folder holds a checkpoint. Raises UsageError when ``-e`` is
+    neither a file nor a folder with ``states-*.ckpt``.
+    """
+    found = states_files(pathlib.Path(expdir)) if auto_resume and expdir else []
+    if found or not past_exp:
+        return found
+    past = pathlib.Path(past_exp)
+    found = [past] if past.is_file() else states_files(past)
+    if not found:
+        raise UsageError(f"-e {past}: there is neither a checkpoint nor a folder with states-*.ckpt")
+    return found
+
+
+def newest_readable(paths: list[pathlib.Path]) -> tuple[pathlib.Path, dict[str, Any]]:
+    """The first of the checkpoints that is whole, and what it holds.
+
+    Raises UsageError if none is, and for one that would make S3PRL run code that is not installed here.
+    """
+    for index, path in enumerate(paths):
+        states = read_states(path)
+        if states is None:
+            continue
+        if not {"Args", "Config"} <= states.keys():
+            raise UsageError(f"-e {path}: it holds no experiment of S3PRL's run_downstream")
+        check_kinds(states, f"-e {path}")
+        plain_names.check(states["Args"], states["Config"], f"-e {path}: ")
+        for skipped in paths[:index]:
+            logger.warning("%s cannot be read (cut off while it was written?): going on from %s", skipped, path)
+        return path, states
+    older = ", nor can an older one" if len(paths) > 1 else ""
+    raise UsageError(
+        f"{paths[0]} cannot be read (cut off while it was written?){older}; "
+        f"give another checkpoint with -e FILE, or remove it and train anew"
+    )
+
+
+def read_states(path: str | os.PathLike) -> dict[str, Any] | None:
+    """A checkpoint of S3PRL's, on the CPU; None for a file that is empty, cut off or something else.
+
+    Raises CheckpointError for one that holds more than weights and plain values.
+    """
+    shims.namespace_in_checkpoints()
+    try:
+        check_torch_file(path)
+        states = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any kind of exception
+        reason = refusal(error)
+        whole = isinstance(error, pickle.UnpicklingError | CheckpointError) and zipfile.is_zipfile(path)
+        if whole or reason.startswith("refused"):
+            raise CheckpointError(f"{path}: {reason}") from error
+        return None
+    return states if isinstance(states, dict) else None
+
+
+def check_kinds(states: dict[str, Any], where: str) -> None:
+    """Raises UsageError for a part that is not of the kind that S3PRL keeps there."""
+    for name, kind in KINDS.items():
+        if not isinstance(states.get(name, kind()), kind):
+            raise UsageError(f"{where}: its {name} is a {type(states[name]).__name__}, expected {kind.__name__}")
+
+
+def initial_states(checkpoint: str) -> dict[str, Any]:
+    """The checkpoint of ``-i``. Raises UsageError for one that is cut off or of wrong parts, CheckpointError."""
+    stored = read_states(checkpoint)
+    if stored is None:
+        raise UsageError(f"-i {checkpoint} cannot be read: it is cut off, or no checkpoint of S3PRL's")
+    check_kinds(stored, f"-i {checkpoint}")
+    plain_names.check_config(stored.get("Config", dict.fromkeys(plain_names.SECTIONS, {})), f"-i {checkpoint}: ")
+    return stored
+
+
+def trained_model_config(checkpoint: str) -> str | None:
+    """The ``-g`` that S3PRL stored in a checkpoint of its own."""
+    return getattr(initial_states(checkpoint).get("Args"), "upstream_model_config", None)
+
+
+def trained_config(past: dict[str, Any] | None, init_ckpt: str | None) -> dict[str, Any] | None:
+    """The config that the weights of the experiment, or else of ``-i``, were trained with; None without either."""
+    if past is None and init_ckpt:
+        past = initial_states(init_ckpt)
+    return None if past is None else past.get("Config", {})
+
+
+def make_folder(path: str | os.PathLike) -> list[pathlib.Path]:
+    """Makes the folder of an experiment; gives those that were not there before, each before the one it is in.
+
+    Raises UsageError where it cannot be made.
+    """
+    folder = pathlib.Path(path)
+    missing = [place for place in (folder, *folder.parents) if not os.path.isdir(place)]
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path}: this folder cannot be made ({error.strerror}); choose another -n or -p") from error
+    return missing
+
+
+def check_free(expdir: pathlib.Path) -> None:
+    """Raises UsageError when a new training would overwrite an earlier one; one that ended before its first checkpoint
+    has nothing to lose."""
+    names = [path.name for pattern in ("states-*.ckpt", "*best*.ckpt") for path in expdir.glob(pattern)]
+    if any(not name.startswith(".") for name in names):
+        raise UsageError(f"{expdir} holds an experiment; -a or -e goes on with it, or choose another -n or -p")
+
+
+@contextlib.contextmanager
+def held(expdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other trainings out of a folder; one that was killed does not. Raises UsageError when another holds it.
+
+    What a killed one left half written is removed.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(expdir / LOCK, wait=False, remove=True))
+        except InUse:
+            raise UsageError(f"{expdir}: another process is training there; choose another -n or -p") from None
+        except NoLocks as error:  # some network file systems; S3PRL trains there all the same
+            logger.debug("%s", error)
+        except OSError as error:
+            raise UsageError(f"{expdir}: nothing can be written there ({error.strerror})") from error
+        for path in (path for pattern in TEMPORARIES for path in expdir.glob(pattern)):
+            logger.info("%s is removed: a killed training left it half written", path)
+            path.unlink(missing_ok=True)
+        yield

@@ -1,0 +1,203 @@
+"""What a run of S3PRL scored and cost, measured while it runs and left beside its result as ``measured_<split>.json``.
+
+Speed counts the calls of the upstream, and of featurizer and downstream model, without reading audio, and from the
+second batch on: the first one also pays for what is done only once. Where features come from a cache, some batches are
+computed all the same, so that there is something to count.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tensorboardX.record_writer import RecordWriter
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.io.tensorboard import outlast_full_disk
+from s3prl_ofa.model.config import SAMPLE_RATE
+from s3prl_ofa.superb.learned_rate.adaptive import rate_of
+
+try:
+    import resource
+except ImportError:  # not a POSIX system
+    resource = None
+
+logger = logging.getLogger(__name__)
+
+COMPUTED_EVERY = 10  # batches, and the first two
+COUNTED_BATCHES = 4  # of an upstream that does not count its MACs itself
+
+
+class Meter:
+    """Watches the models of a runner of S3PRL's. ``scores`` holds what was logged last under each tag."""
+
+    def __init__(self, runner: Any, scores: dict[str, float]) -> None:
+        self.runner, self.scores = runner, scores
+        self.device = torch.device(runner.args.device)
+        self.utterances = self.frames = 0
+        # seconds of audio, of the upstream (NaN where it did not run), of the downstream model
+        self.batches: list[list[float]] = []
+        self.training: list[float] = []  # seconds from one training batch to the next
+        self.moments: list[float] = []  # of the batch at hand: before the upstream, after it
+        self.last_training: float | None = None
+        self.counted: list[list[Tensor]] = []
+        self.cache = getattr(self.upstream, "cache", None)
+        downstream = runner.downstream.model
+        self.hooks = []
+        if runner.args.mode == "evaluate":
+            self.hooks = [
+                runner.upstream.model.register_forward_pre_hook(self.before_upstream),
+                runner.upstream.model.register_forward_hook(self.after_upstream),
+                runner.featurizer.model.register_forward_hook(self.after_featurizer),
+                downstream.register_forward_hook(self.after_downstream),
+            ]
+        elif runner.args.mode == "train":
+            self.hooks = [downstream.register_forward_hook(self.after_training_batch)]
+
+    @property
+    def upstream(self) -> nn.Module:
+        model = self.runner.upstream.model
+        return getattr(model, "module", model)
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def before_upstream(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.cache is not None:
+            self.cache.anew = len(self.batches) < 2 or len(self.batches) % COMPUTED_EVERY == 0
+        self.moments = [self.now()]
+
+    def after_upstream(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.moments.append(self.now())
+        waves = args[0]
+        self.utterances += len(waves)
+        self.batches.append([sum(map(len, waves)) / SAMPLE_RATE])
+        if len(self.counted) < COUNTED_BATCHES:
+            self.counted.append(waves)
+
+    def after_featurizer(self, module: nn.Module, args: tuple[Any, ...], features: Sequence[Tensor]) -> None:
+        self.frames += sum(map(len, features))
+
+    def after_downstream(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        before, between = self.moments
+        upstream = between - before if self.cache is None else between - before - self.cache.overhead
+        self.batches[-1] += [upstream, self.now() - between]
+
+    def after_training_batch(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        now = time.perf_counter()
+        if module.training and self.last_training is not None:
+            self.training.append(now - self.last_training)
+        self.last_training = now if module.training else None  # what follows an evaluation is not a batch's time
+
+    def write(self) -> None:
+        """Writes what was measured into the experiment's folder; an inference of one file has nothing to tell.
+
+        learnt_lambd: of an adaptive rate; its frame_period_ms in training is that of the last batches.
+        """
+        for hook in self.hooks:
+            hook.remove()
+        args = self.runner.args
+        if args.mode == "evaluate":
+            found, split = self.evaluated(), args.evaluate_split
+        elif args.mode == "train" and self.training:
+            found, split = {"seconds_a_batch": sum(self.training) / len(self.training)}, "train"
+        else:
+            return
+        rate = rate_of(self.runner)
+        found = {"learnt_lambd": None} | ({} if rate is None else rate.measured()) | found
+        found |= {"device": device_name(self.device), "peak_memory_mb": peak_memory_mb(self.device)}
+        with atomic_path(measured_path(args.expdir, split)) as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+    def evaluated(self) -> dict[str, Any]:
+        """utterances, audio_seconds, frames (compressed, not repeated), frame_period_ms, macs_per_second and wall
+        seconds of upstream and downstream, each a second of audio, the options of our upstream, and the scores by their
+        metric's name."""
+        split = self.runner.args.evaluate_split
+        upstream = self.upstream
+        measured = getattr(upstream, "measured", None)
+        audio = sum(batch[0] for batch in self.batches)
+        steady = self.batches[1:] or self.batches
+        ran = [batch for batch in steady if not math.isnan(batch[1])]
+        columns = [sum(column) for column in zip(*steady, strict=True)]
+        upstream_columns = [sum(column) for column in zip(*ran, strict=True)]
+        frames = self.frames if measured is None else measured.frames
+        macs = count_macs(upstream, self.counted) if measured is None else measured.macs / max(measured.seconds, 1e-9)
+        names = {tag: tag.rpartition("/")[2].removeprefix(f"{split}-") for tag in self.scores}
+        return {
+            "split": split,
+            "utterances": self.utterances,
+            "batches": len(self.batches),
+            "audio_seconds": audio,
+            "frames": frames,
+            "frame_period_ms": 1000 * audio / frames if frames else None,
+            "macs_per_second": macs,
+            "upstream_seconds_per_second": upstream_columns[1] / upstream_columns[0] if ran else None,
+            "downstream_seconds_per_second": columns[2] / columns[0] if columns else None,
+            "options": None if measured is None else dataclasses.asdict(upstream.options),
+            # JSON has no NaN
+            "scores": {names[tag]: value if math.isfinite(value) else None for tag, value in self.scores.items()},
+        }
+
+
+def measured_path(expdir: str | os.PathLike, split: str) -> pathlib.Path:
+    return pathlib.Path(expdir) / f"measured_{split.replace(os.sep, '_')}.json"
+
+
+def keeping_scores(writer: type, scores: dict[str, float]) -> type:
+    """tensorboardX's ``SummaryWriter``, through which every task of S3PRL logs its scores, that keeps the last ones."""
+    outlast_full_disk(RecordWriter)
+
+    class KeepingWriter(writer):
+        def add_scalar(self, tag: str, scalar_value: Any, *args: Any, **kwargs: Any) -> None:
+            scores[tag] = float(scalar_value)
+            super().add_scalar(tag, scalar_value, *args, **kwargs)
+
+    return KeepingWriter
+
+
+@torch.no_grad()
+def count_macs(upstream: nn.Module, batches: list[list[Tensor]]) -> float | None:
+    """MACs a second of audio of an upstream of S3PRL's, as PyTorch counts those of matrix products, convolutions and
+    attention on a few batches; None where it cannot."""
+    seconds = sum(len(wave) for waves in batches for wave in waves) / SAMPLE_RATE
+    try:
+        with FlopCounterMode(display=False) as counter:
+            for waves in batches:
+                upstream(waves)
+    except Exception as error:  # of code that is not ours: a result is not to be lost for want of its cost
+        logger.warning("the MACs of the upstream cannot be counted: %s", error)
+        return None
+    return counter.get_total_flops() / 2 / seconds if seconds else None
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        info = pathlib.Path("/proc/cpuinfo").read_text("utf-8")
+        return next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def peak_memory_mb(device: torch.device) -> float | None:
+    """MiB: of the GPU what torch had allocated, of the CPU what the whole process took, or None on Windows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -1,0 +1,187 @@
+"""Several processes that train together, as torchrun and torch.distributed.launch start them.
+
+S3PRL wraps its models in DistributedDataParallel, divides the training data, and evaluates and saves on the leader
+alone. What it lacks: it joins processes only with --local_rank and on CUDA; the leader's evaluation broadcasts buffers
+that no other process receives; and the other processes never count their updates, so that they never stop training.
+"""
+
+import argparse
+import contextlib
+import datetime
+import os
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DistributedSampler
+from tqdm import tqdm
+
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.io.safe_loading import replaced
+from s3prl_ofa.superb.compat.shims import Instead
+
+# where launchers say how many processes they started: torchrun, srun (of a step), mpirun (Open MPI, MPICH)
+WORLD_SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # beside WORLD_SIZE, to find one another
+TORCHRUN = "torchrun --nproc-per-node {} -m s3prl_ofa run_downstream ..."
+TIMEOUT = datetime.timedelta(days=1)  # the others wait while the leader evaluates; torch gives up after minutes
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Sets ``local_rank``, ``device`` and ``backend`` as the launcher asks; a single process has ``local_rank`` None.
+
+    Raises UsageError for several processes that cannot find one another or that would not train.
+    """
+    launcher, size = next(((name, size) for name in WORLD_SIZES if (size := number(name)) > 1), (None, 1))
+    if launcher is None:
+        if args.local_rank is not None and "WORLD_SIZE" not in os.environ:
+            raise UsageError(f"--local_rank is what a launcher gives to several processes: {TORCHRUN.format('N')}")
+        args.local_rank = None
+        return
+    given = {} if args.local_rank is None else {"LOCAL_RANK": str(args.local_rank)}
+    environment = {**os.environ, **given}
+    missing = [name for name in NEEDED if not environment.get(name)]
+    if launcher != "WORLD_SIZE" or missing:
+        lacking = ", ".join(missing) or f"WORLD_SIZE={size}"
+        raise UsageError(
+            f"{launcher}={size} says that {size} processes were started, but without {lacking} each would train alone: "
+            f"start one, or {TORCHRUN.format(size)}"
+        )
+    if args.mode != "train":
+        raise UsageError(f"-m {args.mode} runs in one process, found {launcher}={size}: start it without torchrun")
+    args.local_rank = int(environment["LOCAL_RANK"])
+    if not args.device.startswith("cuda"):
+        args.backend = "gloo" if args.backend == "nccl" else args.backend
+        return
+    if args.local_rank >= torch.cuda.device_count():
+        raise UsageError(
+            f"local rank {args.local_rank} has no GPU: expected one per process, found {torch.cuda.device_count()}"
+        )
+    args.device = f"cuda:{args.local_rank}"
+
+
+def number(name: str) -> int:
+    """An environment variable that counts processes; 1 if it is not set or not a number."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else 1
+
+
+def is_leader(args: argparse.Namespace) -> bool:
+    """Whether this process, of those that train together, is the one that writes. args: as ``settle`` left them."""
+    return args.local_rank is None or os.environ["RANK"] == "0"
+
+
+@contextlib.contextmanager
+def joined(args: argparse.Namespace) -> Iterator[None]:
+    """Joins the processes that train together, until the block ends; does nothing for a single process."""
+    if args.local_rank is None:
+        yield
+        return
+    if args.device.startswith("cuda"):
+        torch.cuda.set_device(args.device)
+    dist.init_process_group(args.backend, timeout=TIMEOUT)
+    yield
+    dist.destroy_process_group()  # not after an error, when it could wait forever
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def from_leader(value: Any) -> Any:
+    """The leader's value, in all processes that have joined."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def check_resumed(past: dict[str, Any] | None) -> None:
+    """Raises UsageError if processes do not resume from the same checkpoint, or are not as many as at the start.
+
+    past: the checkpoint, None for a new training.
+    """
+    step = past and past.get("Step")
+    if from_leader(step) != step:
+        raise UsageError(
+            f"the processes do not see the same checkpoint, this one step {step}: do all share the folder?"
+        )
+    before, now = (past or {}).get("WorldSize", 1), world_size()
+    if past is not None and before != now:
+        began = "one (start it without torchrun)" if before == 1 else f"{before} ({TORCHRUN.format(before)})"
+        raise UsageError(f"a training resumes in as many processes as it began with: expected {began}, found {now}")
+
+
+def torch_for_main() -> Instead:
+    """torch for S3PRL's ``main``, without what was done before: joining the processes and checking the checkpoint."""
+    return Instead(
+        torch,
+        cuda=Instead(torch.cuda, set_device=lambda device: None),
+        distributed=Instead(dist, init_process_group=lambda backend: None),
+        load=lambda *args, **kwargs: {
+            "Args": argparse.Namespace(local_rank=0 if dist.is_initialized() else None),
+            "WorldSize": world_size(),
+        },
+    )
+
+
+def data_parallel(model: nn.Module, device_ids: list[int], **options: Any) -> DistributedDataParallel:
+    """DistributedDataParallel for S3PRL's runner, also on CPUs; buffers are not broadcast, so that the leader can
+    evaluate alone."""
+    on_gpu = next(model.parameters()).is_cuda
+    parallel = DistributedDataParallel(model, device_ids if on_gpu else None, **options)
+    parallel.broadcast_buffers = False  # torch 2.13 has another name for the argument, and warns of this one
+    return parallel
+
+
+def check_divided(runner: Any) -> None:
+    """Makes a runner of S3PRL's raise UsageError if its task gives the whole training data to every process."""
+    model = runner.downstream.model
+    get_dataloader = model.get_dataloader
+    train_split = runner.config["runner"].get("train_dataloader", "train")
+
+    def checked(split: str, *args: Any, **kwargs: Any) -> Any:
+        loader = get_dataloader(split, *args, **kwargs)
+        divided = isinstance(getattr(loader, "sampler", None), DistributedSampler)
+        if split == train_split and model.training and not divided:
+            raise UsageError(f"-d {runner.args.downstream} does not divide its data: start it without torchrun")
+        return loader
+
+    model.get_dataloader = checked
+
+
+@contextlib.contextmanager
+def counting_updates(runner: Any, module: types.ModuleType) -> Iterator[None]:
+    """Lets S3PRL's training loop end in a process that is not the leader, whose updates it does not count.
+
+    runner, module: S3PRL's Runner and where it is from. Each update ends with the optimizer's ``zero_grad``, whether or
+    not its gradient was finite.
+    """
+    if is_leader(runner.args):
+        yield
+        return
+    bars: dict[str | None, tqdm] = {}
+    get_optimizer = runner._get_optimizer
+
+    def bar(*args: Any, desc: str | None = None, **kwargs: Any) -> tqdm:
+        bars[desc] = tqdm(*args, desc=desc, **kwargs)
+        return bars[desc]
+
+    def counted(models: list[nn.Module]) -> torch.optim.Optimizer:
+        optimizer = get_optimizer(models)
+        zero_grad = optimizer.zero_grad
+
+        def end_update(*args: Any, **kwargs: Any) -> None:
+            zero_grad(*args, **kwargs)
+            bars["overall"].update(1)
+
+        optimizer.zero_grad = end_update
+        return optimizer
+
+    runner._get_optimizer = counted
+    with replaced(module, tqdm=bar):
+        yield

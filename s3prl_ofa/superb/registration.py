@@ -1,0 +1,159 @@
+"""Makes S3PRL know the upstream ``ofa_wav2vec2``: importing ``s3prl_ofa.superb`` is enough.
+
+S3PRL has no plugin mechanism and takes seconds to import, so nothing of it is imported here. Instead each of its
+modules that needs a word is given it when it is imported, or at once where it already is.
+"""
+
+import importlib.abc
+import importlib.machinery
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+from s3prl_ofa.errors import CheckpointError, UsageError
+from s3prl_ofa.superb.compat import shims
+from s3prl_ofa.superb.compat.workers import register_in_workers
+from s3prl_ofa.superb.upstream.expert import UpstreamExpert
+
+URL_SCHEMES = ("http://", "https://")
+
+
+def ofa_wav2vec2(ckpt: str | os.PathLike | None = None, refresh: bool = False, **options: Any) -> UpstreamExpert:
+    """The upstream from a checkpoint, a file or a URL (downloaded once; again if ``refresh``).
+
+    options: model_config, lambd, frame_period_ms, frames, repeat; see UpstreamExpert.
+    """
+    if ckpt is None:
+        raise UsageError("ofa_wav2vec2 needs a checkpoint: give ckpt (S3PRL's -k), a file or a URL")
+    if os.fspath(ckpt).startswith(URL_SCHEMES):
+        return ofa_wav2vec2_url(ckpt, refresh=refresh, **options)
+    return ofa_wav2vec2_local(ckpt, **options)
+
+
+def ofa_wav2vec2_local(ckpt: str | os.PathLike, refresh: bool = False, **options: Any) -> UpstreamExpert:
+    """The upstream from a checkpoint file or folder of any known format."""
+    if not os.path.exists(ckpt):
+        raise UsageError(f"there is no checkpoint at {os.fspath(ckpt)}")
+    register()  # S3PRL may have been on its way in when we were imported, and now is all there
+    return UpstreamExpert(ckpt, **options)
+
+
+def ofa_wav2vec2_url(ckpt: str, refresh: bool = False, **options: Any) -> UpstreamExpert:
+    """The upstream from a URL, through S3PRL's download cache; ``refresh`` downloads again."""
+    if not os.fspath(ckpt).startswith(URL_SCHEMES):
+        raise UsageError(f"a URL ({' or '.join(URL_SCHEMES)}) is expected, found {ckpt}")
+    from s3prl.util.download import urls_to_filepaths
+
+    path = urls_to_filepaths(os.fspath(ckpt), refresh=refresh)
+    try:
+        return ofa_wav2vec2_local(path, **options)
+    except CheckpointError as error:
+        raise CheckpointError(f"what was downloaded from {ckpt} is no checkpoint: {error}") from error
+
+
+def ofa_wav2vec2_custom(ckpt: str | os.PathLike, refresh: bool = False, **options: Any) -> UpstreamExpert:
+    """The same as ``ofa_wav2vec2``, under the name that S3PRL gives to entries that take a file or a URL."""
+    return ofa_wav2vec2(ckpt, refresh=refresh, **options)
+
+
+ENTRIES = {entry.__name__: entry for entry in (ofa_wav2vec2, ofa_wav2vec2_local, ofa_wav2vec2_url, ofa_wav2vec2_custom)}
+
+
+def add_entries(hub: ModuleType) -> None:
+    for name, entry in ENTRIES.items():
+        setattr(hub, name, entry)
+
+
+def keep_native_lengths(upstream_module: ModuleType) -> None:
+    from s3prl_ofa.superb.upstream.featurizer import with_native_lengths
+
+    upstream_class = upstream_module.S3PRLUpstream
+    if not hasattr(upstream_class.forward, "wraps_native_lengths"):
+        upstream_class.forward = with_native_lengths(upstream_class.forward)
+
+
+def mend_runner(runner: ModuleType) -> None:
+    from s3prl_ofa.superb.learned_rate.adaptive import with_adaptive_rate
+    from s3prl_ofa.superb.upstream.featurizer import LengthAwareFeaturizer
+
+    runner.Featurizer = LengthAwareFeaturizer
+    shims.cpu_beside_cuda(runner)
+    if not hasattr(runner.Runner._get_downstream, "adds_adaptive_rate"):
+        runner.Runner._get_downstream = with_adaptive_rate(runner.Runner._get_downstream)
+
+
+def speed_up_asr(model: ModuleType) -> None:
+    from s3prl_ofa.superb.compat.packed_lstm import PackedLSTM
+
+    if model.nn.LSTM is not PackedLSTM:
+        model.nn = shims.Instead(model.nn, LSTM=PackedLSTM)
+
+
+def feed_asr(expert: ModuleType) -> None:
+    from s3prl_ofa.superb.tasks.asr_dataset import AsrDataset
+
+    expert.SequenceDataset = AsrDataset
+
+
+def prepare_dataset(dataset: ModuleType) -> None:
+    shims.speech_loader(dataset)
+    register_in_workers(dataset)
+
+
+def add_corpora(ctc: ModuleType) -> None:
+    """S3PRL's wheel lacks ``s3prl.downstream.ctc.corpus``; a checkout has it, and more corpora in it."""
+    ours = str(pathlib.Path(__file__).parent / "tasks" / "ctc_corpus")
+    if ours not in ctc.__path__:
+        ctc.__path__.insert(0, ours)
+
+
+# What is done to which module of S3PRL once it has run.
+AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
+    "s3prl": lambda _: shims.apply_shims(),
+    "s3prl.hub": add_entries,
+    "s3prl.nn.upstream": keep_native_lengths,
+    "s3prl.downstream.runner": mend_runner,
+    "s3prl.downstream.asr.model": speed_up_asr,
+    "s3prl.downstream.asr.expert": feed_asr,
+    "s3prl.downstream.asr.dataset": prepare_dataset,
+    "s3prl.downstream.voxceleb1.dataset": prepare_dataset,
+    "s3prl.downstream.ctc": add_corpora,
+    "s3prl.downstream.ctc.data": shims.speech_loader,
+    "s3prl.downstream.ctc.corpus.librispeech": register_in_workers,
+}
+
+
+class AfterImportFinder(importlib.abc.MetaPathFinder):
+    """Lets the other finders find a module of ``AFTER_IMPORT``, and has its function run after the module has."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name not in AFTER_IMPORT:
+            return None
+        specs = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is None or spec.loader is None:
+            return spec
+        run_module = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            run_module(module)
+            AFTER_IMPORT[name](module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def register() -> None:
+    """Registers the upstream, now where S3PRL is imported and later where it is not; doing it twice is harmless."""
+    if not any(isinstance(finder, AfterImportFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, AfterImportFinder())
+    for name, function in AFTER_IMPORT.items():
+        module = sys.modules.get(name)
+        # One that is still being imported (a linked S3PRL checkout imports us from its hub) may lack what is changed.
+        if module is not None and not getattr(module.__spec__, "_initializing", False):
+            function(module)

@@ -1,0 +1,53 @@
+"""LibriSpeech in phones, for SUPERB's PR."""
+
+from collections.abc import Sequence
+
+from s3prl_ofa.superb.tasks.corpora import Utterance, capitals, lexicon_entries, refuse_unknown
+from s3prl_ofa.superb.tasks.ctc_corpus.corpus.librispeech import LibriDataset
+
+MAKE_LEXICON = (
+    "`s3prl-ofa prepare lexicon` makes a lexicon of all words of a corpus, with --lexicon FILE for those that it "
+    "cannot pronounce"
+)
+MAKE_VOCABULARY = (
+    "vowels carry their stress, as in AH0; for phones of your own, `s3prl-ofa prepare vocabulary --librispeech ROOT "
+    "--lexicon FILE --out DIR` makes a vocabulary, --vocabulary DIR/phoneme.txt uses it"
+)
+
+
+class LibriPhoneDataset(LibriDataset):
+    """Transcripts become phones, word by word, through the first pronunciation that the lexicon files hold.
+
+    Raises UsageError naming words without a pronunciation, and phones that the tokenizer does not know.
+    """
+
+    def __init__(
+        self, split: str | Sequence[str], tokenizer, bucket_size: int, lexicon: str | Sequence[str], **corpus
+    ) -> None:
+        self.lexicon_files = [lexicon] if isinstance(lexicon, str) else list(lexicon)
+        self.lexicon: dict[str, list[str]] = {}
+        self.places: dict[str, str] = {}  # the file and line of each word
+        for place, word, phones in lexicon_entries(self.lexicon_files):
+            if self.lexicon.setdefault(word, phones) is phones:
+                self.places[word] = place
+        super().__init__(split, tokenizer, bucket_size, **corpus)
+
+    def check(self, utterances: list[Utterance]) -> None:
+        """Raises UsageError for words without a pronunciation, and for words with phones that have no label."""
+        words = {utterance: set(capitals(utterance.text).split()) for utterance in utterances}
+        files = ", ".join(map(str, self.lexicon_files))
+        missing = {utterance: own - self.lexicon.keys() for utterance, own in words.items()}
+        refuse_unknown(missing, f"words without a pronunciation in {files}", MAKE_LEXICON)
+        phones = {word: " ".join(self.lexicon[word]) for word in set().union(*words.values())}
+        strange = {
+            word: f"{word} ({text}, {self.places[word]})"
+            for word, text in phones.items()
+            if self.tokenizer.unk_idx in self.tokenizer.encode(text)
+        }
+        unknown = {utterance: {strange[word] for word in own & strange.keys()} for utterance, own in words.items()}
+        refuse_unknown(unknown, "words with phones that the config's vocab_file lacks", MAKE_VOCABULARY)
+
+    def labels(self, text: str) -> list[int]:
+        """The ids of a transcript's phones and of the end sign."""
+        words = capitals(text).split()
+        return self.tokenizer.encode(" ".join(phone for word in words for phone in self.lexicon[word]))

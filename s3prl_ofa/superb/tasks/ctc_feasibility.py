@@ -1,0 +1,211 @@
+"""Before CTC training: do the frames of the training utterances hold their labels at the chosen rate?
+
+CTC needs a frame for every label, and one more for a blank between two equal labels. An utterance with fewer frames
+has no alignment; S3PRL's ``zero_infinity`` then gives it a loss of zero, and nothing says that it was not learned from.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.io.audio import AudioError, load_audio
+from s3prl_ofa.io.scan import length
+from s3prl_ofa.model.cif import plan_cif
+from s3prl_ofa.model.config import SAMPLE_RATE
+from s3prl_ofa.model.ofa import OFAWav2Vec2
+from s3prl_ofa.model.rate import mix, solve_lambd, wanted_frames
+from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM
+from s3prl_ofa.superb.tasks.labels import PLACES, labelled
+from s3prl_ofa.superb.upstream.rate_options import NATIVE, RateOptions
+
+MAX_INFEASIBLE = 0.01  # of the training utterances
+# A large corpus is sampled: so many of each stratum, the strata made by labels a second. Utterances whose labels do not
+# fit are those with the most labels a second, so the first strata are thin, and little is lost in the last.
+STRATA = (0.005, 0.02, 0.1, 1.0)  # where each stratum ends, as a share of the corpus, densest first
+SAMPLES_A_STRATUM = 32
+BATCH_SECONDS = 60.0  # of audio at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """path: its audio. samples: its length. needed: the frames that CTC needs for its labels."""
+
+    path: str
+    samples: int
+    needed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CtcCheck:
+    """What the check found.
+
+    utterances: of the training set. checked: those whose frames were counted; the rest is estimated from them.
+    infeasible: utterances with fewer frames than CTC needs, with the given ``repeat``. needed_repeat: the smallest
+    repeat that leaves at most 1% of them. largest_lambd: the largest lambd, in hundredths, that leaves at most 1% of
+    them with the given repeat, of lambds up to the one of the check; None where none does, and where that one was 0,
+    above 1 or no lambd. frame_period_ms: the mean period of the frames that CTC sees.
+    """
+
+    utterances: int
+    checked: int
+    infeasible: int
+    repeat: int
+    needed_repeat: int
+    frame_period_ms: float
+    largest_lambd: float | None = None
+
+    @property
+    def too_many(self) -> bool:
+        return self.needed_repeat > self.repeat
+
+    def __str__(self) -> str:
+        sampled = f" (estimated from {self.checked})" if self.checked < self.utterances else ""
+        share = 100 * self.infeasible / self.utterances
+        found = (
+            f"{self.infeasible} of {self.utterances} training utterances{sampled}, {share:.1f}%, have fewer frames "
+            f"than CTC needs for their labels at {self.frame_period_ms:.1f} ms a frame"
+        )
+        cure = f"; --repeat {self.needed_repeat} would do, --repeat auto chooses it"
+        return found + cure if self.too_many else found
+
+
+def check_ctc(downstream: str, config: dict[str, Any], upstream: Any) -> CtcCheck | None:
+    """Checks the training set of asr or pr; None for another task.
+
+    config: as ``tasks.resolve_config`` gives it. upstream: an ``UpstreamExpert``, of which ``model`` and ``options``
+    are used. At lambd 0 and for upsampled frames the audio itself is not needed.
+    """
+    downstream = S3PRL_DOWNSTREAM.get(downstream, downstream)
+    if downstream not in PLACES:
+        return None
+    labels = labelled(downstream, config, "train")
+    if not labels:
+        raise UsageError("the training set is empty")
+    utterances = [Utterance(path, of_file(path, decoded_length), frames_needed(ids)) for path, ids in labels]
+    sample, weights = choose(utterances)
+    frames = count_frames(upstream.model, upstream.options, sample)
+    check = judge(sample, weights, frames, upstream.options.repeat)
+    if upstream.options.frames != NATIVE or not 0 < (upstream.options.lambd or 0) <= 1:
+        return check
+    fine = [upstream.model.config.num_frames(utterance.samples) for utterance in sample]
+    return dataclasses.replace(check, largest_lambd=largest_lambd(sample, weights, frames, fine, upstream.options))
+
+
+def largest_lambd(
+    sample: list[Utterance], weights: list[float], frames: list[int], fine: list[int], options: RateOptions
+) -> float | None:
+    """See CtcCheck. frames: of each utterance at ``options.lambd``. fine: its 20 ms frames.
+
+    Of T fine frames T - lambd (T - A) are left, down to a whole number, where A is the sum of alpha. T - A is at most
+    (T - frames) / options.lambd, so an utterance has the frames it needs up to the lambd that is found with that.
+    """
+    limits = []
+    for utterance, count, most in zip(sample, frames, fine, strict=True):
+        needed = -(-utterance.needed // options.repeat)
+        limits.append(options.lambd * min(1.0, (most - needed) / max(most - count, 1e-9)))
+    order = np.argsort(limits)
+    below = np.cumsum(np.array(weights)[order])
+    first = int(np.searchsorted(below, MAX_INFEASIBLE * below[-1], side="right"))  # that must have its frames
+    hundredths = math.floor(100 * limits[order[first]] + 1e-9)
+    return hundredths / 100 if hundredths > 0 else None
+
+
+def decoded_length(path: str) -> int:
+    return length(path, verify=True)  # the dataset has asked for it already
+
+
+def of_file(path: str, read: Callable[[str], Any]) -> Any:
+    """``read(path)``. Raises UsageError naming the file if it cannot be used as audio."""
+    try:
+        return read(path)
+    except AudioError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def frames_needed(labels: Sequence[int]) -> int:
+    """Labels, and a blank between each two equal neighbours."""
+    return len(labels) + sum(first == second for first, second in zip(labels, labels[1:], strict=False))
+
+
+def choose(utterances: list[Utterance]) -> tuple[list[Utterance], list[float]]:
+    """The utterances to look at, and how many of the corpus each stands for."""
+    if len(utterances) <= SAMPLES_A_STRATUM * len(STRATA):
+        return utterances, [1.0] * len(utterances)
+    ranked = sorted(utterances, key=lambda utterance: -utterance.needed / max(utterance.samples, 1))
+    drawn, weights, start = [], [], 0
+    for end in (round(share * len(ranked)) for share in STRATA):
+        stratum = ranked[start:end]
+        start = end
+        if not stratum:
+            continue
+        count = min(SAMPLES_A_STRATUM, len(stratum))
+        taken = [stratum[int((index + 0.5) * len(stratum) / count)] for index in range(count)]  # evenly spaced
+        drawn += taken
+        weights += [len(stratum) / len(taken)] * len(taken)
+    return drawn, weights
+
+
+@torch.no_grad()
+def count_frames(model: OFAWav2Vec2, options: RateOptions, utterances: list[Utterance]) -> list[int]:
+    """The frames that the upstream will give for each utterance, before any repetition.
+
+    Only the front end and the predictor of the model are run, and not even these where the number is known without: at
+    20 ms, and for a frame period whose frames are enough (when it is out of reach there are more of them).
+    """
+    counts = [model.config.num_frames(utterance.samples) for utterance in utterances]
+    period_ms = options.frame_period_ms
+    if options.frames == NATIVE and options.pool:
+        return [-(-count // options.pool) for count in counts]
+    if options.frames != NATIVE or not (options.lambd or period_ms):
+        return counts
+    unknown = list(range(len(utterances)))
+    if period_ms is not None:
+        seconds = torch.tensor([utterance.samples / SAMPLE_RATE for utterance in utterances], dtype=torch.float64)
+        counts = wanted_frames(seconds, torch.full_like(seconds, period_ms), torch.tensor(counts)).tolist()
+        unknown = [index for index in unknown if utterances[index].needed > options.repeat * counts[index]]
+    with tqdm(total=len(unknown), desc="frames", unit="utterance", dynamic_ncols=True, leave=False) as bar:
+        for batch in batches(utterances, unknown):
+            waves = [torch.from_numpy(of_file(utterances[i].path, load_audio)) for i in batch]
+            alpha, lengths = model.alpha(waves)
+            if period_ms is None:
+                lambd = torch.full_like(alpha[:, 0], options.lambd)
+            else:
+                lambd, _ = solve_lambd(torch.tensor([counts[i] for i in batch]).to(lengths), alpha.sum(1), lengths)
+            found = plan_cif(mix(alpha, lambd), lengths).lengths.tolist()
+            for index, count in zip(batch, found, strict=True):
+                counts[index] = count
+            bar.update(len(batch))
+    return counts
+
+
+def batches(utterances: list[Utterance], indices: list[int]) -> list[list[int]]:
+    """The indices of utterances of similar length, together at most ``BATCH_SECONDS``, or one that is longer."""
+    found: list[list[int]] = []
+    total = 0
+    for index in sorted(indices, key=lambda index: utterances[index].samples):
+        total += utterances[index].samples
+        if not found or total > BATCH_SECONDS * SAMPLE_RATE:
+            found.append([])
+            total = utterances[index].samples
+        found[-1].append(index)
+    return found
+
+
+def judge(sample: list[Utterance], weights: list[float], frames: list[int], repeat: int) -> CtcCheck:
+    """Counts, weighting each utterance of the sample with those it stands for."""
+    total = sum(weights)
+    repeats = [-(-utterance.needed // count) for utterance, count in zip(sample, frames, strict=True)]
+
+    def infeasible(times: int) -> float:
+        return sum(weight for weight, needed in zip(weights, repeats, strict=True) if needed > times)
+
+    enough = next(times for times in range(1, max(repeats) + 1) if infeasible(times) <= MAX_INFEASIBLE * total)
+    milliseconds = sum(w * 1000 * utterance.samples / SAMPLE_RATE for w, utterance in zip(weights, sample, strict=True))
+    seen = sum(weight * count * repeat for weight, count in zip(weights, frames, strict=True))
+    return CtcCheck(round(total), len(sample), round(infeasible(repeat)), repeat, enough, milliseconds / seen)

@@ -1,0 +1,167 @@
+"""The data of an experiment: where it is now, and the splits that it can be trained and evaluated on."""
+
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.resources import folder
+from s3prl_ofa.superb.tasks.configs import PLACEHOLDER, S3PRL_DOWNSTREAM, DataRoots
+from s3prl_ofa.superb.tasks.corpora import split_names
+from s3prl_ofa.superb.tasks.labels import KEPT, OUR_CORPORA, PLACES
+
+logger = logging.getLogger(__name__)
+
+TASKS = {name: task for task, name in S3PRL_DOWNSTREAM.items()}
+CONFIGS = "downstream_configs"
+ROOTS = ("librispeech", "voxceleb1")  # later placeholders are filled from these folders
+SPLITS = ("train", "dev", "test")  # filled by --splits; sid has no others
+LIBRISPEECH = {"asr": ("datarc", "libri_root"), "ctc": ("corpus", "path")}  # where S3PRL's config has splits and root
+VOCABULARIES = [f"downstream_expert.{section}.{key}" for section, key in PLACES.values()]
+
+
+def known(downstream: str, config: dict[str, Any]) -> bool:
+    """Whether this is one of SUPERB's three tasks, on its own corpus; S3PRL's ctc has others."""
+    corpus = (config.get("downstream_expert") or {}).get("corpus") or {}
+    return downstream in TASKS and (downstream != "ctc" or str(corpus.get("name")).lower() in OUR_CORPORA)
+
+
+def refill(
+    downstream: str, config: dict[str, Any], given: dict[str, str | None], override: str | None, read: bool = True
+) -> None:
+    """Changes the paths in an experiment's config to where its data is now.
+
+    downstream: S3PRL's name of a task that is ``known``. given: as DataRoots takes it; it replaces what the config has.
+    override: S3PRL's ``-o``, which is applied later and wins. read: whether the run reads the corpus. Raises UsageError
+    naming the option where the corpus is neither where the config says nor given.
+    """
+    given = dict(given)
+    for where, name in placeholders(TASKS[downstream]):
+        section, key = section_of(config, where)
+        if key not in section or overridden(where, override):
+            continue
+        stored = section[key]
+        asked = any(given.get(option) for option in options_of(name))
+        if asked or read and name not in SPLITS and missing(stored):
+            try:
+                section[key] = getattr(DataRoots(given, False), name)()
+            except UsageError as error:
+                gone = f"the experiment's {', '.join(parts(stored))} is no longer there"
+                raise error if asked else UsageError(f"{gone}: {error}") from None
+        if name in ROOTS:
+            given[name] = section[key]
+        if section[key] != stored:
+            logger.info("%s: %s in place of %s", where, section[key], stored)
+    expert, kept = section_of(config, f"downstream_expert.{KEPT}")
+    for where in () if kept in expert else VOCABULARIES:  # experiments from before vocabularies were stored
+        section, key = section_of(config, where)
+        if key in section and missing(section[key]) and not overridden(where, override):
+            section[key] = moved_vocabulary(section[key], where)
+
+
+def placeholders(task: str) -> Iterator[tuple[str, str]]:
+    """Yields the key and name of each placeholder, such as ("downstream_expert.datarc.libri_root", "librispeech")."""
+
+    def below(value: Any, where: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                yield from below(item, f"{where}.{key}" if where else key)
+        elif isinstance(value, str) and (found := PLACEHOLDER.fullmatch(value)):
+            yield where, found[1]
+
+    yield from below(yaml.safe_load((folder(CONFIGS) / f"{task}.yaml").read_text("utf-8")), "")
+
+
+def options_of(name: str) -> tuple[str, ...]:
+    """The options that fill a placeholder."""
+    if name in ROOTS:
+        return (name,)
+    return ("splits",) if name in SPLITS else (name, "prepared")
+
+
+def section_of(config: dict[str, Any], where: str) -> tuple[dict[str, Any], str]:
+    """The mapping that holds a key such as ``a.b.c``, or an empty one, and the last part of the key."""
+    *parents, key = where.split(".")
+    section: Any = config
+    for parent in parents:
+        section = section.get(parent) if isinstance(section, dict) else None
+    return section if isinstance(section, dict) else {}, key
+
+
+def overridden(where: str, override: str | None) -> bool:
+    return re.search(rf"(^|,,)\s*config\.{re.escape(where)}\s*=", override or "") is not None
+
+
+def parts(value: Any) -> list[str]:
+    """One name or several, as S3PRL takes them."""
+    return [str(part) for part in (value if isinstance(value, list) else [value])]
+
+
+def missing(value: Any) -> bool:
+    """Whether a path, or one of several, is not there."""
+    return not all(os.path.exists(path) for path in parts(value))
+
+
+def moved_vocabulary(stored: Any, where: str) -> str:
+    """Our vocabulary, for the path of one of ours, or of S3PRL's of the same name, in another installation."""
+    path = pathlib.Path(str(stored))
+    ours = folder(CONFIGS) / path.name
+    if ours.is_file() and (not path.is_absolute() or path.parent.name == CONFIGS):
+        return str(ours)
+    raise UsageError(
+        f"the experiment's vocabulary {stored} is no longer there: give another with -o config.{where}=FILE"
+    )
+
+
+def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: str) -> None:
+    """Raises UsageError if a split that a training or an evaluation (``-t``) reads is not there.
+
+    ``-t`` may also be any split of LibriSpeech, or several joined by +; these are added to the config. For inference it
+    is a file.
+    """
+    if mode == "inference" and not os.path.isfile(evaluated):
+        raise UsageError(f"-m inference -t {evaluated}: there is no such file")
+    if mode == "inference" or not known(downstream, config):
+        return
+    also = (config.get("runner") or {}).get("eval_dataloaders") or []
+    wanted = ["train", *parts(also)] if mode == "train" else [evaluated]
+    if downstream not in LIBRISPEECH:
+        for split in wanted:
+            if split not in SPLITS:
+                raise UsageError(f"{TASKS[downstream]} has no split {split}; it has {', '.join(SPLITS)}")
+        return
+    name, root = LIBRISPEECH[downstream]
+    section = (config.get("downstream_expert") or {}).get(name) or {}
+    if root not in section:  # tables of utterances name the files
+        return
+    for split in wanted:
+        if mode == "evaluate" and split == "train" and split in section:
+            raise UsageError(
+                f"-t train would score the batches of training, in which S3PRL leaves out or repeats utterances: "
+                f"-t {'+'.join(parts(section['train']))} scores each once"
+            )
+        named = [key for key, value in section.items() if key in SPLITS or isinstance(value, list) and key != "lexicon"]
+        if split not in named:
+            section[split] = split.split("+")
+        for part in parts(section[split]):
+            check_folder(part, pathlib.Path(str(section[root])), named)
+            if downstream == "asr":
+                check_bucket(part, section[root], pathlib.Path(str(section.get("bucket_file"))))
+
+
+def check_folder(split: str, root: pathlib.Path, named: list[str]) -> None:
+    if not (root / split).is_dir():
+        there = ", ".join(split_names(root)) if root.is_dir() else "nothing"
+        raise UsageError(f"there is no split {split} in {root}; it has {there}, and the config {', '.join(named)}")
+
+
+def check_bucket(split: str, root: str, bucket: pathlib.Path) -> None:
+    """Raises UsageError for a split without a bucket file, which S3PRL would leave out with a warning."""
+    if not (bucket / f"{split}.csv").is_file():
+        make = f"s3prl-ofa prepare bucket --librispeech {root} --splits {split} --out {bucket.parent}"
+        raise UsageError(f"{bucket} holds no {split}.csv; `{make}` makes it")

@@ -1,0 +1,161 @@
+"""The upstream: waves in, hidden states with their lengths out, in the form S3PRL takes.
+
+A plain ``nn.Module``: S3PRL's ``UpstreamBase`` adds forward hooks, which are not needed here, and S3PRL itself.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s3prl_ofa.checkpoint import load
+from s3prl_ofa.cost import macs
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS, SAMPLE_RATE
+from s3prl_ofa.model.ofa import ExtractOutput
+from s3prl_ofa.superb.upstream.rate_options import NATIVE, RateOptions, read_model_config
+
+DOWNSAMPLE_RATE = 320  # samples a 20 ms frame; S3PRL asks for one constant, whatever the rate
+
+
+@dataclasses.dataclass
+class Measured:
+    """What went through an upstream since it was last reset: compressed frames, before any repetition, and the
+    multiply-accumulates that they cost."""
+
+    utterances: int = 0
+    seconds: float = 0.0
+    frames: int = 0
+    macs: int = 0
+
+    def add(self, samples: int, frames: int, macs: int) -> None:
+        """One utterance."""
+        self.utterances += 1
+        self.seconds += samples / SAMPLE_RATE
+        self.frames += frames
+        self.macs += macs
+
+    @property
+    def frame_period_ms(self) -> float:
+        """The mean frame period that came out; NaN before the first utterance."""
+        return 1000 * self.seconds / self.frames if self.frames else math.nan
+
+
+class UpstreamExpert(nn.Module):
+    """An upstream of S3PRL's.
+
+    ckpt: a checkpoint of any known format.
+    model_config: a YAML file, inline YAML or a mapping with the fields of RateOptions.
+    refresh: S3PRL passes it to every upstream; it matters where checkpoints are downloaded.
+    options: the same options as keyword arguments; they win over ``model_config``.
+
+    Raises CheckpointError for the checkpoint and UsageError for the options. The parameters require gradients, as S3PRL
+    expects of an upstream: it decides between frozen and fine-tuned (``-f``) by ``torch.no_grad``. With an adaptive
+    lambd they require none: the rate alone is trained, by S3PRL's runner.
+    """
+
+    def __init__(
+        self,
+        ckpt: str | os.PathLike,
+        model_config: str | os.PathLike | Mapping[str, Any] | None = None,
+        refresh: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.options = RateOptions.layered(read_model_config(model_config), options)
+        self.model = load(ckpt).requires_grad_(not self.options.adaptive)
+        self.rate: Any = None  # an AdaptiveRate
+        self.cache: Any = None  # a FeatureCache
+        period_ms = self.options.frame_period_ms or MIN_FRAME_PERIOD_MS
+        if self.model.config.compressor == "none" and (self.options.lambd or period_ms > MIN_FRAME_PERIOD_MS):
+            raise UsageError(f"{ckpt} has no compressor, so only lambd 0 is possible; asked for {self.options}")
+        self.measured = Measured()
+
+    @property
+    def native_frames(self) -> bool:
+        """Whether the frames have no constant rate, so that their lengths must be read from the output."""
+        return self.options.frames == NATIVE
+
+    def get_downsample_rates(self, key: str | None = None) -> int:
+        """Samples a frame: 320 (20 ms) always. With native frames read ``hidden_states_len`` instead."""
+        return DOWNSAMPLE_RATE
+
+    def follow(self, rate: nn.Module) -> None:
+        """Runs at an AdaptiveRate from now on. It is not registered here: it is the featurizer that owns it."""
+        object.__setattr__(self, "rate", rate)
+
+    def extract(self, wavs: list[Tensor]) -> ExtractOutput:
+        if self.rate is not None:
+            return self.rate.extract(self.model, wavs)
+        if self.options.adaptive:
+            raise UsageError("lambd adaptive is learnt in S3PRL's run_downstream; elsewhere lambd is a number")
+        compute = functools.partial(self.model.extract, **self.options.extract_rate)
+        return compute(wavs) if self.cache is None else self.cache.extract(wavs, compute)
+
+    def forward(self, wavs: list[Tensor]) -> dict[str, Any]:
+        """Hidden states of a batch of waves, each (samples,) at 16 kHz.
+
+        Returns ``hidden_states`` (layers + 1 tensors (batch, frames, dim)), ``hidden_states_len`` (batch,) int64,
+        ``last_hidden_state``, and each layer once more as ``hidden_state_0``, ... so that S3PRL's ``-s`` can pick one.
+        """
+        out = self.extract(wavs)
+        encoded = out.lengths.tolist()
+        if self.options.pool:
+            out = pooled(out, self.options.pool)
+        if self.rate is None or self.rate.elsewhere is None:
+            for wav, before, frames in zip(wavs, encoded, out.lengths.tolist(), strict=True):
+                self.measured.add(len(wav), frames, macs(self.model.config, len(wav), before))
+        if self.native_frames:
+            repeat = self.options.repeat
+            states = [state.repeat_interleave(repeat, dim=1) if repeat > 1 else state for state in out.hidden_states]
+            lengths = out.lengths * repeat
+        else:
+            states, lengths = upsample(out), out.input_lengths
+        layers = {f"hidden_state_{index}": state for index, state in enumerate(states)}
+        return {"hidden_states": states, "hidden_states_len": lengths, "last_hidden_state": states[-1], **layers}
+
+
+def pooled(out: ExtractOutput, size: int) -> ExtractOutput:
+    """The output at lambd 0 with each ``size`` frames averaged into one: a fixed rate, at the encoder's full cost.
+
+    What is left at the end of an utterance makes a frame too, the mean of those that are left.
+    """
+    lengths = -(-out.lengths // size)
+    place = torch.arange(int(lengths.max()), device=lengths.device)
+    counts = (out.lengths[:, None] - size * place).clamp(1, size)  # frames in each mean; of padding, anything but 0
+
+    def mean(state: Tensor) -> Tensor:
+        batch, frames, dim = state.shape
+        padded = F.pad(state, (0, 0, 0, len(place) * size - frames))  # zeros, as there are after each utterance's end
+        return padded.reshape(batch, len(place), size, dim).sum(2) / counts[:, :, None].to(state.dtype)
+
+    first = (size * place).expand(len(lengths), -1)
+    last = torch.minimum(first + size, out.lengths[:, None]).sub(1).clamp(min=0)
+    valid = place < lengths[:, None]
+    times = torch.stack([out.times[..., 0].gather(1, first), out.times[..., 1].gather(1, last)], 2)
+    return dataclasses.replace(
+        out,
+        hidden_states=tuple(mean(state) for state in out.hidden_states),
+        lengths=lengths,
+        times=times * valid[:, :, None],
+        frame_period_ms=out.frame_period_ms * out.lengths / lengths,
+        frame_index=out.frame_index // size,
+    )
+
+
+def upsample(out: ExtractOutput) -> list[Tensor]:
+    """Hidden states (batch, 20 ms frames, dim) in which each compressed frame stands where it came from.
+
+    After its end an utterance goes on with its last frame, not with zeros: S3PRL takes lengths from the number of
+    samples and rounds them up, and for the longest utterance of a batch it repeats the last frame itself.
+    """
+    frame = torch.arange(out.frame_index.shape[1], device=out.frame_index.device)
+    last = (out.lengths - 1)[:, None]
+    index = torch.where(frame < out.input_lengths[:, None], out.frame_index.minimum(last), last)
+    return [state.gather(1, index[:, :, None].expand(-1, -1, state.shape[2])) for state in out.hidden_states]

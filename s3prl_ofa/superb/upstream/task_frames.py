@@ -1,0 +1,111 @@
+"""Which frames a task of S3PRL's gets: native ones where it is correct with them, else upsampled ones.
+
+Native frames have no constant rate. They suit a task that asks for one answer per utterance, or whose labels find their
+own place in time (CTC), and that reads each utterance's true length. Every other task counts 20 ms frames: its labels
+would be at other times than native frames, and its training and scores would be wrong without an error.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM
+from s3prl_ofa.superb.upstream.rate_options import NATIVE, UPSAMPLED, RateOptions
+
+
+class Kind(NamedTuple):
+    """Tasks that take the same frames, and why; ``reason`` follows the task's name in a sentence."""
+
+    frames: str
+    reason: str
+    tasks: tuple[str, ...]  # folders of s3prl/downstream
+
+
+KINDS = (
+    Kind(NATIVE, "aligns its labels by CTC", ("asr", "ctc")),
+    Kind(
+        NATIVE,
+        "pools each utterance over its true length",
+        (
+            "atis",
+            "audio_snips",
+            "emotion",
+            "fluent_commands",
+            "speaker_linear_utter_libri",
+            "speech_commands",
+            "sv_voxceleb1",
+            "voxceleb1",
+            "voxceleb2_amsoftmax_segment_eval",
+            "voxceleb2_ge2e",
+        ),
+    ),
+    Kind(
+        UPSAMPLED,
+        "has labels at a constant rate, to which S3PRL tiles or cuts the frames",
+        (
+            "diarization",
+            "phone_1hidden",
+            "phone_linear",
+            "phone_linear_concat",
+            "timit_phone",
+            "timit_phone_1hidden",
+            "timit_phone_linear",
+            "timit_phone_linear_concat",
+        ),
+    ),
+    Kind(
+        UPSAMPLED,
+        "masks a spectrogram of a frame every 20 ms",
+        ("enhancement_stft", "enhancement_stft2", "separation_stft", "separation_stft2"),
+    ),
+    Kind(UPSAMPLED, "makes spectrogram frames from a constant number of frames", ("a2o-vc-vcc2020",)),
+    Kind(UPSAMPLED, "matches frame by frame and drops queries of fewer than 5 frames", ("quesst14_dtw",)),
+    Kind(
+        UPSAMPLED,
+        "stacks its segments, which must have the same number of frames",
+        ("mos_prediction", "quesst14_embedding", "sws2013"),
+    ),
+    Kind(UPSAMPLED, "scores frame by frame", ("speaker_linear_frame_libri", "voxceleb1_framelevel")),
+    Kind(UPSAMPLED, "averages the padding of a batch too", ("example", "mosei")),
+    Kind(UPSAMPLED, "limits the length of its sources in frames of a constant rate", ("speech_translation",)),
+)
+UNKNOWN = Kind(UPSAMPLED, "is not known here and may assume a frame every 20 ms", ())
+BY_TASK = {task: kind for kind in KINDS for task in kind.tasks}
+
+
+def kind_of(task: str | None) -> Kind:
+    """task: S3PRL's name, or asr, pr or sid."""
+    return BY_TASK.get(S3PRL_DOWNSTREAM.get(task, task), UNKNOWN)
+
+
+def usual_frames(task: str) -> str:
+    """The frames that a task gets by default."""
+    return kind_of(task).frames
+
+
+def refusal(task: str) -> str | None:
+    """Why a task cannot have native frames, as a sentence; None where it can."""
+    kind = kind_of(task)
+    return None if kind.frames == NATIVE else f"{task} {kind.reason}, so it needs frames {UPSAMPLED}"
+
+
+def options_for(task: str, *layers: Mapping[str, Any]) -> RateOptions:
+    """``RateOptions.layered`` of the layers, with the frames that the task takes by default.
+
+    Raises UsageError if they ask for native or repeated frames and the task cannot use them.
+    """
+    asked = {key: value for layer in layers for key, value in layer.items() if value is not None}
+    reason = refusal(task)
+    if reason and (asked.get("frames") == NATIVE or asked.get("repeat", 1) != 1):
+        given = f"frames {NATIVE}" if asked.get("frames") == NATIVE else f"repeat {asked['repeat']}"
+        raise UsageError(f"{reason}, found {given}")
+    return RateOptions.layered({"frames": usual_frames(task)}, *layers)
+
+
+def check_trained(task: str, trained: RateOptions, options: RateOptions) -> None:
+    """Raises UsageError if an experiment is resumed or evaluated on native frames that its task cannot use."""
+    reason = refusal(task)
+    if reason and options.frames == NATIVE:
+        if trained.frames == NATIVE:
+            raise UsageError(f"{reason}, but the experiment was trained on {NATIVE} ones: train a new one (-n or -p)")
+        raise UsageError(f"{reason}, found frames {NATIVE}")

@@ -1,0 +1,227 @@
+"""What ``python -m tests.hostile`` runs for long, in short; and the findings that it began with, one by one."""
+
+import io
+import pathlib
+import zipfile
+import zlib
+
+import hostile
+import pytest
+import torch
+from hostile_files import pickle_ends, rebuilt, records_of, saved
+from models import CONFIGS, GOLDEN_CONFIG, golden_weights, random_weights
+from paths import REF_TINY
+
+from s3prl_ofa.checkpoint import convert, load, read_checkpoint
+from s3prl_ofa.errors import LONGEST_SHOWN, CheckpointError, shown
+from s3prl_ofa.model import OFAWav2Vec2
+from s3prl_ofa.model.names import weight_shapes
+from s3prl_ofa.model.storage import write_safetensors
+from s3prl_ofa.superb.registration import ofa_wav2vec2_local
+
+FC1 = "encoder.layers.0.fc1.weight"
+
+
+def test_attacks_and_mutations():
+    """All hand-made attacks are refused; mutated files load unchanged or are one sentence; nothing runs or grows."""
+    table = hostile.attack(count=200, seed=0)
+    assert not table.pop("findings")
+    assert set(table.pop(("hand-made", "all"))) == {"refused"}
+    outcomes = sum(table.values(), start=type(next(iter(table.values())))())
+    assert outcomes["loaded"] > 0 and outcomes["refused"] > 0 and sum(outcomes.values()) == 200
+
+
+@pytest.mark.slow  # coverage in its processes takes the time and memory that it measures
+def test_the_harness_sees_what_it_looks_for(tmp_path, monkeypatch):
+    """Errors of other types, long messages, slow and large reading, code that runs: each is told by its name."""
+    events: list[str] = []
+
+    def found(load):
+        monkeypatch.setattr(hostile, "load", load)
+        return hostile.outcome(tmp_path / "x.pt", 100, None, events)
+
+    def refuse(message):
+        raise CheckpointError(f"{tmp_path / 'x.pt'}: {message}")
+
+    assert found(lambda path: {}["name"]).startswith("KeyError")
+    assert found(lambda path: refuse("no")) == "refused"
+    assert found(lambda path: refuse("no " * 1_000)).startswith("Message of 3000")
+    assert found(lambda path: refuse("a\nb")).startswith("Message")
+    assert found(lambda path: events.append("os.system") or refuse("no")) == "Ran os.system"
+    monkeypatch.setattr(hostile, "MAX_MEMORY", 10**7)
+    assert found(lambda path: bytearray(10**8) and refuse("no")).startswith("Memory: 0.1")
+    monkeypatch.setattr(hostile, "MAX_SECONDS", 0.0)
+    assert found(lambda path: refuse("no")).startswith("Slow")
+    assert hostile.is_finding("reference", "bytes", "changed") and hostile.is_finding(None, "a name", "loaded")
+    assert not hostile.is_finding("legacy", "bytes", "changed") and hostile.is_finding("legacy", "cut", "KeyError: x")
+
+
+# --- damage ---
+
+
+def test_each_halved_record_is_refused(tmp_path):
+    """Of the first half alone of any weight's record, although its checksum fits, the record is named."""
+    records, path = records_of(REF_TINY.read_bytes()), tmp_path / "half.pt"
+    for name in (f"archive/data/{index}" for index in range(len(golden_weights()))):
+        path.write_bytes(rebuilt(records | {name: records[name][: len(records[name]) // 2]}))
+        with pytest.raises(
+            CheckpointError, match=f"record '{name.removeprefix('archive/')}' is .* bytes long; expected"
+        ):
+            read_checkpoint(path)
+
+
+def test_each_record_is_held_to_its_checksum(tmp_path):
+    """One bit changed in the middle of any record, or the checksum in the list, is refused by the record's name."""
+    data, path = REF_TINY.read_bytes(), tmp_path / "bit.pt"
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = archive.infolist()
+        places = {entry.filename: data.index(archive.read(entry), entry.header_offset) for entry in entries}
+    for entry in entries:
+        changed = bytearray(data)
+        changed[places[entry.filename] + entry.file_size // 2] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(CheckpointError, match=f"entry '{entry.filename}' does not match its checksum"):
+            read_checkpoint(path)
+    path.write_bytes(data.replace(zlib.crc32(b"little").to_bytes(4, "little"), b"\1\2\3\4"))
+    with pytest.raises(CheckpointError, match="byteorder' does not match its checksum"):
+        read_checkpoint(path)
+
+
+def test_files_written_without_checksums_are_read(tmp_path, reference):
+    """torch.serialization.set_crc32_options(False) writes zeros: such a file is read, its sizes are still checked."""
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(reference, tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert same_weights(read_checkpoint(tmp_path / "x.pt").weights, golden_weights())
+
+
+def test_records_that_are_not_aligned_are_read(tmp_path):
+    """An archive packed again without compression, whose records lie anywhere, gives the same weights."""
+    (tmp_path / "x.pt").write_bytes(rebuilt(records_of(REF_TINY.read_bytes())))
+    assert same_weights(read_checkpoint(tmp_path / "x.pt").weights, golden_weights())
+
+
+def test_each_cut_of_a_legacy_storage_is_refused(tmp_path, reference):
+    """The older format has no checksums; that it ends where its storages end, each of its size, is checked."""
+    data, path = saved({"cfg": reference["cfg"], "model": reference["model"]}, zipped=False), tmp_path / "x.pt"
+    end = pickle_ends(data)[-1]
+    for changed in (data[:-1], data + b"\0", data[:end] + data[end + 8 :], data[:end] + bytes(8) + data[end + 8 :]):
+        path.write_bytes(changed)
+        with pytest.raises(CheckpointError, match="damaged"):
+            read_checkpoint(path)
+
+
+def same_weights(found, expected):
+    return set(found) == set(expected) and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+# --- values ---
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "dtype", "value", "said"),
+    [
+        (FC1, torch.float64, torch.float32, 1e300, r"1e\+300"),
+        (FC1, torch.float32, torch.float16, 1e5, "100000"),
+        (FC1, torch.float64, torch.bfloat16, -3.4e38, r"-3\.4e\+38"),
+        ("encoder.pos_conv.0.weight", torch.float64, torch.float32, 1e300, r"-?\d\.\d+e\+299"),
+        ("encoder.pos_conv.0.weight", torch.float64, torch.float64, 1e300, "holds inf"),
+    ],
+)
+def test_weights_that_the_dtype_cannot_hold_are_refused(tmp_path, name, stored, dtype, value, said):
+    """Finite in the file, infinite in the model: refused with name and value, after merging the weight norm too."""
+    weights = {key: weight.to(stored) for key, weight in golden_weights().items()}
+    place = f"{name}_g" if dtype != torch.float64 and "pos_conv" in name else name.replace("0.weight", "0.weight_v")
+    place = name if place not in weights else place
+    weights[place].view(-1)[0] = value
+    write_safetensors(tmp_path / "x.safetensors", GOLDEN_CONFIG, weights)
+    with pytest.raises(CheckpointError, match=f"x.safetensors: the weight {name}.* {said}"):
+        load(tmp_path / "x.safetensors", dtype=dtype)
+
+
+def test_the_upstream_refuses_weights_that_are_infinite_in_its_dtype(tmp_path):
+    """S3PRL's upstream is float32: a checkpoint with 1e300 in float64 is refused before anything is trained on it."""
+    weights = {key: weight.double() for key, weight in golden_weights().items()}
+    weights[FC1].view(-1)[0] = 1e300
+    write_safetensors(tmp_path / "x.safetensors", GOLDEN_CONFIG, weights)
+    with pytest.raises(CheckpointError, match=rf"the weight {FC1} holds 1e\+300"):
+        ofa_wav2vec2_local(tmp_path / "x.safetensors")
+
+
+def test_the_largest_value_of_a_dtype_is_taken(tmp_path):
+    """What rounds to the largest number of the dtype is no overflow; what rounds beyond it is one."""
+    weights = golden_weights()
+    for value, fits in ((65_519.0, True), (65_520.0, False)):
+        weights[FC1].view(-1)[0] = value
+        write_safetensors(tmp_path / "x.safetensors", GOLDEN_CONFIG, weights)
+        if fits:
+            assert load(tmp_path / "x.safetensors", dtype=torch.float16).weights()[FC1].view(-1)[0] == 65_504
+        else:
+            with pytest.raises(CheckpointError, match="holds 65520"):
+                load(tmp_path / "x.safetensors", dtype=torch.float16)
+
+
+def test_a_weight_norm_that_its_dtype_cannot_hold_is_refused(tmp_path):
+    """Splitting a whole positional convolution gives lengths that float16 cannot hold: refused, not written as inf."""
+    model = load(REF_TINY)
+    weights = {name: weight.half() for name, weight in model.weights().items()}
+    weights["encoder.pos_conv.0.weight"].fill_(60_000.0)
+    write_safetensors(tmp_path / "x.safetensors", model.config, weights)
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: the weight encoder\.pos_conv\.0\.weight_g holds"):
+        convert(tmp_path / "x.safetensors", tmp_path / "x.pt")
+
+
+# --- sizes and messages ---
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "golden"])
+def test_shapes_of_a_configuration(name):
+    """The shapes that files are checked against are those of the model, in every variant of it."""
+    config = CONFIGS.get(name, GOLDEN_CONFIG)
+    assert weight_shapes(config) == {key: tuple(w.shape) for key, w in OFAWav2Vec2(config).weights().items()}
+
+
+def test_a_final_dim_is_bounded(tmp_path):
+    """Weights that fairseq's format adds are not of any size that a configuration asks for."""
+    for value in (2**40, -1, "many"):
+        write_safetensors(
+            tmp_path / "x.safetensors",
+            CONFIGS["base"],
+            random_weights(CONFIGS["base"]),
+            {"model_cfg": f'{{"final_dim": "{value}"}}'},
+        )
+        with pytest.raises(CheckpointError, match=r"x\.safetensors: its final_dim is"):
+            convert(tmp_path / "x.safetensors", tmp_path / "x.pt")
+
+
+def test_values_are_shown_short():
+    """One bounded repr for all messages: long, nested, self-containing and many-fold values stay short."""
+    loop: list = []
+    loop.append(loop)
+    tree: tuple = (1,)
+    for _ in range(60):
+        tree = (tree, tree)
+    for value in ("x" * 10**6, loop, tree, [tree] * 100, {"key": tree}, b"x" * 10**6, 2**2000, {"x" * 10**6: 1}):
+        assert len(shown(value)) <= LONGEST_SHOWN + 3 and "\n" not in shown(value)
+    assert shown("gelu") == "'gelu'" and shown((32, 1, 10)) == "(32, 1, 10)"
+
+
+@pytest.mark.parametrize("to", ["safetensors", "fairseq", "s3prl", "huggingface"])
+def test_files_are_written_with_one_mode(tmp_path, to):
+    """Every file that convert writes has the permissions of any new file."""
+    load(REF_TINY).save(tmp_path / "own.safetensors")
+    source = REF_TINY if to != "huggingface" else plain(tmp_path)
+    target = convert(source, tmp_path / "out", to=to)
+    (tmp_path / "new").touch()
+    files = [target, *target.iterdir()][1:] if target.is_dir() else [target]
+    assert {file.stat().st_mode for file in files} == {(tmp_path / "new").stat().st_mode}
+
+
+def plain(folder: pathlib.Path) -> pathlib.Path:
+    checkpoint = read_checkpoint(REF_TINY)
+    weights = {name: weight for name, weight in checkpoint.weights.items() if not name.startswith("cif_")}
+    config = type(checkpoint.config)(**checkpoint.config.to_dict() | {"compressor": "none"})
+    write_safetensors(folder / "plain.safetensors", config, weights)
+    return folder / "plain.safetensors"

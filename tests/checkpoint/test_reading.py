@@ -1,0 +1,231 @@
+"""Every known format is read, and what is not one is told apart in one sentence."""
+
+import argparse
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from paths import GOLDEN, REF_TINY
+
+from s3prl_ofa.checkpoint import load, read_checkpoint
+from s3prl_ofa.checkpoint.contents import split_weight_norm
+from s3prl_ofa.errors import CheckpointError
+from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
+from s3prl_ofa.model.names import merge_weight_norm
+
+CONV = "[(32, 10, 5)] + [(32, 3, 2)] * 4 + [(32,2,2)] + [(32,2,2)]"
+
+
+def same_as_reference(path):
+    """The checkpoint at ``path`` has the config and the weights of the reference's file."""
+    expected, found = read_checkpoint(REF_TINY), read_checkpoint(path)
+    assert found.config == expected.config
+    assert set(found.weights) == set(expected.weights)
+    assert all(torch.equal(found.weights[name], weight) for name, weight in expected.weights.items())
+    return found
+
+
+def test_reference_file(reference):
+    """The reference's own file: its config, its weights with those of pretraining, its configuration sections."""
+    checkpoint = read_checkpoint(REF_TINY)
+    assert checkpoint.format == "fairseq" and checkpoint.path == REF_TINY
+    assert checkpoint.config == ModelConfig(
+        conv_layers=((32, 10, 5), *((32, 3, 2),) * 4, *((32, 2, 2),) * 2),
+        projection=False,
+        dim=32,
+        ffn_dim=64,
+        heads=4,
+        layers=2,
+        pos_conv_kernel=16,
+        pos_conv_groups=4,
+        compressor="cif",
+    )
+    assert {"mask_emb", "quantizer.vars", "encoder.pos_conv.0.weight_g"} <= set(checkpoint.weights)
+    assert checkpoint.model_cfg == reference["cfg"]["model"] and checkpoint.task_cfg == reference["cfg"]["task"]
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_loaded_reference_computes_the_golden_values(reference, save, zipped):
+    """The loaded model is the reference's, from either of torch's file formats, in eval mode, without gradients."""
+    model = load(save(reference, zipped))
+    assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
+    golden = np.load(GOLDEN / "ref_tiny_golden.npz")
+    out = model.extract([np.load(GOLDEN / "ref_tiny_wav_1s.npy").squeeze()], lambd=0.5)
+    np.testing.assert_allclose(out.hidden_states[-1], golden["1s/lambd0.5/x"], atol=1e-4)
+
+
+def test_load_takes_device_and_dtype():
+    """``load`` puts the model where and in which dtype it was asked; a dtype that cannot hold weights is refused."""
+    assert load(REF_TINY, device=torch.device("cpu"), dtype=torch.bfloat16).feature_norm.weight.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        load(REF_TINY, dtype=torch.int8)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_old_file_with_namespace(reference, save, zipped):
+    """fairseq's older files: one flat Namespace, no cfg; of its arguments only the model's and the task's are kept."""
+    model_cfg = {key: value for key, value in reference["cfg"]["model"].items() if key != "_name"}
+    args = argparse.Namespace(
+        **model_cfg, arch="wav2vec2", task="audio_pretraining", normalize=False, lr=[0.1], data="d"
+    )
+    path = save({"args": args, "cfg": None, "model": reference["model"], "extra_state": {"epoch": 1}}, zipped)
+    found = same_as_reference(path)
+    assert found.model_cfg["_name"] == "wav2vec2" and found.model_cfg["final_dim"] == 16 and "lr" not in found.model_cfg
+    assert found.task_cfg == {"_name": "audio_pretraining", "data": "d", "normalize": False}
+
+
+@pytest.fixture
+def omegaconf(monkeypatch):
+    """Classes under omegaconf's names, laid out as its own pickles are, which fail when they are built by a reader."""
+
+    def make(module, name):
+        def refuse(self, state):
+            raise AssertionError(f"{name} was built")
+
+        made = type(name, (), {"__module__": module, "__qualname__": name, "__setstate__": refuse})
+        monkeypatch.setattr(sys.modules[module], name, made, raising=False)
+        return made
+
+    for module in ("omegaconf", "omegaconf.dictconfig", "omegaconf.listconfig", "omegaconf.nodes", "omegaconf.base"):
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    classes = {
+        "dict": make("omegaconf.dictconfig", "DictConfig"),
+        "list": make("omegaconf.listconfig", "ListConfig"),
+        "node": make("omegaconf.nodes", "AnyNode"),
+        "int": make("omegaconf.nodes", "IntegerNode"),
+        "container metadata": make("omegaconf.base", "ContainerMetadata"),
+        "metadata": make("omegaconf.base", "Metadata"),
+    }
+
+    def wrap(value, parent=None):
+        from collections import defaultdict
+        from typing import Any
+
+        kind = type(value).__name__ if type(value) in (dict, list, int) else "node"
+        made, metadata = classes[kind](), classes["metadata" if kind in ("node", "int") else "container metadata"]()
+        metadata.__dict__.update(ref_type=Any, object_type=dict, optional=True, resolver_cache=defaultdict(dict))
+        content = value
+        if kind == "dict":
+            content = {key: wrap(item, made) for key, item in value.items()}
+        elif kind == "list":
+            content = [wrap(item, made) for item in value]
+        made.__dict__.update(
+            _metadata=metadata, _parent=parent, **{"_val" if kind in ("node", "int") else "_content": content}
+        )
+        return made
+
+    return wrap
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_old_file_with_omegaconf(reference, save, monkeypatch, omegaconf, zipped):
+    """fairseq's middle-aged files: cfg made of omegaconf's classes, a loss that is a numpy number. Nothing is built."""
+    state = {
+        "args": None,
+        "cfg": omegaconf(reference["cfg"]),
+        "model": reference["model"],
+        "extra_state": {"val_loss": np.float64(2.5), "curve": np.arange(3.0)},
+    }
+    path = save(state, zipped)
+    monkeypatch.undo()
+    found = same_as_reference(path)
+    assert found.model_cfg == reference["cfg"]["model"] and found.task_cfg == reference["cfg"]["task"]
+
+
+@pytest.mark.parametrize("core", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
+def test_numpy_numbers_of_old_and_new_numpy(reference, save, core):
+    """numpy moved its number maker between versions 1 and 2: files of both are read."""
+    path = save({"cfg": reference["cfg"], "model": reference["model"], "loss": np.float64(2.5)}, zipped=False)
+    data = path.read_bytes()
+    spelling = b"numpy._core.multiarray" if b"numpy._core.multiarray" in data else b"numpy.core.multiarray"
+    path.write_bytes(data.replace(spelling, core))
+    same_as_reference(path)
+
+
+def test_ctc_model_gives_the_wav2vec2_inside(reference, save, caplog):
+    """A model fine-tuned with CTC: the wav2vec 2.0 inside with its own config; the letters' layer is left out."""
+    inside = {f"w2v_encoder.w2v_model.{name}": weight for name, weight in reference["model"].items()}
+    head = {"w2v_encoder.proj.weight": torch.zeros(9, 32), "w2v_encoder.proj.bias": torch.zeros(9)}
+    model_cfg = {
+        "_name": "wav2vec_ctc",
+        "w2v_args": {"model": reference["cfg"]["model"], "task": reference["cfg"]["task"]},
+    }
+    cfg = {"model": model_cfg, "task": {"_name": "audio_finetuning", "normalize": True, "labels": "ltr"}}
+    found = read_checkpoint(save({"cfg": cfg, "model": {**inside, **head}}))
+    assert found.config.normalize and found.config.layers == 2 and found.config.compressor == "cif"
+    assert found.task_cfg["_name"] == "audio_pretraining" and set(found.weights) == set(reference["model"])
+
+    w2v_args = argparse.Namespace(**{**reference["cfg"]["model"], "arch": "wav2vec2", "normalize": False})
+    args = argparse.Namespace(arch="wav2vec_ctc", task="audio_pretraining", normalize=False, w2v_args=w2v_args)
+    assert read_checkpoint(save({"args": args, "model": {**inside, **head}})).config == read_checkpoint(REF_TINY).config
+
+    with pytest.raises(CheckpointError, match=r"unknown weights decoder\.weight"):
+        read_checkpoint(save({"cfg": cfg, "model": {**inside, "decoder.weight": torch.zeros(1)}}))
+    with pytest.raises(CheckpointError, match="w2v_args"):
+        read_checkpoint(save({"cfg": {"model": {"_name": "wav2vec_ctc"}, "task": {}}, "model": inside}))
+
+
+def test_s3prl_converted_file(reference, save):
+    """S3PRL's own layout of a converted file."""
+    state = {
+        "task_cfg": reference["cfg"]["task"],
+        "model_cfg": reference["cfg"]["model"],
+        "model_weight": reference["model"],
+    }
+    found = same_as_reference(save(state))
+    assert found.format == "s3prl" and found.model_cfg == reference["cfg"]["model"]
+
+
+def test_own_file_is_read_bit_for_bit(tmp_path):
+    """``model.save`` and ``load`` are inverse, for a model with a compressor."""
+    model = load(REF_TINY)
+    model.save(tmp_path / "own.safetensors")
+    again = load(tmp_path / "own.safetensors")
+    assert again.config == model.config
+    weights = again.weights()
+    assert all(torch.equal(weights[name], weight) for name, weight in model.weights().items())
+
+
+def test_missing_settings_have_fairseqs_defaults(save):
+    """What a configuration leaves out or leaves null is wav2vec 2.0 Base, as in fairseq."""
+    config = ModelConfig(layers=1)
+    weights = OFAWav2Vec2(config).weights()
+    path = save(
+        {"cfg": {"model": {"_name": "wav2vec2", "encoder_layers": 1, "conv_pos": None}, "task": {}}, "model": weights}
+    )
+    assert read_checkpoint(path).config == config
+
+
+def test_fixed_subsampling_is_a_plain_model(reference, save, caplog):
+    """The reference's ``subsample: fixed`` has no weights: the file is a plain wav2vec 2.0."""
+    cfg = {"model": {**reference["cfg"]["model"], "subsample": "fixed"}, "task": {}}
+    weights = {name: weight for name, weight in reference["model"].items() if not name.startswith("cif_")}
+    assert read_checkpoint(save({"cfg": cfg, "model": weights})).config.compressor == "none"
+    assert "fixed, which is not applied" in caplog.text
+
+
+def test_only_model_and_task_sections_matter(reference, save):
+    """Odd values in other sections, or in arguments that say nothing about the model, do not stand in the way."""
+    same_as_reference(save({"cfg": {**reference["cfg"], "common": {"odd": b"1"}}, "model": reference["model"]}))
+    args = argparse.Namespace(**reference["cfg"]["model"], arch="wav2vec2", odd=b"1")
+    same_as_reference(save({"args": args, "model": reference["model"]}))
+
+
+def test_new_names_of_weight_norm(reference, save):
+    """Newer torch's names of the positional convolution's two halves mean the same."""
+    weights = dict(reference["model"])
+    for old, new in {"weight_g": "original0", "weight_v": "original1"}.items():
+        weights[f"encoder.pos_conv.0.parametrizations.weight.{new}"] = weights.pop(f"encoder.pos_conv.0.{old}")
+    same_as_reference(save({"cfg": reference["cfg"], "model": weights}))
+
+
+def test_split_weight_norm_is_the_inverse_of_merging(reference):
+    """A whole positional convolution comes back from its two halves, also where a step of the kernel is zero."""
+    torch.manual_seed(0)
+    whole = torch.randn(8, 2, 5)
+    whole[..., 3] = 0
+    halves = split_weight_norm({"encoder.pos_conv.0.weight": whole})
+    assert halves["encoder.pos_conv.0.weight_g"].shape == (1, 1, 5)
+    torch.testing.assert_close(merge_weight_norm(halves)["encoder.pos_conv.0.weight"], whole)

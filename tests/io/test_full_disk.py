@@ -1,0 +1,226 @@
+"""A disk that fills up: one sentence with the path, nothing half written, what was there stays, and it can be resumed.
+
+Real writes of every library meet a real limit, that on the size of a file: the one that needs no rights and no mount.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from guidance_data import write_manifest
+from paths import ROOT
+from pretraining import corpus_settings, make_corpus, read_checkpoint, run_here, write_config
+from sweep_rows import grid_rows, write_sweep
+
+from s3prl_ofa import cli
+from s3prl_ofa.io.files import DiskFull, append, atomic_path, writing
+
+pytestmark = pytest.mark.slow  # without coverage, whose own file would meet the limit too
+REASON = (
+    "no room to write it (File too large); free some space and run the command again: nothing was left half written"
+)
+CODE = """
+import json, resource, sys
+from s3prl_ofa import cli
+limit, commands = json.loads(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+statuses = []
+for command in commands:
+    print("=====", file=sys.stderr, flush=True)
+    statuses.append(cli.main(command))
+print("statuses", *statuses)
+"""
+
+
+def limited(limit: int, *commands: list) -> list[str]:
+    """What each command says on stderr, where no file may be larger than so many bytes; each has to fail."""
+    text = json.dumps([limit, [list(map(str, command)) for command in commands]])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", CODE, text], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.stdout.splitlines()[-1:] == ["statuses" + " 1" * len(commands)], done.stdout + done.stderr
+    return done.stderr.split("=====\n")[1:]
+
+
+def content(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.parametrize("name", ["npy", "safetensors", "hdf5"])
+def test_extract(name, audio_folder, golden_checkpoint, tmp_path):
+    """In each format."""
+    command = ["extract", audio_folder, "--ckpt", golden_checkpoint, "--out", tmp_path / "out", "--format", name]
+    (said,) = limited(3000, command)
+    assert said.count("\n") == 1 and said.startswith(f"s3prl-ofa extract: error: {tmp_path / 'out' / 'features'}")
+    assert said.endswith(f": {REASON}\n")
+    left = content(tmp_path / "out")
+    assert not [path for path in left if path.name.startswith(".")]
+    assert not [path for path in left if "features" in path.parts] and left[tmp_path / "out" / "index.jsonl"] == b""
+    assert cli.main(list(map(str, command))) == 0
+
+
+def test_convert_and_report(golden_checkpoint, tmp_path):
+    """What stands there from an earlier time stays, a folder too."""
+    from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
+
+    OFAWav2Vec2(ModelConfig(dim=32, ffn_dim=64, heads=4, layers=1)).save(tmp_path / "plain.safetensors")
+    sweep = write_sweep(tmp_path / "sweep", grid_rows())
+    assert cli.main(["report", str(sweep)]) == 0
+    targets = [tmp_path / "out" / name for name in ("a.pt", "a.safetensors", "folder")]
+    commands = [["convert", tmp_path / "plain.safetensors", target] for target in targets]
+    for command in commands:
+        assert cli.main(list(map(str, command))) == 0
+    before = content(tmp_path)
+    for command in commands:
+        command.append("--force")
+    said = limited(9000, *commands, ["report", sweep])
+    for target, text in zip([*targets, sweep / "report" / "results.csv"], said, strict=True):
+        lines = [line for line in text.splitlines() if not line.startswith("WARNING")]
+        assert len(lines) == 1 and lines[0].endswith(f": error: {target}: {REASON}")
+    assert content(tmp_path) == before
+
+
+def test_guidance_and_prepare(tmp_path, make_wave):
+    """Guidance that is made again stays as it was, both files of it."""
+    soundfile.write(tmp_path / "a.flac", make_wave(30.0, 1), 16_000)
+    manifest = write_manifest(tmp_path / "train.tsv", tmp_path, {"a.flac": 480_000})
+    out = tmp_path / "out"
+    ctm = tmp_path / "a.ctm"
+    ctm.write_text("".join(f"a 1 {0.1 * number:.2f} 0.1 x\n" for number in range(300)))
+    again = ["guidance", "ctm", ctm, "--manifest", manifest, "--out", out, "--force", "--jobs", "1"]
+    assert cli.main(list(map(str, again))) == 0
+    before = content(out)
+    assert len(before) == 3
+    voices = tmp_path / "voices"
+    for number in range(30):
+        (voices / f"speaker{number}").mkdir(parents=True)
+        shutil.copy(tmp_path / "a.flac", voices / f"speaker{number}" / "a.flac")
+    said = limited(400, again, ["prepare", "manifest", voices, "--out", tmp_path / "manifests"])
+    for text, target in zip(said, (out, tmp_path / "manifests"), strict=True):
+        line = [line for line in text.replace("\r", "\n").splitlines() if "error" in line]
+        assert len(line) == 1 and f"error: {target}/" in line[0] and line[0].endswith(REASON), text
+    assert content(out) == before
+    assert content(tmp_path / "manifests") == {}
+
+
+def test_pretrain(tmp_path, capfd):
+    """A checkpoint that has no room ends the training; the one before stays, and the same command resumes from it."""
+    out = tmp_path / "out"
+    config = write_config(tmp_path / "tiny.yaml", dataset={"disable_validation": True})
+    command = ["pretrain", "--config", config, *corpus_settings(make_corpus(tmp_path / "corpus"), out)]
+    assert run_here([*command[1:], "optimization.max_update=1"]) == 0
+    before = content(out / "checkpoints")
+    (said,) = limited(100_000, [*command, "optimization.max_update=2"])
+    error = [line for line in said.splitlines() if "[INFO]" not in line]
+    assert error == [f"s3prl-ofa pretrain: error: {out / 'checkpoints' / 'checkpoint_last.pt'}: {REASON}"]
+    assert content(out / "checkpoints") == before
+    assert run_here([*command[1:], "optimization.max_update=2"]) == 0
+    last = read_checkpoint(out / "checkpoints" / "checkpoint_last.pt")
+    assert last["optimizer_history"][-1]["num_updates"] == 2
+
+
+def test_checkpoints_of_a_downstream_training(tmp_path):
+    """torch's own words for it are a RuntimeError; the experiment keeps its last checkpoint."""
+    from s3prl_ofa.superb.downstream.checkpoints import SafeSaves
+
+    saves = SafeSaves()
+    saves.save({"Step": 1}, str(tmp_path / "states-1.ckpt"))
+    code = (
+        "import resource, sys, torch; from s3prl_ofa.superb.downstream.checkpoints import SafeSaves\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+        "saves = SafeSaves(); saves.remove(sys.argv[1] + '/states-1.ckpt')\n"
+        "saves.save({'w': torch.zeros(5000)}, sys.argv[1] + '/states-2.ckpt')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr.splitlines()[-1] == f"s3prl_ofa.io.files.DiskFull: {tmp_path / 'states-2.ckpt'}: {REASON}"
+    assert [path.name for path in tmp_path.iterdir()] == ["states-1.ckpt"]
+
+
+def test_what_s3prl_writes_itself(tmp_path):
+    """Where only S3PRL knows the file, the experiment is named."""
+    command = ["run_downstream", "-m", "train", "-u", "ofa_wav2vec2", "-k", ROOT / "tests" / "golden" / "ref_tiny.pt"]
+    command += ["-d", "sid", "--mini", "--voxceleb1", ROOT / "s3prl_ofa" / "demo" / "audio", "--lambd", 1]
+    (said,) = limited(700, [*command, "-p", tmp_path / "exp", "-o", "config.runner.total_steps=1"])
+    assert said.splitlines()[-1] == f"s3prl-ofa run_downstream: error: {tmp_path / 'exp'}: {REASON}"
+
+
+WRITERS = {
+    "text": lambda path: path.write_text("x" * 100_000),
+    "numpy": lambda path: np.save(path, np.zeros(20_000)),
+    "torch": lambda path: torch.save(torch.zeros(20_000), path),
+    "nothing": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_a_library_makes_of_it(name, tmp_path):
+    """Whether it tells the reason or not; and another error stays what it is."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    expected = (ValueError, "other") if name == "nothing" else (DiskFull, f"{tmp_path}/a.npy: no room to write it")
+    with pytest.raises(expected[0], match=expected[1]), atomic_path(tmp_path / "a.npy") as temporary:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        try:
+            WRITERS[name](temporary)
+            raise ValueError("other")
+        except (OSError, RuntimeError) as error:
+            raise error from None
+        finally:
+            if name == "text":
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_is_full(tmp_path):
+    """The system's own error, of which Python does not say of which file it is."""
+    match = r"^here: no room to write it \(No space left on device\)"
+    with pytest.raises(DiskFull, match=match), writing("here"), open("/dev/full", "w") as file:
+        file.write("x" * 100_000)
+
+
+def test_a_line_that_has_no_room(tmp_path, monkeypatch):
+    """A file to which lines are added keeps those that it has, and no part of one more."""
+    path, write = tmp_path / "rows", os.write
+    append(path, b"one\n")
+    monkeypatch.setattr(os, "write", lambda descriptor, text: write(descriptor, text[:5]))
+    with pytest.raises(DiskFull, match=f"{path}: no room"):
+        append(path, b"another one\n")
+    assert path.read_bytes() == b"one\n"
+
+
+@pytest.mark.parametrize("library", ["tensorboard.summary.writer", "tensorboardX"])
+def test_tensorboard(library, tmp_path):
+    """One warning that nothing more is logged; the training does not wait for it, and there are no tracebacks."""
+    code = (
+        "import importlib, logging, resource, sys, threading\n"
+        "from s3prl_ofa.io.tensorboard import outlast_full_disk\n"
+        "outlast_full_disk(importlib.import_module(sys.argv[1] + '.record_writer').RecordWriter)\n"
+        "logging.basicConfig(format='%(message)s')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))\n"
+        "module = 'tensorboardX' if sys.argv[1] == 'tensorboardX' else 'torch.utils.tensorboard'\n"
+        "writer = importlib.import_module(module).SummaryWriter(sys.argv[2])\n"
+        "for step in range(100): writer.add_scalar('loss', 1.0, step)\n"
+        "writer.flush(); writer.close(); print('done')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, library, tmp_path], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    assert done.stdout == "done\n"
+    assert done.stderr.count("nothing more is logged to TensorBoard: File too large") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_errors_that_are_their_own_cause():
+    """An error that was kept and raised again can have itself among its causes: it passes through all the same."""
+    first, second = ValueError("first"), KeyError("second")
+    first.__context__, second.__context__ = second, first
+    with pytest.raises(ValueError, match="first"), writing("file"):
+        raise first

@@ -1,0 +1,153 @@
+"""Results in 16 bits are right on every CPU: shapes that oneDNN gets wrong are avoided, others are looked at."""
+
+import copy
+import functools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from models import CONFIGS, noise_waves, random_model
+from paths import TESTS
+from pretraining import speechlike, tiny_model
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from s3prl_ofa.model.convolution import Conv1d, Conv2d
+from s3prl_ofa.model.kernels import LARGEST_ERROR, check_kernels, errors
+
+LOWERED = (torch.bfloat16, torch.float16)
+CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+# The next smaller instruction set of oneDNN: without AMX where the CPU has it, else without AVX-512.
+OTHER_SET = "AVX512_CORE_BF16" if torch.cpu._is_amx_tile_supported() else "AVX2"
+
+
+class GroupedConvolutions(TorchDispatchMode):
+    """Counts grouped convolutions, and keeps those in 16 bits whose channels per group AMX gets wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.wrong = 0, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in CONVOLUTIONS:
+            weight = args[2 if function is CONVOLUTIONS[1] else 1]
+            groups = next(value for value in reversed(args) if type(value) is int)  # after it are only bools
+            self.count += groups > 1
+            if groups > 1 and weight.shape[1] % 16 and weight.dtype in LOWERED:
+                self.wrong.append((function, tuple(weight.shape), weight.dtype))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", LOWERED)
+@pytest.mark.parametrize("name", ["base", "large"])
+def test_shapes_that_amx_gets_wrong_are_not_asked_of_it(name, dtype):
+    """Promise: no grouped convolution in 16 bits with such channels per group, in a lowered model or under autocast."""
+    model, waves = random_model(CONFIGS[name]), noise_waves([4_000, 9_000], seed=1)
+    with GroupedConvolutions() as autocast, torch.autocast("cpu", dtype=dtype):
+        model.extract(waves, lambd=0.5)
+    model.to(dtype)
+    with GroupedConvolutions() as lowered:
+        model.extract(waves, lambd=0.5)
+    assert autocast.count and lowered.count and not autocast.wrong + lowered.wrong
+
+
+@pytest.mark.parametrize("lowered", [True, False], ids=["bfloat16 model", "autocast"])
+def test_pretraining_does_not_either(lowered):
+    """Promise: the same for fairseq's positional convolution, forward and backward, and its gradients are finite."""
+    model = tiny_model(conv_pos_groups=4)  # 8 channels per group
+    source = torch.stack([torch.from_numpy(speechlike(32_000, seed=seed)) for seed in range(2)])
+    if lowered:
+        model, source = model.bfloat16(), source.bfloat16()
+    with GroupedConvolutions() as seen, torch.autocast("cpu", dtype=torch.bfloat16, enabled=not lowered):
+        model(source, lambd=0.5)["x"].float().logsumexp(0).sum().backward()
+    assert seen.count >= 2 and not seen.wrong
+    assert all(weight.grad.isfinite().all() for weight in model.encoder.pos_conv.parameters())
+
+
+@pytest.mark.cpu_kernels
+@pytest.mark.parametrize("dtype", LOWERED)
+@pytest.mark.parametrize("per_group", [1, 2, 8, 12, 16, 24, 48, 64])
+@pytest.mark.parametrize("ours", [Conv1d, Conv2d])
+def test_grouped_convolutions_agree_with_float64(ours, per_group, dtype):
+    """Promise: whatever the channels per group, the layout and the way into 16 bits, a result is near the exact one."""
+    torch.manual_seed(0)
+    sizes = (15,) if ours is Conv1d else (1, 15)
+    padding = tuple(size // 2 for size in sizes)
+    conv = ours(4 * per_group, 4 * per_group, sizes, padding=padding, groups=4)
+    values = torch.randn(1, 4 * per_group, *(() if ours is Conv1d else (1,)), 40)
+    expected = super(ours, conv)._conv_forward(values.double(), conv.weight.double(), conv.bias.double())
+    if ours is Conv2d:
+        conv, values = conv.to(memory_format=torch.channels_last), values.to(memory_format=torch.channels_last)
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        results = [conv(values)]
+    results.append(conv.to(dtype)(values.to(dtype)))
+    for result in results:
+        assert result.dtype == dtype
+        assert (result - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.cpu_kernels
+@pytest.mark.parametrize("dtype", LOWERED)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_part_agrees_with_float32(name, dtype):
+    """Promise: front end, alpha predictor, positions and a layer in 16 bits are far below the error that is refused."""
+    found = dict(errors(random_model(CONFIGS[name]).to(dtype)))
+    assert len(found) == 4 and max(found.values()) < LARGEST_ERROR / 3, found
+
+
+def garbage(original, self, input, *args):
+    """A kernel as it is under AMX: well formed, finite, unrelated to its input, in 16 bits only."""
+    result = original(self, input, *args)
+    return torch.randn_like(result) if result.dtype in LOWERED else result
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_wrong_kernel_is_refused(monkeypatch, autocast):
+    """Promise: a 16-bit kernel that is wrong ends in a sentence with the part and the cure, not in features."""
+    for kind in (nn.Linear, nn.Conv1d):
+        model, waves = random_model(CONFIGS["base"]), noise_waves([4_000], seed=1)
+        with monkeypatch.context() as patch, torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            patch.setattr(kind, "forward", functools.partialmethod(functools.partial(garbage, kind.forward)))
+            if not autocast:
+                model.bfloat16()
+            part = "an encoder layer" if kind is nn.Linear else "the alpha predictor's convolution"
+            with pytest.raises(RuntimeError, match=f"{part} in torch.bfloat16 is wrong on this machine.*float32"):
+                model.extract(waves)
+
+
+@torch.no_grad()
+def test_weights_too_large_for_float16():
+    """Promise: a model that overflows in float16 is no fault of the machine, and the cure is another dtype."""
+    model, waves = random_model(CONFIGS["base"]), noise_waves([4_000], seed=1)
+    for weight in model.front_end.parameters():
+        weight.mul_(100)
+    with pytest.raises(RuntimeError, match=r"the front end gives .* not finite in torch.float16.* use bfloat16 or"):
+        copy.deepcopy(model).half().extract(waves)
+    assert model.bfloat16().extract(waves).hidden_states[-1].isfinite().all()
+
+
+def test_kernels_are_looked_at_once(monkeypatch):
+    """Promise: in float32 nothing is looked at; in 16 bits once, and again in another dtype."""
+    looked = []
+    monkeypatch.setattr("s3prl_ofa.model.kernels.errors", lambda model: looked.append(model) or iter(()))
+    model, waves = random_model(CONFIGS["base"]), noise_waves([4_000], seed=1)
+    model.extract(waves)
+    assert not looked
+    model.bfloat16().extract(waves)
+    model.extract(waves)
+    assert len(looked) == 1
+    check_kernels(model.half())
+    assert len(looked) == 2
+
+
+def test_the_other_instruction_set():
+    """Promise: tests that depend on the CPU's kernels hold under a second instruction set of the same CPU too."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": OTHER_SET, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "cpu_kernels", "-p", "no:cacheprovider", "-p", "no:cov"]
+    tests = TESTS
+    files = sorted({str(path) for path in tests.glob("test_*.py") if "pytest.mark.cpu_kernels" in path.read_text()})
+    result = subprocess.run([*command, *files], env=environment, cwd=tests.parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
+    assert " passed" in result.stdout and " skipped" not in result.stdout

@@ -1,0 +1,223 @@
+"""S3PRL knows the upstream once s3prl_ofa.superb is imported, and keeps the lengths of its frames."""
+
+import http.server
+import importlib
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from paths import CKPT, GOLDEN
+from torch.nn.utils.rnn import pad_sequence
+
+import s3prl_ofa.superb  # noqa: F401  (registers)
+from s3prl_ofa.errors import CheckpointError
+
+ENTRIES = {"ofa_wav2vec2", "ofa_wav2vec2_local", "ofa_wav2vec2_url", "ofa_wav2vec2_custom"}
+
+
+@pytest.fixture(scope="module")
+def wavs():
+    names = ("5s", "1s", "2.37s")
+    return [torch.from_numpy(np.load(GOLDEN / f"ref_tiny_wav_{name}.npy")).float().reshape(-1) for name in names]
+
+
+@pytest.fixture(scope="module")
+def padded(wavs):
+    return pad_sequence(wavs, batch_first=True), torch.tensor([len(wav) for wav in wavs])
+
+
+def test_the_hub_lists_the_entries():
+    """s3prl.hub has the entries and lists them; -u of run_downstream takes its choices from there."""
+    hub = importlib.import_module("s3prl.hub")
+    assert set(hub.options()) >= ENTRIES
+    assert "ofa_wav2vec2" in hub.options(only_registered_ckpt=True)
+    upstream = hub.ofa_wav2vec2(ckpt=CKPT, model_config="{lambd: 0.5}", refresh=False)
+    assert upstream.get_downsample_rates("hidden_states") == 320
+
+
+@pytest.mark.parametrize("first", ["s3prl.hub, s3prl.nn, s3prl.downstream.runner", "s3prl_ofa.superb"])
+def test_the_order_of_imports_does_not_matter(first):
+    """S3PRL imported before or after s3prl_ofa.superb, or once more: the same registration."""
+    code = f"""
+from s3prl_ofa.errors import CheckpointError
+from s3prl_ofa.superb import shims; shims.apply_shims()
+sys = __import__("sys"); sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "AfterImportFinder"]
+for name in [name for name in sys.modules if name.startswith("s3prl_ofa.superb")]: del sys.modules[name]
+import {first}
+import s3prl_ofa.superb, s3prl.hub, s3prl.nn.upstream, s3prl.downstream.runner
+from s3prl_ofa.superb import register
+register.register()
+assert s3prl.hub.ofa_wav2vec2 is register.ofa_wav2vec2
+assert s3prl.downstream.runner.Featurizer.__name__ == "LengthAwareFeaturizer"
+assert s3prl.nn.upstream.S3PRLUpstream.forward.wraps_native_lengths
+assert not hasattr(s3prl.nn.upstream.S3PRLUpstream.forward.__wrapped__, "wraps_native_lengths")
+assert sum(type(finder).__name__ == "AfterImportFinder" for finder in sys.meta_path) == 1
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_checkpoint_is_downloaded_once_and_again_on_refresh(tmp_path, monkeypatch):
+    """_url and a URL for ofa_wav2vec2 go through S3PRL's download cache, and refresh is honoured."""
+    requests = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(GOLDEN))
+
+        def do_GET(self):
+            requests.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *args):
+            pass
+
+    hub, download = importlib.import_module("s3prl.hub"), importlib.import_module("s3prl.util.download")
+    monkeypatch.setattr(download, "_download_dir", tmp_path)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/ref_tiny.pt"
+        hub.ofa_wav2vec2_url(url, lambd=0.5)
+        hub.ofa_wav2vec2(ckpt=url, lambd=0.5)
+        assert len(requests) == 1
+        file = next(path for path in tmp_path.iterdir() if path.suffix == ".pt")
+        import os
+
+        os.utime(file, (0, 0))  # S3PRL takes a file of the last two seconds for a refreshed one
+        hub.ofa_wav2vec2_custom(url, refresh=True)
+        assert len(requests) == 2
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_page_instead_of_a_checkpoint_names_the_url(tmp_path, monkeypatch):
+    """What a server sends that has no checkpoint is told by its address, not by its place in the cache alone."""
+    (tmp_path / "page").write_text("<!DOCTYPE html><html>not found</html>")
+    download = importlib.import_module("s3prl.util.download")
+    monkeypatch.setattr(download, "urls_to_filepaths", lambda url, refresh: str(tmp_path / "page"))
+    with pytest.raises(CheckpointError, match="what was downloaded from https://host/model.pt is no checkpoint"):
+        importlib.import_module("s3prl.hub").ofa_wav2vec2("https://host/model.pt")
+
+
+def featurizer_of(upstream, **options):
+    interfaces = importlib.import_module("s3prl.downstream.runner")
+    return interfaces.Featurizer(upstream=upstream, upstream_device="cpu", **options)
+
+
+@torch.no_grad()
+def test_featurizer_cuts_at_the_true_lengths(wavs):
+    """Native frames reach the downstream model with the lengths that the upstream gives, weighted over all layers."""
+    upstream = importlib.import_module("s3prl.hub").ofa_wav2vec2(CKPT, lambd=1.0, frames="native")
+    featurizer = featurizer_of(upstream)
+    assert upstream.measured.utterances == 0  # the second of noise that it tries out is not counted
+    output = upstream(wavs)
+    features = featurizer(wavs, output)
+    assert [len(feature) for feature in features] == output["hidden_states_len"].tolist()
+    mean = torch.stack(output["hidden_states"]).mean(0)
+    for feature, row, length in zip(features, mean, output["hidden_states_len"], strict=True):
+        torch.testing.assert_close(feature, row[:length])
+    assert featurizer.output_dim == 32 and featurizer.downsample_rate == 320
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("options", "pick"),
+    [
+        ({"feature_selection": "last_hidden_state"}, lambda output: output["last_hidden_state"]),
+        ({"feature_selection": "hidden_state_1"}, lambda output: output["hidden_states"][1]),
+        ({"layer_selection": 0}, lambda output: output["hidden_states"][0]),
+        (
+            {"normalize": True},
+            lambda output: torch.stack([torch.layer_norm(h, h.shape[-1:]) for h in output["hidden_states"]]).mean(0),
+        ),
+    ],
+)
+def test_featurizer_keeps_the_options_of_the_original(wavs, options, pick):
+    """-s, -l and --upstream_feature_normalize do what they do in S3PRL."""
+    upstream = importlib.import_module("s3prl.hub").ofa_wav2vec2(CKPT, lambd=0.5, frames="native")
+    output = upstream(wavs)
+    features = featurizer_of(upstream, **options)(wavs, output)
+    for feature, row, length in zip(features, pick(output), output["hidden_states_len"], strict=True):
+        torch.testing.assert_close(feature, row[:length])
+
+
+@torch.no_grad()
+def test_featurizer_is_the_original_for_other_upstreams(wavs):
+    """An upstream that gives no lengths gets S3PRL's own, with its check of the constant rate."""
+    interfaces = importlib.import_module("s3prl.upstream.interfaces")
+
+    class Constant(torch.nn.Module):
+        def forward(self, wavs):
+            return {"hidden_states": [torch.ones(len(wavs), max(map(len, wavs)) // 160, 4)]}
+
+        def get_downsample_rates(self, key):
+            return 160
+
+    upstream = Constant()
+    ours, original = featurizer_of(upstream), interfaces.Featurizer(upstream, upstream_device="cpu")
+    assert type(ours) is not interfaces.Featurizer
+    for one, other in zip(ours(wavs, upstream(wavs)), original(wavs, upstream(wavs)), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(AssertionError):
+        ours(wavs, {"hidden_states": [torch.ones(3, 5, 4)]})
+
+
+def nn_upstream(**options):
+    nn = importlib.import_module("s3prl.nn")
+    upstream = nn.S3PRLUpstream("ofa_wav2vec2", CKPT, extra_conf=options).eval()
+    return upstream, nn.Featurizer(upstream)
+
+
+@torch.no_grad()
+def test_s3prl_upstream_keeps_native_lengths(wavs, padded):
+    """S3PRLUpstream neither stretches nor cuts native frames, and s3prl.nn.Featurizer takes them."""
+    upstream, featurizer = nn_upstream(frame_period_ms=50.0, frames="native")
+    states, lengths = upstream(*padded)
+    expected = [round(len(wav) / 800) for wav in wavs]
+    assert [length.tolist() for length in lengths] == [expected] * upstream.num_layers
+    direct = upstream.upstream(wavs)["hidden_states"]
+    assert all(torch.equal(one, other) for one, other in zip(states, direct, strict=True))
+    features, feature_lengths = featurizer(states, lengths)
+    assert features.shape == (3, max(expected), 32) and feature_lengths.tolist() == expected
+    again, _ = upstream(padded[0].unsqueeze(-1), padded[1])
+    assert torch.equal(again[0], states[0])
+
+
+@torch.no_grad()
+def test_s3prl_upstream_is_the_original_for_upsampled_frames(wavs, padded):
+    """Upsampled frames keep S3PRL's lengths, rounded up, and what it appends is a last frame in every row."""
+    upstream, featurizer = nn_upstream(lambd=0.8)
+    states, lengths = upstream(*padded)
+    assert lengths[0].tolist() == [-(-len(wav) // 320) for wav in wavs]
+    assert featurizer(states, lengths)[0].shape == (3, max(lengths[0]), 32)
+    for row, length in enumerate(lengths[0]):
+        assert torch.equal(states[-1][row, length - 1], states[-1][row, length - 2])
+
+
+@torch.no_grad()
+def test_s3prl_upstream_pads_short_waves_and_normalizes():
+    """Waves below the receptive field come through, as in S3PRL, with at least one frame; normalize works."""
+    upstream, _ = nn_upstream(lambd=1.0, frames="native")
+    states, lengths = upstream(torch.randn(2, 32000), torch.tensor([100, 32000]))
+    assert lengths[0][0] >= 1 and lengths[0][1] > lengths[0][0]
+    upstream.normalize = True
+    normal, _ = upstream(torch.randn(1, 32000), torch.tensor([32000]))
+    assert normal[0].mean(-1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("recipe", ["SuperbASR", "SuperbPR", "SuperbSID"])
+def test_s3prl_main_recipes_see_the_name(recipe, padded):
+    """The newer s3prl-main recipes build the upstream by its name, with options by extra_conf."""
+    for module in ("tensorboard", "sed_eval"):
+        pytest.importorskip(module, reason="S3PRL's recipes import it")
+    problem = getattr(importlib.import_module("s3prl.problem"), recipe)()
+    conf = {"name": "ofa_wav2vec2", "path_or_url": CKPT, "extra_conf": {"lambd": 0.5, "frames": "native"}}
+    upstream = problem.build_upstream(conf)
+    featurizer = problem.build_featurizer({}, upstream)
+    with torch.no_grad():
+        features, lengths = featurizer(*upstream.eval()(*padded))
+    assert features.shape[1] == max(lengths) < 200

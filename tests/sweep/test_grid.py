@@ -1,0 +1,300 @@
+"""Grid files: what they stand for, and that a bad one is refused before anything runs, with its key named."""
+
+import pathlib
+
+import pytest
+import yaml
+from paths import CKPT
+
+from s3prl_ofa import cli
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.resources import folder
+from s3prl_ofa.sweep.check import divisor, prepare
+from s3prl_ofa.sweep.launch import Launcher
+from s3prl_ofa.sweep.reading import UniqueKeys, grid_from, read_grid, to_yaml
+
+SID = str(folder("downstream_configs") / "sid_mini.yaml")
+
+
+@pytest.fixture
+def good(corpora) -> dict:
+    """A grid in which everything is right."""
+    data = {"librispeech": "LibriSpeech", "voxceleb1": "VoxCeleb1", "prepared": "prepared"}
+    return {
+        "checkpoints": {"tiny": CKPT},
+        "tasks": {"sid": {"steps": 6}, "asr": {"repeat": 2}},
+        "rates": {"lambd": [0, 0.5], "frame_period_ms": 40, "pool": 3},
+        "learning_rates": [0.01, 0.001],
+        "seeds": [1, 2],
+        "mini": True,
+        "data": {key: str(corpora / name) for key, name in data.items()},
+    }
+
+
+def test_points(good):
+    """Tasks x rates x learning rates x seeds, named readably, the first seed of everything first."""
+    names = [point.name for point in grid_from(good).points()]
+    assert len(names) == len(set(names)) == 2 * 4 * 2 * 2
+    assert names[0] == "sid_tiny_lambd0_lr0.01_seed1"
+    assert "asr_tiny_40ms_repeat2_lr0.001_seed2" in names and "sid_tiny_pool3_lr0.001_seed1" in names
+    assert all(name.endswith("seed1") for name in names[:16])
+
+
+def test_axes(good):
+    """A task's own axes win; a repeat is for native frames; a baseline has neither rate nor frames."""
+    good |= {"baselines": ["mfcc", {"name": "hub", "upstream": "hubert_local", "checkpoint": "x.pt"}]}
+    good |= {"frames": ["native", "upsampled"], "seeds": 1, "learning_rates": None}
+    del good["learning_rates"]
+    good["tasks"] = {"asr": {"rates": {"lambd": 1}, "repeat": [1, "auto"]}, "pr": {"frames": "upsampled"}}
+    names = [point.name for point in grid_from(good).points()]
+    asr = ["asr_tiny_lambd1_repeat1", "asr_tiny_lambd1", "asr_tiny_lambd1_upsampled", "asr_mfcc", "asr_hub"]
+    assert names[:5] == [f"{name}_seed1" for name in asr]
+    assert names[5:] == [
+        f"pr_{name}_seed1"
+        for name in (*(f"tiny_{rate}_upsampled" for rate in ("lambd0", "lambd0.5", "40ms", "pool3")), "mfcc", "hub")
+    ]
+
+
+def test_yaml_there_and_back(good):
+    """A grid written in full reads back the same."""
+    good |= {"executor": {"kind": "slurm", "partition": "gpu", "hours": 4, "gpus": 1, "setup": ["module load x"]}}
+    good["tasks"]["emotion"] = {"config": "emotion.yaml", "metric": "acc", "dev": "dev", "overrides": {"a.b": 1}}
+    grid = grid_from(good)
+    assert grid_from(yaml.safe_load(to_yaml(grid))) == grid
+
+
+def test_prepared(good):
+    """Each point gets S3PRL's whole config, with steps, learning rate and data in it; evaluation and saving fall on the
+    last step."""
+    good["tasks"]["sid"]["overrides"] = {"runner.max_keep": 3, "downstream_expert.datarc.train_batch_size": 2}
+    prepared = prepare(grid_from(good))
+    config = prepared["sid_tiny_pool3_lr0.001_seed2"]["config"]
+    assert config["optimizer"]["lr"] == 0.001
+    runner = config["runner"]
+    assert (runner["total_steps"], runner["eval_step"], runner["save_step"], runner["max_keep"]) == (6, 6, 6, 3)
+    assert config["downstream_expert"]["datarc"]["train_batch_size"] == 2
+    assert pathlib.Path(config["downstream_expert"]["datarc"]["file_path"]).is_absolute()
+    asr = prepared["asr_tiny_lambd0_repeat2_lr0.01_seed1"]
+    assert asr["config"]["runner"]["total_steps"] == 500 and asr["config"]["optimizer"]["lr"] == 0.01
+    assert (asr["metric"], asr["dev"], asr["test"]) == ("wer", "dev-clean", "test-clean")
+    assert len(asr["checkpoint_sha256"]) == 64
+    assert [divisor(12, wanted) for wanted in (5, 12, 100, 1)] == [4, 12, 12, 1]
+
+
+BAD = {
+    "nothing": (lambda grid: grid.clear(), "checkpoints"),
+    "unknown key": (lambda grid: grid.update(lambdas=[1]), "lambdas is no key"),
+    "unknown key of a task": (lambda grid: grid["tasks"]["sid"].update(stpes=1), "tasks.sid.stpes"),
+    "unknown kind of rate": (lambda grid: grid["rates"].update(speed=1), "rates.speed"),
+    "unknown task": (lambda grid: grid["tasks"].update(sidd={"config": "x", "metric": "acc"}), "tasks.sidd"),
+    "task without config": (lambda grid: grid["tasks"].update(emotion=None), "tasks.emotion.config"),
+    "task without metric": (lambda grid: grid["tasks"].update(emotion={"config": "x"}), "tasks.emotion.metric"),
+    "no task": (lambda grid: grid.update(tasks={}), "tasks"),
+    "missing tasks": (lambda grid: grid.pop("tasks"), "tasks is missing"),
+    "missing rates": (lambda grid: grid.pop("rates"), "rates is missing"),
+    "lambd out of range": (lambda grid: grid["rates"].update(lambd=[0, 2]), "rates.lambd must be a number in [0, 2)"),
+    "period out of range": (lambda grid: grid["rates"].update(frame_period_ms=5), "rates.frame_period_ms"),
+    "pool of one": (lambda grid: grid["rates"].update(pool=1), "rates.pool"),
+    "rate out of range of a task": (lambda grid: grid["tasks"]["sid"].update(rates={"lambd": -1}), "tasks.sid.rates.l"),
+    "adaptive": (lambda grid: grid.update(rates="adaptive"), "rates: an adaptive lambd is given by the weight"),
+    "adaptive lambd": (lambda grid: grid["rates"].update(lambd=[0, "adaptive"]), "rates: an adaptive lambd"),
+    "weight below 0": (lambda grid: grid["rates"].update(adaptive=[0.1, -1]), "rates.adaptive: a weight of at least 0"),
+    "empty seeds": (lambda grid: grid.update(seeds=[]), "seeds is an empty list"),
+    "empty rate": (lambda grid: grid["rates"].update(pool=[]), "rates.pool is an empty list"),
+    "no rates": (lambda grid: grid.update(rates={}), "rates is empty"),
+    "same seed twice": (lambda grid: grid.update(seeds=[1, 1]), "seeds holds 1 twice"),
+    "same rate twice": (lambda grid: grid["rates"].update(lambd=[0.5, "5e-1"]), "rates.lambd holds 0.5 twice"),
+    "nearly the same learning rate": (
+        lambda grid: grid.update(learning_rates=[0.1, 0.10000001]),
+        "learning_rates: two",
+    ),
+    "nearly the same rate": (lambda grid: grid["rates"].update(lambd=[0.5, 0.50000001]), "rates: two points"),
+    "bad seed": (lambda grid: grid.update(seeds=[1.5]), "seeds: a whole number"),
+    "bad learning rate": (lambda grid: grid.update(learning_rates=[0]), "learning_rates: a number above 0"),
+    "bad repeat": (lambda grid: grid["tasks"]["asr"].update(repeat="often"), "tasks.asr.repeat"),
+    "bad frames": (lambda grid: grid.update(frames=["both"]), "frames: one of upsampled, native"),
+    "bad name": (lambda grid: grid.update(checkpoints={"a/b": CKPT}), "checkpoints: the name 'a/b'"),
+    "name taken": (
+        lambda grid: grid.update(baselines=[{"upstream": "mfcc", "name": "tiny"}]),
+        "baselines: the name tiny",
+    ),
+    "missing checkpoint": (lambda grid: grid.update(checkpoints={"a": "no.pt"}), "checkpoints.a: there is no no.pt"),
+    "no checkpoint": (lambda grid: grid.update(checkpoints={"a": __file__}), "checkpoints.a: "),
+    "missing root": (lambda grid: grid["data"].pop("voxceleb1"), "tasks.sid: .*data.voxceleb1"),
+    "root that is not there": (lambda grid: grid["data"].update(librispeech="no"), "tasks.asr: data.librispeech no"),
+    "unknown root": (lambda grid: grid["data"].update(libri="x"), "data.libri is no key"),
+    "unknown upstream": (lambda grid: grid.update(baselines=["mfccc"]), "baselines: S3PRL has no upstream mfccc"),
+    "missing baseline": (
+        lambda grid: grid.update(baselines=[{"upstream": "hubert_local", "checkpoint": "no.pt"}]),
+        "baselines: the checkpoint of hubert-local, no.pt",
+    ),
+    "code in an override": (
+        lambda grid: grid["tasks"]["sid"].update(overrides={"optimizer.name": "Adam if x else get_Adam"}),
+        "tasks.sid: the config's optimizer.name: a plain name is expected, found 'Adam if x",
+    ),
+    "code in a split": (
+        lambda grid: grid["tasks"].update(emotion={"config": SID, "metric": "acc", "dev": "dev", "test": "test if x"}),
+        "tasks.emotion.test: the name of a split is expected, found 'test if x'",
+    ),
+    "no such config": (lambda grid: grid["tasks"]["sid"].update(config="no.yaml"), "tasks.sid: there is no config"),
+    "override of nothing": (
+        lambda grid: grid["tasks"]["sid"].update(overrides={"a.b": 1}),
+        "tasks.sid.overrides: .* no a",
+    ),
+    "override of what is varied": (
+        lambda grid: grid["tasks"]["sid"].update(overrides={"optimizer.lr": 1}),
+        "tasks.sid.overrides: optimizer.lr is varied",
+    ),
+    "unknown executor": (lambda grid: grid.update(executor={"kind": "ssh"}), "executor.kind: one of local, slurm"),
+    "no room": (lambda grid: grid.update(cache_gb=0), "cache_gb: a number above 0"),
+    "tasks in a list": (lambda grid: grid.update(tasks=[{"sid": {"steps": 2}}]), "tasks: names of tasks are expected"),
+    "tasks in lists": (lambda grid: grid.update(tasks=[["sid"]]), "tasks: names of tasks are expected"),
+    "step of text": (
+        lambda grid: grid["tasks"]["sid"].update(overrides={"runner.eval_step": "abc"}),
+        "tasks.sid: runner.eval_step must be a whole number of at least 1, found 'abc'",
+    ),
+    "empty step": (
+        lambda grid: grid["tasks"]["sid"].update(overrides={"runner.save_step": None}),
+        "tasks.sid: runner.save_step must be a whole number",
+    ),
+    "no runner": (lambda grid: grid["tasks"]["sid"].update(overrides={"runner": 3}), "tasks.sid.config: runner.total_"),
+    "half a runner": (
+        lambda grid: grid["tasks"]["asr"].update(overrides={"runner": {"eval_step": 3}}),
+        "tasks.asr.config: runner.total_steps is expected",
+    ),
+    "metric that is not there": (
+        lambda grid: grid["tasks"]["sid"].update(metric="accuracy"),
+        "tasks.sid.metric: one of acc, loss is expected, found accuracy",
+    ),
+    "split that is not there": (
+        lambda grid: grid["tasks"]["sid"].update(dev="deev"),
+        "tasks.sid.dev: one of train, dev, test is expected, found deev",
+    ),
+    "split that ASR does not have": (
+        lambda grid: grid["tasks"]["asr"].update(test="test-other"),
+        "tasks.asr.test: one of train, dev-clean, test-clean, test is expected",
+    ),
+    "metric that is not computed": (
+        lambda grid: grid["tasks"].update(pr={"metric": "cer"}),
+        "tasks.pr.metric: one of per, loss is expected, found cer",
+    ),
+    "unknown device": (lambda grid: grid.update(device="tpu"), "device: .*tpu"),
+    "baseline without its checkpoint": (
+        lambda grid: grid.update(baselines=["hubert_local"]),
+        "baselines: hubert_local takes a checkpoint, as {upstream",
+    ),
+    "more GPUs than there are": (lambda grid: grid.update(executor={"gpus": 400}), "executor.gpus is 400"),
+    "no Slurm": (lambda grid: grid.update(executor={"kind": "slurm"}), "executor.kind: slurm cannot be used here"),
+    "no time": (lambda grid: grid.update(executor={"hours": 0}), "executor.hours: a number above 0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_grids(name, good, tmp_path, monkeypatch, capsys):
+    """One sentence that names the key and the file, status 2, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))  # a cluster's login node has srun
+    change, words = BAD[name]
+    change(good)
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(good))
+    with pytest.raises(UsageError, match=words.replace("[", r"\[").replace(")", r"\)")):
+        grid = read_grid(path)
+        prepare(grid)
+        Launcher(grid.executor, tmp_path)
+    assert cli.main(["sweep", "bad.yaml", "--out", "out"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("s3prl-ofa sweep: error: bad.yaml: ") and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "nan", "inf"])
+def test_no_room_for_features(size, good, tmp_path, monkeypatch, capsys):
+    """--cache-gb takes a number above 0, and nothing runs with another."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(good))
+    assert cli.main(["sweep", "grid.yaml", "--out", "out", "--cache-gb", size]) == 2
+    assert "--cache-gb: a number above 0 is expected" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_key_that_is_there_twice(tmp_path):
+    """It is refused, by its name and place: PyYAML would take the last one."""
+    (tmp_path / "grid.yaml").write_text("seeds: 1\ntasks:\n  sid: {steps: 1}\n  sid: {steps: 2}\n")
+    with pytest.raises(UsageError, match=r"grid.yaml is not YAML: the key sid is there twice .*line 4, column 3"):
+        read_grid(tmp_path / "grid.yaml")
+
+
+def test_scores_of_a_config(good):
+    """Splits and metrics are those of the config as it is run: SUPERB's ASR has test-other, PR what the grid adds."""
+    good["mini"] = False
+    data = {key: good["data"][key] for key in ("librispeech", "prepared")}
+    data["splits"] = "train-mini,dev-mini,test-mini"
+    more = {"downstream_expert.metric": ["per", "cer"]}
+    good |= {"tasks": {"asr": {"test": "test-other"}, "pr": {"metric": "cer", "overrides": more}}, "data": data}
+    prepared = prepare(grid_from(good))
+    assert {settings["test"] for settings in prepared.values()} == {"test-other", "test"}
+    assert {settings["metric"] for settings in prepared.values()} == {"wer", "cer"}
+
+
+def test_keys_of_anchors(tmp_path):
+    """Anchors and merges are no keys that are there twice, at whatever depth."""
+    text = "a: &a\n  b: &b {c: 1, d: 2}\ne: {f: {g: {<<: *b, c: 3}}}\nh:\n  <<: *a\n  <<: {i: 1}\n  b: {<<: *b, d: 1}\n"
+    read = yaml.load(text, UniqueKeys)
+    assert read["e"]["f"]["g"] == {"c": 3, "d": 2} and read["h"]["b"] == {"c": 1, "d": 1}
+
+
+ERRORS = ("EER", "slot_value_cer", "st_loss", "minDCF", "word_error_rate", "wer (%)", "per")
+
+
+@pytest.mark.parametrize(
+    ("metric", "higher"),
+    [
+        *((metric, False) for metric in ERRORS),
+        *((metric, True) for metric in ("acc", "bleu", "slot_type_f1", "acc_per_class")),
+    ],
+)
+def test_which_way_a_metric_is_better(metric, higher):
+    """Errors and losses are better the lower they are, however S3PRL's task spells them; the grid can say otherwise."""
+    task = {"config": "x.yaml", "metric": metric}
+    grid = {"checkpoints": {"tiny": "tiny.pt"}, "rates": {"lambd": 0}}
+    assert grid_from({**grid, "tasks": {"sv": task}}).tasks["sv"].higher_is_better is higher
+    other = {**task, "higher_is_better": not higher}
+    assert grid_from({**grid, "tasks": {"sv": other}}).tasks["sv"].higher_is_better is not higher
+
+
+def test_an_override_that_is_new_is_said(good, caplog):
+    """A key that the config does not have is added, and said, as it may be a slip."""
+    good["tasks"]["sid"]["overrides"] = {"runner.eval_stp": 3}
+    prepare(grid_from(good))
+    assert "tasks.sid.overrides: the config has no runner.eval_stp yet" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "- a\n- b\n", ""])
+def test_no_grid(text, tmp_path):
+    """A file that is no YAML, or no mapping, or not there."""
+    with pytest.raises(UsageError, match="none.yaml cannot be read"):
+        read_grid(tmp_path / "none.yaml")
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"grid.yaml(:| is not YAML)"):
+        read_grid(tmp_path / "grid.yaml")
+
+
+def test_a_checkpoint_without_compressor(good, tmp_path):
+    """It can be pooled, and at lambd 0; anything else is refused before anything runs."""
+    from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
+
+    path = tmp_path / "plain.safetensors"
+    OFAWav2Vec2(ModelConfig(dim=32, ffn_dim=64, heads=4, layers=1)).save(path)
+    good["checkpoints"] = {"plain": str(path)}
+    with pytest.raises(UsageError, match="checkpoints.plain: .* no compressor"):
+        prepare(grid_from(good))
+    good["rates"] = {"lambd": 0, "pool": [2, 3]}
+    assert len(prepare(grid_from(good))) == 2 * 3 * 2 * 2
+
+
+def test_packaged_grid():
+    """The grid for the five hours is what it is said to be."""
+    points = read_grid(folder("downstream_configs") / "sweeps" / "mini.yaml").points()
+    assert len(points) == (3 * (5 + 3 + 1) + 1) * 2
+    assert {point.task for point in points} == {"asr", "pr", "sid"}

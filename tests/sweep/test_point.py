@@ -1,0 +1,167 @@
+"""The process of a point: how its end is told, and what its row holds whatever interrupted it. Nothing is trained."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+
+import pytest
+
+from s3prl_ofa.io.files import DiskFull
+from s3prl_ofa.signals import Terminated
+from s3prl_ofa.sweep import point, work
+from s3prl_ofa.sweep.folder import write_json
+from s3prl_ofa.sweep.grid import Executor
+from s3prl_ofa.sweep.launch import Ended, Launcher, ended
+from s3prl_ofa.sweep.results import Results
+
+POINT = {"task": "sid", "model": "tiny", "upstream": "ofa_wav2vec2", "checkpoint": None, "rate": "lambd", "value": 0.0}
+SETTINGS = {
+    "name": "p",
+    "point": {**POINT, "frames": "native", "repeat": 1, "learning_rate": None, "seed": 1},
+    "config": {"optimizer": {"lr": 0.1}, "runner": {"total_steps": 4}},
+    "metric": "acc",
+    "higher_is_better": True,
+    "unit": 100,
+    "dev": "dev",
+    "test": "test",
+    "device": "cpu",
+    "checkpoint_sha256": None,
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "points" / "p"
+    write_json(folder / "point.json", SETTINGS)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "words"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "killed", None),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "killed", None),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "failed", "it crashed with SIGSEGV"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGUSR2)", "killed", None),
+        ("import sys; sys.exit(137)", "killed", None),  # a shell's word for SIGKILL
+        ("import sys; sys.exit(74)", "killed", None),  # a full disk
+        ("import sys; sys.exit(134)", "failed", "it crashed with SIGABRT"),
+        ("print('no such file'); import sys; sys.exit(3)", "failed", "status 3: no such file"),
+    ],
+)
+def test_how_a_point_ended(code, state, words, folder, tmp_path, monkeypatch):
+    """What was ended from outside goes on the next time; a crash of its own is a failure, with a row that says when,
+    after how long and with which versions."""
+    (tmp_path / "process.py").write_text(code)
+    shell = tmp_path / "shell"
+    shell.write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path}/process.py\n")
+    shell.chmod(0o755)
+    monkeypatch.setattr(point.sys, "executable", str(shell))
+    assert point.run_point(folder, None, 1, None) == state
+    rows = Results(tmp_path).rows()
+    assert [row["error"] for row in rows] == ([] if words is None else [words])
+    for row in rows:
+        assert row["state"] == "failed" and row["duration_s"] > 0 and row["finished"] and row["versions"]["torch"]
+
+
+def test_a_full_disk_is_not_the_points_failure(folder, monkeypatch, capsys):
+    """One sentence in its log, and it is left to be resumed."""
+
+    def call(arguments):
+        raise DiskFull(28, "No space left on device", "/full/states-2.ckpt")
+
+    monkeypatch.setattr(work, "call", call)
+    assert work.main([str(folder)]) == 74
+    said = capsys.readouterr().err
+    assert said.startswith("s3prl-ofa run_downstream: error: /full/states-2.ckpt: no room") and said.count("\n") == 1
+
+
+def test_a_job_whose_grid_has_gone(tmp_path):
+    """A job that waited in a queue while the grid became another one runs nothing."""
+    assert point.run_point(tmp_path / "points" / "p", None, 1, None) == "killed"
+    assert not Results(tmp_path).rows()
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_row_does_not_depend_on_a_kill_after_training(interrupted, folder, monkeypatch):
+    """Memory and duration are those of training and evaluation, in one process or in two."""
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(work.time, "monotonic", lambda: float(next(clock)))
+    memory = {"train": 900.0, "dev": 300.0, "test": 200.0}
+    (folder / "experiment").mkdir()
+    (folder / "run.log").touch()
+    calls = []
+
+    def call(arguments):
+        split = arguments[arguments.index("-t") + 1] if "-t" in arguments else "train"
+        if interrupted and split == "dev" and "dev" not in calls:
+            calls.append(split)
+            raise KeyboardInterrupt
+        calls.append(split)
+        found = {key: 1.0 for key in work.COPIED} | {"frames": 10, "options": {"repeat": 1}, "scores": {"acc": 0.5}}
+        path = folder / "experiment" / f"measured_{split}.json"
+        path.write_text(json.dumps({**found, "peak_memory_mb": memory[split]}))
+
+    monkeypatch.setattr(work, "call", call)
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            work.work(folder, SETTINGS, [])
+    work.work(folder, SETTINGS, [])
+    assert calls == ["train", *["dev"] * interrupted, "dev", "test"]
+    row = json.loads((folder / "result.json").read_text())
+    assert row["peak_memory_mb"] == 900.0 and row["duration_s"] == 20.0
+
+
+@pytest.mark.parametrize(("executor", "ends"), [("local", True), ("slurm", False)])
+def test_sigterm_within_a_job(executor, ends, monkeypatch):
+    """On this machine it ends the point; on a cluster it stays submitit's, which waits for Slurm's other signal."""
+    heard = []
+
+    def run_point(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return "finished"
+
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
+    monkeypatch.setattr(point, "run_point", run_point)
+    before = signal.signal(signal.SIGTERM, lambda *arguments: heard.append(arguments))
+    try:
+        with pytest.raises(Terminated) if ends else contextlib.nullcontext():
+            assert point.PointRun()("folder", None, 1) == "finished"
+        assert len(heard) == (not ends)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(heard) == 1 + (not ends)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_workstation_has_no_time_limit(tmp_path):
+    """hours is for clusters: a training of weeks on one's own machine is not cut."""
+    assert Launcher(Executor(hours=0.001), tmp_path).executor.parameters["timeout_min"] > 60 * 24 * 365
+
+
+class Job:
+    """What submitit gives for a job that ended with an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def exception(self) -> Exception:
+        return self.error
+
+
+def test_what_kept_a_process_from_telling_its_end():
+    """The exception at the end of submitit's text is said, not the paths of its logs; no word at all is a kill."""
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
+    rule = "-" * 22
+    text = (
+        f"Job (task=0) failed during processing with trace:\n{rule}\nTraceback (most recent call last):\n  File x\n"
+        f"OSError: disk gone\n\n{rule}\nYou can check full logs with 'job.stderr(0)' and 'job.stdout(0)'"
+        "or at paths:\n  - /a/0_log.err\n  - /a/0_log.out"
+    )
+    assert ended("p", Job(FailedJobError(text))) == Ended("p", "failed", "OSError: disk gone")
+    silent = UncompletedJobError("Job 7 (task: 0) has not produced any output\n  - /a/0_log.err")
+    assert ended("p", Job(silent)) == Ended("p", "killed")
+    assert ended("p", Job(ValueError(""))) == Ended("p", "failed", "ValueError")

@@ -1,0 +1,102 @@
+"""Points of a sweep through Slurm's commands: stand-ins of sbatch, srun and sacct that run jobs here, one at a time."""
+
+import os
+import pathlib
+
+import pytest
+import yaml
+from paths import CKPT
+from submitit import SlurmJob
+
+from s3prl_ofa import cli
+from s3prl_ofa.sweep import launch
+from s3prl_ofa.sweep.grid import Executor
+from s3prl_ofa.sweep.results import Results
+
+ROOT = pathlib.Path(cli.__file__).parent
+DATARC = "downstream_expert.datarc"
+COMMANDS = {
+    # sbatch FILE: runs it in the background as the next job, and remembers what it was given
+    "sbatch": """
+        number=$(($(cat "$CLUSTER/jobs" 2>/dev/null || echo 6) + 1))
+        echo $number > "$CLUSTER/jobs"
+        cp "$1" "$CLUSTER/$number.sh"
+        export SLURM_JOB_ID=$number SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0
+        export SLURM_JOB_NODELIST=here
+        (bash "$1"; touch "$CLUSTER/$number.ended") > "$CLUSTER/$number.log" 2>&1 &
+        echo "Submitted batch job $number"
+    """,
+    # srun [--option | --output FILE | --error FILE]... COMMAND
+    "srun": """
+        while :; do
+            case "$1" in
+                --output | --error) shift 2 ;;
+                --*) shift ;;
+                *) break ;;
+            esac
+        done
+        exec "$@"
+    """,
+    "sacct": """
+        echo "JobID|State|NodeList"
+        for job in $(seq 7 $(cat "$CLUSTER/jobs")); do
+            if [ -e "$CLUSTER/$job.ended" ]; then state=COMPLETED; else state=RUNNING; fi
+            echo "$job|$state|here"
+        done
+    """,
+    "scancel": "",
+}
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """The folder in which the stand-in keeps its jobs."""
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    for name, script in COMMANDS.items():
+        path = folder / name
+        path.write_text(f"#!/bin/bash\n{script}")
+        path.chmod(0o755)
+    monkeypatch.setenv("CLUSTER", str(folder))
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setitem(launch.POLL_SECONDS, "slurm", 0.2)
+    return folder
+
+
+def test_a_sweep(cluster, tmp_path, capsys):
+    """The same code as on one's own machine: a point is a job with what the grid asks for, its row is in the results,
+    and the same sweep again has nothing to do."""
+    grid = {
+        "checkpoints": {"tiny": CKPT},
+        "tasks": {
+            "sid": {"steps": 2, "overrides": {f"{DATARC}.train_batch_size": 2, f"{DATARC}.max_timestep": 16_000}}
+        },
+        "rates": {"lambd": 1},
+        "mini": True,
+        "device": "cpu",
+        "data": {"voxceleb1": str(ROOT / "demo" / "audio")},
+        "executor": {"kind": "slurm", "partition": "gpu", "hours": 2, "gpus": 1, "cpus": 1, "memory_gb": 20},
+    }
+    grid["executor"]["setup"] = ["echo a module is loaded"]
+    path, out = tmp_path / "grid.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(grid))
+    assert cli.main(["sweep", str(path), "--out", str(out)]) == 0, capsys.readouterr()
+    (row,) = Results(out).rows()
+    assert row["point"] == "sid_tiny_lambd1_seed1" and row["state"] == "finished"
+    script = (cluster / "7.sh").read_text()
+    wanted = ("--partition=gpu", "--time=120", "--gpus-per-node=1", "--cpus-per-task=1", "--mem=20GB")
+    assert all(line in script for line in wanted), script
+    assert "a module is loaded" in (cluster / "7.log").read_text()
+    assert cli.main(["sweep", str(path), "--out", str(out)]) == 0
+    assert not (cluster / "8.sh").exists() and "1 of 1 points are finished" in capsys.readouterr().out
+
+
+def test_a_job_that_ends_without_a_word(cluster, tmp_path, monkeypatch, capsys):
+    """A node that dies leaves no result: the point is told as killed, and goes on with the same command."""
+    monkeypatch.setattr(SlurmJob, "_results_timeout_s", 1)
+    (cluster / "srun").write_text("#!/bin/bash\nkill -9 $PPID\n")
+    launcher = launch.Launcher(Executor(kind="slurm", cpus=2), tmp_path)
+    assert launcher.parallel == 64 and launcher.gpu[0] is None and launcher.threads == 2
+    (tmp_path / "points" / "p").mkdir(parents=True)
+    (found,) = launcher.run({"p": tmp_path / "points" / "p"}, started=print)
+    assert found == launch.Ended("p", "killed")
