@@ -68,7 +68,7 @@ def measure(model: "OFAWav2Vec2", waves: list[Any], lambds: Sequence[float] = LA
     """
     import torch
 
-    from s3prl_ofa.cost import macs_per_second
+    from s3prl_ofa.model.cost import macs_per_second
 
     samples = torch.tensor([len(wave) for wave in waves])
     input_lengths = torch.tensor([model.config.num_frames(length) for length in samples.tolist()])

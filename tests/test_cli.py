@@ -225,8 +225,8 @@ def test_macs(frames):
     from torch import nn
     from torch.utils.flop_counter import FlopCounterMode
 
-    from s3prl_ofa.cost import macs
     from s3prl_ofa.model import ModelConfig
+    from s3prl_ofa.model.cost import macs
 
     config = ModelConfig(dim=96, ffn_dim=160, heads=4, layers=3, compressor="cif")
     samples, width = 80_000, config.conv_dim

@@ -33,7 +33,7 @@ import s3prl_ofa
 for module in pkgutil.walk_packages(s3prl_ofa.__path__, "s3prl_ofa."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
-from s3prl_ofa.superb.meter import peak_memory_mb
+from s3prl_ofa.superb.downstream.metrics import peak_memory_mb
 assert peak_memory_mb(torch.device("cpu")) is None
 print("imported")
 """

@@ -19,11 +19,11 @@ from s3prl_ofa.checkpoint import read_checkpoint
 from s3prl_ofa.checkpoint.contents import split_weight_norm
 from s3prl_ofa.checkpoint.fairseq_format import drop_needless_projection, read_config, write_state
 from s3prl_ofa.checkpoint.reading import naming
+from s3prl_ofa.checkpoint.safe_loading import nothing_run, refusal
 from s3prl_ofa.checkpoint.torch_file import read_torch_file
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.io.files import atomic_path, writing
 from s3prl_ofa.io.locks import InUse, NoLocks, is_locked, locked
-from s3prl_ofa.io.safe_loading import nothing_run, refusal
 from s3prl_ofa.model.names import check_finite
 from s3prl_ofa.pretrain.named_code import NO_USER_DIR, nothing_built
 from s3prl_ofa.signals import wait_for

@@ -9,8 +9,8 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
+from s3prl_ofa.checkpoint.safe_loading import replaced
 from s3prl_ofa.errors import UsageError, shown
-from s3prl_ofa.io.safe_loading import replaced
 
 NO_USER_DIR = "common.user_dir is for fairseq-hydra-train; this command brings the plugin itself"
 # keys of hydra's section that name code, with the prefixes that a name may have; "()" is a key of Python's logging

@@ -43,14 +43,14 @@ def test_the_order_of_imports_does_not_matter(first):
     """S3PRL imported before or after s3prl_ofa.superb, or once more: the same registration."""
     code = f"""
 from s3prl_ofa.errors import CheckpointError
-from s3prl_ofa.superb import shims; shims.apply_shims()
+from s3prl_ofa.superb.compat import shims; shims.apply_shims()
 sys = __import__("sys"); sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "AfterImportFinder"]
 for name in [name for name in sys.modules if name.startswith("s3prl_ofa.superb")]: del sys.modules[name]
 import {first}
 import s3prl_ofa.superb, s3prl.hub, s3prl.nn.upstream, s3prl.downstream.runner
-from s3prl_ofa.superb import register
-register.register()
-assert s3prl.hub.ofa_wav2vec2 is register.ofa_wav2vec2
+from s3prl_ofa.superb import registration
+registration.register()
+assert s3prl.hub.ofa_wav2vec2 is registration.ofa_wav2vec2
 assert s3prl.downstream.runner.Featurizer.__name__ == "LengthAwareFeaturizer"
 assert s3prl.nn.upstream.S3PRLUpstream.forward.wraps_native_lengths
 assert not hasattr(s3prl.nn.upstream.S3PRLUpstream.forward.__wrapped__, "wraps_native_lengths")

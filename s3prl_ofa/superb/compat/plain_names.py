@@ -34,8 +34,8 @@ from typing import Any
 import torch
 
 from s3prl_ofa.checkpoint.plain_values import plain
+from s3prl_ofa.checkpoint.safe_loading import nothing_run
 from s3prl_ofa.errors import CheckpointError, UsageError, shown
-from s3prl_ofa.io.safe_loading import nothing_run
 from s3prl_ofa.superb.registration import ENTRIES
 from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM
 

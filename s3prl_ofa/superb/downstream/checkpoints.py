@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
+from s3prl_ofa.checkpoint.safe_loading import refusal
 from s3prl_ofa.checkpoint.torch_file import check_torch_file
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.io.locks import InUse, NoLocks, locked
-from s3prl_ofa.io.safe_loading import refusal
 from s3prl_ofa.superb.compat import plain_names, shims
 from s3prl_ofa.superb.downstream.resume import KEY as POSITION
 from s3prl_ofa.superb.downstream.resume import Position

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 import yaml
 
+from s3prl_ofa.checkpoint.safe_loading import replaced
 from s3prl_ofa.device import check_device
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path, writing
-from s3prl_ofa.io.safe_loading import replaced
 from s3prl_ofa.superb import registration
 from s3prl_ofa.superb.compat import plain_names
 from s3prl_ofa.superb.compat.caches import secure_caches

@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 from tqdm import tqdm
 
+from s3prl_ofa.checkpoint.safe_loading import replaced
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.io.safe_loading import replaced
 from s3prl_ofa.superb.compat.shims import Instead
 
 # where launchers say how many processes they started: torchrun, srun (of a step), mpirun (Open MPI, MPICH)

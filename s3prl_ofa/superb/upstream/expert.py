@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_ofa.checkpoint import load
-from s3prl_ofa.cost import macs
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS, SAMPLE_RATE
+from s3prl_ofa.model.cost import macs
 from s3prl_ofa.model.ofa import ExtractOutput
 from s3prl_ofa.superb.upstream.rate_options import NATIVE, RateOptions, read_model_config
 

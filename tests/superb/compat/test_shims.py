@@ -33,7 +33,7 @@ def python(code: str) -> str:
 def test_s3prl_imports_on_this_stack():
     """All of S3PRL that the tasks need imports, and a second call applies nothing more."""
     code = """
-    from s3prl_ofa.superb import shims
+    from s3prl_ofa.superb.compat import shims
     first = shims.apply_shims()
     assert shims.apply_shims() == first and len(set(first)) == len(first)
     import s3prl.hub, s3prl.run_downstream, s3prl.nn, s3prl.util.audio_info
@@ -214,7 +214,7 @@ def test_checkpoints_with_a_namespace_load(tmp_path):
     torch.save({"Args": argparse.Namespace(lr=1)}, tmp_path / "states-1.ckpt")
     code = f"""
     import torch
-    from s3prl_ofa.superb import shims
+    from s3prl_ofa.superb.compat import shims
     print(shims.namespace_in_checkpoints(), shims.namespace_in_checkpoints())
     print(torch.load({str(tmp_path / "states-1.ckpt")!r}, weights_only=True)["Args"].lr)
     """

@@ -16,7 +16,7 @@ def test_datasets_register_in_workers():
     code = f"""
     import importlib, sys
     from multiprocessing.reduction import ForkingPickler
-    from s3prl_ofa.superb import register
+    from s3prl_ofa.superb import registration
     for name in {MODULES!r}:
         module = importlib.import_module(name)
         classes = [value for value in vars(module).values() if getattr(value, "__module__", None) == name]
@@ -34,7 +34,7 @@ def test_datasets_register_in_workers():
         assert length.__self__ is dataset
         print(type(dataset).__name__, len(dataset), length())
     from s3prl.downstream.ctc import data
-    from s3prl_ofa.superb import shims
+    from s3prl_ofa.superb.compat import shims
     assert data.torchaudio.load is shims.load_checked
     """
     names = ("SequenceDataset", "LibriPhoneDataset", "SpeakerClassifiDataset")

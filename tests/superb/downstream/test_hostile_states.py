@@ -8,10 +8,10 @@ import torch
 from hostile_files import rebuilt
 from hostile_pickles import MARK, STOP, TUPLE, call, name, number, text, tree
 
+from s3prl_ofa.checkpoint import safe_loading
 from s3prl_ofa.checkpoint.safe_pickle import read_pickle
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.guidance.layout import GuidanceError, read_alpha
-from s3prl_ofa.io import safe_loading
 from s3prl_ofa.superb.downstream.checkpoints import newest_readable
 
 BOMB = tree(40, MARK, TUPLE)  # its hash takes hours

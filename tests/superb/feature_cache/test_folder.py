@@ -168,7 +168,7 @@ CHILD = """
 import pathlib, sys, time
 import torch
 import s3prl_ofa
-from s3prl_ofa.superb.feature_cache import FeatureCache
+from s3prl_ofa.superb.feature_cache.cache import FeatureCache
 
 torch.set_num_threads(1)
 folder, limit, lambd, ckpt, doing = sys.argv[1:]

@@ -6,7 +6,7 @@ from paths import CKPT
 from superb_corpora import make_corpora
 
 from s3prl_ofa import cli
-from s3prl_ofa.cost import macs
+from s3prl_ofa.model.cost import macs
 from s3prl_ofa.superb.upstream.expert import UpstreamExpert, pooled
 
 

@@ -17,9 +17,9 @@ import yaml
 from paths import CKPT, ROOT
 
 from s3prl_ofa import cli
+from s3prl_ofa.checkpoint import safe_loading
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.guidance.features import UpstreamHidden
-from s3prl_ofa.io import safe_loading
 from s3prl_ofa.superb import registration
 from s3prl_ofa.superb.compat import plain_names
 
