@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from s3prl.downstream.ctc.corpus.librispeech import LibriDataset
+
 from s3prl_ofa.superb.tasks.corpora import Utterance, capitals, lexicon_entries, refuse_unknown
-from s3prl_ofa.superb.tasks.ctc_corpus.corpus.librispeech import LibriDataset
 
 MAKE_LEXICON = (
     "`s3prl-ofa prepare lexicon` makes a lexicon of all words of a corpus, with --lexicon FILE for those that it "
