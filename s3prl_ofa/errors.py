@@ -1,6 +1,7 @@
 """Errors that a user can mend. The command line prints their message as one line, without a traceback."""
 
 import reprlib
+from collections.abc import Iterable
 
 LONGEST_SHOWN = 160  # characters
 
@@ -14,6 +15,18 @@ def shown(value: object) -> str:
     """``repr(value)`` shortened for a message: a value from a file can be of any size, or contain itself."""
     text = _repr.repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def shown_text(text: str) -> str:
+    """``shown(text)`` without its quotes."""
+    return shown(text)[1:-1]
+
+
+def listed(items: Iterable[str], limit: int = 5, separator: str = ", ") -> str:
+    """The first ``limit`` items, and how many more there are, for a message."""
+    items = list(items)
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return separator.join(items[:limit]) + more
 
 
 class UsageError(ValueError):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from s3prl_ofa.checkpoint.safe_pickle import MAX_DIMS, OddTensor, StoredTensor
-from s3prl_ofa.errors import CheckpointError, shown
+from s3prl_ofa.errors import CheckpointError, listed, shown, shown_text
 from s3prl_ofa.model.config import ModelConfig
 from s3prl_ofa.model.names import check_finite, check_shapes
 from s3prl_ofa.model.storage import MAX_WEIGHTS
@@ -22,7 +22,6 @@ PARAMETRIZED = {
     f"{POS_CONV}.parametrizations.weight.original1": f"{POS_CONV}.weight_v",
 }
 COMPRESSOR = "cif_subsampler."
-SHOWN = 5  # names in one message
 LONGEST_NAME = 128  # characters; the longest real name has 70
 SHARED = 2**28  # bytes by which weights may exceed what the file holds, where several share the same numbers
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -46,11 +45,9 @@ class Checkpoint:
     path: pathlib.Path
 
 
-def named(names: list[str] | set[str]) -> str:
-    """A list for a message, cut after a few names."""
-    names = sorted(names)
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(shown(name)[1:-1] for name in names[:SHOWN]) + rest
+def named(names: set[str]) -> str:
+    """The first few of these names, for a message."""
+    return listed(map(shown_text, sorted(names)))
 
 
 def as_weights(value: Any, where: str) -> dict[str, Tensor]:

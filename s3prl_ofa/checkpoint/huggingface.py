@@ -12,7 +12,7 @@ from torch import Tensor
 
 from s3prl_ofa.checkpoint.contents import Checkpoint, as_weights, codebook_sizes, named, split_weight_norm
 from s3prl_ofa.checkpoint.torch_file import read_torch_file
-from s3prl_ofa.errors import CheckpointError, UsageError, shown
+from s3prl_ofa.errors import CheckpointError, UsageError, shown, shown_text
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.model.config import SAMPLE_RATE, ModelConfig
 from s3prl_ofa.model.names import PRETRAINING
@@ -142,7 +142,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} is not JSON ({shown(str(error))[1:-1]})") from error
+        raise CheckpointError(f"{path.name} is not JSON ({shown_text(str(error))})") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path.name} holds a {type(values).__name__}; expected names and values")
     return values

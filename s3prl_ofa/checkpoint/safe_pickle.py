@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from s3prl_ofa.errors import CheckpointError, shown
+from s3prl_ofa.errors import CheckpointError, shown, shown_text
 
 # Bounds that no real file comes near: a Large model with its optimizer has some 40,000 instructions, 1,300 tensors.
 MAX_PICKLE = 2**25  # bytes
@@ -333,7 +333,7 @@ REFUSALS = (
 
 def refusal(name: str) -> str:
     return (
-        f"refused, because it asks to run or build {shown(name)[1:-1]}; expected only tensors, plain values and "
+        f"refused, because it asks to run or build {shown_text(name)}; expected only tensors, plain values and "
         "fairseq's configuration classes"
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from s3prl_ofa.errors import CheckpointError, shown
+from s3prl_ofa.errors import CheckpointError, listed, shown
 from s3prl_ofa.model.config import ModelConfig
 
 # Weights that only pretraining uses.
@@ -103,8 +103,7 @@ def check_shapes(weights: dict[str, Tensor], config: ModelConfig) -> None:
         if name in given and weights[name].shape != shape
     ]
     if problems:
-        listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise CheckpointError(f"weights do not fit the model's configuration: {listed}")
+        raise CheckpointError(f"weights do not fit the model's configuration: {listed(problems, separator='; ')}")
 
 
 def check_finite(weights: dict[str, Tensor], dtype: torch.dtype) -> None:

@@ -7,7 +7,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from s3prl_ofa.errors import CheckpointError, shown
+from s3prl_ofa.errors import CheckpointError, shown, shown_text
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.model.config import ModelConfig
 from s3prl_ofa.version import __version__
@@ -52,7 +52,7 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({shown(str(error))[1:-1]})") from None
+        raise CheckpointError(f"{path}: not a readable safetensors file ({shown_text(str(error))})") from None
 
 
 def read_safetensors(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Tensor], dict[str, str]]:

@@ -14,6 +14,7 @@ from fairseq.data import FileAudioDataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from s3prl_ofa.errors import listed
 from s3prl_ofa.guidance.layout import FRAMES, GuidanceError, guidance_path, num_frames, read_alpha, read_boundaries
 from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_speech
 from s3prl_ofa.io.files import printable
@@ -82,8 +83,8 @@ class GuidedAudioDataset(FileAudioDataset):
         if not bad:
             return
         self.bad = {index for index, path in enumerate(paths) if path in bad}
-        shown = "; ".join(f"{printable(path)}: {bad[path]}" for path in list(bad)[:SHOWN])
-        text = f"{len(bad)} of {len(paths)} files in {manifest} cannot be used: {shown}{' ...' * (len(bad) > SHOWN)}"
+        shown = listed((f"{printable(path)}: {why}" for path, why in bad.items()), SHOWN, "; ")
+        text = f"{len(bad)} of {len(paths)} files in {manifest} cannot be used: {shown}"
         if self.bad_audio == "stop":
             raise AudioError(f"{text}; task.bad_audio=skip leaves them out")
         if len(self.bad) == len(paths):
@@ -100,8 +101,7 @@ class GuidedAudioDataset(FileAudioDataset):
             names = map(self.relative, range(len(self.fnames)))
             missing = [name for name in names if not guidance_path(root, name).is_file()]
             if missing:
-                shown = ", ".join(str(guidance_path(root, name)) for name in missing[:SHOWN])
-                shown += " ..." if len(missing) > SHOWN else ""
+                shown = listed((str(guidance_path(root, name)) for name in missing), SHOWN)
                 text = f"{len(missing)} of {len(self.fnames)} {kind} files are missing: {shown}"
                 if self.bad_guidance == "stop":
                     raise GuidanceError(f"{text}; task.bad_guidance=skip trains these without guidance loss")

@@ -79,7 +79,7 @@ def test_many_bad_files_are_one_message(corpus):
     """Promise: some of them are named, and how many there are; where none is left even skip stops."""
     for number in range(10):
         wave_path(corpus, number).unlink()
-    with pytest.raises(AudioError, match="10 of 10 files in train.tsv cannot be used: .*no such file ...") as caught:
+    with pytest.raises(AudioError, match="10 of 10 .* cannot be used: .*no such file and 7 more") as caught:
         open_corpus(corpus, bad_audio="skip")
     assert str(caught.value).count("no such file") == 3
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 
 from tqdm import tqdm
 
-from s3prl_ofa.errors import UsageError
+from s3prl_ofa.errors import UsageError, listed
 from s3prl_ofa.superb.prepare.g2p import LetterToSound, phone_names
 from s3prl_ofa.superb.tasks.corpora import lexicon_entries
 
@@ -62,9 +62,8 @@ def pronounce(words: Iterable[str], given: dict[str, list[str]]) -> dict[str, tu
 def refuse(words: list[str], why: str) -> None:
     """Raises UsageError naming the words, if there are any."""
     if words:
-        shown = ", ".join(words[:SHOWN_WORDS]) + ", ..." * (len(words) > SHOWN_WORDS)
         raise UsageError(
-            f"words that {why} ({len(words)}): {shown}; "
+            f"words that {why} ({len(words)}): {listed(words, SHOWN_WORDS)}; "
             f"give their phones in a lexicon (--lexicon FILE), or correct the transcripts"
         )
 

@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 
-from s3prl_ofa.errors import UsageError
+from s3prl_ofa.errors import UsageError, listed
 from s3prl_ofa.io.audio import ALL_SUFFIXES, OTHER_SUFFIXES, SUFFIXES
 from s3prl_ofa.io.files import printable
 from s3prl_ofa.io.scan import scan
@@ -179,8 +179,7 @@ def read_usable(splits: Iterable[pathlib.Path]) -> list[Utterance]:
 def report_left_out(found: Found, what: str) -> None:
     """Logs once per process what is left out. Raises UsageError if no utterance remains."""
     total = len(found.utterances) + len(found.left_out)
-    shown = [f"{printable(path)} ({why})" for path, why in sorted(found.left_out.items())[:SHOWN]]
-    named = "; ".join([*shown, *["..."] * (len(found.left_out) > SHOWN)])
+    named = listed((f"{printable(path)} ({why})" for path, why in sorted(found.left_out.items())), SHOWN, "; ")
     if not found.utterances:
         raise UsageError(f"{what}: none of {total} utterances can be used: {named}")
     if found.left_out:
@@ -208,10 +207,8 @@ def refuse_unknown(found: dict[Utterance, Collection[str]], what: str, cure: str
     if not unknown:
         return
     labels = sorted(set().union(*unknown.values()))
-    shown = " ".join(label if label.isprintable() else ascii(label) for label in labels[:SHOWN_LABELS])
-    shown += " ..." * (len(labels) > SHOWN_LABELS)
-    places = "; ".join(f"{utterance.audio.stem} ({utterance.source})" for utterance in list(unknown)[:SHOWN])
-    places += "; ..." * (len(unknown) > SHOWN)
+    shown = listed((label if label.isprintable() else ascii(label) for label in labels), SHOWN_LABELS, " ")
+    places = listed((f"{utterance.audio.stem} ({utterance.source})" for utterance in unknown), SHOWN, "; ")
     raise UsageError(f"{len(unknown)} of {len(found)} utterances have {what}: {shown}, in {places}; {cure}")
 
 

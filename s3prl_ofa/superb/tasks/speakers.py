@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from s3prl_ofa.errors import UsageError
+from s3prl_ofa.errors import UsageError, listed
 from s3prl_ofa.io.scan import scan
 from s3prl_ofa.superb.tasks.corpora import read_lines
 
@@ -26,7 +26,6 @@ LINE = re.compile(r"([123])\s+(?=\S)((?!\.\.?/)[^/\r\n]+/[^\r\n]+)")
 VOXCELEB1 = [f"id{number}" for number in range(10001, 11252)]  # a speaker's label is its index, as in S3PRL
 LAYOUT = "ROOT/*/wav/SPEAKER/... as in VoxCeleb1, ROOT/SPEAKER/FILE or ROOT/SPEAKER/RECORDING/FILE"
 MAKE_LIST = "`s3prl-ofa prepare voxceleb1` makes a list of the files that are there"
-SHOWN = 5  # names in a message
 
 
 class Listed(NamedTuple):
@@ -177,8 +176,7 @@ def lines_of_speakers(listed: dict[str, Listed], chosen: Callable[[str], bool]) 
 
 def shown(lines: dict[str, int]) -> str:
     """Some of the names, each with its line."""
-    some = ", ".join(f"{name} (line {line})" for name, line in list(lines.items())[:SHOWN])
-    return some + f" and {len(lines) - SHOWN} more" * (len(lines) > SHOWN)
+    return listed(f"{name} (line {line})" for name, line in lines.items())
 
 
 def usable_files(path: pathlib.Path, root: pathlib.Path, wanted: dict[str, Listed]) -> dict[str, str]:
