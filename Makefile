@@ -3,7 +3,7 @@
 # python -m tests.hostile: thousands of damaged and hostile checkpoints, half an hour; make test has a few hundred
 # All make or repair .venv first; nothing but a Python 3.11 to 3.13 with venv and pip is needed.
 
-CKPT ?= s3prl_ofa/demo/tiny.safetensors
+CKPT ?= tiny
 LAMBDS ?= 0 0.5 1
 PYTHON_IN_VENV := .venv/bin/python
 # Tests run in two processes; a second thread in each would only get in the way.

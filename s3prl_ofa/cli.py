@@ -53,7 +53,7 @@ def build_parser() -> Parser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     # torch.distributed.launch puts it before the command's own arguments
     parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS)
-    parser.add_argument("command", choices=COMMANDS, metavar="command", help="one of those below")
+    parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="command", help="one of those below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see: s3prl-ofa <command> --help")
     return parser
 
@@ -72,7 +72,11 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0 success, 1 failure, 2 bad usage, 130 Ctrl-C, 143 SIGTERM."""
-    options = build_parser().parse_args(argv)
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if options.command is None:
+        parser.print_help()
+        return 0
     # After the command too, where most people put it; none of S3PRL's options has this name.
     debug = options.debug or "--debug" in options.arguments
     arguments = [argument for argument in options.arguments if argument != "--debug"]

@@ -1,14 +1,27 @@
-"""Where a model is to run."""
+"""The device that a model runs on, from its name."""
+
+from typing import TYPE_CHECKING
 
 from s3prl_ofa.errors import UsageError
 
-
-def check_device(name: str) -> None:
-    """Raises UsageError for a device that is unknown, not there, or holds no data."""
+if TYPE_CHECKING:
     import torch
 
+AUTO = "auto"
+
+
+def resolve_device(name: "str | torch.device") -> "torch.device":
+    """The device called ``name``; ``auto`` is ``cuda`` where there is a GPU and ``cpu`` elsewhere.
+
+    Raises UsageError for a device that is unknown, missing, or holds no data (``meta``).
+    """
+    import torch
+
+    if name == AUTO:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name).tolist()  # read back, because meta is a device too
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=name).tolist()  # read back, because the meta device accepts everything
+        return torch.device(name)
+    except (RuntimeError, AssertionError, TypeError) as error:
         detail = str(error).splitlines()[0]
-        raise UsageError(f"--device {name} cannot be used ({detail}); expected cpu, cuda, cuda:1, ...") from None
+        raise UsageError(f"device {name} cannot be used ({detail}); expected {AUTO}, cpu, cuda, cuda:1, ...") from None

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from s3prl_ofa.arguments import add_device_argument
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.extract.inputs import find_utterances
 from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_audio
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--audio", nargs="+", metavar="FILES", help="what the table is measured on: files or folders (default: bundled)"
     )
+    add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     utterances = find_utterances(args.audio or [BUNDLED_AUDIO])
     checkpoint = read_checkpoint(args.ckpt)
-    model = load(args.ckpt)
+    model = load(args.ckpt, args.device)
     waves = []
     for utterance in utterances:
         try:
@@ -72,7 +74,7 @@ def measure(model: "OFAWav2Vec2", waves: list[Any], lambds: Sequence[float] = LA
 
     samples = torch.tensor([len(wave) for wave in waves])
     input_lengths = torch.tensor([model.config.num_frames(length) for length in samples.tolist()])
-    alphas = [] if model.compressor is None else [model.alpha([wave])[0][0] for wave in waves]
+    alphas = [] if model.compressor is None else [model.alpha([wave])[0][0].cpu() for wave in waves]
     table = []
     for lambd in lambds if alphas else (0.0,):
         frames = input_lengths

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 
 import pytest
 import soundfile
@@ -11,18 +12,21 @@ from paths import ROOT
 from safetensors import safe_open
 
 import s3prl_ofa
-from s3prl_ofa.demo.run import CHECKPOINT
+from s3prl_ofa import cli
+from s3prl_ofa.checkpoint.reading import BUNDLED
+from s3prl_ofa.errors import CheckpointError
 from s3prl_ofa.guidance.alignments import read_ctm
 from s3prl_ofa.guidance.scores import boundary_scores, uniform_boundaries
 from s3prl_ofa.io.audio import SAMPLE_RATE
 
+CHECKPOINT = BUNDLED["tiny"]
 MODEL_CARD = ROOT / "MODEL_CARD.md"
 EVERY = 16  # of the test speakers' 329 utterances
 
 
 @pytest.fixture(scope="module")
 def bundled():
-    return s3prl_ofa.load(CHECKPOINT)
+    return s3prl_ofa.load("tiny")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,22 @@ def test_it_can_be_handed_on(bundled):
     assert json.loads(metadata["task_cfg"])["data"] == "" and json.loads(metadata["model_cfg"])["subsample"] == "cif"
     card = MODEL_CARD.read_text("utf-8")
     assert CHECKPOINT.name in card and "phone classifier" in card
+
+
+def test_its_name(bundled, tmp_path, monkeypatch, capsys):
+    """``tiny`` is the bundled checkpoint wherever a checkpoint is expected, ./tiny a file of that name."""
+    monkeypatch.chdir(tmp_path)
+    torch.hub.set_dir(tmp_path)
+    upstream = torch.hub.load(str(ROOT), "ofa_wav2vec2_tiny", source="local", lambd=0.5)
+    assert upstream.model.fingerprint() == bundled.fingerprint() and upstream.options.lambd == 0.5
+    assert cli.main(["convert", "tiny", "tiny"]) == 2 and "compressor" in capsys.readouterr().err
+    assert cli.main(["convert", "tiny", "other.pt"]) == 0
+    assert s3prl_ofa.load("other.pt").fingerprint() == bundled.fingerprint()
+    assert cli.main(["info", "tiny", "--json", "--device", "cpu"]) == 0
+    assert json.loads(capsys.readouterr().out)["format"] == "safetensors"
+    for name in ("./tiny", pathlib.Path("tiny")):
+        with pytest.raises(CheckpointError, match="^tiny: no such file"):
+            s3prl_ofa.load(name)
 
 
 def test_its_training_comes_with_it():

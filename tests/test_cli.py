@@ -48,6 +48,30 @@ def test_help_and_version_are_quick():
     assert run("--version").stdout == f"s3prl-ofa {__version__}\n"
 
 
+def test_without_a_command_is_help(capsys):
+    """A bare s3prl-ofa prints the help and ends well."""
+    assert cli.main([]) == 0
+    assert capsys.readouterr().out == cli.build_parser().format_help()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [
+        (["extrat"], "; did you mean extract? "),
+        (["run-downstream", "-m", "train"], "; did you mean run_downstream? "),
+        (["extract", "a.wav", "--ckpt", "c", "--out", "o", "--format", "np"], "; did you mean npy? "),
+        (["waltz"], "(choose from "),
+    ],
+)
+def test_typos_get_a_suggestion(arguments, suggestion, capsys):
+    """A command, or the value of an option, that nearly is one of the choices."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and suggestion in said and said.count("\n") == 1
+    assert ("did you mean" in said) == ("did you mean" in suggestion)
+
+
 @pytest.mark.parametrize("command", ["extract", "info", "link", "unlink", "prepare", "convert"])
 def test_every_command_has_help(command, capsys):
     """Every command is wired to its module."""
@@ -60,7 +84,6 @@ def test_every_command_has_help(command, capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["dance"],
         ["extract"],
         ["extract", "--out"],

@@ -39,6 +39,15 @@ def test_load_needs_no_s3prl(golden_checkpoint):
     assert in_new_process(code).strip() == "[]"
 
 
+def test_the_names_of_the_package():
+    """The loader and the types of what it gives can be imported from the package itself, and it lists them."""
+    from s3prl_ofa import checkpoint, model
+
+    assert s3prl_ofa.load is checkpoint.load and s3prl_ofa.OFAWav2Vec2 is model.OFAWav2Vec2
+    assert s3prl_ofa.ExtractOutput is model.ExtractOutput and s3prl_ofa.ModelConfig is model.ModelConfig
+    assert set(s3prl_ofa.__all__) == {"ExtractOutput", "ModelConfig", "OFAWav2Vec2", "__version__", "load"}
+
+
 def test_unknown_name():
     """The lazy module still says what it does not have."""
     with pytest.raises(AttributeError, match="loda"):

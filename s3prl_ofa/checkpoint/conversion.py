@@ -42,7 +42,7 @@ def convert(
     """
     if "://" in os.fspath(target):
         raise UsageError(f"{target}: a checkpoint is written to a file or folder, found a URL")
-    source, target = pathlib.Path(source), pathlib.Path(target)
+    target = pathlib.Path(target)
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
     to = to or SUFFIXES.get(target.suffix)
@@ -52,7 +52,7 @@ def convert(
     checkpoint = read_checkpoint(source)
     weights = rounded(checkpoint, None if dtype is None else getattr(torch, dtype))
     checkpoint = dataclasses.replace(checkpoint, weights=weights)
-    with naming(source, (CheckpointError,)):
+    with naming(checkpoint.path, (CheckpointError,)):
         if to == "huggingface":
             write_folder(target, checkpoint)
         elif to == "safetensors":

@@ -12,10 +12,13 @@ import torch
 from s3prl_ofa.checkpoint import fairseq_format, huggingface, s3prl_format
 from s3prl_ofa.checkpoint.contents import DTYPES, Checkpoint, as_weights, check_sizes, named
 from s3prl_ofa.checkpoint.torch_file import PICKLE_MAGIC, ZIP_MAGIC, read_torch_file
+from s3prl_ofa.device import resolve_device
 from s3prl_ofa.errors import CheckpointError
 from s3prl_ofa.model import OFAWav2Vec2
 from s3prl_ofa.model.storage import read_safetensors
+from s3prl_ofa.resources import PACKAGE
 
+BUNDLED = {"tiny": PACKAGE / "demo" / "tiny.safetensors"}  # checkpoints of this package, by name
 GIT_LFS_MAGIC = b"version https://git-lfs"
 
 
@@ -24,12 +27,16 @@ def load(
 ) -> OFAWav2Vec2:
     """The model of a checkpoint of any known format, in eval mode, on ``device`` in ``dtype``.
 
-    Formats: the reference's and fairseq's, S3PRL's converted ones, a Hugging Face wav2vec 2.0 folder, our safetensors.
-    Nothing in the file is run. Raises CheckpointError naming the file, what was found and what was expected, also for
-    weights that are not finite in ``dtype``, and ValueError for a dtype that is not floating point.
+    path: the file of the reference, of fairseq, converted for S3PRL or in this project's safetensors; the folder of a
+        Hugging Face wav2vec 2.0; or ``"tiny"``, the checkpoint that comes with this package. Nothing in it is run.
+    device: a torch device, or ``"auto"`` for CUDA where there is a GPU and the CPU elsewhere.
+
+    Raises CheckpointError naming the file, what was found and what was expected, also for weights that are not finite
+    in ``dtype``; UsageError for a device that cannot be used; ValueError for a dtype that is not floating point.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, found {dtype}")
+    device = resolve_device(device)
     checkpoint = read_checkpoint(path)
     model = OFAWav2Vec2(checkpoint.config).to(dtype)
     with naming(checkpoint.path):
@@ -37,13 +44,20 @@ def load(
     return model.to(device).eval()
 
 
+def checkpoint_path(path: str | os.PathLike) -> pathlib.Path:
+    """``path``, or where ``path`` is the name of a bundled checkpoint, that of its file; ``./NAME`` is never a name."""
+    return BUNDLED.get(path) or pathlib.Path(path)
+
+
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """Configuration and weights of a checkpoint of any known format; the format is seen from the content.
+    """Configuration and weights of a checkpoint of any known format, which is recognised by its content.
+
+    path: as in ``load``.
 
     Raises CheckpointError naming the file when it is missing, damaged, not safe to read, not a checkpoint or not of a
     model that this package has.
     """
-    path = pathlib.Path(path)
+    path = checkpoint_path(path)
     with naming(path):
         if path.is_dir():
             config, weights = huggingface.read_folder(path)

@@ -18,7 +18,7 @@ from typing import Any
 
 import tqdm
 
-from s3prl_ofa.arguments import Parser
+from s3prl_ofa.arguments import Parser, add_device_argument
 from s3prl_ofa.cli import guarded
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.audio import find_audio, load_audio
@@ -26,7 +26,6 @@ from s3prl_ofa.io.files import atomic_path
 
 FOLDER = pathlib.Path(__file__).parent
 AUDIO = FOLDER / "audio"
-CHECKPOINT = FOLDER / "tiny.safetensors"
 LAMBDS = (0.0, 0.5, 1.0)
 STEPS = 80
 LEARNING_RATE = 0.02  # high, because the steps are few
@@ -48,24 +47,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo and prints its table; returns the exit status, as the command line does."""
     parser = Parser(prog="python -m s3prl_ofa.demo", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--ckpt", default=CHECKPOINT, help="a checkpoint of any known format (default: the bundled one)"
+        "--ckpt", default="tiny", help="a checkpoint of any known format, or tiny, the bundled one (the default)"
     )
     parser.add_argument(
         "--lambds", type=float, nargs="+", default=LAMBDS, metavar="L", help="the rates (default: 0 0.5 1)"
     )
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of training (default: {STEPS})")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("demo"), help="a new folder is made below it")
+    add_device_argument(parser)
     args = parser.parse_args(argv)
     return guarded(parser.prog, lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
-    rows = describe(args.ckpt, args.lambds)
+    rows = describe(args.ckpt, args.lambds, args.device)
     chance = 1 / len({path.parts[-3] for path in find_audio(AUDIO / "test")})
     out = args.out / time.strftime("%Y-%m-%d-%H%M%S")
     with tqdm.tqdm(total=2 * len(rows), unit="run", disable=None) as bar:
         for row in rows:
-            row |= {"chance": chance, **identify_speakers(args.ckpt, row["lambd"], args.steps, out, bar)}
+            row |= {"chance": chance, **identify_speakers(args, row["lambd"], out, bar)}
     table = as_text(rows)
     with atomic_path(out / "results.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(ckpt: str | os.PathLike, lambds: Sequence[float]) -> list[dict[str, Any]]:
+def describe(ckpt: str, lambds: Sequence[float], device: str) -> list[dict[str, Any]]:
     """A row a rate with what the upstream costs on the test utterances. Raises UsageError for a rate that cannot be."""
     from s3prl_ofa.checkpoint import load
     from s3prl_ofa.info import measure
@@ -85,7 +85,7 @@ def describe(ckpt: str | os.PathLike, lambds: Sequence[float]) -> list[dict[str,
         check_lambd(lambds, len(lambds))
     except ValueError as error:
         raise UsageError(str(error)) from None
-    model = load(ckpt)
+    model = load(ckpt, device)
     if model.compressor is None and any(lambds):
         raise UsageError(f"{ckpt} has no compressor: only lambd 0 is possible")
     waves = [load_audio(path) for path in find_audio(AUDIO / "test")]
@@ -93,15 +93,13 @@ def describe(ckpt: str | os.PathLike, lambds: Sequence[float]) -> list[dict[str,
     return [{"lambd": row["lambd"], "mmacs_per_second": row["macs_per_second"] / 1e6} for row in table]
 
 
-def identify_speakers(
-    ckpt: str | os.PathLike, lambd: float, steps: int, out: pathlib.Path, bar: tqdm.tqdm
-) -> dict[str, float]:
+def identify_speakers(args: argparse.Namespace, lambd: float, out: pathlib.Path, bar: tqdm.tqdm) -> dict[str, float]:
     """Trains and evaluates at one rate. Returns the accuracy on test, the frame period that S3PRL's runner saw and the
     seconds that both took."""
     experiment = out / f"lambd-{lambd:g}"
     # A checkpoint is kept every so many steps, so one must fall on the last step.
-    every = max(1, steps // 3)
-    steps = every * max(1, steps // every)
+    every = max(1, args.steps // 3)
+    steps = every * max(1, args.steps // every)
     override = ",,".join(
         f"config.{key}={value}"
         for key, value in {
@@ -114,15 +112,15 @@ def identify_speakers(
     )
     start = time.monotonic()
     bar.set_description(f"lambd {lambd:g}: training")
-    train = ["-m", "train", "-u", "ofa_wav2vec2", "-k", str(ckpt), "--lambd", f"{lambd:g}", "-d", "sid", "--mini"]
-    run_downstream(
-        [*train, "--voxceleb1", str(AUDIO), "-p", str(experiment), "-o", override], out / f"{experiment.name}.train.log"
-    )
+    device = ["--device", args.device]
+    train = ["-m", "train", "-u", "ofa_wav2vec2", "-k", args.ckpt, "--lambd", f"{lambd:g}", "-d", "sid", "--mini"]
+    train += ["--voxceleb1", str(AUDIO), "-p", str(experiment), "-o", override, *device]
+    run_downstream(train, out / f"{experiment.name}.train.log")
     bar.update()
     bar.set_description(f"lambd {lambd:g}: evaluation")
     log = out / f"{experiment.name}.evaluate.log"
     best = experiment / "dev-best.ckpt"  # not there if nothing was ever right on dev
-    printed = run_downstream(["-m", "evaluate", "-e", str(best if best.exists() else experiment)], log)
+    printed = run_downstream(["-m", "evaluate", "-e", str(best if best.exists() else experiment), *device], log)
     bar.update()
     found = {
         "accuracy": re.search(r"^test acc: (\S+)", printed, re.M),

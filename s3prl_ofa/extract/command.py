@@ -4,8 +4,6 @@ import argparse
 import concurrent.futures
 import dataclasses
 import errno
-import hashlib
-import json
 import logging
 import math
 import pathlib
@@ -17,7 +15,7 @@ import numpy as np
 import tqdm
 import tqdm.contrib.logging
 
-from s3prl_ofa.device import check_device
+from s3prl_ofa.arguments import add_device_argument
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.extract.inputs import Utterance, find_utterances, make_batches
 from s3prl_ofa.extract.store import ERRORS, Store, open_store
@@ -54,20 +52,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-seconds", type=float, default=BATCH_SECONDS, metavar="S", help="of audio in a batch (default: 120)"
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    add_device_argument(parser)
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the model (default: float32)")
     parser.add_argument("--force", action="store_true", help="start again, removing what DIR holds from earlier runs")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status: 0 when all files are done, 1 when some could not be used. Raises UsageError, CheckpointError."""
+    import torch
+
+    from s3prl_ofa.checkpoint import load
+
     # All that can be refused is refused before the first file is read.
     writer = get_writer(args.format)
     rate = check_rate(args)
     if not (args.batch_seconds > 0 and math.isfinite(args.batch_seconds)):
         raise UsageError(f"--batch-seconds must be a number above 0, found {args.batch_seconds:g}")
     utterances = find_utterances(args.audio)
-    model = load_model(args)
+    model = load(args.ckpt, device=args.device, dtype=getattr(torch, args.dtype))
     layer = check_layer(args.layer, model.config.layers)
     if model.compressor is None and rate not in ({"lambd": 0.0}, {"frame_period_ms": 20.0}):
         raise UsageError(f"{args.ckpt} has no compressor: only --lambd 0 (a frame period of 20 ms) is possible")
@@ -77,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
         "layer": layer,
         "dtype": args.dtype,
         "format": args.format,
-        "checkpoint": fingerprint(model),  # last: with another dtype it differs too, and the dtype is the thing to name
+        # last: with another dtype it differs too, and the dtype is the thing to name
+        "checkpoint": model.fingerprint(),
     }
     with open_store(args.out, settings, args.force) as store:
         extraction = Extraction(model, rate, args.allow_beyond_one, layer, writer, ENDINGS[args.format], store)
@@ -108,28 +111,6 @@ def check_layer(layer: str | None, layers: int) -> int | str:
     if not layer.isdecimal() or int(layer) > layers:
         raise UsageError(f"--layer must be a whole number from 0 to {layers}, or all; found {layer}")
     return int(layer)
-
-
-def load_model(args: argparse.Namespace) -> "OFAWav2Vec2":
-    """The model on its device. Raises UsageError for a device that is not there, CheckpointError."""
-    import torch
-
-    from s3prl_ofa.checkpoint import load
-
-    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(name)
-    return load(args.ckpt, device=name, dtype=getattr(torch, args.dtype))
-
-
-def fingerprint(model: "OFAWav2Vec2") -> str:
-    """A hash of config and weights: the same for the same model in whatever format and place it was."""
-    import torch
-
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    for name, tensor in sorted(model.weights().items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 @dataclasses.dataclass

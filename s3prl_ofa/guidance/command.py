@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from s3prl_ofa.arguments import add_device_argument
+from s3prl_ofa.device import AUTO, resolve_device
 from s3prl_ofa.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ def add_segment_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument("--ckpt", metavar="FILE", help="hidden states of a checkpoint; with --upstream, its checkpoint")
     group.add_argument("--upstream", metavar="NAME", help="hidden states of an upstream of S3PRL, such as hubert")
     group.add_argument("--layer", type=int, metavar="K", help="which hidden state; 0 is the encoder's input")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    add_device_argument(group)
     help_text = "codes of an earlier run (default: DIR/codes.safetensors, made where it is not there)"
     command.add_argument("--codes", type=pathlib.Path, metavar="FILE", help=help_text)
     command.add_argument("--clusters", type=int, metavar="N", help=f"codes to make (default: {CLUSTERS})")
@@ -209,20 +211,13 @@ def check_segment_options(args: argparse.Namespace) -> None:
 
 def make_source(args: argparse.Namespace) -> tuple[Any, str]:
     """The features, and the device that they are computed on. Raises UsageError, CheckpointError."""
-    import torch
-
     from s3prl_ofa.guidance.features import Mfcc, OwnHidden, UpstreamHidden
 
     if args.layer is None:
-        if args.device not in (None, "cpu"):
+        if args.device not in (AUTO, "cpu"):
             raise UsageError(f"--device {args.device}: MFCCs are computed on the cpu")
         return Mfcc(), "cpu"
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        detail = str(error).splitlines()[0]
-        raise UsageError(f"--device {device} cannot be used ({detail}); expected cpu, cuda, cuda:1, ...") from None
+    device = str(resolve_device(args.device))
     if args.upstream:
         return UpstreamHidden(args.upstream, args.ckpt, args.layer, device), device
     return OwnHidden(args.ckpt, args.layer, device), device

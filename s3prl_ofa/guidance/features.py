@@ -80,9 +80,7 @@ class OwnHidden(Hidden):
         return model
 
     def describe(self) -> dict[str, Any]:
-        from s3prl_ofa.extract.command import fingerprint
-
-        return {"features": f"checkpoint {fingerprint(self.loaded())}", "layer": self.layer}
+        return {"features": f"checkpoint {self.loaded().fingerprint()}", "layer": self.layer}
 
     def __call__(self, wave: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

@@ -2,6 +2,6 @@
 
 from s3prl_ofa.model.cif import cif
 from s3prl_ofa.model.config import SAMPLE_RATE, ModelConfig
-from s3prl_ofa.model.ofa import ExtractOutput, OFAWav2Vec2
+from s3prl_ofa.model.ofa import ExtractOutput, ForwardOutput, OFAWav2Vec2
 
-__all__ = ["SAMPLE_RATE", "ExtractOutput", "ModelConfig", "OFAWav2Vec2", "cif"]
+__all__ = ["SAMPLE_RATE", "ExtractOutput", "ForwardOutput", "ModelConfig", "OFAWav2Vec2", "cif"]

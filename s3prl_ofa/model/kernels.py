@@ -27,7 +27,8 @@ def check_kernels(model: "OFAWav2Vec2") -> None:
     """
     weight = model.feature_norm.weight
     dtype = lowered_dtype(weight)
-    if dtype is None or (weight.device, dtype) in model.checked_kernels:
+    # The parts of a replica of DataParallel have no parameters that could be converted.
+    if dtype is None or (weight.device, dtype) in model.checked_kernels or getattr(model, "_is_replica", False):
         return
     with torch.no_grad():
         for name, error in errors(model):

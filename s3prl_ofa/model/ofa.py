@@ -7,12 +7,16 @@ depend neither on its neighbours in the batch nor on padding.
 """
 
 import dataclasses
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_ofa.model.cif import CifPlan, crossing_times, owners
@@ -25,7 +29,7 @@ from s3prl_ofa.model.names import from_fairseq, to_fairseq
 from s3prl_ofa.model.packing import pad
 from s3prl_ofa.model.rate import check_frame_period, check_lambd, solve_lambd, wanted_frames
 from s3prl_ofa.model.storage import write_safetensors
-from s3prl_ofa.model.waves import check_waves, normalize_wave
+from s3prl_ofa.model.waves import check_waves, normalize_wave, without_padding
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +59,18 @@ class ExtractOutput:
     input_lengths: Tensor
     frame_index: Tensor
     alpha_sum: Tensor | None
+
+
+class ForwardOutput(NamedTuple):
+    """Hidden states of a padded batch and their lengths; ``hidden_states, lengths = model(waves)`` unpacks it.
+
+    hidden_states: layers + 1 tensors (batch, frames, dim), zeros after each utterance's end: the input of each layer,
+        then the encoder's output.
+    lengths: (batch,) int64, valid frames.
+    """
+
+    hidden_states: tuple[Tensor, ...]
+    lengths: Tensor
 
 
 class OFAWav2Vec2(nn.Module):
@@ -93,6 +109,14 @@ class OFAWav2Vec2(nn.Module):
         own = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.state_dict().items()}
         return to_fairseq(own, self.config)
 
+    def fingerprint(self) -> str:
+        """SHA-256 of config and weights: the same whatever file and format the model came from, and on any device."""
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        for name, tensor in sorted(self.weights().items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes safetensors with the config in its metadata; ``s3prl_ofa.load`` reads it back bit for bit."""
         write_safetensors(path, self.config, self.weights())
@@ -108,19 +132,43 @@ class OFAWav2Vec2(nn.Module):
         rows, lengths = self.front_end(waves)
         return self.feature_norm(rows), lengths
 
-    def alpha(self, wavs: Waves) -> tuple[Tensor, Tensor]:
+    def alpha(self, waves: Waves) -> tuple[Tensor, Tensor]:
         """The predictor's alpha (batch, 20 ms frames), float64, zeros after each end, and the 20 ms frames (batch,).
 
         Raises ValueError for bad waves and for a checkpoint without a compressor.
         """
         if self.compressor is None:
             raise ValueError("this checkpoint has no compressor, so it has no alpha")
-        rows, lengths = self.frames(check_waves(wavs, self.config.receptive_field, self.device))
+        rows, lengths = self.frames(check_waves(waves, self.config.receptive_field, self.device))
         return self.compressor.alpha(rows, lengths), lengths.to(rows.device)
+
+    def forward(
+        self,
+        waves: Tensor,
+        lengths: Tensor | None = None,
+        lambd: PerUtterance | None = None,
+        frame_period_ms: PerUtterance | None = None,
+    ) -> ForwardOutput:
+        """Hidden states of a padded batch: ``extract`` for hooks, ``torch.compile`` and (distributed) data parallelism.
+
+        waves: (batch, samples) float, 16 kHz mono. What lies beyond an utterance's length is never read.
+        lengths: (batch,) samples of each utterance, at least 400; all of them by default.
+        lambd, frame_period_ms: as in ``extract``. DataParallel divides a tensor among its devices, but not a list.
+
+        Hidden states and lengths are those that ``extract`` gives for the same waves without their padding. Under
+        DataParallel hidden states are padded to the number of frames at 20 ms, so that they can be gathered. Raises
+        ValueError for bad waves, lengths and rates.
+        """
+        out = self.extract(without_padding(waves, lengths), lambd, frame_period_ms)
+        hidden_states = out.hidden_states
+        if getattr(self, "_is_replica", False):  # set by DataParallel
+            padding = self.config.num_frames(waves.shape[1]) - hidden_states[0].shape[1]
+            hidden_states = tuple(F.pad(state, (0, 0, 0, padding)) for state in hidden_states)
+        return ForwardOutput(hidden_states, out.lengths)
 
     def extract(
         self,
-        wavs: Waves,
+        waves: Waves,
         lambd: PerUtterance | None = None,
         frame_period_ms: PerUtterance | None = None,
         layers: int | None = None,
@@ -128,7 +176,7 @@ class OFAWav2Vec2(nn.Module):
     ) -> ExtractOutput:
         """Hidden states of a batch at a chosen rate.
 
-        wavs: list of 1-D float tensors or arrays (samples,), 16 kHz mono, at least 400 samples each.
+        waves: list of 1-D float tensors or arrays (samples,), 16 kHz mono, at least 400 samples each.
         lambd: a number in [0, 2), or one an utterance; 0 is no compression (20 ms), 1 the model's own alpha.
         frame_period_ms: instead of lambd, the mean frame period, 20 or more, or one an utterance; the number of frames
             that is nearest to it is met exactly, with the lambd that gives it.
@@ -144,7 +192,7 @@ class OFAWav2Vec2(nn.Module):
             layers = self.config.layers
         if isinstance(layers, bool) or not isinstance(layers, int) or not 0 <= layers <= self.config.layers:
             raise ValueError(f"layers must be a whole number from 0 to {self.config.layers}, found {layers!r}")
-        waves = check_waves(wavs, self.config.receptive_field, self.device)
+        waves = check_waves(waves, self.config.receptive_field, self.device)
         seconds = torch.tensor([len(wave) for wave in waves], dtype=torch.float64, device=self.device) / SAMPLE_RATE
         # Rates are checked before any work is done.
         if frame_period_ms is not None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s3prl_ofa.errors import shown
 from s3prl_ofa.model.config import SAMPLE_RATE
 
 NORM_EPS = 1e-5
@@ -45,6 +46,23 @@ def check_waves(waves: Sequence[Tensor | np.ndarray], shortest: int, device: tor
     if not all(finite):
         raise ValueError(f"utterance {finite.index(False)} holds NaN or infinite samples; finite values are expected")
     return checked
+
+
+def without_padding(waves: Tensor, lengths: Tensor | None) -> list[Tensor]:
+    """The utterances (samples,) of a padded batch (batch, samples); ``lengths`` (batch,) in samples, all by default.
+
+    Raises ValueError for waves that are not such a batch and for lengths outside it.
+    """
+    if not isinstance(waves, Tensor) or waves.dim() != 2:
+        found = f"shape {tuple(waves.shape)}" if isinstance(waves, Tensor) else f"a {type(waves).__name__}"
+        raise ValueError(f"waves must be a tensor (batch, samples), found {found}; extract takes a list of waves")
+    batch, samples = waves.shape
+    if lengths is None:
+        return list(waves)
+    counts = torch.as_tensor(lengths)
+    if counts.shape != (batch,) or counts.is_floating_point() or not bool(((counts >= 0) & (counts <= samples)).all()):
+        raise ValueError(f"lengths must be {batch} whole numbers of at most {samples} samples, found {shown(lengths)}")
+    return [wave[:count] for wave, count in zip(waves, counts.tolist(), strict=True)]
 
 
 def normalize_wave(wave: Tensor) -> Tensor:

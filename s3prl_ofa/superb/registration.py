@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
+from s3prl_ofa.checkpoint import checkpoint_path
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.superb.compat import shims
 from s3prl_ofa.superb.compat.workers import register_in_workers
@@ -35,7 +36,7 @@ def ofa_wav2vec2(ckpt: str | os.PathLike | None = None, refresh: bool = False, *
 
 def ofa_wav2vec2_local(ckpt: str | os.PathLike, refresh: bool = False, **options: Any) -> UpstreamExpert:
     """The upstream from a checkpoint file or folder of any known format."""
-    if not os.path.exists(ckpt):
+    if not checkpoint_path(ckpt).exists():
         raise UsageError(f"there is no checkpoint at {os.fspath(ckpt)}")
     register()  # S3PRL may have been on its way in when we were imported, and now is all there
     return UpstreamExpert(ckpt, **options)

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from s3prl_ofa.checkpoint import load
+from s3prl_ofa.checkpoint import checkpoint_path, load
+from s3prl_ofa.device import AUTO
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.superb.compat.plain_names import check_config, is_split
@@ -70,9 +71,9 @@ def prepare(grid: Grid) -> dict[str, dict[str, Any]]:
 
 
 def check_device_name(name: str) -> None:
-    """Whether the device is there (device.check_device) only the machine that runs the points can tell."""
+    """Whether the device is there (device.resolve_device) only the machine that runs the points can tell."""
     try:
-        torch.device(name)
+        torch.device("cpu" if name == AUTO else name)
     except RuntimeError as error:
         raise UsageError(f"device: {str(error).splitlines()[0]}") from None
 
@@ -124,11 +125,11 @@ def check_checkpoints(grid: Grid) -> dict[str, str | None]:
 
 
 def exists(path: str) -> bool:
-    return path.startswith(URL_SCHEMES) or pathlib.Path(path).expanduser().exists()
+    return path.startswith(URL_SCHEMES) or checkpoint_path(path).expanduser().exists()
 
 
 def absolute(path: str) -> str:
-    return path if path.startswith(URL_SCHEMES) else os.path.realpath(pathlib.Path(path).expanduser())
+    return path if path.startswith(URL_SCHEMES) else os.path.realpath(checkpoint_path(path).expanduser())
 
 
 def digest(path: pathlib.Path) -> str:

@@ -23,8 +23,10 @@ from typing import Any
 import torch
 import yaml
 
+from s3prl_ofa.checkpoint import checkpoint_path
 from s3prl_ofa.checkpoint.safe_loading import replaced
-from s3prl_ofa.device import check_device
+from s3prl_ofa.device import AUTO as AUTO_DEVICE
+from s3prl_ofa.device import resolve_device
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path, writing
 from s3prl_ofa.superb import registration
@@ -203,8 +205,8 @@ class Experiment:
             args.expdir = f"result/downstream/{args.expname}"
         # absolute, as the experiment may be gone on with from another folder
         args.expdir = args.expdir and os.path.abspath(args.expdir)
-        if args.upstream_ckpt is not None and os.path.exists(args.upstream_ckpt):
-            args.upstream_ckpt = os.path.realpath(args.upstream_ckpt)
+        if args.upstream_ckpt is not None and (ckpt := checkpoint_path(args.upstream_ckpt)).exists():
+            args.upstream_ckpt = os.path.realpath(ckpt)
         past = past_checkpoints(args.past_exp, args.auto_resume, args.expdir)
         if past:
             path, self.past = newest_readable(past)
@@ -255,11 +257,12 @@ class Experiment:
         plain_names.check(args, config)
         if args.mode != "inference":  # there -t is a file
             plain_names.check_split(args.evaluate_split)
+        args.device = "cuda" if args.device == AUTO_DEVICE else args.device
         if args.device.startswith("cuda") and not torch.cuda.is_available():
             logger.info("there is no CUDA here: --device %s becomes cpu", args.device)
             args.device = "cpu"
         processes.settle(args)
-        check_device(args.device)
+        args.device = str(resolve_device(args.device))
         args.expdir = os.path.abspath(args.expdir)  # -o may have changed it
         self.lock.enter_context(writing(args.expdir))  # the folder is named if S3PRL has no room for a file
         expdir = pathlib.Path(args.expdir)

@@ -10,7 +10,6 @@ samples, not by its file: the same speech under another name is found, a file th
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
@@ -291,13 +290,9 @@ def wanted_layers(selection: str, layer: int | None, last: int) -> tuple[int, ..
 
 def key_of(model: OFAWav2Vec2, rate: dict[str, float | None], layers: tuple[int, ...]) -> dict[str, Any]:
     """What features depend on beside the audio; torch and the type of device, as they decide how sums are rounded."""
-    weights = hashlib.sha256(json.dumps(dataclasses.asdict(model.config), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return {
         "format": FORMAT,
-        "weights": weights.hexdigest(),
+        "weights": model.fingerprint(),
         "rate": {name: value for name, value in rate.items() if value is not None} or {"lambd": 0.0},
         "layers": list(layers),
         "dtype": str(next(model.parameters()).dtype),
