@@ -15,7 +15,7 @@ from conftest import read_index
 import s3prl_ofa
 from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.extract import command, writers
+from s3prl_ofa.extract import writers
 from s3prl_ofa.extract.inputs import Utterance, find_utterances, make_batches
 from s3prl_ofa.io.audio import load_audio
 from s3prl_ofa.model import SAMPLE_RATE, ModelConfig, OFAWav2Vec2
@@ -221,7 +221,7 @@ def test_one_utterance_that_is_not_finite(audio_folder, golden_model, tmp_path, 
         return out
 
     monkeypatch.setattr(golden_model, "extract", with_nan)
-    monkeypatch.setattr(command, "load_model", lambda args: golden_model)
+    monkeypatch.setattr("s3prl_ofa.checkpoint.load", lambda *args, **options: golden_model)
     assert cli.main(["extract", str(audio_folder), "--ckpt", "any", "--out", str(tmp_path / "out")]) == 1
     assert len(errors_of(tmp_path / "out")) == 1 and len(read_index(tmp_path / "out")) == 3
 
@@ -328,7 +328,7 @@ def test_failing_batch_is_split(audio_folder, golden_model, tmp_path, monkeypatc
         return extract(waves, **options)
 
     monkeypatch.setattr(golden_model, "extract", small_memory)
-    monkeypatch.setattr(command, "load_model", lambda args: golden_model)
+    monkeypatch.setattr("s3prl_ofa.checkpoint.load", lambda *args, **options: golden_model)
     arguments = ["extract", str(audio_folder), "--ckpt", "any", "--out", str(tmp_path / "out")]
     assert cli.main(arguments) == 1
     assert set(read_index(tmp_path / "out")) == {"a.wav", "deep/b.mp3", "deep/er/c.opus"}
