@@ -8,8 +8,6 @@ only what it was working on.
 import contextlib
 import json
 import pathlib
-import re
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,10 +15,10 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.extract.inputs import Utterance
 from s3prl_ofa.extract.writers import FEATURES, TIMES, files_of
 from s3prl_ofa.io.files import append, atomic_path, printable
-from s3prl_ofa.io.locks import InUse, locked
+from s3prl_ofa.io.output_folder import SETTINGS, check_settings, locked_folder, remove_results, write_settings
 
-LEFTOVER = re.compile(r"\..+\.\w{8}\.(npy|safetensors|h5)")  # what files.atomic_path calls its temporary files
-SETTINGS, INDEX, ERRORS, LOCK = "settings.json", "index.jsonl", "errors.jsonl", ".lock"
+INDEX, ERRORS = "index.jsonl", "errors.jsonl"
+RESULTS = (FEATURES, TIMES, INDEX, ERRORS)
 
 
 class Store:
@@ -62,57 +60,21 @@ def append_line(path: pathlib.Path, row: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def open_store(folder: pathlib.Path, settings: dict[str, Any], force: bool) -> Iterator[Store]:
-    """The store in ``folder``, held by this process alone until the block ends.
+    """The store in ``folder``, which no other process writes to until the block ends.
 
     ``force`` starts again: what the folder holds from earlier runs is removed. Raises UsageError when the folder cannot
     be written, holds other things, holds features of other settings (without ``force``), or is in use.
     """
-    prepare_folder(folder)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder / LOCK, wait=False))
-        except InUse:
-            raise UsageError(f"{folder} is in use by another extract; wait for it, or give another --out") from None
+    with locked_folder(folder, f"--out {folder}", (f"{FEATURES}/**/.*", f"{TIMES}/**/.*")):
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        if names and SETTINGS not in names:
+            raise UsageError(f"--out {folder} holds other files; expected an empty folder or one of an earlier extract")
         if force:
-            remove_results(folder)
-        check_settings(folder, settings)
-        remove_leftovers(folder)
+            remove_results(folder, RESULTS)
+        if check_settings(folder, settings, RESULTS) is None:
+            write_settings(folder, settings)
         (folder / ERRORS).unlink(missing_ok=True)
         yield Store(folder, read_index(folder))
-
-
-def prepare_folder(folder: pathlib.Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        with atomic_path(folder / ".probe"):
-            pass
-        (folder / ".probe").unlink()
-    except OSError as error:
-        raise UsageError(
-            f"--out {folder} cannot be written ({error.strerror}); expected a folder to write to"
-        ) from None
-    if names and SETTINGS not in names:
-        raise UsageError(f"--out {folder} holds other files; expected an empty folder or one of an earlier extract")
-
-
-def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Writes the settings into a new folder; in an old one they must be the same."""
-    path = folder / SETTINGS
-    if not path.exists():
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
-        return
-    try:
-        earlier = dict(json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError, RecursionError):
-        raise UsageError(f"{path} cannot be read; give --force to start again, or another --out") from None
-    for key in [*settings, *earlier]:
-        if earlier.get(key) != settings.get(key):
-            raise UsageError(
-                f"--out {folder} holds features with {key} {earlier.get(key)}, asked was {settings.get(key)}; "
-                "give --force to start again, or another --out"
-            )
 
 
 def read_index(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -126,21 +88,3 @@ def read_index(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows.values()), "utf-8")
     return rows
-
-
-def remove_results(folder: pathlib.Path) -> None:
-    """Only what extract itself makes, and only in a folder that its settings file marks as its own."""
-    if not (folder / SETTINGS).exists():
-        return
-    for name in (FEATURES, TIMES):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (INDEX, ERRORS, SETTINGS):
-        (folder / name).unlink(missing_ok=True)
-
-
-def remove_leftovers(folder: pathlib.Path) -> None:
-    """Removes the temporary files of a killed process."""
-    for name in (FEATURES, TIMES):
-        for path in (folder / name).rglob(".*"):
-            if LEFTOVER.fullmatch(path.name):
-                path.unlink()

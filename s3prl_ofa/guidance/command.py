@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from s3prl_ofa.arguments import add_device_argument
 from s3prl_ofa.device import AUTO, resolve_device
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.io.output_folder import check_settings, locked_folder, write_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,8 +129,8 @@ def textgrid(args: argparse.Namespace) -> int:
 
 
 def from_alignments(args: argparse.Namespace, prepare: Callable[..., Any], settings: dict[str, Any]) -> int:
-    from s3prl_ofa.guidance.layout import GuidanceError
-    from s3prl_ofa.guidance.work import check_settings, open_folder, read_entries, write_all, write_settings
+    from s3prl_ofa.guidance.layout import RESULTS, TEMPORARY, GuidanceError
+    from s3prl_ofa.guidance.work import read_entries, write_all
 
     entries = read_entries(args.manifest)
     if args.longest is not None and args.longest < 1:
@@ -140,23 +141,17 @@ def from_alignments(args: argparse.Namespace, prepare: Callable[..., Any], setti
         make = prepare(entries, silences)
     except GuidanceError as error:
         raise UsageError(str(error)) from None
-    with open_folder(args.out):
-        check_settings(args.out, settings, args.force)
+    with locked_folder(args.out, f"--out {args.out}", TEMPORARY):
+        check_settings(args.out, settings, RESULTS, args.force)
         write_settings(args.out, settings)
         return write_all(entries, make, args.out, jobs_of(args), args.force)
 
 
 def segment(args: argparse.Namespace) -> int:
     from s3prl_ofa.guidance.codes import sample_features
+    from s3prl_ofa.guidance.layout import RESULTS, TEMPORARY
     from s3prl_ofa.guidance.unsupervised import FromSpeech, make_penalty
-    from s3prl_ofa.guidance.work import (
-        check_settings,
-        open_folder,
-        read_entries,
-        read_settings,
-        write_all,
-        write_settings,
-    )
+    from s3prl_ofa.guidance.work import read_entries, write_all
 
     check_segment_options(args)
     entries = read_entries(args.manifest)
@@ -165,12 +160,11 @@ def segment(args: argparse.Namespace) -> int:
     rate = {"period_ms": args.period_ms or PERIOD_MS} if args.penalty is None else {"penalty": args.penalty}
     settings = {"source": "segment", **source.describe(), "longest": args.longest, **rate}
     sample = functools.cache(lambda: sample_features(source, entries, args.seed, jobs))
-    with open_folder(args.out):
-        check_settings(args.out, settings, args.force)  # before the long work
+    with locked_folder(args.out, f"--out {args.out}", TEMPORARY):
+        check_settings(args.out, settings, RESULTS, args.force)  # before the long work
         codes = codes_of(args, source, sample)
         settings["codes"] = hashlib.sha256(codes.tobytes()).hexdigest()
-        check_settings(args.out, settings, args.force)
-        earlier = read_settings(args.out)
+        earlier = check_settings(args.out, settings, RESULTS, args.force)
         if earlier is not None:
             settings["penalty"] = float(earlier["penalty"])
         elif args.penalty is None:

@@ -18,7 +18,8 @@ from s3prl_ofa.errors import CheckpointError
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.model import SAMPLE_RATE, ModelConfig
 
-ALPHA, BOUNDARIES = "alpha", "boundaries"
+ALPHA, BOUNDARIES = RESULTS = ("alpha", "boundaries")  # folders below ROOT
+TEMPORARY = tuple(f"{name}/**/.*" for name in RESULTS)
 MAX_FRAMES = 50 * 3600 * 24  # a day of speech
 MAX_BYTES = 16 * MAX_FRAMES  # of a file: nothing larger is opened
 FRAMES = ModelConfig()

@@ -4,13 +4,10 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
-import json
 import multiprocessing
 import multiprocessing.connection
 import os
 import pathlib
-import re
-import shutil
 import signal
 import sys
 import threading
@@ -24,11 +21,9 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.guidance import layout
 from s3prl_ofa.guidance.layout import GuidanceError, guidance_path, num_frames, read_manifest
 from s3prl_ofa.io.files import atomic_path, printable
-from s3prl_ofa.io.locks import InUse, locked
 from s3prl_ofa.model import SAMPLE_RATE
 
-LEFTOVER = re.compile(r"\..+\.\w{8}\.pt")  # what files.atomic_path calls its temporary files
-SETTINGS, LEFT_OUT, LOCK = "settings.json", "left_out.tsv", ".lock"
+LEFT_OUT = "left_out.tsv"
 CHUNK = 16  # utterances that a process takes at a time; fewer are not worth a process
 SHOWN = 20  # utterances named at the end; all of them are in left_out.tsv
 
@@ -106,59 +101,6 @@ def end_with_parent() -> None:
 
 def call(item: Any) -> Any:
     return call_function(item)
-
-
-@contextlib.contextmanager
-def open_folder(folder: pathlib.Path) -> Iterator[None]:
-    """Holds the folder for this process alone. Raises UsageError when it cannot be written or is in use."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder / LOCK, wait=False))
-        except InUse:
-            raise UsageError(f"{folder} is in use by another guidance; wait for it, or give another --out") from None
-        except OSError as error:
-            raise UsageError(
-                f"--out {folder} cannot be written ({error.strerror}); expected a folder to write to"
-            ) from None
-        for name in (layout.ALPHA, layout.BOUNDARIES):
-            for path in (folder / name).rglob(".*.pt"):
-                if LEFTOVER.fullmatch(path.name):
-                    path.unlink()
-        yield
-
-
-def read_settings(folder: pathlib.Path) -> dict[str, Any] | None:
-    """What the folder's guidance was made with; None for a new folder. Raises UsageError."""
-    path = folder / SETTINGS
-    if not path.exists():
-        if any((folder / name).exists() for name in (layout.ALPHA, layout.BOUNDARIES)):
-            raise UsageError(f"--out {folder} holds guidance without {SETTINGS}, not made here; give another --out")
-        return None
-    try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError, RecursionError):
-        raise UsageError(f"{path} cannot be read; give another --out") from None
-
-
-def check_settings(folder: pathlib.Path, settings: dict[str, Any], force: bool) -> None:
-    """Refuses to mix guidance of two settings in a folder; with ``force`` that of others is removed."""
-    earlier = read_settings(folder)
-    if earlier is None or all(earlier.get(key) == value for key, value in settings.items()):
-        return
-    key = next(key for key, value in settings.items() if earlier.get(key) != value)
-    if not force:
-        raise UsageError(
-            f"--out {folder} holds guidance with {key} {earlier.get(key)}, asked was {settings[key]}; give --force to "
-            "start again, or another --out"
-        )
-    for name in (layout.ALPHA, layout.BOUNDARIES):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / SETTINGS).unlink()
-
-
-def write_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
-    with atomic_path(folder / SETTINGS) as temporary:
-        temporary.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories of control characters, surrogates and line breaks
 STEM = 40  # characters of a file's name in its temporary name; of at most 4 bytes each, where a name may have 255
+TEMPORARY_NAME = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")  # what atomic_path calls its temporary files
 # Windows has no EDQUOT. EFBIG: the size of a file is limited, by the file system or by the shell.
 NO_ROOM = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # in messages of safetensors

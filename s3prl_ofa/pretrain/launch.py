@@ -8,7 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,12 +23,11 @@ from s3prl_ofa.checkpoint.safe_loading import nothing_run, refusal
 from s3prl_ofa.checkpoint.torch_file import read_torch_file
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.io.files import atomic_path, writing
-from s3prl_ofa.io.locks import InUse, NoLocks, is_locked, locked
+from s3prl_ofa.io.locks import is_locked
+from s3prl_ofa.io.output_folder import LOCK, in_use, locked_folder
 from s3prl_ofa.model.names import check_finite
 from s3prl_ofa.pretrain.named_code import NO_USER_DIR, nothing_built
 from s3prl_ofa.signals import wait_for
-
-logger = logging.getLogger(__name__)
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 DEFAULT_CONFIG = "ofa_base_librispeech"
@@ -41,7 +40,6 @@ SHORT = {
 CHECKED_SECTIONS = ("task.", "model.", "criterion.", "optimizer.", "lr_scheduler.")
 LAST = "checkpoint_last.pt"
 INIT = "init.pt"
-LOCK = ".lock"
 LONGEST_REASON = 500  # characters: weights that do not fit can be hundreds
 
 
@@ -85,7 +83,7 @@ def run(argv: Sequence[str]) -> int:
     settings = [*short_settings(short, out), *machine_settings(config, others, world)]
     if args.nproc > 1 and world == 1:
         if is_locked(out / LOCK):  # before torchrun starts, which prints a long report when a process fails
-            raise in_use(out)
+            raise in_use(f"out={out}")
         # without --nproc, which torchrun would take for its own
         return launch(args.nproc, [f"--config={config}", *args.overrides])
     check_names(others)
@@ -232,7 +230,8 @@ def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: st
             check_architecture(cfg, init)
         return True
 
-    with held(out) if leads else contextlib.nullcontext(), writing(out):
+    lock = locked_folder(out, f"out={out}", ["checkpoints/.*"]) if leads else contextlib.nullcontext()
+    with lock, writing(out):
         if init is not None:
             if not last.exists():
                 write_init(init, out / INIT)
@@ -240,30 +239,6 @@ def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: st
         hydra_main([f"--config-dir={config.parent}", f"--config-name={config.stem}", *settings], is_wanted)
     if leads:
         print(f"trained: {last}\nfeatures from it: s3prl-ofa extract AUDIO --ckpt {last} --lambd 0.5 --out features")
-
-
-@contextlib.contextmanager
-def held(out: pathlib.Path) -> Iterator[None]:
-    """Locks a folder for one training; a killed training holds no lock. Raises UsageError if another process has it.
-
-    Checkpoints that a killed training left half written are removed.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(out / LOCK, wait=False, remove=True))
-        except InUse:
-            raise in_use(out) from None
-        except NoLocks as error:  # on some network file systems; training works all the same
-            logger.debug("%s", error)
-        except OSError as error:
-            raise UsageError(f"out={out}: nothing can be written there ({error.strerror})") from error
-        for path in (out / "checkpoints").glob(".checkpoint*.pt"):
-            path.unlink(missing_ok=True)
-        yield
-
-
-def in_use(out: pathlib.Path) -> UsageError:
-    return UsageError(f"out={out}: another process is training there; wait until it ends, or give another out")
 
 
 def finished(cfg: Any, last: pathlib.Path) -> str | None:

@@ -62,7 +62,7 @@ def test_settings_are_not_mixed(many, tmp_path, capsys):
     options = ("ctm", ctm, "--manifest", manifest, "--out", tmp_path / "out")
     assert guidance(*options) == 0
     assert guidance(*options, "--silence", "merge") == 2
-    assert "holds guidance with silence keep, asked was merge" in capsys.readouterr().err
+    assert "holds results made with silence keep, not merge" in capsys.readouterr().err
     write_manifest(manifest, tmp_path, {"v1.0/u.0.flac": SAMPLES})
     assert guidance(*options, "--silence", "merge", "--force") == 0
     assert set(contents(tmp_path / "out")) == {"alpha/v1.0/u.0.pt", "boundaries/v1.0/u.0.pt"}

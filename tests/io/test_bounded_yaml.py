@@ -6,8 +6,9 @@ import json
 import pytest
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.extract.store import check_settings, read_index
+from s3prl_ofa.extract.store import RESULTS, read_index
 from s3prl_ofa.io.bounded_yaml import read_yaml
+from s3prl_ofa.io.output_folder import check_settings
 from s3prl_ofa.superb.compat.plain_names import check_config
 from s3prl_ofa.superb.tasks.configs import resolve_config
 from s3prl_ofa.superb.upstream.rate_options import read_model_config
@@ -68,4 +69,4 @@ def test_what_extract_left_is_damaged(text, tmp_path):
         file.write(json.dumps({"name": "a"}))
     assert read_index(tmp_path) == {"a": {"name": "a"}}
     with pytest.raises(UsageError, match=r"settings.json cannot be read; give --force"):
-        check_settings(tmp_path, {"lambd": 0.0})
+        check_settings(tmp_path, {"lambd": 0.0}, RESULTS)

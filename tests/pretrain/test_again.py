@@ -7,7 +7,7 @@ import pytest
 from pretraining import corpus_settings, differences, make_corpus, read_checkpoint, run_here, write_config
 
 from s3prl_ofa.io.locks import is_locked, locked
-from s3prl_ofa.pretrain.launch import LOCK
+from s3prl_ofa.io.output_folder import LOCK
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_one_training_a_folder(corpus, tmp_path, capfd, processes):
         assert run_here(["--nproc", processes, *command(tmp_path, corpus, out)]) == 2
         assert [path.name for path in out.iterdir()] == [LOCK]
     said = capfd.readouterr().err
-    assert said.count("\n") == 1 and f"out={out}: another process is training there" in said
+    assert said.count("\n") == 1 and f"out={out} is in use by another process" in said
 
 
 def test_only_the_leader_locks(corpus, tmp_path, monkeypatch):
