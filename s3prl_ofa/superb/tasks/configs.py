@@ -9,8 +9,8 @@ import pathlib
 import re
 from typing import Any
 
+from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.io.bounded_yaml import read_yaml
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.resources import folder
 from s3prl_ofa.superb.tasks.corpora import corpus_root, split_names

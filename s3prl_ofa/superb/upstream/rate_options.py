@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
+from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.io.bounded_yaml import read_yaml
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.model.rate import MAX_LAMBD
 

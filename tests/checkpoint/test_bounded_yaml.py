@@ -5,9 +5,9 @@ import json
 
 import pytest
 
+from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.extract.store import RESULTS, read_index
-from s3prl_ofa.io.bounded_yaml import read_yaml
 from s3prl_ofa.io.output_folder import check_settings
 from s3prl_ofa.superb.compat.plain_names import check_config
 from s3prl_ofa.superb.tasks.configs import resolve_config
