@@ -6,6 +6,7 @@ Both load some checkpoints as full pickles (S3PRL's ``distiller``, ``mockingjay`
 unpickle and evaluate only values and names.
 """
 
+import argparse
 import ast
 import builtins
 import contextlib
@@ -42,15 +43,27 @@ def nothing_run() -> Iterator[None]:
     anything but a value or a name of theirs.
     """
     with (
-        replaced(torch, load=weights_only(torch.load)),
-        replaced(pickle, load=values_only(pickle.load)),
-        replaced(builtins, eval=harmless_eval(builtins.eval)),
+        patched_attributes(torch, load=weights_only(torch.load)),
+        patched_attributes(pickle, load=values_only(pickle.load)),
+        patched_attributes(builtins, eval=harmless_eval(builtins.eval)),
     ):
         yield
 
 
+def namespace_in_checkpoints() -> bool:
+    """From 2.6 on ``torch.load`` refuses ``argparse.Namespace``, in which S3PRL and older fairseq keep settings.
+
+    Returns whether this call made torch accept it.
+    """
+    serialization = torch.serialization
+    if not hasattr(serialization, "add_safe_globals") or argparse.Namespace in serialization.get_safe_globals():
+        return False
+    serialization.add_safe_globals([argparse.Namespace])
+    return True
+
+
 @contextlib.contextmanager
-def replaced(module: Any, **values: Any) -> Iterator[None]:
+def patched_attributes(module: Any, **values: Any) -> Iterator[None]:
     """Sets attributes of a module until the block ends; give the present value of one that the block may change."""
     before = {name: getattr(module, name) for name in values}
     try:

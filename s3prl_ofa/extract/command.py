@@ -19,7 +19,7 @@ from s3prl_ofa.arguments import add_device_argument
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.extract.inputs import Utterance, find_utterances, make_batches
 from s3prl_ofa.extract.store import ERRORS, Store, open_store
-from s3prl_ofa.extract.writers import ENDINGS, WRITERS, Writer, get_writer
+from s3prl_ofa.extract.writers import FEATURES, FORMATS, Format, get_format
 from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, duration, load_audio
 from s3prl_ofa.io.files import printable
 
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-beyond-one", action="store_true", help="let a frame period use lambd above 1 where 1 is too short"
     )
-    parser.add_argument("--format", default="npy", choices=WRITERS, help="of the output files (default: npy)")
+    parser.add_argument("--format", default="npy", choices=FORMATS, help="of the output files (default: npy)")
     parser.add_argument(
         "--layer", metavar="K", help="hidden state K: 0, the encoder's input, to the last layer (default); or 'all'"
     )
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from s3prl_ofa.checkpoint import load
 
     # All that can be refused is refused before the first file is read.
-    writer = get_writer(args.format)
+    output_format = get_format(args.format)
     rate = check_rate(args)
     if not (args.batch_seconds > 0 and math.isfinite(args.batch_seconds)):
         raise UsageError(f"--batch-seconds must be a number above 0, found {args.batch_seconds:g}")
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         "checkpoint": model.fingerprint(),
     }
     with open_store(args.out, settings, args.force) as store:
-        extraction = Extraction(model, rate, args.allow_beyond_one, layer, writer, ENDINGS[args.format], store)
+        extraction = Extraction(model, rate, args.allow_beyond_one, layer, output_format, store)
         return extraction.run(utterances, args.batch_seconds)
 
 
@@ -121,8 +121,7 @@ class Extraction:
     rate: dict[str, float]
     allow_beyond_one: bool
     layer: int | str
-    writer: Writer
-    ending: str  # suffix of the writer's files
+    output_format: Format
     store: Store
     errors: list[tuple[Utterance, str]] = dataclasses.field(default_factory=list)
     done: int = 0
@@ -153,7 +152,7 @@ class Extraction:
         """Yields those of ``todo`` whose output does not have the name of a folder of other outputs; the rest fail."""
         folders = {parent for utterance in utterances for parent in pathlib.PurePosixPath(utterance.name).parents}
         for utterance in todo:
-            name = f"{utterance.name}{self.ending}"
+            name = f"{utterance.name}{self.output_format.suffix}"
             if pathlib.PurePosixPath(name) in folders:
                 self.fail(utterance, f"its output would be called {name}, like a folder of other audio; rename one")
             else:
@@ -224,14 +223,15 @@ class Extraction:
     def write(
         self, utterance: Utterance, features: np.ndarray, times: np.ndarray, seconds: float, lambd: float
     ) -> None:
+        name = f"{utterance.name}{self.output_format.suffix}"
         try:
-            path = self.writer(self.store.folder, utterance.name, features, times)
+            self.output_format.write(self.store.folder, f"{FEATURES}/{name}", features, times)
         except OSError as error:
             # Of all that can go wrong with writing only these are about the one file.
             if error.errno == errno.ENAMETOOLONG:
                 self.fail(utterance, "its name is too long to be that of an output too")
             elif error.errno in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
-                self.fail(utterance, f"its output cannot be called {utterance.name}{self.ending}: {error.strerror}")
+                self.fail(utterance, f"its output cannot be called {name}: {error.strerror}")
             else:
                 raise
             return
@@ -239,7 +239,7 @@ class Extraction:
         self.store.add(
             {
                 "name": utterance.name,
-                "file": path.relative_to(self.store.folder).as_posix(),
+                "file": f"{FEATURES}/{name}",
                 "frames": frames,
                 "seconds": seconds,
                 "lambd": lambd,

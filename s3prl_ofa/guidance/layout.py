@@ -34,11 +34,6 @@ def num_frames(samples: int) -> int:
     return max(0, FRAMES.num_frames(samples))
 
 
-def frame_centres(frames: int) -> Tensor:
-    """Seconds of the middle of what each frame sees, (frames,) float64: frame i is in the segment that holds it."""
-    return (FRAMES.hop * torch.arange(frames, dtype=torch.float64) + FRAMES.receptive_field / 2) / SAMPLE_RATE
-
-
 def boundary_seconds(boundaries: Tensor) -> Tensor:
     """Seconds of boundaries (segments,): half way between the centres of a segment's last frame and of the next."""
     return (FRAMES.hop * (boundaries.double() - 0.5) + FRAMES.receptive_field / 2) / SAMPLE_RATE

@@ -162,9 +162,6 @@ class GuidedAudioDataset(FileAudioDataset):
         """Samples of an utterance in a batch: never more than the crop."""
         return min(self.sizes[index], self.max_sample_size)
 
-    def num_tokens(self, index: int) -> int:
-        return self.size(index)
-
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch: ids, and as the model's input ``source`` (batch, samples), ``padding_mask`` where there is padding.
 

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from s3prl_ofa.checkpoint.safe_loading import replaced
+from s3prl_ofa.checkpoint.safe_loading import patched_attributes
 from s3prl_ofa.errors import UsageError, shown
 
 NO_USER_DIR = "common.user_dir is for fairseq-hydra-train; this command brings the plugin itself"
@@ -33,7 +33,7 @@ def nothing_built() -> Iterator[None]:
         check_names(OmegaConf.to_container(cfg.hydra), "hydra")
         return cfg
 
-    with replaced(ConfigLoaderImpl, load_configuration=load_checked):
+    with patched_attributes(ConfigLoaderImpl, load_configuration=load_checked):
         yield
 
 

@@ -10,8 +10,8 @@ from hydra.core.config_store import ConfigStore
 
 from s3prl_ofa.pretrain.config import OFACriterionConfig, OFAModelConfig, OFATaskConfig
 from s3prl_ofa.pretrain.criterion import OFAPretrainingCriterion
-from s3prl_ofa.pretrain.mends import apply_mends
 from s3prl_ofa.pretrain.model import OFAPretrainingModel
+from s3prl_ofa.pretrain.patches import apply_patches
 from s3prl_ofa.pretrain.task import OFAPretrainingTask
 
 MODEL_NAMES = ("ofa_wav2vec2", "wav2vec2")
@@ -20,10 +20,10 @@ CRITERION_NAMES = ("ofa_wav2vec", "wav2vec")
 
 
 def register() -> None:
-    """Registers all three; again makes no difference."""
-    apply_mends()
+    """Registers all three, once."""
     if MODEL_NAMES[0] in models.MODEL_REGISTRY:
         return
+    apply_patches()
     models.register_model(MODEL_NAMES[0], dataclass=OFAModelConfig)(OFAPretrainingModel)
     tasks.register_task(TASK_NAMES[0], dataclass=OFATaskConfig)(OFAPretrainingTask)
     criterions.register_criterion(CRITERION_NAMES[0], dataclass=OFACriterionConfig)(OFAPretrainingCriterion)

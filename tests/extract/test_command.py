@@ -50,11 +50,13 @@ def test_layers(extract, audio_folder, golden_model, tmp_path, layer):
     assert features.shape == expected.shape and np.abs(features - expected).max() < 1e-5
 
 
-@pytest.mark.parametrize("name", list(writers.WRITERS))
+@pytest.mark.parametrize("name", writers.FORMATS)
 def test_writers(tmp_path, name):
     """Every writer gives features and times back, and leaves no other file."""
     features, times = np.random.rand(5, 3).astype(np.float32), np.random.rand(5, 2)
-    path = writers.get_writer(name)(tmp_path, "deep/a.flac", features, times)
+    suffix, write = writers.get_format(name)
+    write(tmp_path, f"features/deep/a.flac{suffix}", features, times)
+    path = tmp_path / "features" / "deep" / f"a.flac{suffix}"
     if name == "npy":
         read = {"features": np.load(path), "times": np.load(tmp_path / "times" / "deep" / "a.flac.npy")}
     elif name == "safetensors":
@@ -239,10 +241,10 @@ def test_progress_is_shown(extract, audio_folder, monkeypatch, capsys):
 def test_failing_disk_is_no_bad_file(extract, audio_folder, tmp_path, monkeypatch, capsys):
     """What makes every write fail ends the run; it is not put down to the audio."""
 
-    def full(folder, name, features, times):
+    def full(folder, file, features, times):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setitem(writers.WRITERS, "npy", full)
+    monkeypatch.setitem(writers.FORMATS, "npy", writers.Format(".npy", full))
     assert extract(audio_folder) == 1
     assert "error: the output: no room to write it (No space left on device)" in capsys.readouterr().err
     assert not (tmp_path / "out" / "errors.jsonl").exists()

@@ -35,7 +35,7 @@ def test_resume(extract, audio_folder, make_wave, tmp_path, capsys):
     assert len((out / "index.jsonl").read_text().splitlines()) == 5
 
 
-@pytest.mark.parametrize("output_format", writers.WRITERS)
+@pytest.mark.parametrize("output_format", writers.FORMATS)
 def test_resume_needs_all_files(extract, audio_folder, tmp_path, capsys, output_format):
     """An utterance is done again when any of its files is gone, such as its times."""
     if output_format == "hdf5":

@@ -79,7 +79,7 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     """Promise: a SIGKILL while checkpoint_last.pt is copied leaves the one before it, whole."""
     from fairseq.file_io import PathManager
 
-    from s3prl_ofa.pretrain import mends
+    from s3prl_ofa.pretrain import patches
 
     new, last = tmp_path / "checkpoint_1_10.pt", tmp_path / "checkpoint_last.pt"
     torch.save({"weights": torch.ones(50_000)}, new)
@@ -93,7 +93,7 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, monkeypatch):
 
     child = os.fork()
     if child == 0:
-        monkeypatch.setattr(mends.shutil, "copyfile", half)
+        monkeypatch.setattr(patches.shutil, "copyfile", half)
         PathManager.copy(str(new), str(last), overwrite=True)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

@@ -5,7 +5,6 @@ function that looks whether it is needed, mends, and says whether it did; on an 
 is written into site-packages: names are put back into modules that are already in memory.
 """
 
-import argparse
 import contextlib
 import importlib
 import importlib.machinery
@@ -20,6 +19,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from s3prl_ofa.checkpoint.safe_loading import namespace_in_checkpoints
 from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_speech, open_audio, reason
 from s3prl_ofa.io.files import printable
 
@@ -168,15 +168,6 @@ def huggingface_hub_names() -> bool:
     for name in missing:
         setattr(huggingface_hub, name, Removed(f"huggingface_hub.{name}"))
     return bool(missing)
-
-
-def namespace_in_checkpoints() -> bool:
-    """From 2.6 on ``torch.load`` refuses ``argparse.Namespace``, in which S3PRL's checkpoints keep their arguments."""
-    serialization = torch.serialization
-    if not hasattr(serialization, "add_safe_globals") or argparse.Namespace in serialization.get_safe_globals():
-        return False
-    serialization.add_safe_globals([argparse.Namespace])
-    return True
 
 
 def pkg_resources_module() -> bool:

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from s3prl_ofa.checkpoint.safe_loading import refusal
+from s3prl_ofa.checkpoint.safe_loading import namespace_in_checkpoints, refusal
 from s3prl_ofa.checkpoint.torch_file import check_torch_file
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.io.locks import InUse, NoLocks, locked
-from s3prl_ofa.superb.compat import plain_names, shims
+from s3prl_ofa.superb.compat import plain_names
 from s3prl_ofa.superb.downstream.resume import KEY as POSITION
 from s3prl_ofa.superb.downstream.resume import Position
 
@@ -112,7 +112,7 @@ def read_states(path: str | os.PathLike) -> dict[str, Any] | None:
 
     Raises CheckpointError for one that holds more than weights and plain values.
     """
-    shims.namespace_in_checkpoints()
+    namespace_in_checkpoints()
     try:
         check_torch_file(path)
         states = torch.load(path, map_location="cpu", weights_only=True)

@@ -24,7 +24,7 @@ import torch
 import yaml
 
 from s3prl_ofa.checkpoint import checkpoint_path
-from s3prl_ofa.checkpoint.safe_loading import replaced
+from s3prl_ofa.checkpoint.safe_loading import patched_attributes
 from s3prl_ofa.device import AUTO as AUTO_DEVICE
 from s3prl_ofa.device import resolve_device
 from s3prl_ofa.errors import UsageError
@@ -123,7 +123,7 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
     def get_downstream_args() -> tuple[argparse.Namespace, dict[str, Any], list[str]]:
         with tempfile.TemporaryDirectory() as folder:
             parser = CombinedParser(argv, lambda args: experiment.before_reading(args, pathlib.Path(folder)))
-            with replaced(
+            with patched_attributes(
                 s3prl_run,
                 argparse=types.SimpleNamespace(ArgumentParser=lambda: parser),
                 os=Instead(os, makedirs=experiment.make_folder),
@@ -136,11 +136,11 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
     # S3PRL also replaces the builtin isinstance, for good; the rest of this process needs the real one.
     with (
         plain_names.reading_safely(),
-        replaced(builtins, isinstance=isinstance),
-        replaced(
+        patched_attributes(builtins, isinstance=isinstance),
+        patched_attributes(
             s3prl_run, get_downstream_args=get_downstream_args, Runner=KeptRunner, torch=processes.torch_for_main()
         ),
-        replaced(
+        patched_attributes(
             s3prl_runner,
             DDP=processes.data_parallel,
             os=Instead(os, remove=saves.remove),

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 from tqdm import tqdm
 
-from s3prl_ofa.checkpoint.safe_loading import replaced
+from s3prl_ofa.checkpoint.safe_loading import patched_attributes
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.compat.shims import Instead
 
@@ -183,5 +183,5 @@ def counting_updates(runner: Any, module: types.ModuleType) -> Iterator[None]:
         return optimizer
 
     runner._get_optimizer = counted
-    with replaced(module, tqdm=bar):
+    with patched_attributes(module, tqdm=bar):
         yield
