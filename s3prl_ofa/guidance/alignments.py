@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import gzip
+import itertools
 import math
 import os
 import pathlib
@@ -97,37 +98,30 @@ def read_textgrid(path: pathlib.Path, tier: str) -> list[Interval]:
 
 
 @dataclasses.dataclass(frozen=True)
-class FromCtm:
-    """Boundaries of a manifest's entry; an utterance is the entry whose file has its name."""
+class CtmIntervals:
+    """The intervals of a manifest's entry, whose file's name is the CTM's utterance."""
 
     intervals: dict[str, list[Interval]]
     shared: Collection[str]  # names that several entries have
-    silences: Collection[str]
-    merge: bool
-    longest: int | None = None  # frames of a segment
 
-    def __call__(self, entry: Entry) -> Tensor:
+    def __call__(self, entry: Entry) -> list[Interval]:
         if entry.stem in self.shared:
             raise GuidanceError(f"no alignment: other files of the manifest are called {entry.stem} too")
         if entry.stem not in self.intervals:
             raise GuidanceError("no alignment")
-        boundaries = boundaries_of(self.intervals[entry.stem], entry.samples, self.silences, self.merge)
-        return cut_long(boundaries, self.longest)
+        return self.intervals[entry.stem]
 
 
 @dataclasses.dataclass(frozen=True)
-class FromTextGrids:
-    """Boundaries of a manifest's entry, by the TextGrid of its name: at its place below the folder, or anywhere."""
+class TextGridIntervals:
+    """The intervals of a manifest's entry, from the TextGrid of its name: at its place in the folder, or anywhere."""
 
     folder: pathlib.Path
     paths: dict[str, list[pathlib.Path]]
     tier: str
     shared: Collection[str]
-    silences: Collection[str]
-    merge: bool
-    longest: int | None = None  # frames of a segment
 
-    def __call__(self, entry: Entry) -> Tensor:
+    def __call__(self, entry: Entry) -> list[Interval]:
         paths = self.paths.get(entry.stem, [])
         place = self.folder / pathlib.PurePosixPath(entry.relative).parent
         paths = [path for path in paths if path.parent == place] or paths
@@ -135,8 +129,20 @@ class FromTextGrids:
             raise GuidanceError("no alignment")
         if len(paths) > 1 or (entry.stem in self.shared and paths[0].parent != place):
             raise GuidanceError(f"no alignment at its own place, and several files are called {entry.stem}")
-        intervals = read_textgrid(paths[0], self.tier)
-        boundaries = boundaries_of(intervals, entry.samples, self.silences, self.merge)
+        return read_textgrid(paths[0], self.tier)
+
+
+@dataclasses.dataclass(frozen=True)
+class FromAlignments:
+    """Boundaries of a manifest's entry."""
+
+    intervals: CtmIntervals | TextGridIntervals
+    silences: Collection[str]
+    merge: bool
+    longest: int | None = None  # frames of a segment
+
+    def __call__(self, entry: Entry) -> Tensor:
+        boundaries = boundaries_of(self.intervals(entry), entry.samples, self.silences, self.merge)
         return cut_long(boundaries, self.longest)
 
 
@@ -194,10 +200,8 @@ def cut_long(boundaries: Tensor, longest: int | None) -> Tensor:
     """Boundaries (segments,) with segments of more than ``longest`` frames, silences mostly, cut into equal parts."""
     if longest is None:
         return boundaries
-    begins = torch.cat([boundaries.new_zeros(1), boundaries[:-1]])
-    lengths = boundaries - begins
-    parts = -(-lengths // longest)
-    part = torch.cat([torch.arange(1, int(count) + 1) for count in parts])
-    return torch.repeat_interleave(begins, parts) + part * torch.repeat_interleave(lengths, parts) // (
-        torch.repeat_interleave(parts, parts)
-    )
+    cut = []
+    for begin, end in itertools.pairwise([0, *boundaries.tolist()]):
+        parts = -(-(end - begin) // longest)
+        cut += [begin + part * (end - begin) // parts for part in range(1, parts + 1)]
+    return torch.tensor(cut)

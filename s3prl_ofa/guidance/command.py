@@ -101,44 +101,41 @@ def jobs_of(args: argparse.Namespace, device: str = "cpu") -> int:
 
 
 def ctm(args: argparse.Namespace) -> int:
-    from s3prl_ofa.guidance.alignments import FromCtm, read_ctm, shared_names
+    from s3prl_ofa.guidance.alignments import CtmIntervals, read_ctm, shared_names
 
-    return from_alignments(
-        args,
-        lambda entries, silences: FromCtm(
-            read_ctm(args.ctm, {entry.stem for entry in entries}), shared_names(entries), *silences
-        ),
-        {"source": "ctm"},
-    )
+    def read(entries):
+        return CtmIntervals(read_ctm(args.ctm, {entry.stem for entry in entries}), shared_names(entries))
+
+    return from_alignments(args, read, {"source": "ctm"})
 
 
 def textgrid(args: argparse.Namespace) -> int:
-    from s3prl_ofa.guidance.alignments import FromTextGrids, find_textgrids, shared_names
+    from s3prl_ofa.guidance.alignments import TextGridIntervals, find_textgrids, shared_names
 
     if importlib.util.find_spec("praatio") is None:
         raise UsageError("TextGrids need praatio, which is not installed: pip install 's3prl-ofa[guidance]'")
     if not args.textgrids.is_dir():
         raise UsageError(f"there is no folder {args.textgrids}")
-    return from_alignments(
-        args,
-        lambda entries, silences: FromTextGrids(
-            args.textgrids, find_textgrids(args.textgrids), args.tier, shared_names(entries), *silences
-        ),
-        {"source": "textgrid", "tier": args.tier},
-    )
+
+    def read(entries):
+        return TextGridIntervals(args.textgrids, find_textgrids(args.textgrids), args.tier, shared_names(entries))
+
+    return from_alignments(args, read, {"source": "textgrid", "tier": args.tier})
 
 
-def from_alignments(args: argparse.Namespace, prepare: Callable[..., Any], settings: dict[str, Any]) -> int:
+def from_alignments(args: argparse.Namespace, read: Callable[..., Any], settings: dict[str, Any]) -> int:
+    """read: gives the alignments of the manifests' entries, a function from an entry to its intervals."""
+    from s3prl_ofa.guidance.alignments import FromAlignments
     from s3prl_ofa.guidance.layout import RESULTS, TEMPORARY, GuidanceError
     from s3prl_ofa.guidance.work import read_entries, write_all
 
     entries = read_entries(args.manifest)
     if args.longest is not None and args.longest < 1:
         raise UsageError(f"--longest must be at least 1 frame, found {args.longest}")
-    silences = frozenset(args.silence_labels), args.silence == "merge", args.longest
-    settings |= {"silence": args.silence, "silence_labels": sorted(silences[0]), "longest": args.longest}
+    silences = frozenset(args.silence_labels)
+    settings |= {"silence": args.silence, "silence_labels": sorted(silences), "longest": args.longest}
     try:
-        make = prepare(entries, silences)
+        make = FromAlignments(read(entries), silences, args.silence == "merge", args.longest)
     except GuidanceError as error:
         raise UsageError(str(error)) from None
     with locked_folder(args.out, f"--out {args.out}", TEMPORARY):

@@ -19,7 +19,7 @@ from s3prl_ofa.checkpoint import read_checkpoint
 from s3prl_ofa.checkpoint.contents import split_weight_norm
 from s3prl_ofa.checkpoint.fairseq_format import drop_needless_projection, read_config, write_state
 from s3prl_ofa.checkpoint.reading import naming
-from s3prl_ofa.checkpoint.safe_loading import nothing_run, refusal
+from s3prl_ofa.checkpoint.safe_loading import nothing_run, patched_attributes, refusal
 from s3prl_ofa.checkpoint.torch_file import read_torch_file
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.io.files import atomic_path, writing
@@ -303,11 +303,13 @@ def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> No
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out as they are
     logging.raiseExceptions = False  # no tracebacks from logging to a full disk: saving the checkpoint reports it
-    hydra_train._hydra_main, hydra_train.pre_main = keep_failure, main
-    argv = sys.argv
-    sys.argv = ["s3prl-ofa pretrain", *arguments]
     try:
-        with nothing_run(), nothing_built():
+        with (
+            nothing_run(),
+            nothing_built(),
+            patched_attributes(hydra_train, _hydra_main=keep_failure, pre_main=main),
+            patched_attributes(sys, argv=["s3prl-ofa pretrain", *arguments]),
+        ):
             hydra_train.cli_main()
         if failures:
             raise failures[0]
@@ -320,9 +322,6 @@ def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> No
             # fairseq says that it cannot load, and not why
             raise CheckpointError(f"{error}: {reason[:LONGEST_REASON]}") from error
         raise
-    finally:
-        sys.argv = argv
-        hydra_train._hydra_main, hydra_train.pre_main = with_defaults, train_model
 
 
 def write_init(init: str, target: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from guidance_data import guidance, write_ctm, write_manifest, write_textgrid
 
 from s3prl_ofa.guidance.alignments import SILENCES, Interval, boundaries_of, cut_long, read_ctm, read_textgrid
-from s3prl_ofa.guidance.layout import GuidanceError, frame_centres, num_frames, read_alpha, read_boundaries
+from s3prl_ofa.guidance.layout import GuidanceError, num_frames, read_alpha, read_boundaries
 
 PHONES = [(0.0, 0.2, "SIL"), (0.2, 0.31, "AE"), (0.31, 0.4, "Z"), (0.4, 0.6, "SIL"), (0.6, 0.8, "Y"), (0.8, 1.0, "SIL")]
 SECOND = 16_000
@@ -24,7 +24,7 @@ def test_a_frame_belongs_to_the_segment_that_holds_its_centre():
     for _ in range(20):
         times = torch.rand(12, generator=random, dtype=torch.float64).mul(900).round().div(1000).sort().values.tolist()
         intervals = [(start, end, "A") for start, end in zip([0.0, *times], [*times, 1.0], strict=True)]
-        centres = frame_centres(num_frames(SECOND)).tolist()
+        centres = [(320 * frame + 200) / SECOND for frame in range(num_frames(SECOND))]
         owners = [max(i for i, (start, _, _) in enumerate(intervals) if start <= centre) for centre in centres]
         expected = [i + 1 for i, owner in enumerate(owners) if i + 1 == len(owners) or owners[i + 1] != owner]
         assert boundaries(intervals) == expected
