@@ -12,14 +12,15 @@ import soxr
 from s3prl_ofa.io.audio_headers import is_placeholder, sample_bytes
 from s3prl_ofa.io.files import printable
 
-SAMPLE_RATE = 16_000  # Hz, what the models hear; stated here too so that reading audio does not need torch
+SAMPLE_RATE = 16_000  # Hz, the models' rate; repeated here so that reading audio does not import torch
 MIN_SAMPLES = 400  # at 16 kHz: one frame of wav2vec 2.0's front end
-MIN_FILE_RATE, MAX_FILE_RATE = 1_000, 768_000  # Hz; a header outside this range is damaged
-BLOCK_SECONDS = 30.0  # an hour of 48 kHz stereo is 1.4 GB in float32; read piece by piece it never is in memory
-# The endings of libsndfile's formats, and those that its format names do not give away. RAW has no header to read.
+MIN_FILE_RATE, MAX_FILE_RATE = 1_000, 768_000  # Hz; a header with any other rate is damaged
+MAX_AMPLITUDE = 2.0**15  # float files hold -1 to 1, some hold 16-bit integers unscaled; anything larger is damage
+BLOCK_SECONDS = 30.0  # an hour of 48 kHz stereo is 1.4 GB in float32; read in blocks, it is never all in memory
+# File suffixes of libsndfile's formats, including those that are not the format's name. RAW has no header to read.
 SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"}
 SUFFIXES |= {".aif", ".aifc", ".oga", ".opus", ".snd", ".sph"}
-# Suffixes of audio that libsndfile cannot read. Such files are found all the same, so that they are reported.
+# Suffixes of audio that libsndfile cannot read. Such files are found all the same, so that they can be reported.
 OTHERS = "3ga 3gp aac ac3 amr ape asf avi awb dff dsf eac3 flv m4a m4b m4v mka mkv mov mp1 mp2 mp4 mpc mpeg mpg mpga ra"
 OTHERS += " rm shn spx tak tta weba webm wma wmv wv"
 OTHER_SUFFIXES = {f".{name}" for name in OTHERS.split()}
@@ -31,14 +32,14 @@ class AudioError(ValueError):
 
 
 def find_audio(folder: str | os.PathLike) -> list[pathlib.Path]:
-    """Every file below ``folder`` with the suffix of an audio format, sorted; hidden ones are left out.
+    """Every file below ``folder`` with the suffix of an audio format, sorted; hidden files are left out.
 
-    Includes files in formats that soundfile cannot read and folders that cannot be searched: opening one raises
-    AudioError, so that callers report it. Links to folders are followed, but every folder is searched only once.
+    Files in formats that soundfile cannot read and folders that cannot be searched are included: opening them raises
+    AudioError, so callers report them. Links to folders are followed, but every folder is searched only once.
     """
     found: list[pathlib.Path] = []
     searched = set()
-    # Links are followed last, so that a folder that lies below ``folder`` itself keeps its own name.
+    # Links are followed last, so that a folder that is also below ``folder`` itself is named without the link.
     starts = [os.fspath(folder)]
     while starts:
         for directory, subfolders, names in os.walk(
@@ -65,17 +66,17 @@ def duration(path: str | os.PathLike) -> float:
 
 
 def check_speech(path: str | os.PathLike, verify: bool = False) -> int:
-    """Samples of a file that the tasks and pretraining can read as it is: 16 kHz mono, at least 400 samples.
+    """Number of samples of a file that tasks and pretraining can read as it is: 16 kHz mono, at least 400 samples.
 
-    Every command that reads a corpus decides by this function which files are usable. Only the header is read, and the
-    end of a FLAC file, or with ``verify`` all that has to be decoded. Raises AudioError saying why the file cannot be
-    used.
+    Every command that reads a corpus uses this function to decide which files are usable. It reads only the header and
+    the end of a FLAC file; with ``verify`` it decodes compressed files completely. Raises AudioError with the reason
+    why the file cannot be used.
     """
     with open_audio(path) as file:
         check_format(file)
-        if file.format == "FLAC":  # its header does not tell whether the file was cut; a seek takes 0.1 ms
+        if file.format == "FLAC":  # its header does not show whether the file was cut; a seek takes 0.1 ms
             check_end(file)
-        # integer PCM is not compressed: its size has been compared with the header, and any bits are samples
+        # integer PCM need not be decoded: its size has been compared with the header, and any bits are valid samples
         compressed = file.format == "FLAC" or not file.subtype.startswith("PCM_")
         for _ in mono_blocks(file) if verify and compressed else ():
             pass
@@ -94,7 +95,7 @@ def check_format(file: soundfile.SoundFile) -> None:
 
 
 def check_end(file: soundfile.SoundFile) -> None:
-    """Raises AudioError if the last sample cannot be reached."""
+    """Raises AudioError unless the last sample can be reached."""
     try:
         file.seek(file.frames - 1)
     except (soundfile.LibsndfileError, RuntimeError):
@@ -110,7 +111,7 @@ def read_speech(path: str | os.PathLike) -> np.ndarray:
 
 
 def load_speech(path: str | os.PathLike) -> np.ndarray:
-    """``read_speech`` whose AudioError names the file, because during a training no caller would."""
+    """``read_speech`` whose AudioError names the file, because in training no caller does."""
     try:
         return read_speech(path)
     except AudioError as error:
@@ -118,10 +119,9 @@ def load_speech(path: str | os.PathLike) -> np.ndarray:
 
 
 def load_audio(path: str | os.PathLike) -> np.ndarray:
-    """Samples (samples,), float32, 16 kHz: channels averaged, any other rate resampled by soxr in high quality.
+    """The wave (samples,), float32, 16 kHz: channels averaged, other rates resampled by soxr in high quality.
 
-    Raises AudioError when the file is missing, damaged, shorter than its header says, or empty, or holds values that
-    are not finite.
+    Raises AudioError when the file is missing, empty, damaged or shorter than its header says.
     """
     with open_audio(path) as file:
         stream = None
@@ -138,19 +138,19 @@ def load_audio(path: str | os.PathLike) -> np.ndarray:
 
 
 def open_audio(path: str | os.PathLike) -> soundfile.SoundFile:
-    """The open file. Raises AudioError when it is missing or no audio, or has fewer samples than its header says.
+    """The open file. Raises AudioError when it is missing, is not audio, or has fewer samples than its header says.
 
-    The last is detected here for WAV and its variants, AIFF, 8SVX, AU, W64, CAF and NIST, and for Ogg unless the file
-    was cut between two pages. For FLAC, and for MP3 with a frame count in its header, it is detected when the samples
-    are read (for FLAC in ``check_speech`` too). It is not detected for other MP3 files and the remaining formats, which
-    give no length or whose length libsndfile corrects.
+    Missing samples are detected here for WAV and its variants, AIFF, 8SVX, AU, W64, CAF and NIST, and for Ogg unless
+    the file was cut between two pages. For FLAC, and for MP3 with a frame count in its header, they are detected when
+    the samples are read (for FLAC in ``check_speech`` too). They are not detected in other MP3 files and the remaining
+    formats, which store no length or whose length libsndfile corrects.
     """
     try:
         os.fspath(path).encode("utf-8")
     except UnicodeEncodeError:
-        raise AudioError("its path is not UTF-8, rename it") from None
+        raise AudioError("its path is not UTF-8; rename it") from None
     if not os.path.exists(path):
-        raise AudioError("a link to nothing" if os.path.islink(path) else "no such file")
+        raise AudioError("a broken link" if os.path.islink(path) else "no such file")
     if os.path.isdir(path):
         raise AudioError(unsearchable(path))
     if not os.path.isfile(path):
@@ -158,9 +158,9 @@ def open_audio(path: str | os.PathLike) -> soundfile.SoundFile:
     try:
         if not os.path.getsize(path):
             raise AudioError("an empty file")
-        promised, there = sample_bytes(path)
-        if promised > there and not is_placeholder(promised):
-            raise AudioError(f"cut short: {there} of the {promised} bytes of samples that its header promises")
+        declared, present = sample_bytes(path)
+        if declared > present and not is_placeholder(declared):
+            raise AudioError(f"cut short: {present} of the {declared} bytes of samples that its header declares")
         file = soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
         raise AudioError(f"cannot be read as audio ({reason(error)}){conversion(path)}") from None
@@ -171,7 +171,7 @@ def open_audio(path: str | os.PathLike) -> soundfile.SoundFile:
 
 
 def unsearchable(folder: str | os.PathLike) -> str:
-    """The error for a path that is a folder; ``find_audio`` returns folders that it cannot search."""
+    """The message for a path that is a folder; ``find_audio`` returns folders that it cannot search."""
     try:
         os.scandir(folder).close()
     except OSError as error:
@@ -180,7 +180,7 @@ def unsearchable(folder: str | os.PathLike) -> str:
 
 
 def conversion(path: str | os.PathLike) -> str:
-    """How to convert a file in a format that libsndfile cannot read; empty for others."""
+    """How to convert a file in a format that libsndfile cannot read; empty for other formats."""
     old = pathlib.Path(path)
     if old.suffix.lower() not in OTHER_SUFFIXES:
         return ""
@@ -189,24 +189,28 @@ def conversion(path: str | os.PathLike) -> str:
 
 
 def mono_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    """Yields the file in blocks (samples,), at its own rate, with its channels averaged.
+    """Yields the file in blocks (samples,), at the file's rate, with its channels averaged.
 
-    Raises AudioError when it is damaged, ends earlier than its header says, or holds values that are not finite.
+    Raises AudioError when it is damaged, ends earlier than its header says, or holds values that are not finite or
+    far too large.
     """
     found = 0
     try:
         while len(block := file.read(int(BLOCK_SECONDS * file.samplerate), dtype="float32", always_2d=True)):
             found += len(block)
-            if not np.isfinite(block).all():
+            peak = np.abs(block).max()
+            if not np.isfinite(peak):
                 raise AudioError("holds NaN or infinite samples")
+            if peak > MAX_AMPLITUDE:
+                raise AudioError(f"holds samples as large as {peak:.3g}; expected -1 to 1")
             yield block.mean(1) if file.channels > 1 else block[:, 0]
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise AudioError(f"damaged ({reason(error)})") from None
     if found < file.frames:
-        raise AudioError(f"damaged: {found} of the {file.frames} samples that its header promises can be read")
+        raise AudioError(f"damaged: {found} of the {file.frames} samples that its header declares can be read")
 
 
 def reason(error: Exception) -> str:
-    """libsndfile's or the system's error message without the file's name."""
+    """The error message of libsndfile or the system, without the file's name."""
     words = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
     return words.strip().rstrip(".")

@@ -1,22 +1,22 @@
-"""How many bytes of samples the header of an audio file promises, and how many are there.
+"""How many bytes of samples the header of an audio file declares, and how many are present.
 
-libsndfile ignores the difference, and reads a file that was cut short as a shorter one.
+libsndfile ignores the difference and reads a file that was cut short as a shorter one.
 """
 
 import os
 import struct
 from typing import BinaryIO
 
-# Formats made of chunks, each with a name and a size, by their first bytes: WAV and its variants, AIFF and 8SVX.
+# Byte orders of formats made of chunks, each with a name and a size: WAV and its variants, AIFF and 8SVX.
 BYTE_ORDERS = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<", b"FORM": ">"}
 SAMPLE_CHUNKS = {b"data", b"SSND", b"BODY"}
 LARGEST_OGG_PAGE = 27 + 255 + 255 * 255  # bytes
-NIST_CODINGS = ("pcm", "ulaw", "mu-law", "alaw")  # with a fixed number of bytes per sample
+NIST_CODINGS = ("pcm", "ulaw", "mu-law", "alaw")  # those with a fixed number of bytes per sample
 NIST_HEADER = 1024  # bytes
 
 
 def sample_bytes(path: str | os.PathLike) -> tuple[int, int]:
-    """(promised, there) of WAV, AIFF, 8SVX, AU, W64, CAF and NIST files, and of the last page of Ogg; else (0, 0).
+    """(declared, present) of WAV, AIFF, 8SVX, AU, W64, CAF and NIST files and of the last page of Ogg; else (0, 0).
 
     An Ogg file that was cut between two pages cannot be told from one that ends there.
     """
@@ -28,8 +28,8 @@ def sample_bytes(path: str | os.PathLike) -> tuple[int, int]:
         if start[:4] in BYTE_ORDERS:
             return in_chunks(file, size, BYTE_ORDERS[start[:4]])
         if start[:4] in (b".snd", b"dns.") and len(start) == 12:
-            offset, promised = struct.unpack(">II" if start[:4] == b".snd" else "<II", start[4:])
-            return promised, size - offset
+            offset, declared = struct.unpack(">II" if start[:4] == b".snd" else "<II", start[4:])
+            return declared, size - offset
         if start[:4] == b"riff":
             return in_wave64(file, size)
         if start[:4] == b"caff":
@@ -42,15 +42,15 @@ def sample_bytes(path: str | os.PathLike) -> tuple[int, int]:
 
 
 def in_chunks(file: BinaryIO, size: int, order: str) -> tuple[int, int]:
-    long_size = 0  # where 32 bits are too few
+    long_size = 0  # of the samples, where 32 bits are too few
     while len(head := file.read(8)) == 8:
         name, length = struct.unpack(f"{order}4sI", head)
         start = file.tell()
         if name in SAMPLE_CHUNKS:
-            promised, there = long_size or length, size - start
-            return promised, there + (promised == there + 1)  # some writers count the padding byte
+            declared, present = long_size or length, size - start
+            return declared, present + (declared == present + 1)  # some writers count the padding byte
         if not any(name):
-            break  # zeros, not a chunk; searching them eight bytes at a time takes long
+            break  # zeros, not a chunk; skipping them eight bytes at a time would take long
         if name == b"ds64" and len(sizes := file.read(16)) == 16:
             long_size = struct.unpack("<QQ", sizes)[1]
         file.seek(start + length + length % 2)
@@ -58,7 +58,7 @@ def in_chunks(file: BinaryIO, size: int, order: str) -> tuple[int, int]:
 
 
 def in_wave64(file: BinaryIO, size: int) -> tuple[int, int]:
-    """Names are GUIDs of 16 bytes, sizes include the 24 bytes of name and size, chunks start at multiples of 8."""
+    """Names are GUIDs of 16 bytes, sizes include the 24 bytes of name and size, chunks begin at multiples of 8."""
     file.seek(40)
     while len(head := file.read(24)) == 24:
         length = struct.unpack("<Q", head[16:])[0]
@@ -84,7 +84,7 @@ def in_caf(file: BinaryIO, size: int) -> tuple[int, int]:
 
 
 def in_nist(file: BinaryIO, size: int) -> tuple[int, int]:
-    """The header has lines of a name, a type and a value; its second line is its length."""
+    """The header's lines hold a name, a type and a value; its second line is its length."""
     file.seek(0)
     lines = file.read(NIST_HEADER).decode("latin-1").split("\n")
     rows = [line.split(None, 2) for line in lines]
@@ -99,7 +99,7 @@ def in_nist(file: BinaryIO, size: int) -> tuple[int, int]:
 
 
 def in_ogg(file: BinaryIO, size: int) -> tuple[int, int]:
-    """Bytes of the last page: a file that was cut usually ends within one."""
+    """Bytes of the last page: a file that was cut usually ends within a page."""
     file.seek(max(0, size - LARGEST_OGG_PAGE))
     tail = file.read()
     at = tail.rfind(b"OggS")

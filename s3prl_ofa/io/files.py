@@ -10,49 +10,49 @@ import unicodedata
 from collections.abc import Iterator
 
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories of control characters, surrogates and line breaks
-STEM = 40  # characters of a file's name in its temporary name; of at most 4 bytes each, where a name may have 255
-TEMPORARY_NAME = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")  # what atomic_path calls its temporary files
-# Windows has no EDQUOT. EFBIG: the size of a file is limited, by the file system or by the shell.
+STEM = 40  # characters of the file's name kept in its temporary name: at most 4 bytes each, of the 255 of a name
+TEMPORARY_NAME = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")  # of atomic_path
+# EFBIG: the file system or the shell limits the size of a file. Windows has no EDQUOT.
 NO_ROOM = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # in messages of safetensors
 PROBE = bytes(1 << 16)
 
 
 class DiskFull(OSError):
-    """There is no room for the file ``filename``: its disk is full, or a quota or size limit is reached."""
+    """There is no room for the file ``filename``: the disk is full, or a quota or size limit is reached."""
 
     def __str__(self) -> str:
         return (
-            f"{self.filename}: no room to write it ({self.strerror}); free some space and run the command again: "
-            "nothing was left half written"
+            f"{self.filename}: no room to write it ({self.strerror}); free some space or raise the limit, then resume "
+            "or repeat the command: no file was left half written"
         )
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Gives a temporary name beside ``path``; when the block ends well the file is renamed to ``path``.
+    """Yields a temporary file beside ``path``, which is renamed to ``path`` when the block succeeds.
 
     The temporary name keeps the suffix of ``path``, because some writers choose a format by it. When the block raises,
-    the temporary file is removed and whatever stood at ``path`` is untouched. Parent folders are made. Raises DiskFull
-    if there is no room for the file, OSError (ENAMETOOLONG) if the file system does not accept the name of ``path``.
+    the temporary file is removed and an existing file at ``path`` is left as it was. Parent folders are made. Raises
+    DiskFull if there is no room for the file, OSError (ENAMETOOLONG) if the file system does not accept its name.
     """
     path = pathlib.Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Shortened, because a name that just fits has no room for what mkstemp adds.
+        # Shortened, because mkstemp could not add to a name of the maximal length.
         handle, name = tempfile.mkstemp(prefix=f".{path.stem[:STEM]}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         temporary = pathlib.Path(name)
         try:
             yield temporary
-            # mkstemp makes files private; a result should have the permissions of any other new file.
+            # mkstemp makes private files; a result should have the permissions of any other new file.
             umask = os.umask(0)
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)
             os.replace(temporary, path)
         except (OSError, RuntimeError) as error:
             if no_room(error) is None:
-                probe(temporary)  # numpy and torch only report that too few bytes were written
+                append_probe(temporary)  # numpy and torch do not report why a write failed
             raise
         finally:
             temporary.unlink(missing_ok=True)
@@ -60,7 +60,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike | None) -> Iterator[None]:
-    """Turns any library's error for a full disk into DiskFull. path: the file to name; None takes the error's own."""
+    """Turns any library's error for a full disk into DiskFull. path: the file to name; None for the error's."""
     try:
         yield
     except Exception as error:
@@ -72,22 +72,22 @@ def writing(path: str | os.PathLike | None) -> Iterator[None]:
 
 
 def no_room(error: BaseException | None) -> tuple[int, str | None] | None:
-    """errno and file name (if known) where the error or one of its causes means a full disk; else None."""
-    seen = set()  # an error that was kept and raised again can be among its own causes
+    """errno and file name (if known) if the error or one of its causes means a full disk; else None."""
+    seen = set()  # an error that was stored and raised again can be among its own causes
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             return error.errno, error.filename
-        if (said := RUST_ERROR.search(str(error))) and int(said[1]) in NO_ROOM:
-            return int(said[1]), None
+        if (found := RUST_ERROR.search(str(error))) and int(found[1]) in NO_ROOM:
+            return int(found[1]), None
         error = error.__cause__ or error.__context__
     return None
 
 
 def append(path: str | os.PathLike, content: bytes, sync: bool = False) -> None:
-    """Appends to a file in one write. Raises DiskFull, and leaves the file as it was, if there is no room.
+    """Appends to a file in one write. If there is no room, raises DiskFull and leaves the file as it was.
 
-    Only one process at a time may do so. sync: the content is on the disk when this returns.
+    Only one process at a time may do so. sync: return only when the content is on the disk.
     """
     with writing(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -105,8 +105,8 @@ def append(path: str | os.PathLike, content: bytes, sync: bool = False) -> None:
             os.close(descriptor)
 
 
-def probe(path: pathlib.Path) -> None:
-    """Appends to a file that is about to be removed. Raises OSError if there is no room."""
+def append_probe(path: pathlib.Path) -> None:
+    """Appends to a file that is about to be removed; if there is no room, the OSError says so."""
     if path.exists():
         with path.open("ab") as file:
             file.write(PROBE)
@@ -115,8 +115,8 @@ def probe(path: pathlib.Path) -> None:
 
 
 def printable(path: str | os.PathLike) -> str:
-    """The path on one line, for messages and reports. Control characters and line breaks are escaped (``\\n``), and so
-    are bytes that are not UTF-8 (``\\udcff``), which cannot be written to a text file."""
+    """The path on one line, for messages and reports: control characters and line breaks are escaped (``\\n``), as are
+    bytes that are not UTF-8 (``\\udcff``) and could not be written to a text file."""
     return "".join(
         character.encode("unicode_escape").decode() if unicodedata.category(character) in UNPRINTABLE else character
         for character in os.fspath(path)

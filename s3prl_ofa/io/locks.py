@@ -1,4 +1,4 @@
-"""Locks that die with their holder, whatever kills it: of a folder that one process writes, of a point, of a cache."""
+"""File locks that are released when their holder ends, however it is killed."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ HELD: set[IO[str]] = set()
 
 
 def close_in_child() -> None:
-    """A forked data worker outlives a killed parent by some seconds, and must not hold its locks."""
+    """A forked data worker outlives a killed parent by some seconds and must not keep its locks."""
     for file in HELD:
         file.close()
 
@@ -31,16 +31,15 @@ class InUse(Exception):
 
 
 class NoLocks(UsageError):
-    """The file system, or the operating system, has no locks."""
+    """The file system or the operating system has no locks."""
 
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path, wait: bool, shared: bool = False, remove: bool = False) -> Iterator[IO[str]]:
-    """Holds the lock file ``path`` and yields it: a process that is started with the open file holds the lock as well.
+    """Locks the file ``path`` and yields it: a process that inherits the open file holds the lock as well.
 
-    shared: together with others that hold it so. remove: the file is there only as long as it is held. Raises InUse
-    where another process holds it and ``wait`` is false, NoLocks where there are none, OSError where the file cannot be
-    made.
+    wait: for another holder, instead of raising InUse. shared: allow other shared holders. remove: delete the file when
+    it is released. Raises NoLocks where there are no locks, OSError if the file cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -50,7 +49,7 @@ def locked(path: pathlib.Path, wait: bool, shared: bool = False, remove: bool = 
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     break
-            stack.pop_all().close()  # its holder removed it between our opening and our locking it
+            stack.pop_all().close()  # its holder removed it after we had opened it and before we locked it
         HELD.add(file)
         stack.callback(HELD.discard, file)
         if remove:
@@ -73,7 +72,7 @@ def take(file: IO[str], path: pathlib.Path, wait: bool, shared: bool) -> None:
 
 
 def is_locked(path: pathlib.Path) -> bool:
-    """Whether a process holds it. Nothing is written where there is no such file."""
+    """Whether a process holds the lock. Makes no file."""
     if not path.exists():
         return False
     try:

@@ -1,4 +1,4 @@
-"""Measuring many audio files at once, and naming those that cannot be used."""
+"""The lengths of many audio files, and the reasons why some cannot be used."""
 
 import concurrent.futures
 import contextlib
@@ -15,18 +15,18 @@ from s3prl_ofa.io.audio import AudioError, check_speech
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """samples: the length of every usable file; bad: why each other one is not."""
+    """samples: the length of every usable file. bad: for every other file, why it cannot be used."""
 
     samples: dict[pathlib.Path, int]
     bad: dict[pathlib.Path, str]
 
 
 def length(path: str | os.PathLike, verify: bool = False) -> int:
-    """Samples of a file as ``check_speech`` gives them, which is asked once in a process. Raises AudioError."""
+    """``check_speech``, called once per file and process. Raises AudioError."""
     try:
         status = os.stat(path)
         key = os.fspath(path), status.st_mtime_ns, status.st_size
-    except (OSError, ValueError):  # check_speech says what is wrong with it
+    except (OSError, ValueError):  # check_speech says what is wrong
         return check_speech(path, verify)
     return known_length(*key, verify)
 
@@ -36,8 +36,8 @@ def known_length(path: str, mtime_ns: int, size: int, verify: bool) -> int:
     return check_speech(path, verify)
 
 
-def measure(path: pathlib.Path, verify: bool) -> int | str:
-    """Samples of a file that ``check_speech`` accepts, or the reason why it cannot be used."""
+def length_or_reason(path: pathlib.Path, verify: bool) -> int | str:
+    """Number of samples of a usable file, or the reason why it cannot be used."""
     try:
         return length(path, verify)
     except AudioError as error:
@@ -45,17 +45,16 @@ def measure(path: pathlib.Path, verify: bool) -> int | str:
 
 
 def scan(paths: Iterable[pathlib.Path], jobs: int | None, what: str, verify: bool = False) -> Scan:
-    """Measures files with ``jobs`` threads (None: one per core) and a progress bar labelled ``what``.
+    """Checks files with ``jobs`` threads (None: one per core) and a progress bar labelled ``what``.
 
-    Only headers are read, so most compressed files that were cut off are not noticed; ``verify`` decodes every file to
-    its end. Threads are enough, because libsndfile does not hold Python's lock; they start at once and behave the same
-    on every operating system.
+    Only headers are read, so most truncated compressed files are not noticed; ``verify`` decodes every file to its end.
+    Threads are enough, because libsndfile runs without Python's lock, and work the same on every operating system.
     """
     paths = list(paths)
     with contextlib.ExitStack() as stack:
         pool = concurrent.futures.ThreadPoolExecutor(jobs or os.cpu_count() or 1)
         stack.callback(pool.shutdown, cancel_futures=True)  # Ctrl-C does not wait for all files
-        results = pool.map(functools.partial(measure, verify=verify), paths)
+        results = pool.map(functools.partial(length_or_reason, verify=verify), paths)
         bar = tqdm(results, total=len(paths), desc=what, unit="file", dynamic_ncols=True, disable=None)
         found = list(zip(paths, bar, strict=True))
     return Scan(

@@ -1,4 +1,4 @@
-"""On a full disk the logs for TensorBoard end, but not the training that writes them."""
+"""TensorBoard logs that a full disk ends without ending the training that writes them."""
 
 import functools
 import logging
@@ -11,9 +11,9 @@ logger = logging.getLogger(__name__)
 
 
 def outlast_full_disk(record_writer: type) -> None:
-    """Makes tensorboard's or tensorboardX's RecordWriter warn once that nothing more is logged, and carry on.
+    """Makes the RecordWriter of tensorboard or tensorboardX warn once that nothing more is logged, and carry on.
 
-    Both write in a thread. If it dies, training waits for it forever with the former, the latter prints tracebacks.
+    Both write in a thread. If it dies, tensorboard makes training wait for it forever, tensorboardX prints tracebacks.
     """
     for name in ("write", "flush", "close"):
         method = getattr(record_writer, name)

@@ -132,7 +132,7 @@ def test_bad_files_do_not_stop_the_rest(extract, audio_folder, make_wave, tmp_pa
 
 
 def test_odd_entries_do_not_stop_the_rest(extract, audio_folder, make_wave, tmp_path, capsys):
-    """A link to nothing, a name that is not UTF-8 and one that is too long for an output's go into the report; a name
+    """A broken link, a name that is not UTF-8 and one that is too long for an output's go into the report; a name
     that just fits is done."""
     (audio_folder / "gone.wav").symlink_to("nowhere.wav")
     strange = os.fsdecode(b"caf\xe9.wav")
@@ -145,8 +145,8 @@ def test_odd_entries_do_not_stop_the_rest(extract, audio_folder, make_wave, tmp_
         assert set(read_index(tmp_path / "out")) == {"a.flac", "a.wav", "deep/b.mp3", "deep/er/c.opus", fits}
         rows = [json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text("utf-8").splitlines()]
         assert {row["name"]: row["error"] for row in rows} == {
-            "gone.wav": "a link to nothing",
-            r"caf\udce9.wav": "its path is not UTF-8, rename it",
+            "gone.wav": "a broken link",
+            r"caf\udce9.wav": "its path is not UTF-8; rename it",
             too_long: "its name is too long to be that of an output too",
         }
         said = capsys.readouterr().err

@@ -198,16 +198,21 @@ def test_path_that_is_not_utf8(tmp_path, make_wave):
         load_audio(path)
 
 
-def test_no_samples_and_nan(tmp_path):
-    """A header without samples, and values that are not finite, are refused."""
+def test_impossible_samples(tmp_path):
+    """A header without samples, and values that are not finite or far too large, are refused."""
     soundfile.write(tmp_path / "a.wav", np.zeros(0, np.float32), SAMPLE_RATE)
     with pytest.raises(AudioError, match="no samples"):
         load_audio(tmp_path / "a.wav")
     wave = np.zeros(1000, np.float32)
-    wave[500] = np.nan
+    for value, message in ((np.nan, "NaN"), (-np.inf, "infinite"), (-1e30, r"as large as 1e\+30; expected -1 to 1")):
+        wave[500] = value
+        soundfile.write(tmp_path / "b.wav", wave, SAMPLE_RATE, subtype="FLOAT")
+        for function in (load_audio, load_speech):
+            with pytest.raises(AudioError, match=message):
+                function(tmp_path / "b.wav")
+    wave[500] = 2**15  # 16-bit integers in a float file
     soundfile.write(tmp_path / "b.wav", wave, SAMPLE_RATE, subtype="FLOAT")
-    with pytest.raises(AudioError, match="NaN"):
-        load_audio(tmp_path / "b.wav")
+    assert load_audio(tmp_path / "b.wav").max() == 2**15
 
 
 @pytest.mark.parametrize("rate", [1, 2, 50, 999, 768_001])

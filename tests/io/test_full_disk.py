@@ -24,7 +24,8 @@ from s3prl_ofa.io.files import DiskFull, append, atomic_path, writing
 
 pytestmark = pytest.mark.slow  # without coverage, whose own file would meet the limit too
 REASON = (
-    "no room to write it (File too large); free some space and run the command again: nothing was left half written"
+    "no room to write it (File too large); free some space or raise the limit, then resume or repeat the command: "
+    "no file was left half written"
 )
 CODE = """
 import json, resource, sys

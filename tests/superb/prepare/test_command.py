@@ -241,7 +241,7 @@ def test_the_first_lexicon_counts(corpora, out, tmp_path):
 
 
 def test_odd_entries_are_left_out(tmp_path, out, make_wave, capsys):
-    """A name that is not UTF-8, a link to nothing and a cut file are named; the rest goes on."""
+    """A name that is not UTF-8, a broken link and a cut file are named; the rest goes on."""
     audio = tmp_path / "audio"
     audio.mkdir()
     for name in ("a.wav", "b.wav", "cut.wav", "strange.wav"):
@@ -253,8 +253,8 @@ def test_odd_entries_are_left_out(tmp_path, out, make_wave, capsys):
     report = dict(line.split("\t") for line in (out / "bad_audio.tsv").read_text("utf-8").splitlines())
     found = {pathlib.Path(path).name: words.partition(":")[0] for path, words in report.items()}
     assert found == {
-        r"caf\udce9.wav": "its path is not UTF-8, rename it",
-        "gone.wav": "a link to nothing",
+        r"caf\udce9.wav": "its path is not UTF-8; rename it",
+        "gone.wav": "a broken link",
         "cut.wav": "cut short",
     }
     assert rf"left out: {audio}/caf\udce9.wav" in capsys.readouterr().err
