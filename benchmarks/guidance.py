@@ -25,9 +25,9 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from s3prl_ofa.guidance import layout
-from s3prl_ofa.guidance.codes import CLUSTERS, train
 from s3prl_ofa.guidance.features import Mfcc
 from s3prl_ofa.guidance.segmentation import LONGEST, best_segmentation, distances, segment_costs, solve_penalty
+from s3prl_ofa.guidance.unsupervised import CLUSTERS, train_codes
 from s3prl_ofa.io.audio import load_audio
 from s3prl_ofa.model import SAMPLE_RATE, ModelConfig, OFAWav2Vec2
 
@@ -50,7 +50,7 @@ def make_stages(folder: pathlib.Path) -> dict[str, Stage]:
         soundfile.write(path, wave, SAMPLE_RATE)
     source = Mfcc()
     mfcc = [source(wave) for wave in waves]
-    codes = train(np.concatenate(mfcc), CLUSTERS, 0)
+    codes = train_codes(mfcc, CLUSTERS, 0)
     frames = layout.num_frames(len(waves[0]))
     wide = [numbers.standard_normal((frames, BASE_DIM)).astype(np.float32) for _ in waves]
     wide_codes = numbers.standard_normal((CLUSTERS, BASE_DIM)).astype(np.float32)
@@ -73,7 +73,7 @@ def make_stages(folder: pathlib.Path) -> dict[str, Stage]:
         "reading FLAC": (lambda: [load_audio(path) for path in paths], audio),
         "MFCC": (lambda: [source(wave) for wave in waves], audio),
         f"hidden states, Base {LAYER}": (hidden, HIDDEN_UTTERANCES * SECONDS),
-        "k-means of MFCC": (lambda: train(np.concatenate(mfcc), CLUSTERS, 0), audio),
+        "k-means of MFCC": (lambda: train_codes(mfcc, CLUSTERS, 0), audio),
         SEGMENTATION: (lambda: segment(mfcc, codes), audio),
         f"{SEGMENTATION} of {BASE_DIM}": (lambda: segment(wide, wide_codes), audio),
         "writing": (lambda: [layout.write(folder, path.name, boundaries, frames) for path in paths], audio),

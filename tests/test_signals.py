@@ -11,7 +11,7 @@ import uuid
 
 import pytest
 import soundfile
-from guidance_data import write_manifest
+from guidance_data import write_ctm, write_manifest
 from paths import ROOT
 from pretraining import corpus_settings, make_corpus, write_config
 
@@ -95,13 +95,14 @@ def test_extract_and_again(golden_checkpoint, tmp_path, make_wave):
     assert len(list((out / "features").glob("*.npy"))) >= 10
 
 
-def test_guidance(tmp_path, make_wave):
+def test_guidance(tmp_path):
     """Its processes end with it."""
-    for number in range(64):
-        soundfile.write(tmp_path / f"{number}.flac", make_wave(20.0, number), 16_000)
-    manifest = write_manifest(tmp_path / "train.tsv", tmp_path, {f"{number}.flac": 320_000 for number in range(64)})
+    manifest = write_manifest(tmp_path / "train.tsv", tmp_path, {f"{number}.flac": 320_000 for number in range(3000)})
+    ctm = write_ctm(
+        tmp_path / "train.ctm", {str(number): [(0.0, 10.0, "A"), (10.0, 20.0, "B")] for number in range(3000)}
+    )
     out = tmp_path / "out"
-    running = Running(tmp_path, "guidance", "segment", "--manifest", manifest, "--out", out, "--jobs", 2)
+    running = Running(tmp_path, "guidance", "ctm", ctm, "--manifest", manifest, "--out", out, "--jobs", 2)
     running.until(lambda: any(out.rglob("*.pt")))
     status, said = running.end()
     assert status == 143 and said.splitlines()[-1].endswith("s3prl-ofa guidance: terminated")

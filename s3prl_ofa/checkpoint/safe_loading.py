@@ -1,8 +1,8 @@
-"""Lets S3PRL and fairseq read files for us without running anything in them.
+"""Lets S3PRL and fairseq read files without running anything in them.
 
 Both load some checkpoints as full pickles (S3PRL's ``distiller``, ``mockingjay`` and ``roberta`` ask torch for
-``weights_only=False``), and both pass strings of checkpoints and configs to ``eval`` (``conv_feature_layers``,
-``feat_type``, ``adam_betas``, names of classes). Inside ``nothing_run``, torch loads weights only, and these two can
+``weights_only=False``), and both pass strings from checkpoints and configs to ``eval`` (``conv_feature_layers``,
+``feat_type``, ``adam_betas``, names of classes). Inside ``nothing_run``, torch loads weights only, and both can
 unpickle and evaluate only values and names.
 """
 
@@ -26,17 +26,17 @@ from s3prl_ofa.checkpoint.safe_pickle import explain
 from s3prl_ofa.checkpoint.torch_file import check_torch_file
 from s3prl_ofa.errors import CheckpointError, UsageError, shown
 
-GUARDED = ("s3prl.", "fairseq.")  # modules that may read only values and names
+GUARDED = ("s3prl.", "fairseq.")  # packages that may only read values and names
 # a name with attributes and indices: get_Adam, self.get_dev_dataloader, self.model.encoder.layers[0], -math.inf
 NAME = re.compile(r"-?[^\W\d]\w*(\.[^\W\d]\w*|\[\d+\])*")
-# modules whose functions and classes a string may name: S3PRL calls what it has evaluated
+# modules whose functions and classes a string may name; S3PRL calls what it evaluates
 CALLABLE = ("s3prl.", "s3prl_ofa.", "fairseq.", "torch.nn.", "torchaudio.compliance.kaldi")
-DATA = (bool, int, float, str, list, tuple, dict, type(None), torch.nn.Module)
+DATA_TYPES = (bool, int, float, str, list, tuple, dict, type(None), torch.nn.Module)
 
 
 @contextlib.contextmanager
 def nothing_run() -> Iterator[None]:
-    """Keeps S3PRL and fairseq from running what they read, until the block ends, in this process and those it forks.
+    """Keeps S3PRL and fairseq from running what they read during the block, in this process and those it forks.
 
     ``torch.load`` raises CheckpointError for a file that holds more than weights and plain values. For S3PRL and
     fairseq, ``pickle.load`` raises CheckpointError for anything but plain values, and ``eval`` raises UsageError for
@@ -64,7 +64,7 @@ def namespace_in_checkpoints() -> bool:
 
 @contextlib.contextmanager
 def patched_attributes(module: Any, **values: Any) -> Iterator[None]:
-    """Sets attributes of a module until the block ends; give the present value of one that the block may change."""
+    """Sets attributes of a module for the duration of the block, and restores them, whatever the block does to them."""
     before = {name: getattr(module, name) for name in values}
     try:
         for name, value in values.items():
@@ -76,7 +76,7 @@ def patched_attributes(module: Any, **values: Any) -> Iterator[None]:
 
 
 def weights_only(load: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.load`` that loads weights only, whatever its caller asks for. Raises CheckpointError naming the file."""
+    """A ``torch.load`` that loads only weights, whatever its caller wants. Raises CheckpointError naming the file."""
 
     @functools.wraps(load)
     def safe_load(f: Any, *args: Any, **kwargs: Any) -> Any:
@@ -89,7 +89,7 @@ def weights_only(load: Callable[..., Any]) -> Callable[..., Any]:
         except OSError:
             raise
         except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any kind of exception
-            raise CheckpointError(f"{name_of(f)}: {refusal(error)}") from error
+            raise CheckpointError(f"{name_of(f)}: {explain_refusal(error)}") from error
 
     return safe_load
 
@@ -106,7 +106,7 @@ class ValuesOnly(pickle.Unpickler):
 
 
 def values_only(load: Callable[..., Any]) -> Callable[..., Any]:
-    """``pickle.load`` that loads only plain values for S3PRL and fairseq, which keep lists of files in pickles."""
+    """A ``pickle.load`` that loads only plain values for S3PRL and fairseq, which store lists of files in pickles."""
 
     @functools.wraps(load)
     def safe_load(file: Any, **options: Any) -> Any:
@@ -124,18 +124,18 @@ def is_guarded(caller: types.FrameType) -> bool:
     return str(caller.f_globals.get("__name__")).startswith(GUARDED)
 
 
-def refusal(error: Exception) -> str:
-    """One sentence for what ``torch.load`` or our reader raised, with what to do if it refused a type or function."""
-    if "TorchScript" in str(error):  # torch advises to run it
+def explain_refusal(error: Exception) -> str:
+    """An error of ``torch.load`` or our reader as one sentence, with advice if a type or function was refused."""
+    if "TorchScript" in str(error):  # torch's message advises to run it
         reason = "refused, because it is a TorchScript archive, which is a program; expected weights and plain values"
     else:
         reason = str(error) if isinstance(error, CheckpointError) else explain(error)
-    cure = "; if you trust it, save it again with only weights and plain values"
-    return reason + cure * reason.startswith("refused")
+    advice = "; if you trust it, save it again with only weights and plain values"
+    return reason + advice * reason.startswith("refused")
 
 
 def harmless_eval(evaluate: Callable[..., Any]) -> Callable[..., Any]:
-    """``eval`` that accepts only values and names when S3PRL or fairseq call it; for other callers ``evaluate``."""
+    """An ``eval`` that accepts only values and names from S3PRL and fairseq; for other callers it is ``evaluate``."""
 
     def safe_eval(source: Any, *scopes: Any) -> Any:
         caller = sys._getframe(1)
@@ -146,9 +146,13 @@ def harmless_eval(evaluate: Callable[..., Any]) -> Callable[..., Any]:
         if not NAME.fullmatch(text):
             return value_of(text)
         value = evaluate(text, *scopes)
-        if isinstance(value, DATA) or callable(value) and f"{getattr(value, '__module__', '')}.".startswith(CALLABLE):
+        if (
+            isinstance(value, DATA_TYPES)
+            or callable(value)
+            and f"{getattr(value, '__module__', '')}.".startswith(CALLABLE)
+        ):
             return value
-        raise refused(text)
+        raise not_evaluated(text)
 
     return safe_eval
 
@@ -162,8 +166,8 @@ def value_of(text: str) -> Any:
     try:
         return list(parse_conv_layers(text))
     except ValueError:
-        raise refused(text) from None
+        raise not_evaluated(text) from None
 
 
-def refused(text: str) -> UsageError:
-    return UsageError(f"{shown(text)} is not run: a value or a plain name is expected in a config or a checkpoint")
+def not_evaluated(text: str) -> UsageError:
+    return UsageError(f"{shown(text)} is not run: expected a value or a plain name in a config or checkpoint")

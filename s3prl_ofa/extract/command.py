@@ -1,4 +1,4 @@
-"""``s3prl-ofa extract AUDIO... --ckpt C --out DIR``: hidden states of many files at a chosen rate, to disk."""
+"""``s3prl-ofa extract AUDIO... --ckpt C --out DIR``: writes the hidden states of many files at a chosen rate."""
 
 import argparse
 import concurrent.futures
@@ -29,41 +29,43 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "float16", "bfloat16")
-BATCH_SECONDS = 120.0  # of audio; Base in float32 then needs some 2 GB
-REPORTED = 10  # bad files named at the end; all of them are in errors.jsonl
+BATCH_SECONDS = 120.0  # of audio; enough for Base to need about 2 GB in float32
+REPORTED = 10  # bad files listed at the end; errors.jsonl lists all
 
 Loaded = list[tuple[Utterance, np.ndarray]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("audio", nargs="+", metavar="AUDIO", help="audio files, or folders that are searched for them")
-    parser.add_argument("--ckpt", required=True, help="a checkpoint of any known format")
-    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="where the features go")
+    parser.add_argument("audio", nargs="+", metavar="AUDIO", help="audio files, or folders to search for audio")
+    parser.add_argument("--ckpt", required=True, help="checkpoint of any known format")
+    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="output folder")
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--lambd", type=float, metavar="L", help="the rate: 0 (no compression, the default) to below 2")
-    rate.add_argument("--frame-period-ms", type=float, metavar="P", help="the rate as a mean frame period, from 20")
+    rate.add_argument("--lambd", type=float, metavar="L", help="compression rate, 0 (none, the default) to below 2")
+    rate.add_argument("--frame-period-ms", type=float, metavar="P", help="the rate as a mean frame period, at least 20")
     parser.add_argument(
-        "--allow-beyond-one", action="store_true", help="let a frame period use lambd above 1 where 1 is too short"
+        "--allow-beyond-one", action="store_true", help="allow lambd above 1 where --frame-period-ms needs it"
     )
-    parser.add_argument("--format", default="npy", choices=FORMATS, help="of the output files (default: npy)")
+    parser.add_argument("--format", default="npy", choices=FORMATS, help="output format (default: npy)")
     parser.add_argument(
-        "--layer", metavar="K", help="hidden state K: 0, the encoder's input, to the last layer (default); or 'all'"
+        "--layer",
+        metavar="K",
+        help="hidden state K, 0 (the encoder's input) to the last layer (default), or 'all'",
     )
     parser.add_argument(
-        "--batch-seconds", type=float, default=BATCH_SECONDS, metavar="S", help="of audio in a batch (default: 120)"
+        "--batch-seconds", type=float, default=BATCH_SECONDS, metavar="S", help="audio per batch (default: 120)"
     )
     add_device_argument(parser)
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the model (default: float32)")
-    parser.add_argument("--force", action="store_true", help="start again, removing what DIR holds from earlier runs")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the model (default: float32)")
+    parser.add_argument("--force", action="store_true", help="start again, removing DIR's results of earlier runs")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status: 0 when all files are done, 1 when some could not be used. Raises UsageError, CheckpointError."""
+    """Returns the exit status: 0, or 1 if some files could not be used. Raises UsageError, CheckpointError."""
     import torch
 
     from s3prl_ofa.checkpoint import load
 
-    # All that can be refused is refused before the first file is read.
+    # All options are checked before the first file is read.
     output_format = get_format(args.format)
     rate = check_rate(args)
     if not (args.batch_seconds > 0 and math.isfinite(args.batch_seconds)):
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         "layer": layer,
         "dtype": args.dtype,
         "format": args.format,
-        # last: with another dtype it differs too, and the dtype is the thing to name
+        # last, because it also changes with the dtype, and then the message should name the dtype
         "checkpoint": model.fingerprint(),
     }
     with open_store(args.out, settings, args.force) as store:
@@ -115,7 +117,7 @@ def check_layer(layer: str | None, layers: int) -> int | str:
 
 @dataclasses.dataclass
 class Extraction:
-    """One run: what to compute, where to put it, and what went wrong."""
+    """One run: what to compute, where to write it, and what went wrong."""
 
     model: "OFAWav2Vec2"
     rate: dict[str, float]
@@ -125,15 +127,15 @@ class Extraction:
     store: Store
     errors: list[tuple[Utterance, str]] = dataclasses.field(default_factory=list)
     done: int = 0
-    unreached: int = 0  # utterances that cannot be as slow as the wanted frame period
+    unreached: int = 0  # utterances whose frame period is shorter than requested
 
     def run(self, utterances: list[Utterance], batch_seconds: float) -> int:
         """Extracts what is not finished yet; returns the exit status."""
-        # All of them first, because a name that another file's features have must stop the run before it does anything.
+        # For all first: if another file's features have the name of one, nothing may be done.
         todo = [utterance for utterance in utterances if not self.store.is_finished(utterance)]
         batches = make_batches(self.durations(list(self.writable(utterances, todo))), batch_seconds)
         total = sum(seconds for batch in batches for _, seconds in batch)
-        # The model warns for every batch, by number in the batch; one count at the end says more.
+        # The model would warn about unreached periods in every batch; one count at the end is clearer.
         logging.getLogger("s3prl_ofa.model").setLevel(logging.ERROR)
         try:
             with (
@@ -149,17 +151,17 @@ class Extraction:
         return 1 if self.errors else 0
 
     def writable(self, utterances: list[Utterance], todo: list[Utterance]) -> Iterator[Utterance]:
-        """Yields those of ``todo`` whose output does not have the name of a folder of other outputs; the rest fail."""
+        """Yields those of ``todo`` whose output is not also the folder of another output; the rest fail."""
         folders = {parent for utterance in utterances for parent in pathlib.PurePosixPath(utterance.name).parents}
         for utterance in todo:
             name = f"{utterance.name}{self.output_format.suffix}"
             if pathlib.PurePosixPath(name) in folders:
-                self.fail(utterance, f"its output would be called {name}, like a folder of other audio; rename one")
+                self.fail(utterance, f"its output would be named {name}, like a folder of other audio; rename one")
             else:
                 yield utterance
 
     def durations(self, utterances: list[Utterance]) -> Iterator[tuple[Utterance, float]]:
-        """Utterances with their seconds; those that cannot be opened become errors."""
+        """Yields utterances with their seconds; those that cannot be opened become errors."""
         for utterance in tqdm.tqdm(utterances, desc="headers", leave=False, disable=None):
             try:
                 yield utterance, duration(utterance.path)
@@ -167,7 +169,7 @@ class Extraction:
                 self.fail(utterance, str(error))
 
     def loaded(self, batches: list[list[tuple[Utterance, float]]]) -> Iterator[tuple[float, Loaded]]:
-        """(seconds, waves) batch by batch; the next batch is read while the model works on this one."""
+        """Yields (seconds, waves) per batch; the next batch is read while the model works on the current one."""
         with concurrent.futures.ThreadPoolExecutor(1) as executor:
             waiting = [executor.submit(self.load, batch) for batch in batches[:1]]
             for index, batch in enumerate(batches):
@@ -191,7 +193,7 @@ class Extraction:
         return waves
 
     def extract(self, loaded: Loaded) -> None:
-        """Runs the model on a batch and writes it; one that fails is tried again one by one, to find the culprit."""
+        """Runs the model on a batch and writes its output. The utterances of a failed batch are retried one by one."""
         if not loaded:
             return
         layers = None if self.layer == "all" else self.layer
@@ -205,8 +207,8 @@ class Extraction:
             self.fail(loaded[0][0], reason)
             return
         if out is None:
-            # Not within the except: the exception would keep the failed batch's activations in memory.
-            logger.info("a batch of %d failed (%s); trying one by one", len(loaded), reason)
+            # Outside the except block, because the exception keeps the failed batch's activations in memory.
+            logger.info("a batch of %d failed (%s); retrying one by one", len(loaded), reason)
             for pair in loaded:
                 self.extract([pair])
             return
@@ -227,11 +229,11 @@ class Extraction:
         try:
             self.output_format.write(self.store.folder, f"{FEATURES}/{name}", features, times)
         except OSError as error:
-            # Of all that can go wrong with writing only these are about the one file.
+            # Of the errors of writing, only these concern a single file.
             if error.errno == errno.ENAMETOOLONG:
-                self.fail(utterance, "its name is too long to be that of an output too")
+                self.fail(utterance, "its name is too long for an output file")
             elif error.errno in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
-                self.fail(utterance, f"its output cannot be called {name}: {error.strerror}")
+                self.fail(utterance, f"its output cannot be named {name}: {error.strerror}")
             else:
                 raise
             return
@@ -259,17 +261,17 @@ class Extraction:
         self.store.add_error(utterance, reason)
 
     def report(self, total: int, finished_before: int) -> None:
-        """What was done, and every file that could not be used, on stderr."""
-        say = [f"{self.done} of {total} files extracted to {self.store.folder}, {finished_before} were there already"]
+        """Prints to stderr what was done and which files could not be used."""
+        lines = [f"{self.done} of {total} files extracted to {self.store.folder}, {finished_before} already done"]
         if self.unreached:
-            say.append(
-                f"{self.unreached} cannot be as slow as {self.rate['frame_period_ms']:g} ms and have lambd 1 "
+            lines.append(
+                f"{self.unreached} cannot reach {self.rate['frame_period_ms']:g} ms and have lambd 1 "
                 "(--allow-beyond-one goes further)"
             )
         if self.errors:
-            say.append(f"{len(self.errors)} could not be used (all in {self.store.folder / ERRORS}):")
-            say += [f"  {printable(utterance.path)}: {reason}" for utterance, reason in self.errors[:REPORTED]]
-        print("\n".join(say), file=sys.stderr)
+            lines.append(f"{len(self.errors)} could not be used (all in {self.store.folder / ERRORS}):")
+            lines += [f"  {printable(utterance.path)}: {reason}" for utterance, reason in self.errors[:REPORTED]]
+        print("\n".join(lines), file=sys.stderr)
 
 
 def as_array(state: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which audio files are meant, what their outputs are called, and which of them go through the model together."""
+"""Finding audio files, naming their outputs, and batching them."""
 
 import dataclasses
 import os
@@ -11,19 +11,19 @@ from s3prl_ofa.io.audio import find_audio
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
-    """One audio file. ``name`` is its path below the common folder with its own ending, so that no two share one."""
+    """One audio file. ``name`` is its path below the common folder, suffix included, so that no two are the same."""
 
     path: pathlib.Path
     name: str
-    size: int  # bytes; -1 where it cannot be looked at, such as a link to nothing
+    size: int  # bytes; -1 if unknown, as for a broken link
     mtime_ns: int
 
 
 def find_utterances(arguments: Sequence[str | os.PathLike]) -> list[Utterance]:
-    """Every file that is named, and every audio file below every folder that is named, each once.
+    """The given files and all audio files below the given folders, each once.
 
-    Names are relative to the one folder (or the folder of the one file) given, else to the deepest folder that holds
-    all that was given. Raises UsageError when an argument does not exist or nothing is found.
+    Names are relative to the deepest folder that contains all given folders and files. Raises UsageError when an
+    argument does not exist or nothing is found.
     """
     files: dict[pathlib.Path, None] = {}
     roots = []
@@ -46,7 +46,7 @@ def find_utterances(arguments: Sequence[str | os.PathLike]) -> list[Utterance]:
             status = path.stat()
             size, mtime_ns = status.st_size, status.st_mtime_ns
         except OSError:
-            size, mtime_ns = -1, -1  # reading it will say why
+            size, mtime_ns = -1, -1  # reading the file will give the reason
         utterances.append(Utterance(path, path.relative_to(root).as_posix(), size, mtime_ns))
     return utterances
 
@@ -54,10 +54,10 @@ def find_utterances(arguments: Sequence[str | os.PathLike]) -> list[Utterance]:
 def make_batches(
     utterances: Iterable[tuple[Utterance, float]], batch_seconds: float
 ) -> list[list[tuple[Utterance, float]]]:
-    """(utterance, seconds) pairs in batches of at most ``batch_seconds``, similar lengths together, longest first.
+    """(utterance, seconds) pairs in batches of at most ``batch_seconds``, sorted by length.
 
-    Longest first, because what does not fit into memory then fails at the start. An utterance longer than
-    ``batch_seconds`` is a batch of its own.
+    Longest first, so that batches that do not fit into memory fail at the start. An utterance longer than
+    ``batch_seconds`` becomes a batch of one.
     """
     batches: list[list[tuple[Utterance, float]]] = []
     room = 0.0

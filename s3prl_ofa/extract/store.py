@@ -1,8 +1,7 @@
-"""The output folder: its settings, its index of finished utterances, its list of bad files.
+"""The output folder: its index of finished utterances and its list of bad files.
 
-``settings.json`` says what the features were made with; another setting is refused, so that a folder never holds a
-mixture. ``index.jsonl`` gets one line an utterance after its features are in place. So a process that is killed loses
-only what it was working on.
+``index.jsonl`` gets one line per utterance, after the utterance's features are in place: a killed process loses only
+what it was working on.
 """
 
 import contextlib
@@ -29,10 +28,10 @@ class Store:
         self.finished = finished  # rows of the index by name
 
     def is_finished(self, utterance: Utterance) -> bool:
-        """Whether its features are there, and the audio is still what it was.
+        """Whether the utterance's features exist and its audio has not changed since.
 
-        Raises UsageError when another file's features have its name. A file of the same size and time elsewhere is
-        taken for the same file, moved.
+        A file of the same size and time elsewhere is taken for the same file, moved. Raises UsageError when the name
+        belongs to the features of another file.
         """
         row = self.finished.get(utterance.name)
         if row is None:
@@ -41,12 +40,12 @@ class Store:
             return all(path.is_file() for path in files_of(self.folder, row["file"]))
         if row["audio"] != str(utterance.path) and utterance.size >= 0:
             raise UsageError(
-                f"{utterance.name} is there already, from {row['audio']}; give another --out, or --force to start again"
+                f"{utterance.name} was already made from {row['audio']}; give another --out, or --force to start again"
             )
         return False
 
     def add(self, row: dict[str, Any]) -> None:
-        """Notes an utterance as finished; its files must be in place."""
+        """Records an utterance as finished; its files must be in place."""
         append_line(self.folder / INDEX, row)
 
     def add_error(self, utterance: Utterance, reason: str) -> None:
@@ -60,10 +59,10 @@ def append_line(path: pathlib.Path, row: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def open_store(folder: pathlib.Path, settings: dict[str, Any], force: bool) -> Iterator[Store]:
-    """The store in ``folder``, which no other process writes to until the block ends.
+    """The store in ``folder``, locked until the block ends.
 
-    ``force`` starts again: what the folder holds from earlier runs is removed. Raises UsageError when the folder cannot
-    be written, holds other things, holds features of other settings (without ``force``), or is in use.
+    force: start again, removing the results of earlier runs. Raises UsageError when the folder cannot be written, is in
+    use, holds other files, or (without ``force``) features made with different settings.
     """
     with locked_folder(folder, f"--out {folder}", (f"{FEATURES}/**/.*", f"{TIMES}/**/.*")):
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
@@ -78,7 +77,7 @@ def open_store(folder: pathlib.Path, settings: dict[str, Any], force: bool) -> I
 
 
 def read_index(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Rows by name. A last line that a killed process left unfinished is dropped from the file too."""
+    """Rows by name. A line that a killed process left unfinished is removed from the file as well."""
     path = folder / INDEX
     rows: dict[str, dict[str, Any]] = {}
     for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else ():

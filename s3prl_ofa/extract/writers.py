@@ -1,4 +1,4 @@
-"""File formats of extracted features, by the name that ``--format`` takes. Files are written whole or not at all.
+"""The output formats of ``--format``. Every file is written whole or not at all.
 
 A new format is an entry of ``FORMATS`` with a function ``write(folder, file, features, times)``, where
 file: path below ``folder``, "features/NAME" and the format's suffix.
@@ -22,7 +22,7 @@ FEATURES, TIMES = "features", "times"  # names of folders below the output folde
 
 
 def write_npy(folder: pathlib.Path, file: str, features: np.ndarray, times: np.ndarray) -> None:
-    """features/NAME.npy, and times/NAME.npy beside it: ``numpy.load`` reads each."""
+    """features/NAME.npy and times/NAME.npy, for ``numpy.load``."""
     for path, array in zip(files_of(folder, file), (times, features), strict=True):
         with atomic_path(path) as temporary:
             np.save(temporary, array)
@@ -36,10 +36,10 @@ def write_safetensors(folder: pathlib.Path, file: str, features: np.ndarray, tim
 
 
 def write_hdf5(folder: pathlib.Path, file: str, features: np.ndarray, times: np.ndarray) -> None:
-    """One file with the datasets "features" and "times"; a single growing HDF5 file would be lost in a kill."""
+    """One file with the datasets "features" and "times"; a single HDF5 file for all would be lost in a kill."""
     import h5py
 
-    content = io.BytesIO()  # on a full disk HDF5 cannot close its file: it prints errors and ends the process
+    content = io.BytesIO()  # when a disk is full HDF5 cannot close its file: it prints errors and aborts the process
     with h5py.File(content, "w") as hdf5:
         hdf5[FEATURES] = features
         hdf5[TIMES] = times
@@ -60,7 +60,7 @@ FORMATS = {
 
 
 def files_of(folder: pathlib.Path, file: str) -> list[pathlib.Path]:
-    """All files of the utterance whose features are in ``folder / file``, which is the last."""
+    """All files of the utterance whose features are in ``folder / file``; that file comes last."""
     times = [folder / TIMES / pathlib.PurePosixPath(file).relative_to(FEATURES)] if file.endswith(".npy") else []
     return [*times, folder / file]
 

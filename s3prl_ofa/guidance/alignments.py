@@ -1,4 +1,4 @@
-"""Segmentations from time alignments: CTM files, Praat TextGrids."""
+"""Segmentations from time alignments: CTM files and Praat TextGrids."""
 
 import collections
 import dataclasses
@@ -18,9 +18,9 @@ from s3prl_ofa.guidance.layout import FRAMES, GuidanceError, num_frames
 from s3prl_ofa.guidance.work import Entry
 from s3prl_ofa.model import SAMPLE_RATE
 
-SILENCES = ("SIL", "sil", "<sil>", "sp", "spn", "<eps>")  # and an empty label, and what no interval covers
-SLACK = FRAMES.hop / SAMPLE_RATE  # seconds; aligners round times, so gaps and overlaps below a frame mean nothing
-MAX_OVERRUN = 0.1  # seconds that an alignment may go on after the audio's end; more is that of another recording
+SILENCES = ("SIL", "sil", "<sil>", "sp", "spn", "<eps>")  # besides empty labels and gaps between intervals
+SLACK = FRAMES.hop / SAMPLE_RATE  # seconds; gaps and overlaps below a frame come from rounding
+MAX_OVERRUN = 0.1  # seconds by which an alignment may exceed the audio; more means another recording
 SUFFIX = ".textgrid"
 
 
@@ -31,32 +31,31 @@ class Interval(NamedTuple):
 
 
 def read_ctm(path: str | os.PathLike, utterances: Collection[str]) -> dict[str, list[Interval]]:
-    """Intervals of the wanted utterances, from lines ``utterance channel start duration label``, plain or gzipped.
+    """Intervals of ``utterances``, from lines ``utterance channel start duration label``, plain or gzipped.
 
-    What follows the label (confidence, word) is not read; lines from ";;" on are comments. Raises GuidanceError naming
-    the file, and the line that is something else.
+    Anything after the label (confidence, word) is ignored; lines that start with ";;" are comments. Raises
+    GuidanceError naming the file and the invalid line.
     """
     intervals: dict[str, list[Interval]] = {}
     open_text = gzip.open if pathlib.Path(path).suffix == ".gz" else open
-    read = 0
+    number = 0
     try:
         with open_text(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                read += 1
+            for number, line in enumerate(file, 1):
                 fields = line.split()
                 if fields and not fields[0].startswith(";;"):
-                    interval = ctm_interval(fields, f"{path}, line {read}")
+                    interval = ctm_interval(fields, f"{path}, line {number}")
                     if fields[0] in utterances:
                         intervals.setdefault(fields[0], []).append(interval)
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise GuidanceError(f"{path}: damaged after line {read} ({error})") from None
+        raise GuidanceError(f"{path}: damaged after line {number} ({error})") from None
     except OSError as error:
         raise GuidanceError(f"{path}: cannot be read ({error.strerror or error}); expected a CTM file") from None
     return intervals
 
 
 def ctm_interval(fields: list[str], where: str) -> Interval:
-    """Raises GuidanceError for a line that is something else."""
+    """Raises GuidanceError for an invalid line."""
     try:
         start, duration = float(fields[2]), float(fields[3])
         if 0 <= start < math.inf and 0 <= duration < math.inf:
@@ -69,7 +68,7 @@ def ctm_interval(fields: list[str], where: str) -> Interval:
 
 
 def find_textgrids(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """TextGrids below a folder by their name without ending. Raises GuidanceError when there are none."""
+    """TextGrids below a folder, by their name without suffix. Raises GuidanceError when there are none."""
     found: dict[str, list[pathlib.Path]] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() == SUFFIX and not path.name.startswith("."):
@@ -80,15 +79,15 @@ def find_textgrids(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
 
 
 def read_textgrid(path: pathlib.Path, tier: str) -> list[Interval]:
-    """The intervals of a tier. Raises GuidanceError naming the file for one that is damaged or has no such tier."""
+    """The intervals of a tier. Raises GuidanceError naming a file that is damaged or lacks the tier."""
     from praatio import textgrid
 
     try:
         grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=False, reportingMode="silence")
     except OSError as error:
         raise GuidanceError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except Exception as error:  # praatio indexes into the text as it goes, so damage shows in many ways
-        raise GuidanceError(f"{path}: damaged or no TextGrid ({type(error).__name__})") from None
+    except Exception as error:  # praatio does not validate the text: damage raises many kinds of errors
+        raise GuidanceError(f"{path}: damaged or not a TextGrid ({type(error).__name__})") from None
     if tier not in grid.tierNames:
         raise GuidanceError(f"{path}: has the tiers {', '.join(grid.tierNames) or 'none'}, expected {tier}")
     found = grid.getTier(tier)
@@ -99,14 +98,14 @@ def read_textgrid(path: pathlib.Path, tier: str) -> list[Interval]:
 
 @dataclasses.dataclass(frozen=True)
 class CtmIntervals:
-    """The intervals of a manifest's entry, whose file's name is the CTM's utterance."""
+    """The intervals of a manifest's entry: those of the CTM's utterance that has the name of the entry's file."""
 
     intervals: dict[str, list[Interval]]
-    shared: Collection[str]  # names that several entries have
+    shared: Collection[str]  # names that belong to several entries
 
     def __call__(self, entry: Entry) -> list[Interval]:
         if entry.stem in self.shared:
-            raise GuidanceError(f"no alignment: other files of the manifest are called {entry.stem} too")
+            raise GuidanceError(f"no alignment: other files of the manifest are also named {entry.stem}")
         if entry.stem not in self.intervals:
             raise GuidanceError("no alignment")
         return self.intervals[entry.stem]
@@ -114,7 +113,7 @@ class CtmIntervals:
 
 @dataclasses.dataclass(frozen=True)
 class TextGridIntervals:
-    """The intervals of a manifest's entry, from the TextGrid of its name: at its place in the folder, or anywhere."""
+    """The intervals of a manifest's entry, from the TextGrid of its name: at the same relative path, or elsewhere."""
 
     folder: pathlib.Path
     paths: dict[str, list[pathlib.Path]]
@@ -123,23 +122,23 @@ class TextGridIntervals:
 
     def __call__(self, entry: Entry) -> list[Interval]:
         paths = self.paths.get(entry.stem, [])
-        place = self.folder / pathlib.PurePosixPath(entry.relative).parent
-        paths = [path for path in paths if path.parent == place] or paths
+        folder = self.folder / pathlib.PurePosixPath(entry.relative).parent
+        paths = [path for path in paths if path.parent == folder] or paths
         if not paths:
             raise GuidanceError("no alignment")
-        if len(paths) > 1 or (entry.stem in self.shared and paths[0].parent != place):
-            raise GuidanceError(f"no alignment at its own place, and several files are called {entry.stem}")
+        if len(paths) > 1 or (entry.stem in self.shared and paths[0].parent != folder):
+            raise GuidanceError(f"no alignment at its relative path, and several files are named {entry.stem}")
         return read_textgrid(paths[0], self.tier)
 
 
 @dataclasses.dataclass(frozen=True)
 class FromAlignments:
-    """Boundaries of a manifest's entry."""
+    """Boundaries of a manifest's entry, from its intervals."""
 
     intervals: CtmIntervals | TextGridIntervals
     silences: Collection[str]
     merge: bool
-    longest: int | None = None  # frames of a segment
+    longest: int | None = None  # frames per segment
 
     def __call__(self, entry: Entry) -> Tensor:
         boundaries = boundaries_of(self.intervals(entry), entry.samples, self.silences, self.merge)
@@ -147,22 +146,21 @@ class FromAlignments:
 
 
 def shared_names(entries: Iterable[Entry]) -> frozenset[str]:
-    """Names, without folder and ending, that several entries have."""
+    """Names, without folder and suffix, that belong to several entries."""
     counts = collections.Counter(entry.stem for entry in entries)
     return frozenset(name for name, count in counts.items() if count > 1)
 
 
 def boundaries_of(intervals: Iterable[Interval], samples: int, silences: Collection[str], merge: bool) -> Tensor:
-    """Boundaries (segments,) int64 of an utterance of so many samples; the last is its last frame.
+    """Boundaries (segments,) int64 of an utterance of ``samples`` samples; the last boundary is its last frame.
 
-    Silence is what has a label of ``silences``, and what no interval covers; adjoining silences are one. It stays a
-    segment, or with ``merge`` becomes a part of the segment before it (at the start: after it). A segment that holds
-    no frame's centre vanishes. Raises GuidanceError for an alignment that overlaps itself or that the audio is too
-    short for.
+    Intervals with a label of ``silences`` and gaps between intervals are silence; adjacent silences are one segment.
+    With ``merge`` silence becomes a part of the segment before it (at the start: after it). Segments that contain no
+    frame's centre vanish. Raises GuidanceError for an alignment that overlaps itself or exceeds the audio.
     """
     ends: list[float] = []
     was_silent = only_silence = True
-    for end, silent in covering(intervals, samples / SAMPLE_RATE, silences):
+    for end, silent in cover(intervals, samples / SAMPLE_RATE, silences):
         joins = (silent and (merge or was_silent)) or (merge and only_silence)
         if joins and ends:
             ends[-1] = end
@@ -172,8 +170,8 @@ def boundaries_of(intervals: Iterable[Interval], samples: int, silences: Collect
     return frames_of(ends, num_frames(samples))
 
 
-def covering(intervals: Iterable[Interval], seconds: float, silences: Collection[str]) -> Iterable[tuple[float, bool]]:
-    """(end in seconds, is silence) of segments that leave nothing of the audio out. Raises GuidanceError."""
+def cover(intervals: Iterable[Interval], seconds: float, silences: Collection[str]) -> Iterable[tuple[float, bool]]:
+    """(end in seconds, is silence) of segments that cover all of the audio. Raises GuidanceError."""
     position = 0.0
     for start, end, label in sorted(intervals):
         if start < position - SLACK:
@@ -189,15 +187,16 @@ def covering(intervals: Iterable[Interval], seconds: float, silences: Collection
 
 
 def frames_of(ends: list[float], frames: int) -> Tensor:
-    """Boundaries (segments,) of segments that end at these seconds, by the centres of the frames."""
+    """Boundaries (segments,) of segments that end at ``ends``, in seconds, by the centres of the frames."""
     samples = (torch.tensor(ends, dtype=torch.float64) * SAMPLE_RATE).round()
-    before = torch.ceil((samples - FRAMES.receptive_field / 2) / FRAMES.hop).long()  # frames whose centre comes before
+    # how many frames have their centre before each end
+    before = torch.ceil((samples - FRAMES.receptive_field / 2) / FRAMES.hop).long()
     before[-1] = frames
     return torch.unique(before.clamp(0, frames)[before > 0])
 
 
 def cut_long(boundaries: Tensor, longest: int | None) -> Tensor:
-    """Boundaries (segments,) with segments of more than ``longest`` frames, silences mostly, cut into equal parts."""
+    """Boundaries (segments,), with segments of more than ``longest`` frames (mostly silences) cut into equal parts."""
     if longest is None:
         return boundaries
     cut = []

@@ -1,4 +1,4 @@
-"""Looking through guidance, ours or the reference's, as training will read it."""
+"""Checking guidance files, ours or the reference's, as training will read them."""
 
 import dataclasses
 import pathlib
@@ -23,14 +23,14 @@ from s3prl_ofa.guidance.work import SHOWN, Entry, each
 from s3prl_ofa.io.files import printable
 from s3prl_ofa.model import SAMPLE_RATE
 
-LENGTH_TOLERANCE = 2  # frames; some front ends pad a little, and training cuts or fills up as much
+LENGTH_TOLERANCE = 2  # frames; some front ends pad a little, which training cuts or pads as well
 ALPHA_TOLERANCE = 0.01  # for alpha in half precision
 Scores = dict[float, tuple[BoundaryScores, BoundaryScores]]  # by tolerance: of the guidance, of a uniform segmentation
 
 
 @dataclasses.dataclass
 class Checked:
-    """One utterance: ``reasons`` says of every broken file why it is."""
+    """The result for one utterance; ``reasons`` explains every broken file."""
 
     missing: bool = False
     reasons: list[str] = dataclasses.field(default_factory=list)
@@ -40,7 +40,7 @@ class Checked:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Checks one utterance, and scores its boundaries against other guidance where there is some."""
+    """Checks one utterance, and scores its boundaries against other guidance if there is any."""
 
     root: pathlib.Path
     against: pathlib.Path | None = None
@@ -63,14 +63,14 @@ class Check:
         return Checked(segments=len(found[BOUNDARIES]), scores=self.score(found[BOUNDARIES], entry))
 
     def score(self, boundaries: Tensor, entry: Entry) -> Scores | None:
-        """None where there is nothing to compare with."""
+        """None if there is nothing to compare with."""
         if self.against is None:
             return None
         try:
             other = read_boundaries(self.against / BOUNDARIES, entry.relative)
         except GuidanceError:
             return None
-        found, wanted = (boundary_seconds(each[:-1]).numpy() for each in (boundaries, other))
+        found, wanted = (boundary_seconds(ends[:-1]).numpy() for ends in (boundaries, other))
         uniform = uniform_boundaries(entry.samples / SAMPLE_RATE, len(found))
         return {
             tolerance: (boundary_scores([found], [wanted], tolerance), boundary_scores([uniform], [wanted], tolerance))
@@ -79,19 +79,19 @@ class Check:
 
 
 def mismatch(alpha: Tensor, boundaries: Tensor, entry: Entry) -> list[str]:
-    """Why an utterance's two good files are not those of one segmentation of this utterance; empty if they are."""
+    """Why two readable files do not describe one segmentation of this utterance; empty if they do."""
     frames = num_frames(entry.samples)
     if abs(len(alpha) - frames) > LENGTH_TOLERANCE:
-        return [f"alpha of {len(alpha)} frames, {entry.samples} samples make {frames}"]
+        return [f"alpha has {len(alpha)} frames, but {entry.samples} samples have {frames}"]
     if int(boundaries[-1]) > len(alpha):
-        return [f"alpha of {len(alpha)} frames, the last boundary is {int(boundaries[-1])}"]
+        return [f"alpha has {len(alpha)} frames, but the last boundary is {int(boundaries[-1])}"]
     if not torch.allclose(alpha, alpha_of(boundaries, len(alpha)), rtol=0, atol=ALPHA_TOLERANCE):
         return ["alpha is not 1 / length over the segments of its boundaries"]
     return []
 
 
 def check(root: pathlib.Path, entries: list[Entry], against: pathlib.Path | None, jobs: int) -> int:
-    """Prints what there is, what is missing and what is broken; 1 when anything is, else 0."""
+    """Prints what is good, missing and broken. Returns 1 if anything is missing or broken, else 0."""
     results = list(zip(entries, each(Check(root, against), entries, jobs, "check"), strict=True))
     missing = [entry for entry, found in results if found.missing]
     broken = [found for _, found in results if found.reasons]
@@ -105,12 +105,12 @@ def check(root: pathlib.Path, entries: list[Entry], against: pathlib.Path | None
         scores = [found.scores[tolerance] for _, found in good if found.scores]
         nothing = BoundaryScores(0, 0, 0)
         print(f"boundaries of {len(scores)} utterances against {against}, {1000 * tolerance:g} ms tolerance:")
-        print(f"  these:   {sum((own for own, _ in scores), nothing)}")
+        print(f"  these:   {sum((found for found, _ in scores), nothing)}")
         print(f"  uniform: {sum((uniform for _, uniform in scores), nothing)}")
     for found in broken:
         print("\n".join(f"broken: {reason}" for reason in found.reasons), file=sys.stderr)
     for entry in missing[:SHOWN]:
         print(f"missing: {printable(entry.relative)}", file=sys.stderr)
     if len(missing) > SHOWN:
-        print(f"and {len(missing) - SHOWN} more are missing", file=sys.stderr)
+        print(f"{len(missing) - SHOWN} more are missing", file=sys.stderr)
     return 1 if missing or broken else 0

@@ -1,4 +1,4 @@
-"""``s3prl-ofa guidance ctm|textgrid|segment|check``: the files that teach alpha where segments end."""
+"""``s3prl-ofa guidance ctm|textgrid|segment|check``: makes and checks the files that teach alpha where segments end."""
 
 import argparse
 import functools
@@ -22,27 +22,27 @@ PERIOD_MS = 90.0  # that of the reference's model at lambd 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the sub-commands, one a source of segmentations, and ``check``."""
+    """Adds one sub-command per source of segmentations, and ``check``."""
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, run_one, text in (
         ("ctm", ctm, "from time alignments in a CTM file"),
         ("textgrid", textgrid, "from Praat TextGrids"),
-        ("segment", segment, "from speech alone: segments that one code of a k-means suits, by dynamic programming"),
-        ("check", check, "what is there, missing or broken; also of the reference's guidance"),
+        ("segment", segment, "from speech alone, by dynamic programming over the codes of a k-means"),
+        ("check", check, "count good, missing and broken files, of the reference's guidance too"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run_one=run_one)
         if name == "ctm":
-            help_text = "lines of utterance, channel, start, duration, label; an utterance is the file of its name"
-            command.add_argument("ctm", type=pathlib.Path, metavar="CTM", help=f"{help_text}; plain or .gz")
+            help_text = "lines of utterance (the file's name), channel, start, duration, label; plain or .gz"
+            command.add_argument("ctm", type=pathlib.Path, metavar="CTM", help=help_text)
         elif name == "textgrid":
             command.add_argument("textgrids", type=pathlib.Path, metavar="DIR", help="searched for NAME.TextGrid")
-            command.add_argument("--tier", default="phones", help="the tier of the segments (default: phones)")
+            command.add_argument("--tier", default="phones", help="tier of the segments (default: phones)")
         elif name == "check":
-            command.add_argument("root", type=pathlib.Path, metavar="ROOT", help="holds alpha/ and boundaries/")
-            help_text = "other guidance, such as that of alignments, to score the boundaries against"
+            command.add_argument("root", type=pathlib.Path, metavar="ROOT", help="folder with alpha/ and boundaries/")
+            help_text = "other guidance to score the boundaries against, such as guidance from alignments"
             command.add_argument("--against", type=pathlib.Path, metavar="ROOT", help=help_text)
-        help_text = "manifests of prepare manifest, or of fairseq"
+        help_text = "manifests from `s3prl-ofa prepare manifest` or fairseq"
         command.add_argument("--manifest", type=pathlib.Path, nargs="+", required=True, metavar="TSV", help=help_text)
         command.add_argument("--jobs", type=int, metavar="N", help="processes (default: all cores; 1 on a GPU)")
         if name in ("ctm", "textgrid"):
@@ -50,45 +50,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "segment":
             add_segment_arguments(command)
         if name != "check":
-            command.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="where the files go")
-            command.add_argument("--force", action="store_true", help="make anew what is there")
+            command.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="output folder")
+            command.add_argument("--force", action="store_true", help="make existing files again")
 
 
 def add_silence_arguments(command: argparse.ArgumentParser) -> None:
     from s3prl_ofa.guidance.alignments import SILENCES
 
-    help_text = "silences are segments of their own (default), or belong to the segment before them"
+    help_text = "keep silences as segments (default), or merge them into the segment before"
     command.add_argument("--silence", choices=("keep", "merge"), default="keep", help=help_text)
-    help_text = f"labels of silence, besides the empty one and gaps (default: {' '.join(SILENCES)})"
+    help_text = f"labels of silence, besides empty labels and gaps (default: {' '.join(SILENCES)})"
     command.add_argument("--silence-labels", nargs="+", default=SILENCES, metavar="LABEL", help=help_text)
-    help_text = "frames of 20 ms that a segment may have; longer ones are cut into equal parts (default: any number)"
+    help_text = "maximal length of a segment in frames of 20 ms; longer ones are cut into equal parts (default: none)"
     command.add_argument("--longest", type=int, metavar="N", help=help_text)
 
 
 def add_segment_arguments(command: argparse.ArgumentParser) -> None:
-    from s3prl_ofa.guidance.codes import CLUSTERS
     from s3prl_ofa.guidance.segmentation import LONGEST
+    from s3prl_ofa.guidance.unsupervised import CLUSTERS
 
     source = "features: MFCC, unless --ckpt or --upstream is given"
     group = command.add_argument_group(source)
-    group.add_argument("--ckpt", metavar="FILE", help="hidden states of a checkpoint; with --upstream, its checkpoint")
-    group.add_argument("--upstream", metavar="NAME", help="hidden states of an upstream of S3PRL, such as hubert")
-    group.add_argument("--layer", type=int, metavar="K", help="which hidden state; 0 is the encoder's input")
+    group.add_argument("--ckpt", metavar="FILE", help="hidden states of a checkpoint, or --upstream's checkpoint")
+    group.add_argument("--upstream", metavar="NAME", help="hidden states of an S3PRL upstream, such as hubert")
+    group.add_argument("--layer", type=int, metavar="K", help="index of the hidden state; 0 is the encoder's input")
     add_device_argument(group)
-    help_text = "codes of an earlier run (default: DIR/codes.safetensors, made where it is not there)"
+    help_text = "codes of an earlier run (default: DIR/codes.safetensors, made if missing)"
     command.add_argument("--codes", type=pathlib.Path, metavar="FILE", help=help_text)
-    command.add_argument("--clusters", type=int, metavar="N", help=f"codes to make (default: {CLUSTERS})")
-    command.add_argument("--seed", type=int, default=1, help="of the utterances that codes are made of (default: 1)")
+    command.add_argument("--clusters", type=int, metavar="N", help=f"number of codes to make (default: {CLUSTERS})")
+    command.add_argument("--seed", type=int, default=1, help="draws the utterances that train the codes (default: 1)")
     rate = command.add_mutually_exclusive_group()
-    help_text = f"mean length of a segment, reached by the penalty (default: {PERIOD_MS:g})"
+    help_text = f"mean length of a segment, for which the penalty is solved (default: {PERIOD_MS:g})"
     rate.add_argument("--period-ms", type=float, metavar="P", help=help_text)
-    rate.add_argument("--penalty", type=float, metavar="X", help="for every segment, in squared feature units")
-    help_text = f"frames of 20 ms that a segment may have (default: {LONGEST})"
+    rate.add_argument("--penalty", type=float, metavar="X", help="penalty per segment, in squared feature units")
+    help_text = f"maximal length of a segment in frames of 20 ms (default: {LONGEST})"
     command.add_argument("--longest", type=int, default=LONGEST, metavar="N", help=help_text)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the chosen sub-command; 1 when utterances were left out, missing or broken, else 0. Raises UsageError."""
+    """Runs the sub-command. Returns 1 if utterances were left out, missing or broken, else 0. Raises UsageError."""
     if args.jobs is not None and args.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, found {args.jobs}")
     return args.run_one(args)
@@ -115,7 +115,7 @@ def textgrid(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("praatio") is None:
         raise UsageError("TextGrids need praatio, which is not installed: pip install 's3prl-ofa[guidance]'")
     if not args.textgrids.is_dir():
-        raise UsageError(f"there is no folder {args.textgrids}")
+        raise UsageError(f"{args.textgrids}: no such folder")
 
     def read(entries):
         return TextGridIntervals(args.textgrids, find_textgrids(args.textgrids), args.tier, shared_names(entries))
@@ -124,7 +124,7 @@ def textgrid(args: argparse.Namespace) -> int:
 
 
 def from_alignments(args: argparse.Namespace, read: Callable[..., Any], settings: dict[str, Any]) -> int:
-    """read: gives the alignments of the manifests' entries, a function from an entry to its intervals."""
+    """read: takes the manifests' entries and returns a function from an entry to its intervals."""
     from s3prl_ofa.guidance.alignments import FromAlignments
     from s3prl_ofa.guidance.layout import RESULTS, TEMPORARY, GuidanceError
     from s3prl_ofa.guidance.work import read_entries, write_all
@@ -145,9 +145,8 @@ def from_alignments(args: argparse.Namespace, read: Callable[..., Any], settings
 
 
 def segment(args: argparse.Namespace) -> int:
-    from s3prl_ofa.guidance.codes import sample_features
     from s3prl_ofa.guidance.layout import RESULTS, TEMPORARY
-    from s3prl_ofa.guidance.unsupervised import FromSpeech, make_penalty
+    from s3prl_ofa.guidance.unsupervised import FromSpeech, make_penalty, sample_features
     from s3prl_ofa.guidance.work import read_entries, write_all
 
     check_segment_options(args)
@@ -158,7 +157,7 @@ def segment(args: argparse.Namespace) -> int:
     settings = {"source": "segment", **source.describe(), "longest": args.longest, **rate}
     sample = functools.cache(lambda: sample_features(source, entries, args.seed, jobs))
     with locked_folder(args.out, f"--out {args.out}", TEMPORARY):
-        check_settings(args.out, settings, RESULTS, args.force)  # before the long work
+        check_settings(args.out, settings, RESULTS, args.force)  # before the slow part
         codes = codes_of(args, source, sample)
         settings["codes"] = hashlib.sha256(codes.tobytes()).hexdigest()
         earlier = check_settings(args.out, settings, RESULTS, args.force)
@@ -172,16 +171,17 @@ def segment(args: argparse.Namespace) -> int:
 
 
 def codes_of(args: argparse.Namespace, source: Any, sample: Callable[[], Any]) -> "np.ndarray":
-    """The codes that are given or were made by an earlier run, else new ones, which are kept. Raises UsageError."""
-    from s3prl_ofa.guidance.codes import CLUSTERS, read_codes
-    from s3prl_ofa.guidance.unsupervised import CODES, make_codes
+    """The codes that are given or an earlier run made, else new ones, which are saved. Raises UsageError."""
+    from s3prl_ofa.guidance.unsupervised import CLUSTERS, CODES, read_codes, train_codes, write_codes
 
     path = args.codes or args.out / CODES
     if args.codes is None and (args.force or not path.exists()):
-        return make_codes(path, source, sample(), args.clusters or CLUSTERS, args.seed)
+        codes = train_codes([features for _, features in sample()], args.clusters or CLUSTERS, args.seed)
+        write_codes(path, codes, source.describe())
+        return codes
     codes = read_codes(path, source.describe())
     if args.clusters and args.clusters != len(codes):
-        raise UsageError(f"{path} has {len(codes)} codes, asked was {args.clusters}; --force makes them anew")
+        raise UsageError(f"{path} has {len(codes)} codes, not {args.clusters}; --force makes new ones")
     return codes
 
 
@@ -195,9 +195,9 @@ def check_segment_options(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1, found {value}")
     if args.codes and args.clusters:
-        raise UsageError("--clusters is of codes to make, --codes of those that are there: give one of them")
+        raise UsageError("--clusters makes codes, --codes reads existing ones: give only one of them")
     if (args.layer is None) != (args.ckpt is None and args.upstream is None):
-        raise UsageError("--layer is given with --ckpt or --upstream, and with them alone")
+        raise UsageError("--layer is required with --ckpt or --upstream, and takes effect only there")
 
 
 def make_source(args: argparse.Namespace) -> tuple[Any, str]:
@@ -222,5 +222,5 @@ def check(args: argparse.Namespace) -> int:
     for root, names in ((args.root, (ALPHA, BOUNDARIES)), (args.against, (BOUNDARIES,))):
         for name in names if root else ():
             if not (root / name).is_dir():
-                raise UsageError(f"there is no folder {root / name}; guidance has {ALPHA}/ and {BOUNDARIES}/")
+                raise UsageError(f"{root / name}: no such folder; guidance has {ALPHA}/ and {BOUNDARIES}/")
     return check_all(args.root, read_entries(args.manifest), args.against, jobs_of(args))

@@ -1,9 +1,10 @@
-"""What frames are compared by: MFCCs, or hidden states of a checkpoint or of an upstream of S3PRL.
+"""Features that segmentation compares frames by: MFCCs, or hidden states of a checkpoint or an S3PRL upstream.
 
-A source is called with a wave (samples,) float32 and gives (frames, dim) float32 on the frames of the guidance. It can
-be sent to another process, where the model is loaded anew.
+A source maps a wave (samples,) float32 to features (frames, dim) float32, on the frames of the guidance. It can be sent
+to another process, which loads the model again.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,10 @@ CEPSTRA = 13
 
 
 class Mfcc:
-    """Kaldi's MFCCs by torchaudio, mean 0 and variance 1 over an utterance.
+    """Kaldi's MFCCs by torchaudio, normalised to mean 0 and variance 1 per utterance.
 
-    Not librosa's, because Kaldi's windows start at the first sample and end with the last whole one, so that windows of
-    25 ms every 20 ms are exactly the frames of wav2vec 2.0.
+    Not librosa's: Kaldi's windows start at the first sample and only whole ones count, so that windows of 25 ms every
+    20 ms are exactly the frames of wav2vec 2.0.
     """
 
     def describe(self) -> dict[str, Any]:
@@ -34,28 +35,21 @@ class Mfcc:
         torchaudio_import()
         from torchaudio.compliance import kaldi
 
-        scaled = torch.from_numpy(wave)[None] * 2.0**15  # Kaldi reads 16-bit integers
+        scaled = torch.from_numpy(wave)[None] * 2.0**15  # Kaldi expects 16-bit integers
         milliseconds = {"frame_length": 1000 * FRAMES.receptive_field / SAMPLE_RATE, "frame_shift": 20.0}
         cepstra = kaldi.mfcc(scaled, sample_frequency=SAMPLE_RATE, num_ceps=CEPSTRA, dither=0.0, **milliseconds)
-        spread = cepstra.std(0, correction=0).clamp_min(1e-5)  # silence alone has none
+        spread = cepstra.std(0, correction=0).clamp_min(1e-5)  # digital silence has none
         return ((cepstra - cepstra.mean(0)) / spread).numpy()
 
 
 class Hidden:
-    """A hidden state of a model; what is below says how to load it and to run it."""
+    """A hidden state of a model; subclasses load and run it."""
 
     def __init__(self, layer: int, device: str) -> None:
-        self.layer = layer
-        self.device = device
-        self.model = None
+        self.layer, self.device = layer, device
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "model": None}
-
-    def loaded(self) -> Any:
-        if self.model is None:
-            self.model = self.load()
-        return self.model
+        return {name: value for name, value in self.__dict__.items() if name != "model"}
 
     def check_layer(self, layers: int, name: str) -> None:
         if not 0 <= self.layer < layers:
@@ -63,14 +57,15 @@ class Hidden:
 
 
 class OwnHidden(Hidden):
-    """Of a checkpoint that ``s3prl_ofa.load`` reads, without compression: ``--ckpt``."""
+    """A hidden state of a checkpoint that ``s3prl_ofa.load`` reads, without compression: ``--ckpt``."""
 
     def __init__(self, ckpt: str, layer: int, device: str) -> None:
         super().__init__(layer, device)
         self.ckpt = ckpt
-        self.check_layer(self.loaded().config.layers + 1, ckpt)
+        self.check_layer(self.model.config.layers + 1, ckpt)
 
-    def load(self) -> Any:
+    @functools.cached_property
+    def model(self) -> Any:
         from s3prl_ofa.checkpoint import load
 
         model = load(self.ckpt, device=self.device)
@@ -80,27 +75,28 @@ class OwnHidden(Hidden):
         return model
 
     def describe(self) -> dict[str, Any]:
-        return {"features": f"checkpoint {self.loaded().fingerprint()}", "layer": self.layer}
+        return {"features": f"checkpoint {self.model.fingerprint()}", "layer": self.layer}
 
     def __call__(self, wave: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            states = self.loaded().extract([wave], layers=self.layer).hidden_states
+            states = self.model.extract([wave], layers=self.layer).hidden_states
         return states[self.layer][0].cpu().numpy()
 
 
 class UpstreamHidden(Hidden):
-    """Of an upstream of S3PRL's hub: ``--upstream``."""
+    """A hidden state of an upstream in S3PRL's hub: ``--upstream``."""
 
     def __init__(self, name: str, ckpt: str | None, layer: int, device: str) -> None:
         super().__init__(layer, device)
         self.name, self.ckpt = name, ckpt
-        model = self.loaded()
+        model = self.model
         self.check_layer(model.num_layers, name)
         if model.downsample_rates[layer] > FRAMES.hop:
             found = 1000 * model.downsample_rates[layer] / SAMPLE_RATE
             raise UsageError(f"--upstream {name} has a frame every {found:g} ms; expected 20 ms or less")
 
-    def load(self) -> Any:
+    @functools.cached_property
+    def model(self) -> Any:
         from s3prl_ofa.superb import registration
         from s3prl_ofa.superb.compat import plain_names
 
@@ -113,7 +109,7 @@ class UpstreamHidden(Hidden):
         try:
             with plain_names.reading_safely():
                 return S3PRLUpstream(self.name, self.ckpt).to(self.device).eval()
-        except Exception as error:  # every upstream loads its own way, many from the network
+        except Exception as error:  # upstreams load in many ways, often from the network
             kind = "" if isinstance(error, CheckpointError | UsageError) else f"{type(error).__name__}: "
             raise UsageError(f"--upstream {self.name} cannot be loaded ({kind}{error})") from error
 
@@ -121,7 +117,7 @@ class UpstreamHidden(Hidden):
         return {"features": " ".join(filter(None, ["upstream", self.name, self.ckpt])), "layer": self.layer}
 
     def __call__(self, wave: np.ndarray) -> np.ndarray:
-        model = self.loaded()
+        model = self.model
         batch = torch.from_numpy(wave)[None].to(self.device)
         with torch.inference_mode():
             states, _ = model(batch, torch.LongTensor([len(wave)]))
@@ -130,9 +126,10 @@ class UpstreamHidden(Hidden):
 
 
 def beginning_with(frames: int, states: int, hop: int) -> np.ndarray:
-    """Which of ``states`` hidden states, ``hop`` samples apart, begins where each frame begins: (frames,).
+    """Indices (frames,) of the hidden states that begin with each frame.
 
-    Right for convolutions and for Kaldi's windows; centred windows come out 12.5 ms early.
+    There are ``states`` hidden states, ``hop`` samples apart. Exact for convolutions and for Kaldi's windows; centred
+    windows come out 12.5 ms early.
     """
     return np.minimum(FRAMES.hop * np.arange(frames) // hop, states - 1)
 
@@ -141,7 +138,7 @@ def features_of(source: Any, entry: Entry) -> np.ndarray:
     """Features (frames, dim) of an utterance. Raises AudioError, GuidanceError, and what the model raises."""
     wave = read_speech(entry.path)
     if len(wave) != entry.samples:
-        raise GuidanceError(f"has {len(wave)} samples at {SAMPLE_RATE} Hz, the manifest says {entry.samples}")
+        raise GuidanceError(f"has {len(wave)} samples at {SAMPLE_RATE} Hz, but the manifest says {entry.samples}")
     features = source(wave)
     if len(features) != num_frames(entry.samples) or not np.isfinite(features).all():
         raise GuidanceError(

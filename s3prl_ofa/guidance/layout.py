@@ -1,8 +1,8 @@
-"""The reference's guidance files: a segmentation of every utterance of a fairseq manifest, two tensors each.
+"""The reference's guidance files: two tensors per utterance of a fairseq manifest that describe its segmentation.
 
-``ROOT/alpha/NAME.pt`` holds 1 / length over each segment, (frames,), so that it sums to 1 a segment;
-``ROOT/boundaries/NAME.pt`` the 1-based index of the last frame of each segment, (segments,). NAME is the path in the
-manifest without its last extension. Frames are those of the front end: 400 samples seen, 320 samples apart.
+``ROOT/alpha/NAME.pt`` (frames,) is 1 / length over each segment, so that it sums to 1 per segment;
+``ROOT/boundaries/NAME.pt`` (segments,) is the 1-based index of each segment's last frame. NAME is the path in the
+manifest without its last extension. Frames are those of the front end: 400 samples long, 320 samples apart.
 """
 
 import io
@@ -20,8 +20,8 @@ from s3prl_ofa.model import SAMPLE_RATE, ModelConfig
 
 ALPHA, BOUNDARIES = RESULTS = ("alpha", "boundaries")  # folders below ROOT
 TEMPORARY = tuple(f"{name}/**/.*" for name in RESULTS)
-MAX_FRAMES = 50 * 3600 * 24  # a day of speech
-MAX_BYTES = 16 * MAX_FRAMES  # of a file: nothing larger is opened
+MAX_FRAMES = 50 * 3600 * 24  # one day of speech
+MAX_BYTES = 16 * MAX_FRAMES  # larger files are not opened
 FRAMES = ModelConfig()
 
 
@@ -30,17 +30,17 @@ class GuidanceError(ValueError):
 
 
 def num_frames(samples: int) -> int:
-    """Frames of so many samples at 16 kHz, the length of alpha; 0 for fewer than one frame needs."""
+    """Number of frames of ``samples`` samples at 16 kHz, the length of alpha; 0 if they are too few for a frame."""
     return max(0, FRAMES.num_frames(samples))
 
 
 def boundary_seconds(boundaries: Tensor) -> Tensor:
-    """Seconds of boundaries (segments,): half way between the centres of a segment's last frame and of the next."""
+    """Boundaries (segments,) in seconds: halfway between the centres of a segment's last frame and the next frame."""
     return (FRAMES.hop * (boundaries.double() - 0.5) + FRAMES.receptive_field / 2) / SAMPLE_RATE
 
 
 def guidance_path(root: str | os.PathLike, relative: str | os.PathLike) -> pathlib.Path:
-    """The file of a manifest's entry: only the last extension goes, "v1.2/a/b.flac" is ROOT/v1.2/a/b.pt."""
+    """The file of a manifest's entry; only the last extension is replaced: ROOT/v1.2/a/b.pt for "v1.2/a/b.flac"."""
     relative = pathlib.PurePosixPath(relative)
     return pathlib.Path(root, relative.parent, f"{relative.stem}.pt")
 
@@ -50,7 +50,7 @@ def read_alpha(root: str | os.PathLike, relative: str | os.PathLike) -> Tensor:
     path = guidance_path(root, relative)
     alpha = read_tensor(path)
     if not alpha.is_floating_point():
-        raise GuidanceError(f"{path}: holds {alpha.dtype}, expected alpha as floating point numbers")
+        raise GuidanceError(f"{path}: holds {alpha.dtype}, expected alpha as floating-point numbers")
     alpha = alpha.float()
     # NaN fails both comparisons
     if not bool(((alpha >= 0) & (alpha <= 1)).all()):
@@ -63,15 +63,15 @@ def read_boundaries(root: str | os.PathLike, relative: str | os.PathLike) -> Ten
     path = guidance_path(root, relative)
     boundaries = read_tensor(path)
     if boundaries.dtype == torch.bool or boundaries.is_floating_point() or boundaries.is_complex():
-        raise GuidanceError(f"{path}: holds {boundaries.dtype}, expected boundaries as whole numbers")
+        raise GuidanceError(f"{path}: holds {boundaries.dtype}, expected boundaries as integers")
     boundaries = boundaries.long()
     if boundaries[0] < 1 or not bool((boundaries[1:] > boundaries[:-1]).all()):
-        raise GuidanceError(f"{path}: expected boundaries that start at 1 or above and increase, found others")
+        raise GuidanceError(f"{path}: expected increasing boundaries from 1 on")
     return boundaries
 
 
 def read_tensor(path: pathlib.Path) -> Tensor:
-    """The tensor of one dimension in a file, without running anything that it asks for. Raises GuidanceError."""
+    """The one-dimensional tensor in a file; nothing in the file is run. Raises GuidanceError."""
     try:
         if not path.is_file():
             raise GuidanceError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
@@ -84,15 +84,15 @@ def read_tensor(path: pathlib.Path) -> Tensor:
         raise GuidanceError(f"{path}: {error}; nothing in it was run") from None
     if not isinstance(stored, StoredTensor):
         raise GuidanceError(f"{path}: holds a {type(stored).__name__}, expected a plain tensor")
-    tensor = stored.tensor().clone()  # the file is not kept open for it
-    # A view of one number can claim any length.
+    tensor = stored.tensor().clone()  # so that the file does not stay open
+    # A view of a single number can have any length.
     if tensor.dim() != 1 or not 1 <= len(tensor) <= MAX_FRAMES:
         raise GuidanceError(f"{path}: holds shape {tuple(tensor.shape)}, expected (1 to {MAX_FRAMES},)")
     return tensor
 
 
 def write(folder: str | os.PathLike, relative: str | os.PathLike, boundaries: Tensor, frames: int) -> None:
-    """Writes ``folder/alpha/...`` and then ``folder/boundaries/...``, each whole or not at all.
+    """Writes both files of an entry below ``folder``, each whole or not at all.
 
     boundaries: (segments,), see ``alpha_of``. The same content gives the same bytes. Raises GuidanceError, OSError.
     """
@@ -102,25 +102,25 @@ def write(folder: str | os.PathLike, relative: str | os.PathLike, boundaries: Te
         new_boundaries.write_bytes(saved(boundaries))
         with atomic_path(guidance_path(pathlib.Path(folder, ALPHA), relative)) as new_alpha:
             new_alpha.write_bytes(saved(alpha))
-            target.unlink(missing_ok=True)  # if killed between the two, the pair must not look complete
+            target.unlink(missing_ok=True)  # after a kill between the two, the pair must not look complete
 
 
 def saved(tensor: Tensor) -> bytes:
-    """The bytes of ``torch.save``; saved to a file, they would hold its name, which is random while temporary."""
+    """The bytes of ``torch.save``; when it saves to a file, they contain the file's name, which is random at first."""
     buffer = io.BytesIO()
     torch.save(tensor, buffer)
     return buffer.getvalue()
 
 
 def is_written(folder: str | os.PathLike, relative: str | os.PathLike) -> bool:
-    """Whether both files of an entry are there."""
+    """Whether both files of an entry exist."""
     return all(guidance_path(pathlib.Path(folder, name), relative).is_file() for name in (ALPHA, BOUNDARIES))
 
 
 def alpha_of(boundaries: Tensor, frames: int) -> Tensor:
-    """1 / length over each segment, (frames,) float32, and zero after the last boundary.
+    """alpha (frames,) float32: 1 / length over each segment, and zero after the last boundary.
 
-    boundaries: (segments,) whole numbers, increasing, from 1 to ``frames``. Raises GuidanceError for others.
+    boundaries: (segments,) increasing integers from 1 to ``frames``. Raises GuidanceError for others.
     """
     lengths = torch.diff(boundaries, prepend=boundaries.new_zeros(1))
     if not len(boundaries) or int(lengths.min()) < 1 or int(boundaries[-1]) > frames:
@@ -132,9 +132,9 @@ def alpha_of(boundaries: Tensor, frames: int) -> Tensor:
 
 
 def read_manifest(path: str | os.PathLike) -> tuple[pathlib.Path, list[tuple[str, int]]]:
-    """A manifest of fairseq's wav2vec: the root folder, and (path below it, samples) of every utterance.
+    """A fairseq wav2vec manifest: the root folder, and (path below it, number of samples) of every utterance.
 
-    Raises GuidanceError naming the file, and the line that is something else.
+    Raises GuidanceError naming the file and the invalid line.
     """
     path = pathlib.Path(path)
     try:
@@ -142,7 +142,7 @@ def read_manifest(path: str | os.PathLike) -> tuple[pathlib.Path, list[tuple[str
     except OSError as error:
         raise GuidanceError(f"{path}: cannot be read ({error.strerror or error}); expected a manifest") from None
     except UnicodeDecodeError:
-        raise GuidanceError(f"{path}: not a text in UTF-8; expected a manifest") from None
+        raise GuidanceError(f"{path}: not UTF-8 text; expected a manifest") from None
     if not lines[-1]:
         lines.pop()
     if not lines or not lines[0].strip() or "\t" in lines[0]:
@@ -157,7 +157,7 @@ def manifest_entry(line: str, where: str) -> tuple[str, int]:
     relative, _, samples = line.strip().partition("\t")
     if not samples.isdecimal() or not samples.isascii() or int(samples) < 1:
         raise GuidanceError(f"{where}: expected a path, a tab and a number of samples, found {line[:80]!r}")
-    # Its files would land outside the folder that they are meant for.
+    # The guidance files would be written outside their folder.
     if relative.startswith("/") or ".." in pathlib.PurePosixPath(relative).parts or not pathlib.PurePath(relative).name:
         raise GuidanceError(f"{where}: expected a path below the manifest's folder, found {relative!r}")
     return relative, int(samples)

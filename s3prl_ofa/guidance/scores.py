@@ -1,4 +1,4 @@
-"""How well found boundaries meet wanted ones, as the literature on segmentation scores it. All times in seconds."""
+"""Scores of found boundaries against reference boundaries, as in the segmentation literature. All times in seconds."""
 
 import dataclasses
 import math
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-TOLERANCES = (0.02, 0.04)  # seconds; 20 ms is the custom for phones
-ROUNDING = 1e-9  # seconds, so that a distance of 0.02 is within 0.02
+TOLERANCES = (0.02, 0.04)  # seconds; 20 ms is customary for phones
+ROUNDING = 1e-9  # seconds, so that a distance of 0.02 is within a tolerance of 0.02
 
 
 @dataclasses.dataclass(frozen=True)
 class BoundaryScores:
-    """Counts over all utterances, and what follows from them; every score is 0 to 1 (R-value: up to 1)."""
+    """Counts over all utterances, and the scores computed from them, which are 0 to 1 (R-value: at most 1)."""
 
     hits: int
     found: int
-    wanted: int
+    reference: int
 
     @property
     def precision(self) -> float:
@@ -24,41 +24,42 @@ class BoundaryScores:
 
     @property
     def recall(self) -> float:
-        return self.hits / self.wanted if self.wanted else 0.0
+        return self.hits / self.reference if self.reference else 0.0
 
     @property
     def f1(self) -> float:
-        return 2 * self.hits / (self.found + self.wanted) if self.found + self.wanted else 0.0
+        return 2 * self.hits / (self.found + self.reference) if self.found + self.reference else 0.0
 
     @property
     def r_value(self) -> float:
-        """Räsänen, Laine and Altosaar (Interspeech 2009): unlike F1 it does not reward too many boundaries."""
-        if not self.wanted:
+        """Räsänen, Laine and Altosaar (Interspeech 2009): unlike F1, it does not reward oversegmentation."""
+        if not self.reference:
             return 0.0
-        over = self.found / self.wanted - 1
+        over = self.found / self.reference - 1
         to_target = math.hypot(1 - self.recall, over)
         to_line = abs(-over + self.recall - 1) / math.sqrt(2)
         return 1 - (to_target + to_line) / 2
 
     def __add__(self, other: "BoundaryScores") -> "BoundaryScores":
-        return BoundaryScores(self.hits + other.hits, self.found + other.found, self.wanted + other.wanted)
+        return BoundaryScores(self.hits + other.hits, self.found + other.found, self.reference + other.reference)
 
     def __str__(self) -> str:
         return f"precision {self.precision:.3f}, recall {self.recall:.3f}, F1 {self.f1:.3f}, R-value {self.r_value:.3f}"
 
 
 def boundary_scores(
-    found: Sequence[Sequence[float]], wanted: Sequence[Sequence[float]], tolerance: float
+    found: Sequence[Sequence[float]], reference: Sequence[Sequence[float]], tolerance: float
 ) -> BoundaryScores:
-    """Scores over all utterances together; each of ``found`` and ``wanted`` is one utterance's boundaries in seconds.
+    """Scores over all utterances. found, reference: each utterance's boundaries in seconds, without its start and end.
 
-    A boundary is met by at most one found boundary, no further away than ``tolerance``, and as many as can be are met.
-    Leave out the start and the end of an utterance, which are known beforehand. Raises ValueError when the two have
-    another number of utterances.
+    Every boundary is matched to at most one other, no further away than ``tolerance``, with as many matches as
+    possible. Raises ValueError if the numbers of utterances differ.
     """
-    if len(found) != len(wanted):
-        raise ValueError(f"{len(found)} utterances with found boundaries, {len(wanted)} with wanted ones")
-    pairs = [(np.sort(np.asarray(a, float)), np.sort(np.asarray(b, float))) for a, b in zip(found, wanted, strict=True)]
+    if len(found) != len(reference):
+        raise ValueError(f"{len(found)} utterances with found boundaries, {len(reference)} with reference boundaries")
+    pairs = [
+        (np.sort(np.asarray(a, float)), np.sort(np.asarray(b, float))) for a, b in zip(found, reference, strict=True)
+    ]
     return BoundaryScores(
         sum(count_hits(a, b, tolerance + ROUNDING) for a, b in pairs),
         sum(len(a) for a, _ in pairs),
@@ -66,13 +67,13 @@ def boundary_scores(
     )
 
 
-def count_hits(found: np.ndarray, wanted: np.ndarray, tolerance: float) -> int:
-    """The most pairs within ``tolerance`` that share no boundary; both sorted.
+def count_hits(found: np.ndarray, reference: np.ndarray, tolerance: float) -> int:
+    """The maximal number of disjoint pairs within ``tolerance``; both arrays are sorted.
 
-    On a line it is enough to give each wanted boundary, from left to right, the first free one within reach.
+    On a line, matching each reference boundary from left to right to the first free one within reach is optimal.
     """
     hits = free = 0
-    for time in wanted:
+    for time in reference:
         while free < len(found) and found[free] < time - tolerance:
             free += 1
         if free < len(found) and found[free] <= time + tolerance:
@@ -82,5 +83,5 @@ def count_hits(found: np.ndarray, wanted: np.ndarray, tolerance: float) -> int:
 
 
 def uniform_boundaries(seconds: float, count: int) -> np.ndarray:
-    """``count`` boundaries (count,) that cut ``seconds`` into equal parts: the baseline of the same rate."""
+    """Boundaries (count,) that cut ``seconds`` into equal parts: the baseline of the same rate."""
     return seconds * np.arange(1, count + 1) / (count + 1)

@@ -1,8 +1,8 @@
 """Segmentation of speech without labels: duration-penalised dynamic programming over codes.
 
-Kamper & van Niekerk (arXiv 2012.07551): a segment costs the squared distance of its frames to the one code that suits
-them best, and penalty * -(length - 1), so that longer segments are cheaper. The segmentation of least cost is found
-exactly, for segments of at most ``longest`` frames.
+Kamper & van Niekerk (arXiv 2012.07551): a segment costs the squared distance of its frames to the single code that fits
+them best, minus penalty * (length - 1), so that longer segments are cheaper. The segmentation of least cost is found
+exactly, among segments of at most ``longest`` frames.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from s3prl_ofa.model import SAMPLE_RATE
 
 LONGEST = 50  # frames of a segment, 1 s
-CLOSE_ENOUGH = 0.005  # of the wanted period: where the search for a penalty ends
+PERIOD_TOLERANCE = 0.005  # relative, of the search for a penalty
 MAX_STEPS = 60
 
 
@@ -23,26 +23,26 @@ def distances(features: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 def segment_costs(distance: np.ndarray, longest: int = LONGEST) -> np.ndarray:
-    """What a segment costs before its penalty: (frames, longest) float32, row t for those that end with frame t.
+    """Costs of segments without penalty, (frames, longest) float32: row t holds the segments that end with frame t.
 
-    distance: (codes, frames). Column ``longest - length``, so that a row runs with the starts of its segments; infinite
-    where one would start before the first frame.
+    distance: (codes, frames). Columns are ``longest - length``, so that along a row segments start later and later;
+    infinite where a segment would start before the first frame.
     """
     frames = distance.shape[1]
     costs = np.full((frames, longest), np.inf, np.float32)
     sums = distance.copy()
     for length in range(1, min(longest, frames) + 1):
-        if length > 1:  # one frame more at the front; sums[:, t] is then of the segment that ends with frame t
+        if length > 1:  # one more frame at the front; sums[:, t] is of the segment that ends with frame t
             sums[:, length - 1 :] += distance[:, : frames - length + 1]
         costs[length - 1 :, longest - length] = sums[:, length - 1 :].min(0)
     return costs
 
 
 def best_segmentation(costs: np.ndarray, penalty: float) -> np.ndarray:
-    """Boundaries (segments,) int64 of the segmentation of least cost; costs as ``segment_costs`` gives them."""
+    """Boundaries (segments,) int64 of the segmentation of least cost; for costs see ``segment_costs``."""
     frames, longest = costs.shape
     penalised = costs - penalty * np.arange(longest - 1, -1, -1)
-    # least[longest + t] is the cost of the first t frames; before them nothing can start
+    # least[longest + t] is the least cost of the first t frames; no segment can start before them
     least = np.full(longest + frames + 1, np.inf)
     least[longest] = 0.0
     starts = np.empty(frames, np.int64)
@@ -58,28 +58,28 @@ def best_segmentation(costs: np.ndarray, penalty: float) -> np.ndarray:
 
 
 def mean_period_ms(costs: Sequence[np.ndarray], samples: Sequence[int], penalty: float) -> float:
-    """Milliseconds of audio a segment, over utterances with these costs and numbers of samples."""
-    segments = sum(len(best_segmentation(each, penalty)) for each in costs)
+    """Milliseconds of audio per segment, over utterances with these costs and numbers of samples."""
+    segments = sum(len(best_segmentation(cost, penalty)) for cost in costs)
     return 1000 * sum(samples) / SAMPLE_RATE / segments
 
 
 def solve_penalty(costs: Sequence[np.ndarray], samples: Sequence[int], period_ms: float) -> tuple[float, float]:
-    """(penalty, period in ms that it gives on these utterances), by bisection: a higher penalty is a longer period.
+    """(penalty, resulting period in ms), by bisection: a higher penalty gives a longer period.
 
-    Raises ValueError when no penalty gives the period.
+    Raises ValueError if no penalty gives the period.
     """
     low, high = 0.0, 1.0
     shortest = mean_period_ms(costs, samples, low)
     while (period := mean_period_ms(costs, samples, high)) < period_ms:
         low, high = high, 4 * high
         if high > 1e12:
-            raise ValueError(f"segments of {period_ms:g} ms cannot be had: they are {shortest:.1f} to {period:.1f} ms")
+            raise ValueError(f"segments of {period_ms:g} ms are impossible: they are {shortest:.1f} to {period:.1f} ms")
     if shortest > period_ms:
-        raise ValueError(f"segments of {period_ms:g} ms cannot be had: they are {shortest:.1f} ms or longer")
+        raise ValueError(f"segments of {period_ms:g} ms are impossible: they are {shortest:.1f} ms or longer")
     for _ in range(MAX_STEPS):
         middle = (low + high) / 2
         period = mean_period_ms(costs, samples, middle)
-        if abs(period / period_ms - 1) < CLOSE_ENOUGH:
+        if abs(period / period_ms - 1) < PERIOD_TOLERANCE:
             break
         low, high = (middle, high) if period < period_ms else (low, middle)
     return middle, period

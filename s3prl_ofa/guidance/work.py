@@ -1,4 +1,4 @@
-"""Doing many utterances: those of the manifests, in several processes, into a folder that a killed run leaves sound."""
+"""Processing the utterances of manifests in several processes, and writing their guidance."""
 
 import concurrent.futures
 import contextlib
@@ -22,15 +22,16 @@ from s3prl_ofa.guidance import layout
 from s3prl_ofa.guidance.layout import GuidanceError, guidance_path, num_frames, read_manifest
 from s3prl_ofa.io.files import atomic_path, printable
 from s3prl_ofa.model import SAMPLE_RATE
+from s3prl_ofa.signals import put_off
 
 LEFT_OUT = "left_out.tsv"
-CHUNK = 16  # utterances that a process takes at a time; fewer are not worth a process
-SHOWN = 20  # utterances named at the end; all of them are in left_out.tsv
+CHUNK = 16  # utterances per task of a process; fewer are not worth a process
+SHOWN = 20  # utterances listed at the end; left_out.tsv lists all
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An utterance of a manifest: its file below the manifest's root, and its length."""
+    """An utterance of a manifest: its path below the manifest's root, and its length."""
 
     root: pathlib.Path
     relative: str
@@ -46,7 +47,7 @@ class Entry:
 
 
 def read_entries(manifests: Sequence[pathlib.Path]) -> list[Entry]:
-    """All utterances of the manifests. Raises UsageError for a bad manifest, and where two share a guidance file."""
+    """All utterances of the manifests. Raises UsageError for a bad manifest and for two with the same guidance file."""
     entries: dict[pathlib.Path, Entry] = {}
     for manifest in manifests:
         try:
@@ -64,37 +65,38 @@ def read_entries(manifests: Sequence[pathlib.Path]) -> list[Entry]:
 
 
 def each(function: Callable[[Any], Any], items: Sequence[Any], jobs: int, what: str) -> Iterator[Any]:
-    """``function`` of every item, in their order, by ``jobs`` processes, with a progress bar that says ``what``.
+    """Yields ``function`` of every item, in order, by ``jobs`` processes, with a progress bar labelled ``what``.
 
-    The function is sent to every process once, so it may hold much.
+    The function is sent to every process once, so it may hold large data.
     """
     jobs = min(jobs, len(items) // CHUNK)
     with contextlib.ExitStack() as stack:
         if jobs <= 1:
             results = map(function, items)
         else:
-            # Fresh interpreters: threads of torch and BLAS do not survive a fork.
+            # Spawned, because threads of torch and BLAS do not survive a fork.
             pool = concurrent.futures.ProcessPoolExecutor(
                 jobs, multiprocessing.get_context("spawn"), start_process, (function,)
             )
             stack.callback(pool.shutdown, cancel_futures=True)
-            results = pool.map(call, items, chunksize=CHUNK)
+            with put_off():  # a process that loses its parent while it starts prints a traceback
+                results = pool.map(call, items, chunksize=CHUNK)
         yield from tqdm(results, total=len(items), desc=what, unit="utt", dynamic_ncols=True, disable=None)
 
 
 def start_process(function: Callable[[Any], Any]) -> None:
-    """What a process does first."""
+    """Initialises a worker process."""
     import torch
 
     global call_function
     call_function = function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     torch.set_num_threads(1)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def end_with_parent() -> None:
-    """A killed parent cannot stop its processes, which would wait for work for ever."""
+    """Ends this process when its parent is killed; otherwise it would wait for work forever."""
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
 
@@ -105,13 +107,13 @@ def call(item: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Write:
-    """Makes one utterance's segmentation and writes it."""
+    """Segments one utterance and writes its guidance."""
 
-    make: Callable[[Entry], Tensor]  # boundaries (segments,) of an utterance
+    make: Callable[[Entry], Tensor]  # gives boundaries (segments,)
     folder: pathlib.Path
 
     def __call__(self, entry: Entry) -> int | str:
-        """The number of segments, or in words why the utterance has none."""
+        """The number of segments, or the reason why the utterance is left out."""
         frames = num_frames(entry.samples)
         if not frames:
             return f"too short: {entry.samples} samples, at least {layout.FRAMES.receptive_field} are needed"
@@ -120,35 +122,35 @@ class Write:
             layout.write(self.folder, entry.relative, boundaries, frames)
         except UsageError:
             raise
-        except (ValueError, RuntimeError) as error:  # RuntimeError: what torch raises, of memory too
+        except (ValueError, RuntimeError) as error:  # RuntimeError: torch's errors, such as out of memory
             return " ".join(str(error).split())
         except OSError as error:
-            # Of all that can go wrong with writing only this is about the one file.
+            # Of the errors of writing, only this concerns a single file.
             if error.errno != errno.ENAMETOOLONG:
                 raise
-            return "its name is too long to be that of an output too"
+            return "its name is too long for an output file"
         return len(boundaries)
 
 
 def write_all(
     entries: list[Entry], make: Callable[[Entry], Tensor], folder: pathlib.Path, jobs: int, force: bool
 ) -> int:
-    """Writes what is not there yet, and says at the end what was left out and why; the exit status."""
+    """Writes what is missing, and reports what was left out and why. Returns the exit status."""
     todo = [entry for entry in entries if force or not layout.is_written(folder, entry.relative)]
     results = list(zip(todo, each(Write(make, folder), todo, jobs, "guidance"), strict=True))
     done = [(entry, segments) for entry, segments in results if isinstance(segments, int)]
     left_out = [(entry, reason) for entry, reason in results if isinstance(reason, str)]
-    line = f"{folder}: {len(done)} of {len(entries)} utterances written, {len(entries) - len(todo)} were there already"
+    line = f"{folder}: {len(done)} of {len(entries)} utterances written, {len(entries) - len(todo)} already done"
     if done:
         milliseconds = 1000 * sum(entry.samples for entry, _ in done) / SAMPLE_RATE
-        line += f"; a segment is {milliseconds / sum(segments for _, segments in done):.1f} ms on average"
+        line += f"; the mean segment is {milliseconds / sum(segments for _, segments in done):.1f} ms long"
     print(line)
     report(folder, left_out)
     return 1 if left_out else 0
 
 
 def report(folder: pathlib.Path, left_out: list[tuple[Entry, str]]) -> None:
-    """Names on stderr and in ``left_out.tsv`` the utterances that have no guidance, and why."""
+    """Lists on stderr and in ``left_out.tsv`` the utterances without guidance, and why."""
     path = folder / LEFT_OUT
     path.unlink(missing_ok=True)
     if not left_out:

@@ -1,12 +1,11 @@
-"""Pretraining on fairseq's core. Importing this makes once-for-all compression known to fairseq.
+"""Pretraining on fairseq. Importing this package registers once-for-all compression with fairseq.
 
-After it ``fairseq.checkpoint_utils.load_model_ensemble_and_task`` reads files that were trained here and the
-reference's own, and fairseq trains the reference's configurations. Nothing here is imported for inference.
+``fairseq.checkpoint_utils.load_model_ensemble_and_task`` then reads files trained here and the reference's files, and
+fairseq trains the reference's configurations. Inference imports nothing from here.
 """
 
 import importlib.util
 
-# Absolute, because fairseq's common.user_dir imports this folder under the name "pretrain".
 from s3prl_ofa.errors import UsageError
 
 if importlib.util.find_spec("fairseq") is None:

@@ -1,4 +1,4 @@
-"""The settings that once-for-all compression adds to fairseq's wav2vec 2.0, under the reference's names."""
+"""Settings that once-for-all compression adds to fairseq's wav2vec 2.0, under the reference's names."""
 
 from dataclasses import dataclass, field
 
@@ -13,50 +13,54 @@ from s3prl_ofa.pretrain.rates import DISTRIBUTIONS
 VALID_LAMBDS = (0.0, 0.5, 1.0)
 
 
-def _about(default, text: str):
+def _setting(default, text: str):
     return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class OFAModelConfig(Wav2Vec2Config):
-    """fairseq's wav2vec 2.0 and the compressor before its projection (arXiv 2211.02332)."""
+    """fairseq's wav2vec 2.0 with a compressor before its projection (arXiv 2211.02332)."""
 
-    subsample: ChoiceEnum(["none", "fixed", "cif"]) = _about(
-        "none", "how frames are compressed: not at all, by average pooling, by continuous integrate-and-fire"
+    subsample: ChoiceEnum(["none", "fixed", "cif"]) = _setting(
+        "none", "how to compress frames: not at all, by average pooling, or by continuous integrate-and-fire"
     )
-    fixed_subsample_ratio: int = _about(2, "with subsample=fixed: 20 ms frames that become one")
-    mixup: bool = _about(False, "draw a lambd for every forward pass in training; without it lambd is 1")
-    mixup_distro: ChoiceEnum(list(DISTRIBUTIONS)) = _about("uniform", "how lambd is drawn")
-    upper_lambd: float = _about(2.0, "with mixup_distro=both: the largest lambd; 0 trains at 20 ms throughout")
-    lambd_per: ChoiceEnum(["batch", "utterance"]) = _about("batch", "one lambd for a batch, or one an utterance")
-    target_ratio: float = _about(0.25, "output frames an input frame that the card loss asks for")
-    card_loss: float = _about(0.0, "weight of the card loss: frames in the batch")
-    seg_loss: float = _about(0.0, "weight of the seg loss: running sum of alpha at the guidance's boundaries")
-    frame_loss: float = _about(0.0, "weight of the frame loss: alpha against the guidance's, frame by frame")
+    fixed_subsample_ratio: int = _setting(2, "with subsample=fixed: number of 20 ms frames to average")
+    mixup: bool = _setting(False, "draw lambd in every training step; otherwise lambd is 1")
+    mixup_distro: ChoiceEnum(list(DISTRIBUTIONS)) = _setting("uniform", "distribution of lambd")
+    upper_lambd: float = _setting(2.0, "with mixup_distro=both: maximal lambd; 0 always trains at 20 ms")
+    lambd_per: ChoiceEnum(["batch", "utterance"]) = _setting("batch", "draw one lambd per batch or per utterance")
+    target_ratio: float = _setting(0.25, "output frames per input frame that the card loss aims for")
+    card_loss: float = _setting(0.0, "weight of the card loss: number of frames in the batch")
+    seg_loss: float = _setting(0.0, "weight of the seg loss: cumulative alpha at the guidance's boundaries")
+    frame_loss: float = _setting(0.0, "weight of the frame loss: alpha of each frame against the guidance")
 
 
 @dataclass
 class OFATaskConfig(AudioPretrainingConfig):
-    """fairseq's audio pretraining with guidance beside the waves."""
+    """fairseq's audio pretraining with guidance in addition to the waves."""
 
-    alpha_root: str | None = _about(None, "folder of the guidance alpha, named as the manifest's files, with .pt")
-    boundaries_root: str | None = _about(None, "folder of the guidance boundaries, named in the same way")
-    bad_guidance: ChoiceEnum(["stop", "skip"]) = _about(
-        "stop", "for a guidance file that is missing or damaged: stop, or train that utterance without guidance loss"
+    alpha_root: str | None = _setting(
+        None, "folder of the guidance's alpha files, named like the manifest's files, with suffix .pt"
     )
-    bad_audio: ChoiceEnum(["stop", "skip"]) = _about(
-        "stop", "for audio that is missing, damaged or not 16 kHz mono: stop, or leave that utterance out of its batch"
+    boundaries_root: str | None = _setting(None, "folder of the guidance's boundaries files, named the same way")
+    bad_guidance: ChoiceEnum(["stop", "skip"]) = _setting(
+        "stop", "at a missing or damaged guidance file: stop, or train the utterance without guidance losses"
+    )
+    bad_audio: ChoiceEnum(["stop", "skip"]) = _setting(
+        "stop", "at audio that is missing, damaged or not 16 kHz mono: stop, or leave the utterance out of its batch"
     )
     valid_lambds: list[float] = field(
-        default_factory=lambda: list(VALID_LAMBDS), metadata={"help": "the rates of validation"}
+        default_factory=lambda: list(VALID_LAMBDS), metadata={"help": "validate at these rates"}
     )
-    # Workers keep a copy of the dataset, and with it the epoch, from which crops are drawn: a new loader every epoch.
+    # A new loader in every epoch: workers keep a copy of the dataset, whose epoch determines the crops.
     reuse_dataloader: bool = False
     persistent_workers: bool = False
-    cpu_bfloat16: bool = _about(False, "on a CPU, train with products in bfloat16; common.bf16 and amp are for GPUs")
-    max_update: int = II("optimization.max_update")  # for the time left
+    cpu_bfloat16: bool = _setting(
+        False, "on a CPU, train with bfloat16 matrix products; common.bf16 and common.amp are for GPUs"
+    )
+    max_update: int = II("optimization.max_update")  # to log the remaining time
 
 
 @dataclass
 class OFACriterionConfig(Wav2VecCriterionConfig):
-    """fairseq's wav2vec loss. loss_weights: diversity, feature penalty, and with a compressor card, seg, frame (1)."""
+    """fairseq's wav2vec loss. loss_weights: diversity, features_pen and, with a compressor, card, seg and frame (1)."""

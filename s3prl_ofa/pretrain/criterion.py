@@ -1,4 +1,4 @@
-"""fairseq's wav2vec criterion with every loss under its own name."""
+"""fairseq's wav2vec criterion, which logs every loss by name."""
 
 import math
 from typing import Any
@@ -11,34 +11,34 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.config import SAMPLE_RATE
 
 BITS = 1 / math.log(2)
-# What the model counts over a batch, and the losses it gives; logged as sums over micro-batches and ranks.
+# Counts and losses that the model returns per batch; logged as sums over micro-batches and ranks.
 SUMS = ("samples", "input_frames", "frames", "utterances", "alpha_sum", "lambd_sum")
 LOSSES = ("diversity", "features_pen", "card", "seg", "frame")
 MEANS = ("code_perplexity", "prob_perplexity", "temp")
 
 
 class OFAPretrainingCriterion(Wav2vecCriterion):
-    """InfoNCE and the model's other losses; logs what each is, the frame period, mean alpha, mean lambd, accuracy."""
+    """InfoNCE and the model's other losses; logs each loss, the frame period, mean alpha, mean lambd and accuracy."""
 
     def __init__(self, task, infonce=False, loss_weights=None, log_keys=None) -> None:
         super().__init__(task, infonce, loss_weights, log_keys)
-        # fairseq logs these of what the model gives
+        # fairseq logs these keys of the model's output
         self.log_keys = [*dict.fromkeys([*self.log_keys, *SUMS, *LOSSES, *MEANS])]
 
     def forward(self, model: nn.Module, sample: dict[str, Any], reduce: bool = True):
-        """Loss summed over masked frames, their number, and sums for the log. Raises UsageError for loss_weights."""
+        """Loss summed over masked frames, their number, sums for the log. Raises UsageError for bad loss_weights."""
         self.fit_loss_weights(model.extra_loss_names)
         loss, sample_size, log = super().forward(model, sample, reduce)
         infonce = log.pop("loss_0", log["loss"])
         log = {key: value for key, value in log.items() if not key.startswith("loss_")}
-        # Ranks are added up by position: the same names whatever the batch has (targets, guidance).
+        # Ranks are summed by position, so the names must not depend on the batch, which may lack guidance.
         for key in (*LOSSES, *MEANS):
             log[f"{key}_parts"] = int(key in log)
             log[f"{key}_sum"] = log.pop(key, 0.0)
         return loss, sample_size, {**log, "infonce": infonce}
 
     def fit_loss_weights(self, names: tuple[str, ...]) -> None:
-        """Gives the losses of the compressor the weight 1 where the configuration has none for them."""
+        """Gives the compressor's losses the weight 1 if the configuration has no weights for them."""
         if self.loss_weights is None:
             return
         weights = list(self.loss_weights)
@@ -52,7 +52,7 @@ class OFAPretrainingCriterion(Wav2vecCriterion):
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
-        """Logs the totals over micro-batches and ranks; of validation at several rates, each rate's own too."""
+        """Logs the totals over micro-batches and ranks; in validation at several rates also those of each rate."""
         keys = dict.fromkeys(key for log in logging_outputs for key in log)
         total = {key: float(sum(log.get(key, 0) for log in logging_outputs)) for key in keys}
         for key in ("ntokens", "nsentences"):
@@ -64,12 +64,12 @@ class OFAPretrainingCriterion(Wav2vecCriterion):
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
-        """All are sums, so ranks are added up without pickling, which on CPUs asks for CUDA."""
+        """True, because all are sums; otherwise fairseq pickles them, which needs CUDA."""
         return True
 
 
 def log_rate(total: dict[str, float], suffix: str) -> None:
-    """Logs one rate: the totals whose names end in ``suffix``."""
+    """Logs the totals of one rate, whose names end in ``suffix``."""
 
     def value(name: str) -> float:
         return total.get(name + suffix, 0.0)
@@ -87,13 +87,13 @@ def log_rate(total: dict[str, float], suffix: str) -> None:
         log_ratio("lambd" + suffix, value("lambd_sum"), value("utterances"), 3)
 
 
-def log_ratio(name: str, above: float, below: float, digits: int) -> None:
-    """Logs a ratio of sums, so that the mean over many batches is the ratio of their totals."""
-    metrics.log_scalar(f"_{name}_above", above)
-    metrics.log_scalar(f"_{name}_below", below)
+def log_ratio(name: str, numerator: float, denominator: float, digits: int) -> None:
+    """Logs a ratio of sums: the mean over several batches is the ratio of their totals."""
+    metrics.log_scalar(f"_{name}_numerator", numerator)
+    metrics.log_scalar(f"_{name}_denominator", denominator)
 
     def ratio(meters) -> float:
-        denominator = meters[f"_{name}_below"].sum
-        return round(float(meters[f"_{name}_above"].sum / denominator), digits) if denominator else float("nan")
+        total = meters[f"_{name}_denominator"].sum
+        return round(float(meters[f"_{name}_numerator"].sum / total), digits) if total else float("nan")
 
     metrics.log_derived(name, ratio)

@@ -1,4 +1,4 @@
-"""Waves of a fairseq manifest with their guidance: alpha and boundaries of a segmentation, cropped with the wave."""
+"""Waves of a fairseq manifest with their guidance (alpha and boundaries of a segmentation), cropped alike."""
 
 import contextlib
 import logging
@@ -23,21 +23,20 @@ from s3prl_ofa.io.scan import scan
 logger = logging.getLogger(__name__)
 
 HOP = FRAMES.hop  # samples
-LENGTH_TOLERANCE = 5  # frames by which guidance made from other features may be longer or shorter
-SHOWN = 3  # file names in one message
+LENGTH_TOLERANCE = 5  # frames; guidance made from other features may be a little longer or shorter
+SHOWN = 3  # file names per message
 PAUSES = (0.1, 1.0)  # seconds between attempts to read a file
-IN_ZIP = re.compile(r"\.zip:\d+:\d+$")  # fairseq's other form of a path: a part of an uncompressed archive
+IN_ZIP = re.compile(r"\.zip:\d+:\d+$")  # fairseq's syntax for a part of an uncompressed archive
 
 
 class GuidedAudioDataset(FileAudioDataset):
-    """fairseq's FileAudioDataset with guidance beside each wave.
+    """fairseq's FileAudioDataset with guidance for each wave.
 
     alpha_root, boundaries_root: folders of guidance (see guidance/layout.py), either may be None. bad_guidance: "stop"
-    or "skip", for a file that is missing, damaged or of another length. bad_audio: the same for audio that
-    ``check_speech`` refuses or that cannot be read to its end; "skip" leaves it out of its batch. What is left out
-    depends only on the files, and crops are drawn from ``crop_seed``, the epoch and the utterance, so that a run that
-    was stopped and resumed trains on the same. Raises GuidanceError for missing files, AudioError for audio whose
-    header says that it cannot be used.
+    or "skip", for files that are missing, damaged or of a different length. bad_audio: the same for audio that
+    ``check_speech`` rejects or that cannot be read to its end; "skip" leaves it out of its batch. What is left out
+    depends only on the files, and crops are drawn from ``crop_seed``, the epoch and the utterance, so that a resumed
+    run trains on the same data. Raises GuidanceError for missing files, AudioError for audio with an unusable header.
     """
 
     def __init__(
@@ -52,15 +51,15 @@ class GuidedAudioDataset(FileAudioDataset):
         min_sample_size: int | None = None,
         **kwargs: Any,
     ) -> None:
-        # what gives no frame cannot be trained on
+        # utterances without a frame cannot be trained on
         shortest = max(min_sample_size or 0, FRAMES.receptive_field)
         super().__init__(manifest_path, *args, min_sample_size=shortest, **kwargs)
         self.roots = {"alpha": alpha_root, "boundaries": boundaries_root}
         self.bad_guidance, self.bad_audio = bad_guidance, bad_audio
         self.crop_seed, self.epoch = crop_seed, 0
-        self.said: set[str] = set()  # utterances about which a warning was given
+        self.warned: set[str] = set()  # utterances whose guidance has been warned about
         self.bad: set[int] = set()  # utterances whose audio cannot be used
-        self.check_audio(pathlib.Path(manifest_path).name)
+        self.check_headers(pathlib.Path(manifest_path).name)
         self.check_guidance()
 
     @property
@@ -72,12 +71,12 @@ class GuidedAudioDataset(FileAudioDataset):
         self.epoch = epoch
 
     def relative(self, index: int) -> str:
-        """The manifest's name of an utterance."""
+        """An utterance's path in the manifest."""
         name = self.fnames[index]
         return self.text_compressor.decompress(name if isinstance(self.fnames, list) else name.as_py())
 
-    def check_audio(self, manifest: str) -> None:
-        """Reads every header before training starts. Raises AudioError, or warns, naming the first bad files."""
+    def check_headers(self, manifest: str) -> None:
+        """Reads all headers before training starts. Raises AudioError, or warns, naming the first bad files."""
         paths = [pathlib.Path(self.root_dir, self.relative(index)) for index in range(len(self.fnames))]
         bad = scan([path for path in paths if not IN_ZIP.search(path.name)], None, f"headers of {manifest}").bad
         if not bad:
@@ -92,7 +91,7 @@ class GuidedAudioDataset(FileAudioDataset):
         logger.warning("%s; they are left out", text)
 
     def check_guidance(self) -> None:
-        """Looks for every guidance file before training starts. Raises GuidanceError, or warns, naming the first."""
+        """Looks for all guidance files before training starts. Raises GuidanceError, or warns, naming the first."""
         for kind, root in self.roots.items():
             if not root:
                 continue
@@ -104,16 +103,16 @@ class GuidedAudioDataset(FileAudioDataset):
                 shown = listed((str(guidance_path(root, name)) for name in missing), SHOWN)
                 text = f"{len(missing)} of {len(self.fnames)} {kind} files are missing: {shown}"
                 if self.bad_guidance == "stop":
-                    raise GuidanceError(f"{text}; task.bad_guidance=skip trains these without guidance loss")
-                if not self.said.issuperset(missing):  # alpha and boundaries mostly lack the same
-                    logger.warning("%s; they are trained without guidance loss", text)
-                self.said.update(missing)
+                    raise GuidanceError(f"{text}; task.bad_guidance=skip trains them without guidance losses")
+                if not self.warned.issuperset(missing):  # usually the same ones lack alpha and boundaries
+                    logger.warning("%s; they are trained without guidance losses", text)
+                self.warned.update(missing)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """id, source (samples,), and where guidance was asked for pseudo_alpha (frames,) and boundaries (segments,).
+        """id, source (samples,), pseudo_alpha (frames,) and boundaries (segments,).
 
-        Both are None where the utterance is trained without guidance. Where its audio cannot be used, source is None
-        and there is no guidance. Raises AudioError, GuidanceError.
+        The last two are None if their root is, or if the utterance is trained without guidance. If its audio cannot be
+        used, source is None and the last two are missing. Raises AudioError, GuidanceError.
         """
         source = self.source(index)
         if source is None:
@@ -125,29 +124,29 @@ class GuidedAudioDataset(FileAudioDataset):
             if alpha is not None and abs(len(alpha) - frames) > LENGTH_TOLERANCE:
                 raise GuidanceError(
                     f"{guidance_path(self.roots['alpha'], relative)}: {len(alpha)} frames of guidance for an utterance "
-                    f"of {frames}; was it made for other audio?"
+                    f"of {frames} frames; was it made for other audio?"
                 )
             boundaries = self.read(read_boundaries, "boundaries", relative)
         except GuidanceError as error:
             if self.bad_guidance == "stop":
                 raise
-            if relative not in self.said:
-                self.said.add(relative)
-                logger.warning("%s; it is trained without guidance loss", error)
+            if relative not in self.warned:
+                self.warned.add(relative)
+                logger.warning("%s; it is trained without guidance losses", error)
             alpha = boundaries = None
         if boundaries is not None:
             boundaries = torch.unique_consecutive(boundaries.clamp(max=frames))
         return {"id": index, "source": source, "pseudo_alpha": alpha, "boundaries": boundaries}
 
     def source(self, index: int) -> Tensor | None:
-        """The wave (samples,) of an utterance; None for one that is left out. Raises AudioError."""
+        """The wave (samples,) of an utterance, or None if it is left out. Raises AudioError."""
         path = os.path.join(self.root_dir, self.relative(index))
         if index in self.bad:
             return None
         if IN_ZIP.search(path):
             return super().__getitem__(index)["source"]
         try:
-            return self.postprocess(torch.from_numpy(load_patiently(path)), SAMPLE_RATE)
+            return self.postprocess(torch.from_numpy(load_with_retries(path)), SAMPLE_RATE)
         except AudioError as error:
             if self.bad_audio == "stop":
                 raise AudioError(f"{error}; task.bad_audio=skip leaves it out") from None
@@ -159,15 +158,15 @@ class GuidedAudioDataset(FileAudioDataset):
         return reader(self.roots[kind], relative) if self.roots[kind] else None
 
     def size(self, index: int) -> int:
-        """Samples of an utterance in a batch: never more than the crop."""
+        """Samples of an utterance in a batch, at most those of a crop."""
         return min(self.sizes[index], self.max_sample_size)
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch: ids, and as the model's input ``source`` (batch, samples), ``padding_mask`` where there is padding.
+        """A batch: ids, and the model's input: ``source`` (batch, samples), and ``padding_mask`` if there is padding.
 
-        With guidance the input has ``guidance`` too: guided (batch,), pseudo_alpha (batch, frames), boundaries
-        (batch, segments), first_part (batch,). If nothing in a batch can be used, it becomes the first utterance that
-        can: fairseq accepts no empty batch at the start of an epoch.
+        With guidance the input also has ``guidance``: guided (batch,), pseudo_alpha (batch, frames), boundaries
+        (batch, segments), first_part (batch,). A batch without usable utterances gets the first usable one of the
+        dataset, because fairseq accepts no empty batch at the start of an epoch.
         """
         if not samples:
             return {}
@@ -191,7 +190,7 @@ class GuidedAudioDataset(FileAudioDataset):
         raise AudioError(f"none of the {len(self)} files below {self.root_dir} can be used")
 
     def crop(self, sample: dict[str, Any], target: int) -> dict[str, Any]:
-        """The sample with at most ``target`` samples, from a random multiple of the hop on, its guidance with it."""
+        """Crops wave and guidance to at most ``target`` samples, starting at a random multiple of the hop."""
         extra = max(0, len(sample["source"]) - target)
         start = 0
         if extra:
@@ -207,8 +206,8 @@ class GuidedAudioDataset(FileAudioDataset):
         return {"source": source, "pseudo_alpha": alpha, "boundaries": boundaries, "first_part": first_part}
 
 
-def load_patiently(path: str) -> np.ndarray:
-    """``load_speech`` with repeated attempts, as in fairseq, because a network file system may fail for a moment."""
+def load_with_retries(path: str) -> np.ndarray:
+    """``load_speech`` with retries, as in fairseq, because network file systems fail for moments."""
     for pause in PAUSES:
         with contextlib.suppress(AudioError):
             return load_speech(path)
@@ -217,9 +216,9 @@ def load_patiently(path: str) -> np.ndarray:
 
 
 def crop_boundaries(boundaries: Tensor, start: int, frames: int) -> tuple[Tensor, float]:
-    """Boundaries within frames [start, start + frames), counted from there, and how much of the first segment is left.
+    """Boundaries within frames [start, start + frames), relative to start, and the fraction left of the first segment.
 
-    boundaries: (segments,), the 1-based last frames. A segment that does not end inside has no boundary.
+    boundaries: (segments,), the 1-based last frames. A segment that ends outside has no boundary.
     """
     inside = boundaries[(boundaries > start) & (boundaries <= start + frames)]
     if not len(inside):
@@ -230,16 +229,15 @@ def crop_boundaries(boundaries: Tensor, start: int, frames: int) -> tuple[Tensor
 
 
 def collate_guidance(samples: list[dict[str, Any]], roots: dict[str, str | None]) -> dict[str, Tensor]:
-    """The guidance of a batch, padded with 0 and -1; an utterance without has padding alone."""
-    wanted = {"alpha": "pseudo_alpha", "boundaries": "boundaries"}
-    keys = [key for kind, key in wanted.items() if roots[kind]]
+    """The guidance of a batch, padded with 0 and -1; an utterance without guidance is all padding."""
+    keys = [key for kind, key in (("alpha", "pseudo_alpha"), ("boundaries", "boundaries")) if roots[kind]]
     guidance = {
         "guided": torch.tensor([all(sample[key] is not None for key in keys) for sample in samples]),
         "first_part": torch.tensor([sample["first_part"] for sample in samples]),
     }
-    none = {"pseudo_alpha": torch.zeros(0), "boundaries": torch.zeros(0, dtype=torch.long)}
+    empty = {"pseudo_alpha": torch.zeros(0), "boundaries": torch.zeros(0, dtype=torch.long)}
     padding = {"pseudo_alpha": 0.0, "boundaries": -1}
     for key in keys:
-        rows = [none[key] if sample[key] is None else sample[key] for sample in samples]
+        rows = [empty[key] if sample[key] is None else sample[key] for sample in samples]
         guidance[key] = pad_sequence(rows, batch_first=True, padding_value=padding[key])
     return guidance

@@ -1,4 +1,4 @@
-"""``s3prl-ofa pretrain``: fairseq's trainer with this plugin, a packaged configuration, and one process or many."""
+"""``s3prl-ofa pretrain``: fairseq's trainer with this plugin and packaged configurations, in one process or many."""
 
 import argparse
 import contextlib
@@ -19,7 +19,7 @@ from s3prl_ofa.checkpoint import read_checkpoint
 from s3prl_ofa.checkpoint.contents import split_weight_norm
 from s3prl_ofa.checkpoint.fairseq_format import drop_needless_projection, read_config, write_state
 from s3prl_ofa.checkpoint.reading import naming
-from s3prl_ofa.checkpoint.safe_loading import nothing_run, patched_attributes, refusal
+from s3prl_ofa.checkpoint.safe_loading import explain_refusal, nothing_run, patched_attributes
 from s3prl_ofa.checkpoint.torch_file import read_torch_file
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.io.files import atomic_path, writing
@@ -30,94 +30,90 @@ from s3prl_ofa.pretrain.named_code import NO_USER_DIR, nothing_built
 from s3prl_ofa.signals import wait_for
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
+PACKAGED = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 DEFAULT_CONFIG = "ofa_base_librispeech"
 SHORT = {
     "data": "folder with the manifests train.tsv and valid.tsv (s3prl-ofa prepare manifest)",
     "guidance": "folder with alpha/ and boundaries/ (s3prl-ofa guidance)",
-    "init": "checkpoint of any known format to begin from",
-    "out": "folder for checkpoints, logs and TensorBoard; a training that is there is gone on with",
+    "init": "checkpoint of any known format to start from",
+    "out": "folder for checkpoints, logs and TensorBoard; a training in it is resumed",
 }
 CHECKED_SECTIONS = ("task.", "model.", "criterion.", "optimizer.", "lr_scheduler.")
 LAST = "checkpoint_last.pt"
 INIT = "init.pt"
-LONGEST_REASON = 500  # characters: weights that do not fit can be hundreds
+LONGEST_REASON = 500  # characters; hundreds of weights may not fit
 
 
 def build_parser() -> Parser:
     parser = Parser(
         prog="s3prl-ofa pretrain",
-        description="Trains a once-for-all wav2vec 2.0 with fairseq.",
-        epilog="Any setting of fairseq's follows as section.name=value, such as optimization.max_update=1000.\n"
+        description="Train a once-for-all wav2vec 2.0 with fairseq.",
+        epilog="Any fairseq setting can follow as section.name=value, such as optimization.max_update=1000.\n"
         + "\n".join(f"  {name}=...  {text}" for name, text in SHORT.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-    parser.add_argument(
-        "--config",
-        metavar="NAME",
-        help=f"a packaged configuration ({names}) or a yaml file (default: {DEFAULT_CONFIG})",
-    )
-    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine, one a GPU")
-    parser.add_argument("--config-dir", help="folder of configurations, as fairseq-hydra-train has it")
-    parser.add_argument("--config-name", help="one of them")
-    parser.add_argument("overrides", nargs="*", metavar="name=value", help="see below")
+    help_text = f"packaged configuration ({PACKAGED}) or yaml file (default: {DEFAULT_CONFIG})"
+    parser.add_argument("--config", metavar="NAME", help=help_text)
+    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine, one per GPU")
+    parser.add_argument("--config-dir", help="folder of configurations, as in fairseq-hydra-train")
+    parser.add_argument("--config-name", help="configuration in --config-dir")
+    parser.add_argument("overrides", nargs="*", metavar="name=value", help="settings, see below")
     return parser
 
 
 def run(argv: Sequence[str]) -> int:
-    """Trains, in this process or in so many. Raises UsageError, CheckpointError, and what fairseq raises."""
+    """Trains in this process or in several. Raises UsageError, CheckpointError, and what fairseq raises."""
     args = build_parser().parse_intermixed_args(argv)  # options and settings in any order
     for text in args.overrides:
         if "=" not in text.lstrip("+~"):
-            raise UsageError(f"{text!r}: name=value is expected, such as data=manifests")
+            raise UsageError(f"{text!r}: expected name=value, such as data=manifests")
     if args.nproc < 1:
         raise UsageError(f"--nproc must be at least 1, found {args.nproc}")
-    short = dict(text.split("=", 1) for text in args.overrides if text.split("=", 1)[0] in SHORT)
-    others = [addable(text) for text in args.overrides if text.split("=", 1)[0] not in SHORT]
+    short = dict(text.split("=", 1) for text in args.overrides if text.partition("=")[0] in SHORT)
+    others = [addable(text) for text in args.overrides if text.partition("=")[0] not in SHORT]
     if "user_dir" in " ".join(others):
         raise UsageError(NO_USER_DIR)
     config = config_path(args)
     out = pathlib.Path(short.get("out", "pretrained")).absolute()
-    world = started()
+    world = world_size()
     settings = [*short_settings(short, out), *machine_settings(config, others, world)]
     if args.nproc > 1 and world == 1:
-        if is_locked(out / LOCK):  # before torchrun starts, which prints a long report when a process fails
+        if is_locked(out / LOCK):  # checked here, because torchrun prints a long report when a process fails
             raise in_use(f"out={out}")
-        # without --nproc, which torchrun would take for its own
+        # without --nproc, which torchrun would take as its option
         return launch(args.nproc, [f"--config={config}", *args.overrides])
     check_names(others)
     train(config, [*settings, *others], out, short.get("init"))
     return 0
 
 
-def started() -> int:
-    """How many processes torchrun started to train together; 1 for a process on its own, whatever else a cluster has
-    left in its environment.
+def world_size() -> int:
+    """How many processes torchrun started to train together; 1 for a single one, whatever its environment holds.
 
     Raises UsageError for processes that cannot find one another.
     """
     given = os.environ.get("WORLD_SIZE", "")
     world = int(given) if given.isdecimal() else 1
-    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if world > 1 and lacking:
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if world > 1 and missing:
         raise UsageError(
-            f"WORLD_SIZE={world} says that {world} processes were started, but without {', '.join(lacking)} they "
-            f"cannot find one another: unset it and give --nproc {world}, or start them with torchrun"
+            f"WORLD_SIZE={world} says that {world} processes were started, but without {', '.join(missing)} they "
+            f"cannot find one another; unset it and give --nproc {world}, or start them with torchrun"
         )
     return max(1, world)
 
 
 def addable(text: str) -> str:
-    """A setting as hydra takes it where the configuration's file does not name it.
+    """A setting in hydra's form for names that the configuration file may lack.
 
-    Only for the sections that fairseq checks by itself: elsewhere hydra would then take any name.
+    Only for the sections that fairseq checks: in others hydra would then accept any name.
     """
     return f"++{text}" if text.startswith(CHECKED_SECTIONS) else text
 
 
 def check_names(settings: Sequence[str]) -> None:
-    """Raises UsageError for ``+section.name=value`` with a name that fairseq does not have: hydra would add it."""
+    """Raises UsageError for ``+section.name=value`` with a name unknown to fairseq, which hydra would add."""
     from fairseq.dataclass.configs import FairseqConfig
 
     for text in settings:
@@ -130,22 +126,21 @@ def check_names(settings: Sequence[str]) -> None:
 
 
 def config_path(args: argparse.Namespace) -> pathlib.Path:
-    """The configuration's file. Raises UsageError when there is none."""
+    """The configuration file. Raises UsageError if it does not exist."""
     if args.config_dir or args.config_name:
         if args.config or not (args.config_dir and args.config_name):
-            raise UsageError("--config-dir and --config-name belong together, and take the place of --config")
+            raise UsageError("--config-dir and --config-name belong together and replace --config")
         path = pathlib.Path(args.config_dir, f"{args.config_name.removesuffix('.yaml')}.yaml")
     else:
         name = args.config or DEFAULT_CONFIG
         path = pathlib.Path(name) if name.endswith(".yaml") else CONFIGS / f"{name}.yaml"
     if not path.is_file():
-        names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-        raise UsageError(f"there is no configuration {path}; expected a yaml file or one of {names}")
+        raise UsageError(f"{path}: no such configuration; expected a yaml file or one of {PACKAGED}")
     return path.absolute()
 
 
 def short_settings(short: dict[str, str], out: pathlib.Path) -> list[str]:
-    """fairseq's settings for data=, guidance= and out=. Raises UsageError for folders that are not there."""
+    """fairseq's settings for data=, guidance= and out=. Raises UsageError for missing folders."""
     settings = [
         f"checkpoint.save_dir={quoted(out / 'checkpoints')}",
         f"common.tensorboard_logdir={quoted(out / 'tensorboard')}",
@@ -155,36 +150,34 @@ def short_settings(short: dict[str, str], out: pathlib.Path) -> list[str]:
     ]
     for name in ("data", "guidance"):
         if name in short and not pathlib.Path(short[name]).is_dir():
-            raise UsageError(f"{name}={short[name]}: there is no such folder; expected the {SHORT[name]}")
+            raise UsageError(f"{name}={short[name]}: no such folder; expected the {SHORT[name]}")
     if "data" in short:
         settings.append(f"task.data={quoted(pathlib.Path(short['data']).absolute())}")
     if "guidance" in short:
         root = pathlib.Path(short["guidance"]).absolute()
         for kind in ("alpha", "boundaries"):
             if not (root / kind).is_dir():
-                raise UsageError(
-                    f"guidance={short['guidance']}: there is no {kind} in it; `s3prl-ofa guidance` makes it"
-                )
+                raise UsageError(f"guidance={short['guidance']}: has no folder {kind}; `s3prl-ofa guidance` makes it")
             settings.append(f"++task.{kind}_root={quoted(root / kind)}")
     return settings
 
 
 def quoted(path: pathlib.Path) -> str:
-    """A path as a value of hydra's, for which commas, brackets and equals signs otherwise mean something."""
+    """A path as a hydra value; unquoted commas, brackets and equals signs would have a meaning."""
     text = str(path).replace("'", "\\'")
     return f"'{text}'"
 
 
 def machine_settings(config: pathlib.Path, given: Sequence[str], world: int) -> list[str]:
-    """What fairseq must be told about this machine and about the processes that train together."""
+    """fairseq's settings for this machine and for the processes that train together."""
     names = {text.split("=", 1)[0].lstrip("+") for text in given}
     settings = {}
     cuda = torch.cuda.is_available()
     if not cuda:
         settings["common.cpu"] = "true"
-        settings["common.fp16"] = "false"  # half precision on a CPU is slow where it works at all
+        settings["common.fp16"] = "false"  # half precision is slow on CPUs, if it works at all
     if world > 1:
-        # under torchrun fairseq would count GPUs to find its place
+        # fairseq would derive its rank under torchrun from the number of GPUs
         settings |= {
             "distributed_training.distributed_world_size": world,
             "distributed_training.distributed_rank": os.environ["RANK"],
@@ -193,10 +186,10 @@ def machine_settings(config: pathlib.Path, given: Sequence[str], world: int) -> 
             "distributed_training.distributed_init_method": "env://",
             "distributed_training.distributed_no_spawn": "true",
             "distributed_training.ddp_backend": "legacy_ddp",
-            # its own way, a broadcast of a pickle, is refused by today's torch
+            # otherwise fairseq broadcasts a pickle, which today's torch refuses
             "checkpoint.load_checkpoint_on_all_dp_ranks": "true",
         }
-        # A packaged configuration says what one process has to gather for its batch; more gather less each.
+        # update_freq of packaged configurations is for one process; several processes share the work.
         every = (yaml.safe_load(config.read_text("utf-8")).get("optimization") or {}).get("update_freq")
         if config.parent == CONFIGS and every:
             settings["optimization.update_freq"] = f"[{max(1, round(every[0] / world))}]"
@@ -206,20 +199,20 @@ def machine_settings(config: pathlib.Path, given: Sequence[str], world: int) -> 
 
 
 def launch(processes: int, argv: Sequence[str]) -> int:
-    """This command once more in each of so many processes, by torchrun; its exit status."""
+    """Runs this command in ``processes`` processes by torchrun. Returns the exit status."""
     if torch.cuda.is_available() and torch.cuda.device_count() < processes:
         raise UsageError(f"--nproc {processes}: this machine has {torch.cuda.device_count()} GPUs")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {**os.environ}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     process = subprocess.Popen([*torchrun, "-m", "s3prl_ofa", "pretrain", *argv], env=environment)
-    return wait_for(process) and 1  # terminates torchrun: killed, it would leave its processes behind
+    return wait_for(process) and 1  # an interrupt terminates torchrun; killing it would leave its processes behind
 
 
 def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: str | None) -> None:
-    """Runs fairseq's own command in this process, with the plugin in it; a finished training is left as it is."""
+    """Runs fairseq's command with the plugin in this process; a finished training is left as it is."""
     last = out / "checkpoints" / LAST
-    leads = started() == 1 or int(os.environ["RANK"]) == 0
+    leads = world_size() == 1 or int(os.environ["RANK"]) == 0
 
     def is_wanted(cfg) -> bool:
         if reason := finished(cfg, last):
@@ -242,10 +235,10 @@ def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: st
 
 
 def finished(cfg: Any, last: pathlib.Path) -> str | None:
-    """Why the training in the checkpoint ``last`` is finished by the current settings; None if it is not.
+    """Why the training in the checkpoint ``last`` is finished according to the current settings; None if it is not.
 
-    fairseq checks only after an update, and so would train one more each time it is run. Raises CheckpointError for a
-    file that cannot be read.
+    fairseq checks only after an update, so it would train one more update every time it is run. Raises CheckpointError
+    for an unreadable file.
     """
     if cfg.checkpoint.restore_file != LAST or cfg.checkpoint.reset_optimizer or not last.exists():
         return None
@@ -253,7 +246,7 @@ def finished(cfg: Any, last: pathlib.Path) -> str | None:
         state = read_torch_file(last, for_torch=True)
         extra, updates = state["extra_state"], state["optimizer_history"][-1]["num_updates"]
         epoch, seconds = extra["train_iterator"]["epoch"], extra.get("previous_training_time", 0)
-        unimproved = extra.get("OFAPretrainingTask", {}).get("num_runs", 0)
+        stale = extra.get("OFAPretrainingTask", {}).get("num_runs", 0)
         wanted, patience = cfg.optimization, cfg.checkpoint.patience
         if 0 < wanted.max_update <= updates:
             return f"{last} has {updates} updates, optimization.max_update is {wanted.max_update}"
@@ -261,20 +254,20 @@ def finished(cfg: Any, last: pathlib.Path) -> str | None:
             return f"{last} has {epoch - 1} epochs, optimization.max_epoch is {wanted.max_epoch}"
         if 0 < wanted.stop_time_hours < seconds / 3600:
             return f"{last} took {seconds / 3600:.2f} hours, optimization.stop_time_hours is {wanted.stop_time_hours}"
-        if 0 < patience <= unimproved:
-            return f"{last} was no better in {unimproved} validations, checkpoint.patience is {patience}"
+        if 0 < patience <= stale:
+            return f"{last} did not improve in {stale} validations, checkpoint.patience is {patience}"
     except CheckpointError as error:
-        raise CheckpointError(f"{last}: {refusal(error)}") from None
+        raise CheckpointError(f"{last}: {explain_refusal(error)}") from None
     except (KeyError, IndexError, TypeError, AttributeError):
-        pass  # fairseq reports what is wrong with it
+        pass  # fairseq will report what is wrong with it
     return None
 
 
 def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> None:
-    """fairseq's command in this process; trains if ``is_wanted`` of the complete configuration.
+    """Runs fairseq's command in this process; trains if ``is_wanted(cfg)`` for the complete configuration.
 
-    Raises UsageError for settings that are unknown or no values, CheckpointError for weights that do not fit, else what
-    fairseq raises.
+    Raises UsageError for unknown or invalid settings, CheckpointError for weights that do not fit, and what fairseq
+    raises.
     """
     from fairseq import checkpoint_utils
     from fairseq.logging import progress_bar
@@ -284,9 +277,9 @@ def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> No
     from omegaconf.errors import OmegaConfBaseException
 
     with_defaults, train_model = hydra_train._hydra_main, hydra_train.pre_main
-    # What an earlier training in this process left behind: its best scores and its TensorBoard writers.
-    for left in (vars(checkpoint_utils.save_checkpoint), vars(should_stop_early), progress_bar._tensorboard_writers):
-        left.clear()
+    # State that an earlier training in this process left behind: its best scores and TensorBoard writers.
+    for state in (vars(checkpoint_utils.save_checkpoint), vars(should_stop_early), progress_bar._tensorboard_writers):
+        state.clear()
     failures: list[Exception] = []
 
     def main(cfg, **kwargs) -> None:
@@ -294,15 +287,15 @@ def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> No
             train_model(cfg, **kwargs)
 
     def keep_failure(cfg, **kwargs) -> float:
-        # hydra would print all overrides before it raises
+        # hydra would print all overrides before raising
         try:
             return with_defaults(cfg, **kwargs)
         except Exception as error:
             failures.append(error)
             return float("nan")
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out as they are
-    logging.raiseExceptions = False  # no tracebacks from logging to a full disk: saving the checkpoint reports it
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises errors unchanged
+    logging.raiseExceptions = False  # no tracebacks when the log's disk is full: saving the checkpoint reports that
     try:
         with (
             nothing_run(),
@@ -319,15 +312,15 @@ def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> No
         if message := worker_message(error):
             raise ValueError(message) from error
         if "loading state_dict" in (reason := " ".join(str(error.__context__).split())):
-            # fairseq says that it cannot load, and not why
+            # fairseq says that it cannot load the weights, but not why
             raise CheckpointError(f"{error}: {reason[:LONGEST_REASON]}") from error
         raise
 
 
 def write_init(init: str, target: pathlib.Path) -> None:
-    """Writes a checkpoint of any known format in fairseq's, with the weights it has. Raises CheckpointError.
+    """Converts a checkpoint of any known format, complete or not, to fairseq's. Raises CheckpointError.
 
-    Of several processes each writes the same, whole; the last one stays.
+    Several processes write the same content, atomically.
     """
     checkpoint = read_checkpoint(init)
     with naming(checkpoint.path):
@@ -340,7 +333,7 @@ def write_init(init: str, target: pathlib.Path) -> None:
 
 
 def check_architecture(cfg, init: str) -> None:
-    """Raises CheckpointError naming the first setting in which the checkpoint's model is not the configuration's."""
+    """Raises CheckpointError naming the first setting in which checkpoint and configuration differ."""
     from omegaconf import OmegaConf
 
     checkpoint = read_checkpoint(init)
@@ -349,4 +342,4 @@ def check_architecture(cfg, init: str) -> None:
     wanted = read_config(model_cfg, task_cfg, checkpoint.weights).to_dict()
     for name, value in checkpoint.config.to_dict().items():
         if name != "compressor" and wanted[name] != value:
-            raise CheckpointError(f"{init}: its model has {name} {value}, the configuration asks for {wanted[name]}")
+            raise CheckpointError(f"{init}: its model has {name} {value}, but the configuration has {wanted[name]}")

@@ -1,10 +1,10 @@
-"""fairseq's wav2vec 2.0 with the compressor before its projection, for pretraining.
+"""fairseq's wav2vec 2.0 with a compressor before its projection, for pretraining.
 
     waves -> convolutions (20 ms frames) -> LayerNorm -> compressor -> projection -> masks -> encoder -> InfoNCE
 
 Quantizer, encoder, convolutions and their weights are fairseq's; the compressor is the inference model's, under the
-reference's names. From the compressor on everything is in compressed time: masks, targets, negatives, codes. Padding
-reaches neither statistics nor losses: an utterance's frames are those it has alone.
+reference's names. After the compressor everything is in compressed time: masks, targets, negatives, codes. Padding
+affects neither statistics nor losses: an utterance has the same frames in a batch as alone.
 """
 
 import logging
@@ -22,14 +22,14 @@ from s3prl_ofa.model.packing import pad, positions_of, starts_of, unpad, valid_m
 from s3prl_ofa.model.rate import check_lambd, mix
 from s3prl_ofa.pretrain.config import OFAModelConfig
 from s3prl_ofa.pretrain.losses import cardinality_loss, frame_loss, segment_loss
-from s3prl_ofa.pretrain.masking import draw_negatives, draw_spans, same_share
+from s3prl_ofa.pretrain.masking import draw_negatives, draw_spans, equalize_shares
 from s3prl_ofa.pretrain.rates import draw_lambd
 
 logger = logging.getLogger(__name__)
 
 NORM_EPS = 1e-5
-# Settings of fairseq's masking, negatives and inputs that have no counterpart here, with the only value that works.
-ONLY = {
+# fairseq's settings of masking, negatives and inputs that are not supported here, with the only value accepted.
+REQUIRED = {
     "quantize_input": False,
     "crop_seq_to_multiple": 1,
     "negatives_from_everywhere": False,
@@ -40,27 +40,27 @@ ONLY = {
     "mask_channel_selection": "static",
     "no_mask_channel_overlap": False,
 }
-# Parts that a checkpoint of another kind lacks as a whole, and that may then begin with new weights.
+# Parts that a checkpoint of another kind may lack as a whole; they then start with new weights.
 NEW_PARTS = ("cif_subsampler.", ("quantizer.", "project_q."), "final_proj.", "mask_emb")
 
 
 class OFAPretrainingModel(Wav2Vec2Model):
     """wav2vec 2.0 trained at many frame periods at once (arXiv 2211.02332).
 
-    ``overwrite_lambd`` (None, a number in [0, 2) or one an utterance) sets the rate for every forward pass. Without it
-    lambd is drawn in training, and 0 in evaluation. Raises UsageError for settings that cannot be.
+    ``overwrite_lambd`` (None, a number in [0, 2), or one per utterance) sets the rate of every forward pass. If None,
+    lambd is drawn in training and 0 in evaluation. Raises UsageError for impossible settings.
     """
 
     def __init__(self, cfg: OFAModelConfig) -> None:
-        for name, only in ONLY.items():
-            if str(getattr(cfg, name)) != str(only):
-                raise UsageError(f"model.{name} must be {only}, found {getattr(cfg, name)}: it has no place here")
+        for name, value in REQUIRED.items():
+            if str(getattr(cfg, name)) != str(value):
+                raise UsageError(f"model.{name} must be {value}, found {getattr(cfg, name)}, which is not supported")
         if cfg.fixed_subsample_ratio < 1:
             raise UsageError(f"model.fixed_subsample_ratio must be at least 1, found {cfg.fixed_subsample_ratio}")
         if not 0 <= cfg.upper_lambd <= 2:
             raise UsageError(f"model.upper_lambd must be from 0 to 2, found {cfg.upper_lambd}")
         try:
-            # fairseq evaluates this text as Python; only lists of numbers come so far
+            # fairseq will evaluate this text as Python; this lets only lists of numbers through
             self.conv_layers_spec = parse_conv_layers(cfg.conv_feature_layers)
         except ValueError as error:
             raise UsageError(f"model.conv_feature_layers {error}") from None
@@ -69,18 +69,18 @@ class OFAPretrainingModel(Wav2Vec2Model):
         self.cif_subsampler = Compressor(self.embed) if cfg.subsample == "cif" else None
         self.overwrite_lambd: float | Tensor | None = None
 
-    # --- from waves to frames ---
+    # --- waves to frames ---
 
-    def frames_of(self, samples: Tensor) -> Tensor:
-        """20 ms frames of so many samples (batch,)."""
+    def num_frames(self, samples: Tensor) -> Tensor:
+        """Number of 20 ms frames (batch,) of ``samples`` samples (batch,)."""
         for _, kernel, stride in self.conv_layers_spec:
             samples = (samples - kernel) // stride + 1
         return samples
 
     def convolve(self, source: Tensor, samples: Tensor) -> Tensor:
-        """(batch, frames, channels) from waves (batch, longest) of ``samples`` (batch,).
+        """(batch, frames, channels) from waves (batch, longest) of ``samples`` (batch,) samples.
 
-        GroupNorm, which looks along all of time, gets its mean and variance from an utterance's own frames.
+        GroupNorm, which spans all of time, takes mean and variance from the utterance's frames without padding.
         """
         if self.cfg.extractor_mode != "default" or int(samples.min()) == source.shape[1]:
             return self.feature_extractor(source).transpose(1, 2)
@@ -89,7 +89,7 @@ class OFAPretrainingModel(Wav2Vec2Model):
         hidden = dropout(conv(source.unsqueeze(1)))
         _, kernel, stride = self.conv_layers_spec[0]
         counts = ((samples - kernel) // stride + 1).to(hidden.device)
-        hidden = activation(own_group_norm(hidden, counts, norm))
+        hidden = activation(masked_group_norm(hidden, counts, norm))
         for layer in others:
             hidden = layer(hidden)
         return hidden.transpose(1, 2)
@@ -97,7 +97,7 @@ class OFAPretrainingModel(Wav2Vec2Model):
     # --- the rate ---
 
     def lambd_of(self, lambd: float | Tensor | None, batch: int) -> Tensor:
-        """lambd (batch,) float64 on the CPU: the given one, ``overwrite_lambd``, a drawn one, or 0."""
+        """lambd (batch,) float64 on the CPU: ``lambd`` if given, else ``overwrite_lambd``, else drawn, 1 or 0."""
         lambd = self.overwrite_lambd if lambd is None else lambd
         if lambd is not None:
             return check_lambd(lambd, batch).cpu()
@@ -111,10 +111,10 @@ class OFAPretrainingModel(Wav2Vec2Model):
     def compress(
         self, frames: Tensor, lengths: Tensor, lambd: float | Tensor | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Frames (batch, longest, channels) of ``lengths`` (batch,), on the CPU, at a rate.
+        """Compresses frames (batch, longest, channels) of ``lengths`` (batch,), on the CPU.
 
         Returns the compressed frames, their lengths (batch,) on the CPU, and with ``subsample: cif`` lambd (batch,),
-        alpha and the weights (batch, longest).
+        alpha and weights (batch, longest).
         """
         if str(self.cfg.subsample) == "none":
             return frames, lengths, {}
@@ -143,22 +143,20 @@ class OFAPretrainingModel(Wav2Vec2Model):
         guidance: dict[str, Tensor] | None = None,
         corpus_key: object = None,
     ) -> dict[str, Tensor | int | float | None]:
-        """Waves (batch, samples), with ``padding_mask`` (batch, samples) True on padding, through the model.
+        """source: waves (batch, samples). padding_mask: (batch, samples), True on padding.
 
         With ``features_only`` the result has ``x`` (batch, frames, dim), ``padding_mask`` (batch, frames) or None,
-        ``features`` (batch, frames, channels), ``layer_results`` as fairseq has them, ``lengths`` and ``lambd``.
-        Otherwise ``x`` are the logits (1 + negatives, masked frames of the batch), the true target first, with the
-        losses beside them. ``layer``: stop after this layer, counted from 0. ``guidance``: see GuidedAudioDataset.
-        Raises ValueError for an utterance without a frame.
+        ``features`` (batch, frames, channels), ``layer_results`` as in fairseq, ``lengths`` and ``lambd``. Otherwise
+        ``x`` holds the logits (1 + negatives, masked frames of the batch), with the true target first, and the losses
+        are in the result too. layer: stop after this layer, counted from 0. guidance: see GuidedAudioDataset. Raises
+        ValueError for an utterance without a frame.
         """
         samples = torch.full((len(source),), source.shape[1])
         if padding_mask is not None:
             samples = (~padding_mask.bool()).sum(1).cpu()
-        lengths = self.frames_of(samples)
+        lengths = self.num_frames(samples)
         if int(lengths.min()) < 1:
-            raise ValueError(
-                f"utterance {int(lengths.argmin())} has {int(samples.min())} samples: too short for a frame"
-            )
+            raise ValueError(f"utterance {int(lengths.argmin())} has {int(samples.min())} samples, too few for a frame")
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.feature_grad_mult > 0):
             frames = self.convolve(source, samples)
         if self.feature_grad_mult not in (0, 1):
@@ -206,13 +204,13 @@ class OFAPretrainingModel(Wav2Vec2Model):
         return self.forward(source, padding_mask, mask, features_only=True, layer=layer, corpus_key=corpus_key)
 
     def mask_frames(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """x (batch, frames, dim) with the mask embedding in spans, and where (batch, frames)."""
+        """x (batch, frames, dim) with the mask embedding in random spans, and the mask (batch, frames)."""
         cfg = self.cfg
         masked = torch.zeros(x.shape[:2], dtype=torch.bool)
         if cfg.mask_prob > 0:
             masked = draw_spans(lengths, x.shape[1], cfg.mask_prob, cfg.mask_length)
             if cfg.require_same_masks:
-                masked = same_share(masked, lengths)
+                masked = equalize_shares(masked, lengths)
         masked = masked.to(x.device)
         x = torch.where(masked[..., None], self.mask_emb.to(x.dtype), x)
         if cfg.mask_channel_prob > 0:
@@ -222,9 +220,10 @@ class OFAPretrainingModel(Wav2Vec2Model):
         return x, masked
 
     def contrast(self, x: Tensor, features: Tensor, masked: Tensor | None, lengths: Tensor) -> dict[str, Tensor]:
-        """Logits of masked frames against their own quantized features and those of other masked frames.
+        """Logits of masked frames against their quantized features and those of other masked frames.
 
-        An utterance with a single masked frame has no negatives and gives no targets. Without masks every frame is one.
+        An utterance with a single masked frame has no negatives and gives no target. If masked is None, all frames are
+        targets.
         """
         if masked is None:
             masked = valid_mask(lengths, x.shape[1]).to(x.device)
@@ -253,14 +252,14 @@ class OFAPretrainingModel(Wav2Vec2Model):
         return net_output["x"].transpose(0, 1)
 
     def get_targets(self, sample: dict, net_output: dict, expand_steps: bool = True) -> Tensor:
-        """(masked frames,) zeros: the true target stands first."""
+        """(masked frames,) zeros: the true target comes first."""
         return torch.zeros(net_output["x"].shape[1], dtype=torch.long, device=net_output["x"].device)
 
-    # --- losses beside InfoNCE ---
+    # --- other losses than InfoNCE ---
 
     @property
     def extra_loss_names(self) -> tuple[str, ...]:
-        """What ``get_extra_losses`` gives, in the order of the criterion's ``loss_weights``."""
+        """Names of ``get_extra_losses``, in the order of the criterion's ``loss_weights``."""
         names = ("diversity", "features_pen")
         return (*names, "card", "seg", "frame") if self.cif_subsampler is not None else names
 
@@ -270,7 +269,7 @@ class OFAPretrainingModel(Wav2Vec2Model):
     def guidance_losses(
         self, rate: dict[str, Tensor], lengths: Tensor, guidance: dict[str, Tensor] | None
     ) -> dict[str, Tensor]:
-        """card, seg and frame, each with its weight of the configuration; those of weight 0 are left out."""
+        """card, seg and frame, multiplied by the configuration's weights; losses of weight 0 are left out."""
         if not rate:
             return {}
         cfg, losses = self.cfg, {}
@@ -289,25 +288,25 @@ class OFAPretrainingModel(Wav2Vec2Model):
     # --- weights ---
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-        """Gives a checkpoint that lacks one of this model's parts as a whole this model's new weights for it.
+        """Completes a checkpoint that lacks whole parts of this model with this model's new weights.
 
-        So training can begin from a plain wav2vec 2.0, or one without what only pretraining needs. A part that is there
-        in part stays as it is, and fairseq's strict loading names what is missing.
+        So training can start from a plain wav2vec 2.0, or from one without the parts that only pretraining needs. An
+        incomplete part is left as it is, and fairseq's strict loading names what is missing.
         """
         super().upgrade_state_dict_named(state_dict, name)
         prefix = f"{name}." if name else ""
-        own = self.state_dict()
+        weights = self.state_dict()
         for part in NEW_PARTS:
             starts = tuple(prefix + start for start in (part if isinstance(part, tuple) else (part,)))
-            missing = {prefix + key: value for key, value in own.items() if (prefix + key).startswith(starts)}
+            missing = {prefix + key: value for key, value in weights.items() if (prefix + key).startswith(starts)}
             if missing and not any(key.startswith(starts) for key in state_dict):
-                logger.info("the checkpoint has no %s: it begins with new weights", " and ".join(starts))
+                logger.info("the checkpoint has no %s: starting with new weights", " and ".join(starts))
                 state_dict.update({key: value.clone() for key, value in missing.items()})
         return state_dict
 
 
-def own_group_norm(hidden: Tensor, counts: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """GroupNorm with one channel a group of hidden (batch, channels, time) over the first ``counts`` (batch,) steps."""
+def masked_group_norm(hidden: Tensor, counts: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """GroupNorm of hidden (batch, channels, time), one channel per group, over the first ``counts`` (batch,) steps."""
     valid = valid_mask(counts, hidden.shape[2])[:, None]
     counts = counts[:, None, None]
     wide = hidden.float()
@@ -319,9 +318,9 @@ def own_group_norm(hidden: Tensor, counts: Tensor, norm: nn.GroupNorm) -> Tensor
 
 
 def average_pool(rows: Tensor, lengths: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
-    """Means over ``ratio`` rows (frames of the batch, channels) at a time, the last of an utterance over what is left.
+    """Means of every ``ratio`` rows (frames of the batch, channels); an utterance's last mean may have fewer rows.
 
-    lengths: (batch,) on the CPU. Returns the rows and their lengths (batch,), rounded up.
+    lengths: (batch,) on the CPU. Returns the means and their number per utterance (batch,).
     """
     pooled = -(-lengths // ratio)
     within = positions_of(lengths, torch.zeros_like(lengths))
@@ -333,7 +332,7 @@ def average_pool(rows: Tensor, lengths: Tensor, ratio: int) -> tuple[Tensor, Ten
 
 
 def statistics(samples: Tensor, lengths: Tensor, compressed: Tensor, rate: dict[str, Tensor]) -> dict[str, float]:
-    """Sums over the batch from which frame period, mean alpha and mean lambd are logged."""
+    """Sums over the batch, to log the frame period, mean alpha and mean lambd."""
     sums = {
         "samples": float(samples.sum()),
         "input_frames": float(lengths.sum()),

@@ -1,6 +1,6 @@
-"""Keeps hydra and fairseq from importing, building or calling anything that a configuration names and is not theirs.
+"""Keeps hydra and fairseq from importing, building or calling code of others that a configuration names.
 
-hydra builds the callbacks and the launcher that its own section names, and passes its logging sections to Python, which
+hydra builds the callbacks and the launcher that its section names, and passes its logging sections to Python, which
 imports and calls what they name; fairseq imports ``common.user_dir``.
 """
 
@@ -12,14 +12,14 @@ from typing import Any
 from s3prl_ofa.checkpoint.safe_loading import patched_attributes
 from s3prl_ofa.errors import UsageError, shown
 
-NO_USER_DIR = "common.user_dir is for fairseq-hydra-train; this command brings the plugin itself"
-# keys of hydra's section that name code, with the prefixes that a name may have; "()" is a key of Python's logging
+NO_USER_DIR = "common.user_dir is for fairseq-hydra-train; this command includes the plugin"
+# keys of hydra's section that name code, with the allowed prefixes of names; "()" is a key of Python's logging
 NAMING = {"_target_": ("hydra.", "hydra_plugins."), "class": ("logging.",), "()": ()}
 
 
 @contextlib.contextmanager
 def nothing_built() -> Iterator[None]:
-    """Checks each configuration after hydra has composed it and before hydra acts on it. Raises UsageError."""
+    """Checks every configuration after hydra has composed it and before hydra uses it. Raises UsageError."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from omegaconf import OmegaConf
 
@@ -38,8 +38,8 @@ def nothing_built() -> Iterator[None]:
 
 
 def check_names(value: Any, where: str) -> None:
-    """Raises UsageError for a name that is not one of hydra's or logging's own. where: the key of the value."""
+    """Raises UsageError for a name outside hydra and logging. where: the key of the value."""
     for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         if key in NAMING and not str(item).startswith(NAMING[key]):
-            raise UsageError(f"{where}.{key}: {shown(str(item))} is not built; only parts of hydra's own are expected")
+            raise UsageError(f"{where}.{key}: {shown(str(item))} is not built; expected only parts of hydra")
         check_names(item, f"{where}.{key}")

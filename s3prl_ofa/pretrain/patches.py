@@ -15,7 +15,7 @@ from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.io.tensorboard import outlast_full_disk
 
 copy, save = PathManager.copy, checkpoint_utils.torch_persistent_save  # fairseq's
-KNOWN_WARNINGS = (  # of hydra and torch about fairseq's own code, which no user can change
+KNOWN_WARNINGS = (  # from hydra and torch about fairseq's code, which users cannot change
     "The version_base parameter is not specified",
     "'[^']*' is validated against ConfigStore schema",
     "Future Hydra versions will no longer change working directory",
@@ -28,8 +28,8 @@ KNOWN_WARNINGS = (  # of hydra and torch about fairseq's own code, which no user
 
 def atomic_copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool | str:
     """fairseq writes one checkpoint and copies it to its other names in place: a kill during the copy would leave half
-    a ``checkpoint_last.pt``, from which no training resumes."""
-    if not os.path.isfile(src_path):  # a place that only fairseq's path manager knows
+    a ``checkpoint_last.pt``, from which training cannot resume."""
+    if not os.path.isfile(src_path):  # a path that only fairseq's path manager knows
         return copy(src_path, dst_path, overwrite)
     with atomic_path(dst_path) as temporary:
         shutil.copyfile(src_path, temporary)
@@ -37,21 +37,21 @@ def atomic_copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool |
 
 
 def atomic_save(obj: Any, filename: str, async_write: bool = False) -> None:
-    """On a full disk fairseq tries to save three times and leaves a part of the file."""
-    if async_write or not PathManager.supports_rename(filename):  # a place that only fairseq's path manager can write
+    """When a disk is full fairseq tries three times to save and leaves a part of the file."""
+    if async_write or not PathManager.supports_rename(filename):  # a path that only fairseq's path manager can write
         return save(obj, filename, async_write)
     with atomic_path(filename) as temporary, temporary.open("wb") as file:
         torch.save(obj, file)
 
 
 def apply_patches() -> None:
-    """Changes fairseq in this process; to be called once."""
+    """Patches fairseq in this process. Call it once."""
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", rf"\s*{message}")
     namespace_in_checkpoints()
     PathManager.copy = staticmethod(atomic_copy)
     checkpoint_utils.torch_persistent_save = atomic_save
-    with contextlib.suppress(ImportError):  # without tensorboard fairseq trains, and logs nothing to it
+    with contextlib.suppress(ImportError):  # without tensorboard, fairseq trains without logging to it
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         outlast_full_disk(RecordWriter)

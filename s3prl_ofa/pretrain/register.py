@@ -1,8 +1,8 @@
-"""Makes model, task and criterion known to fairseq.
+"""Registers model, task and criterion with fairseq.
 
-They stand under names of their own, for ``fairseq-hydra-train common.user_dir=...``, and in the place of fairseq's
-``wav2vec2``, ``audio_pretraining`` and ``wav2vec``, which they extend: the reference changed those three in place, so
-its configurations and checkpoints ask for them by these names.
+They get new names, for ``fairseq-hydra-train common.user_dir=...``, and also replace fairseq's ``wav2vec2``,
+``audio_pretraining`` and ``wav2vec``, which they extend: the reference changed those three in place, so its
+configurations and checkpoints use these names.
 """
 
 from fairseq import criterions, models, tasks
@@ -33,12 +33,12 @@ def register() -> None:
         ("task", TASK_NAMES, OFATaskConfig, (tasks.TASK_REGISTRY,)),
         ("criterion", CRITERION_NAMES, OFACriterionConfig, (criterions.CRITERION_REGISTRY,)),
     ):
-        own, theirs = names
+        new, replaced = names
         for registry in registries:
-            registry[theirs] = registry[own]
+            registry[replaced] = registry[new]
         node = dataclass()
-        node._name = theirs
-        store.store(name=theirs, group=group, node=node, provider="fairseq")
+        node._name = replaced
+        store.store(name=replaced, group=group, node=node, provider="fairseq")
     models.MODEL_DATACLASS_REGISTRY[MODEL_NAMES[1]] = OFAModelConfig
     tasks.TASK_DATACLASS_REGISTRY[TASK_NAMES[1]] = OFATaskConfig
     criterions.CRITERION_DATACLASS_REGISTRY[CRITERION_NAMES[1]] = OFACriterionConfig

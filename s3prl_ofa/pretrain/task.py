@@ -1,4 +1,4 @@
-"""fairseq's audio pretraining with guidance, draws that a resumed run repeats, and validation at fixed rates."""
+"""fairseq's audio pretraining with guidance, reproducible random numbers, and validation at fixed rates."""
 
 import hashlib
 import logging
@@ -20,37 +20,36 @@ from s3prl_ofa.pretrain.dataset import GuidedAudioDataset
 
 logger = logging.getLogger(__name__)
 
-# Settings of other recipes than wav2vec 2.0, which the dataset here does not have, with the only value that works.
-ONLY = {"labels": None, "binarized_dataset": False, "multi_corpus_keys": None, "precompute_mask_config": None}
+# fairseq's settings for other recipes than wav2vec 2.0, with the only value accepted.
+REQUIRED = {"labels": None, "binarized_dataset": False, "multi_corpus_keys": None, "precompute_mask_config": None}
 
 
 class OFAPretrainingTask(AudioPretrainingTask):
     """Pretraining at many rates.
 
-    lambd, masks, negatives, dropout and layerdrop come from the seed, the update, the part of the update and the rank;
-    crops from the seed, the epoch and the utterance.
+    lambd, masks, negatives, dropout and layerdrop depend on the seed, the update, the micro-batch and the rank; crops
+    depend on the seed, the epoch and the utterance.
     """
 
     cfg: OFATaskConfig
 
     def __init__(self, cfg: OFATaskConfig) -> None:
         super().__init__(cfg)
-        self.update, self.part = -1, 0
+        self.update, self.micro_batch = -1, 0
         self.loss_names: tuple[str, ...] | None = None
 
     def load_dataset(self, split: str, task_cfg: OFATaskConfig | None = None, **kwargs: Any) -> None:
-        """Raises GuidanceError and AudioError for guidance and audio that cannot be used, UsageError for a manifest or
-        settings."""
+        """Raises GuidanceError, AudioError for unusable files, UsageError for an invalid manifest or setting."""
         cfg = task_cfg or self.cfg
-        for name, only in ONLY.items():
-            if getattr(cfg, name) != only:
-                raise UsageError(f"task.{name} must be {only}, found {getattr(cfg, name)}: it has no place here")
+        for name, value in REQUIRED.items():
+            if getattr(cfg, name) != value:
+                raise UsageError(f"task.{name} must be {value}, found {getattr(cfg, name)}, which is not supported")
         if not len(cfg.valid_lambds):
             raise UsageError("task.valid_lambds must have at least one rate, found none")
         manifest = os.path.join(utils.split_paths(cfg.data)[0], f"{split}.tsv")
         try:
             check_lambd(list(cfg.valid_lambds), len(cfg.valid_lambds))
-            read_manifest(manifest)  # says which line is wrong, where fairseq would only stop
+            read_manifest(manifest)  # names the invalid line, which fairseq does not
         except ValueError as error:
             raise UsageError(str(error)) from None
         self.datasets[split] = GuidedAudioDataset(
@@ -71,14 +70,14 @@ class OFAPretrainingTask(AudioPretrainingTask):
             raise UsageError(f"{manifest}: no utterance of at least task.min_sample_size samples")
 
     def can_reuse_epoch_itr(self, dataset) -> bool:
-        """A reused iterator would make different batches each time, but every validation must be the same.
+        """False, because a reused iterator makes different batches each time, and validations must be the same.
 
-        Training asks for a new one every epoch, with the epoch's number, from which the batches are drawn.
+        Training gets a new one in every epoch, with the epoch's number, from which the batches are drawn.
         """
         return False
 
     def get_checkpoint_dict(self) -> dict[str, dict[str, Any]]:
-        """For how long validation has not improved (checkpoint.patience), which fairseq's checkpoints leave out."""
+        """Adds for how long validation has not improved (checkpoint.patience), which fairseq does not save."""
         return {type(self).__name__: dict(vars(should_stop_early))}
 
     def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
@@ -90,24 +89,24 @@ class OFAPretrainingTask(AudioPretrainingTask):
         return model
 
     def build_criterion(self, cfg, from_checkpoint=False):
-        """fairseq builds the model first, so weights that do not fit it are known before anything is trained."""
+        """Checks the loss weights before training starts; fairseq builds the model first."""
         criterion = super().build_criterion(cfg, from_checkpoint)
         if self.loss_names is not None:
             criterion.fit_loss_weights(self.loss_names)
         return criterion
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
-        self.part = 0 if update_num != self.update else self.part + 1
+        self.micro_batch = 0 if update_num != self.update else self.micro_batch + 1
         self.update = update_num
-        seed = mixed_seed(self.cfg.seed, update_num, self.part, rank())
+        seed = mixed_seed(self.cfg.seed, update_num, self.micro_batch, rank())
         utils.set_torch_seed(seed)
         bfloat16 = self.cfg.cpu_bfloat16 and sample["net_input"]["source"].device.type == "cpu"
-        # numpy's generator is for fairseq's layerdrop
+        # fairseq's layerdrop uses numpy's generator
         with data_utils.numpy_seed(seed), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
     def valid_step(self, sample, model, criterion):
-        """Loss over all ``valid_lambds``; what is logged of each has ``_lambd0.5`` and so on after its name."""
+        """Loss over all ``valid_lambds``; the names of what is logged for each end in ``_lambd0.5`` and so on."""
         if getattr(unwrapped(model), "cif_subsampler", None) is None:
             return self.valid_step_at(sample, model, criterion, None)
         total, size, logged = 0.0, 0, {}
@@ -120,12 +119,12 @@ class OFAPretrainingTask(AudioPretrainingTask):
         return total, size, logged
 
     def valid_step_at(self, sample, model, criterion, lambd: float | None):
-        """One rate, with masks and negatives that depend on the utterances alone; training's generator is kept."""
-        part = {**sample, "net_input": {**sample["net_input"], "lambd": lambd}}
+        """Validates at one rate. Masks and negatives depend on the utterances; training's generator is untouched."""
+        sample = {**sample, "net_input": {**sample["net_input"], "lambd": lambd}}
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=devices):
             utils.set_torch_seed(mixed_seed(self.cfg.seed, *sample["id"].tolist()))
-            return super().valid_step(part, model, criterion)
+            return super().valid_step(sample, model, criterion)
 
     def reduce_metrics(self, logging_outputs, criterion) -> None:
         super().reduce_metrics(logging_outputs, criterion)
@@ -135,13 +134,13 @@ class OFAPretrainingTask(AudioPretrainingTask):
 
 
 def hours(updates: int, meters) -> float:
-    """Hours for so many updates at the speed that fairseq has measured so far (updates a second)."""
+    """Hours for so many updates at the mean speed that fairseq has measured (updates per second)."""
     speed = meters["ups"].avg if "ups" in meters else 0.0
     return round(updates / speed / 3600, 2) if speed else float("nan")
 
 
 def rank() -> int:
-    """This process among those that train together."""
+    """The rank of this process."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
@@ -153,6 +152,6 @@ def unwrapped(model):
 
 
 def mixed_seed(*numbers: int) -> int:
-    """A seed that differs in every bit where one of the numbers differs."""
+    """A seed from several numbers; if one of them changes, every bit may change."""
     digest = hashlib.blake2s(repr(numbers).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")

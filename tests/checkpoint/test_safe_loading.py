@@ -171,7 +171,7 @@ def test_strings_of_a_checkpoint_are_not_run(name, saved, corpora, capfd):
     states["Config"] = {**states["Config"], section: {**states["Config"][section], key: hostile}}
     assert run_upstream(name, saved(states), corpora) == 2
     said = capfd.readouterr().err.strip().splitlines()[-1]
-    assert "is not run: a value or a plain name is expected in a config or a checkpoint" in said
+    assert "is not run: expected a value or a plain name in a config or checkpoint" in said
     assert not list(pathlib.Path().rglob("marker"))
 
 

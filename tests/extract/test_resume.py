@@ -61,7 +61,7 @@ def test_other_corpus_of_the_same_names(extract, make_wave, tmp_path, capsys):
     capsys.readouterr()
     assert extract(tmp_path / "two") == 2
     said = capsys.readouterr().err
-    assert f"001.wav is there already, from {tmp_path / 'one' / '001.wav'}; give another --out" in said
+    assert f"001.wav was already made from {tmp_path / 'one' / '001.wav'}; give another --out" in said
     assert [path.name for path in (tmp_path / "out" / "features").iterdir()] == ["001.wav.npy"]
     assert (tmp_path / "out" / "features" / "001.wav.npy").read_bytes() == before
     (tmp_path / "one").rename(tmp_path / "moved")

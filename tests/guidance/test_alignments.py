@@ -153,7 +153,7 @@ def test_ctm_command(tmp_path, manifest, capsys):
     assert len(alpha) == 49 and float(alpha.sum()) == pytest.approx(6)
     assert read_boundaries(tmp_path / "out" / "boundaries", "v1.2/a.b.flac").tolist() == [10, 15, 20, 30, 40, 49]
     said = capsys.readouterr()
-    assert "1 of 4 utterances written, 0 were there already; a segment is 166.7 ms" in said.out
+    assert "1 of 4 utterances written, 0 already done; the mean segment is 166.7 ms" in said.out
     rows = dict(line.split("\t") for line in (tmp_path / "out" / "left_out.tsv").read_text().splitlines())
     assert set(rows) == {"c.flac", "x/twin.flac", "y/twin.flac"} and all(name in said.err for name in rows)
     assert "overlaps" in rows["c.flac"] and "other files" in rows["x/twin.flac"]
@@ -161,7 +161,7 @@ def test_ctm_command(tmp_path, manifest, capsys):
     write_manifest(manifest, tmp_path / "audio", {"v1.2/a.b.flac": SECOND, "c.flac": SECOND})
     write_ctm(ctm, {"a.b": PHONES, "c": PHONES})
     assert guidance("ctm", ctm, "--manifest", manifest, "--out", tmp_path / "out") == 0
-    assert "1 of 2 utterances written, 1 were there already" in capsys.readouterr().out
+    assert "1 of 2 utterances written, 1 already done" in capsys.readouterr().out
     assert not (tmp_path / "out" / "left_out.tsv").exists()
 
 
@@ -193,7 +193,10 @@ def test_textgrid_command(tmp_path, manifest, capsys):
         assert read_boundaries(tmp_path / "out" / "boundaries", name).tolist() == [10, 15, 20, 30, 40, 49]
     said = capsys.readouterr()
     assert "2 of 4 utterances written" in said.out
-    assert "has the tiers words, expected phones" in said.err and "y/twin.flac: no alignment at its own" in said.err
+    assert (
+        "has the tiers words, expected phones" in said.err
+        and "y/twin.flac: no alignment at its relative path" in said.err
+    )
     assert guidance("textgrid", grids, *options[:2], "--out", tmp_path / "words", "--tier", "words") == 1
     assert (tmp_path / "words" / "boundaries" / "c.pt").exists()
 
@@ -218,7 +221,7 @@ def test_bad_use(tmp_path, manifest, capsys, monkeypatch):
         (("ctm", ctm, "--manifest", manifest, "--out", tmp_path / "file"), "cannot be written"),
         (("ctm", ctm, "--manifest", manifest, *out, "--jobs", 0), "--jobs"),
         (("ctm", ctm, "--manifest", manifest, *out, "--longest", 0), "--longest"),
-        (("textgrid", tmp_path / "no", "--manifest", manifest, *out), "no folder"),
+        (("textgrid", tmp_path / "no", "--manifest", manifest, *out), "no such folder"),
         (("textgrid", tmp_path / "empty", "--manifest", manifest, *out), "holds no .TextGrid"),
     ):
         assert guidance(*arguments) == 2

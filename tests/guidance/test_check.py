@@ -51,10 +51,10 @@ def test_missing_and_broken(root, tmp_path, capsys):
         ("missing: v1.0/a.0.flac", ""),
         ("missing: no.flac", ""),
         ("alpha/v1.0/a.1.pt", "damaged"),
-        ("boundaries/v1.0/a.1.pt", "increase"),
+        ("boundaries/v1.0/a.1.pt", "increasing"),
         ("alpha/v1.0/a.2.pt", "the last boundary is 60"),
         ("alpha/v1.0/a.3.pt", "not 1 / length"),
-        ("alpha/long.pt", "alpha of 120 frames, 16000 samples make 49"),
+        ("alpha/long.pt", "alpha has 120 frames, but 16000 samples have 49"),
     ):
         assert any(name in line and reason in line for line in lines), (name, reason)
     assert len(lines) == 7

@@ -149,7 +149,7 @@ BROKEN = {
     "NaN": (as_file(torch.tensor([0.5, float("nan")])), "nan"),
     "above 1": (as_file(torch.tensor([0.5, 1.5])), "1.5"),
     "below 0": (as_file(torch.tensor([0.5, -0.5])), "-0.5"),
-    "whole numbers": (as_file(torch.tensor([1, 2])), "floating point"),
+    "whole numbers": (as_file(torch.tensor([1, 2])), "floating-point"),
 }
 
 

@@ -11,7 +11,7 @@ from s3prl_ofa.guidance.scores import boundary_scores, count_hits, uniform_bound
 def test_worked_example():
     """Precision, recall, F1 and R-value (Räsänen 2009) of an example that was worked out by hand."""
     scores = boundary_scores([[0.11, 0.30, 0.52, 0.9]], [[0.1, 0.31, 0.7]], 0.02)
-    assert (scores.hits, scores.found, scores.wanted) == (2, 4, 3)
+    assert (scores.hits, scores.found, scores.reference) == (2, 4, 3)
     assert scores.precision == 0.5 and scores.recall == pytest.approx(2 / 3) and scores.f1 == pytest.approx(4 / 7)
     # over-segmentation 1/3: distances sqrt((1/3)^2 + (1/3)^2) and (1/3 + 1/3) / sqrt(2)
     assert scores.r_value == pytest.approx(1 - (np.sqrt(2) / 3 + np.sqrt(2) / 3) / 2)

@@ -10,7 +10,7 @@ import soundfile
 from guidance_data import contents, guidance, make_speech, tones, write_manifest
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.guidance import codes as codes_module
+from s3prl_ofa.guidance import unsupervised
 from s3prl_ofa.guidance.features import Mfcc, OwnHidden, UpstreamHidden, beginning_with, features_of
 from s3prl_ofa.guidance.layout import GuidanceError, boundary_seconds, num_frames, read_boundaries
 from s3prl_ofa.guidance.scores import boundary_scores
@@ -74,7 +74,7 @@ def test_longer_penalty_longer_segments():
     penalty, reached = solve_penalty(costs, samples, 80)
     assert reached == mean_period_ms(costs, samples, penalty) == pytest.approx(80, rel=0.03)
     for wanted in (20, 300):
-        with pytest.raises(ValueError, match="cannot be had"):
+        with pytest.raises(ValueError, match="are impossible"):
             solve_penalty(costs, samples, wanted)
 
 
@@ -161,7 +161,7 @@ def test_second_run_uses_the_same_codes_and_penalty(segment, tmp_path, monkeypat
     def refuse(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(codes_module, "sample_features", refuse)
+    monkeypatch.setattr(unsupervised, "sample_features", refuse)
     assert segment() == 0
     assert contents(tmp_path / "out") == before
     codes = tmp_path / "out" / "codes.safetensors"
@@ -170,7 +170,7 @@ def test_second_run_uses_the_same_codes_and_penalty(segment, tmp_path, monkeypat
     assert contents(tmp_path / "other") == before
     assert segment("--clusters", 9) == 2 and segment("--penalty", 1) == 2 and segment("--longest", 20) == 2
     error = capsys.readouterr().err
-    assert "has 8 codes, asked was 9" in error and "penalty 11" in error and "longest 50" in error
+    assert "has 8 codes, not 9" in error and "penalty 11" in error and "longest 50" in error
 
 
 def test_same_seed_same_guidance(segment, tmp_path):
@@ -190,7 +190,7 @@ def test_bad_audio_does_not_stop_the_rest(segment, tmp_path, capsys):
     assert segment("--clusters", 8, "--penalty", 5) == 1
     said = capsys.readouterr()
     assert "9 of 12 utterances written" in said.out and "3 utterances were left out" in said.err
-    assert "utt.1.wav: no such file" in said.err and "has 11200 samples at 16000 Hz, the manifest says" in said.err
+    assert "utt.1.wav: no such file" in said.err and "has 11200 samples at 16000 Hz, but the manifest says" in said.err
     for number in range(3):
         wave = tones(1.5 + 0.01 * number, number)[0]
         soundfile.write(audio / f"v1.{number}" / f"utt.{number}.wav", wave, 16_000)
@@ -221,14 +221,14 @@ def test_bad_use(segment, tmp_path, capsys):
         (("--penalty", "nan"), "--penalty must be a number above 0"),
         (("--clusters", 0), "--clusters must be at least 1"),
         (("--longest", 0), "--longest must be at least 1"),
-        (("--layer", 1), "--layer is given with --ckpt or --upstream"),
+        (("--layer", 1), "--layer is required with --ckpt or --upstream"),
         (("--ckpt", "x.pt"), "--layer is given with"),
         (("--ckpt", "x.pt", "--layer", 1), "x.pt: no such file"),
-        (("--codes", tmp_path / "bad.safetensors"), "no codes can be read"),
-        (("--codes", tmp_path / "no.safetensors"), "no codes can be read"),
+        (("--codes", tmp_path / "bad.safetensors"), "codes cannot be read"),
+        (("--codes", tmp_path / "no.safetensors"), "codes cannot be read"),
         (("--codes", "x", "--clusters", 5), "give one of them"),
         (("--clusters", 100_000), "there are only"),
-        (("--clusters", 8, "--period-ms", 5000), "--period-ms: segments of 5000 ms cannot be had"),
+        (("--clusters", 8, "--period-ms", 5000), "--period-ms: segments of 5000 ms are impossible"),
         (("--device", "cuda:99"), "MFCCs are computed on the cpu"),
         (("--ckpt", "x.pt", "--layer", 1, "--device", "toaster"), "device toaster cannot be used"),
     ):
@@ -238,7 +238,7 @@ def test_bad_use(segment, tmp_path, capsys):
     for path in (tmp_path / "audio").rglob("*.wav"):
         path.write_bytes(b"")
     assert segment(out=tmp_path / "none") == 2
-    assert "none of 12 utterances drawn can be used, the first" in capsys.readouterr().err
+    assert "none of the 12 drawn utterances can be used; the first" in capsys.readouterr().err
 
 
 def test_wave_is_what_training_reads(tmp_path):
@@ -247,7 +247,7 @@ def test_wave_is_what_training_reads(tmp_path):
     path = tmp_path / "a.wav"
     soundfile.write(path, tones(1.0, 0)[0], 16_000)
     assert features_of(Mfcc(), Entry(tmp_path, "a.wav", 16_000)).shape == (num_frames(16_000), 13)
-    with pytest.raises(GuidanceError, match="has 16000 samples at 16000 Hz, the manifest says 12000"):
+    with pytest.raises(GuidanceError, match="has 16000 samples at 16000 Hz, but the manifest says 12000"):
         features_of(Mfcc(), Entry(tmp_path, "a.wav", 12_000))
     for value in (np.nan, np.inf):
         with pytest.raises(GuidanceError, match="expected 49 frames of finite values"):

@@ -49,7 +49,7 @@ def test_whole_pairs_are_skipped(many, tmp_path, capsys):
     kept.write_bytes(b"touched")
     half.unlink()
     assert guidance(*options) == 0
-    assert "1 of 5 utterances written, 4 were there already" in capsys.readouterr().out
+    assert "1 of 5 utterances written, 4 already done" in capsys.readouterr().out
     assert kept.read_bytes() == b"touched" and half.exists()
     assert guidance(*options, "--force") == 0
     assert contents(tmp_path / "out") == before

@@ -53,17 +53,18 @@ def content(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
-@pytest.mark.parametrize("name", ["npy", "safetensors", "hdf5"])
-def test_extract(name, audio_folder, golden_checkpoint, tmp_path):
+def test_extract(audio_folder, golden_checkpoint, tmp_path):
     """In each format."""
-    command = ["extract", audio_folder, "--ckpt", golden_checkpoint, "--out", tmp_path / "out", "--format", name]
-    (said,) = limited(3000, command)
-    assert said.count("\n") == 1 and said.startswith(f"s3prl-ofa extract: error: {tmp_path / 'out' / 'features'}")
-    assert said.endswith(f": {REASON}\n")
-    left = content(tmp_path / "out")
-    assert not [path for path in left if path.name.startswith(".")]
-    assert not [path for path in left if "features" in path.parts] and left[tmp_path / "out" / "index.jsonl"] == b""
-    assert cli.main(list(map(str, command))) == 0
+    outs = [tmp_path / name for name in ("npy", "safetensors", "hdf5")]
+    command = ["extract", audio_folder, "--ckpt", golden_checkpoint]
+    commands = [[*command, "--out", out, "--format", out.name] for out in outs]
+    for out, command, said in zip(outs, commands, limited(3000, *commands), strict=True):
+        assert said.count("\n") == 1 and said.startswith(f"s3prl-ofa extract: error: {out / 'features'}")
+        assert said.endswith(f": {REASON}\n")
+        left = content(out)
+        assert not [path for path in left if path.name.startswith(".")]
+        assert not [path for path in left if "features" in path.parts] and left[out / "index.jsonl"] == b""
+        assert cli.main(list(map(str, command))) == 0
 
 
 def test_convert_and_report(golden_checkpoint, tmp_path):

@@ -1,4 +1,4 @@
-"""Where training begins from, where it goes on from, and who can read what it writes."""
+"""What training starts and resumes from, and who can read what it writes."""
 
 import re
 
@@ -109,7 +109,7 @@ def test_a_compressor_in_part_is_refused(train, tmp_path):
 @pytest.mark.parametrize(
     ("init", "settings", "expected"),
     [
-        (REFERENCE, {"encoder_layers": 3}, "its model has layers 2, the configuration asks for 3"),
+        (REFERENCE, {"encoder_layers": 3}, "its model has layers 2, but the configuration has 3"),
         (
             REFERENCE,
             {"extractor_mode": "layer_norm"},

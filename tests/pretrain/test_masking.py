@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from s3prl_ofa.pretrain.masking import draw_negatives, draw_spans, same_share
+from s3prl_ofa.pretrain.masking import draw_negatives, draw_spans, equalize_shares
 from s3prl_ofa.pretrain.rates import DISTRIBUTIONS, draw_lambd
 
 
@@ -71,7 +71,7 @@ def test_as_many_frames_as_fairseq_masks_in_a_batch():
     ours = []
     for _ in range(100):
         spans = draw_spans(lengths, 199, 0.65, 10)
-        masked = same_share(spans, lengths)
+        masked = equalize_shares(spans, lengths)
         assert not (masked & ~spans).any()
         assert set(masked.sum(1).tolist()) == {int(spans.sum(1).min())}
         ours.append(int(masked[0].sum()))
@@ -80,18 +80,18 @@ def test_as_many_frames_as_fairseq_masks_in_a_batch():
     spans = torch.zeros(2000, 40, dtype=torch.bool)
     spans[:, 10:20], spans[0] = True, False
     spans[0, 10:15] = True
-    shown = 1 - same_share(spans, torch.full((2000,), 40))[1:, 10:20].double().mean(0)
+    shown = 1 - equalize_shares(spans, torch.full((2000,), 40))[1:, 10:20].double().mean(0)
     assert shown.tolist() == pytest.approx([0.5] * 10, abs=0.05)
 
 
-def test_the_same_share_in_unequal_lengths():
+def test_the_equalize_shares_in_unequal_lengths():
     """Promise: of sequences of unequal lengths the same share is masked, up to a frame; the smallest loses nothing, at
     least two frames stay masked, and sequences too short for a mask are not asked."""
     torch.manual_seed(0)
     lengths = torch.tensor([200, 100, 31, 12, 2, 1])
     for _ in range(50):
         spans = draw_spans(lengths, 200, 0.65, 10)
-        masked = same_share(spans, lengths)
+        masked = equalize_shares(spans, lengths)
         shares, counts = (spans.sum(1) / lengths)[:4], masked.sum(1)
         assert not (masked & ~spans).any()
         assert counts[shares.argmin()] == spans.sum(1)[shares.argmin()]
@@ -101,7 +101,7 @@ def test_the_same_share_in_unequal_lengths():
         )
         assert counts.tolist()[4:] == [0, 0] and (counts[:4] >= 2).all()
     nothing = torch.zeros(2, 2, dtype=torch.bool)
-    assert torch.equal(same_share(nothing, torch.tensor([2, 1])), nothing)
+    assert torch.equal(equalize_shares(nothing, torch.tensor([2, 1])), nothing)
 
 
 def test_negatives():

@@ -37,7 +37,7 @@ TOUCH = "__import__('pathlib').Path('marker').touch()"
 CALL = {"_target_": "pathlib.Path.touch", "self": "marker"}
 LOGGING = {"version": 1, "root": {"handlers": ["x"]}}
 NAMED = {
-    "adam_betas": ({"optimizer": {"adam_betas": f"({TOUCH}, 0.98)"}}, "is not run: a value or a plain name"),
+    "adam_betas": ({"optimizer": {"adam_betas": f"({TOUCH}, 0.98)"}}, "is not run: expected a value or a plain name"),
     "user_dir": ({"common": {"user_dir": "config"}}, "common.user_dir is for fairseq-hydra-train"),
     "callbacks": (
         {"hydra": {"callbacks": {"x": CALL}}},

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from s3prl_ofa.checkpoint.safe_loading import namespace_in_checkpoints, refusal
+from s3prl_ofa.checkpoint.safe_loading import explain_refusal, namespace_in_checkpoints
 from s3prl_ofa.checkpoint.torch_file import check_torch_file
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.io.files import atomic_path
@@ -119,7 +119,7 @@ def read_states(path: str | os.PathLike) -> dict[str, Any] | None:
     except OSError:
         raise
     except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any kind of exception
-        reason = refusal(error)
+        reason = explain_refusal(error)
         whole = isinstance(error, pickle.UnpicklingError | CheckpointError) and zipfile.is_zipfile(path)
         if whole or reason.startswith("refused"):
             raise CheckpointError(f"{path}: {reason}") from error
