@@ -60,7 +60,7 @@ def tones(seconds: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_speech(root: pathlib.Path, count: int, seconds: float = 1.0) -> dict[str, int]:
-    """Files of tones below ``root``, some in folders with dots, and what a manifest says of them."""
+    """Files of tones below ``root``, some in folders with dots; returns their lengths for a manifest."""
     samples = {}
     for number in range(count):
         name = f"v1.{number % 3}/utt.{number}.wav"
@@ -73,6 +73,6 @@ def make_speech(root: pathlib.Path, count: int, seconds: float = 1.0) -> dict[st
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
-    """Every guidance file by its name."""
+    """The content of every guidance file, by name."""
     paths = [path for name in ("alpha", "boundaries") for path in (folder / name).rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}

@@ -1,4 +1,4 @@
-"""What the tests of pretraining share: tiny settings, a small corpus with guidance, runs of the command."""
+"""Shared by the tests of pretraining: tiny settings, a small corpus with guidance, runs of the command."""
 
 import copy
 import os
@@ -16,8 +16,8 @@ import yaml
 from s3prl_ofa.guidance import layout
 
 SAMPLE_RATE = 16_000  # Hz
-# The golden checkpoint's shape. Dropout, layer dropout and a temperature that falls fast, so that a resumed run which
-# forgets one of them shows.
+# The golden checkpoint's shape, with dropout, layer dropout and a fast temperature schedule, so that a resumed run
+# that restores one of them wrongly differs.
 TINY: dict[str, dict[str, Any]] = {
     "common": {"log_format": "json", "log_interval": 1, "seed": 3, "cpu": True},
     "checkpoint": {"save_interval_updates": 5, "no_epoch_checkpoints": True},
@@ -62,7 +62,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def write_config(path: pathlib.Path, **sections: dict[str, Any]) -> pathlib.Path:
-    """TINY as a yaml file, with other values in some sections; None takes a key away."""
+    """TINY as a yaml file, with ``sections`` changed; a value of None removes its key."""
     config = copy.deepcopy(TINY)
     for name, values in sections.items():
         merged = config.setdefault(name, {}) | values
@@ -73,7 +73,7 @@ def write_config(path: pathlib.Path, **sections: dict[str, Any]) -> pathlib.Path
 
 
 def tiny_model(seed: int = 0, **settings: Any):
-    """The plugin's model with TINY's settings and those given."""
+    """The plugin's model with TINY's settings, changed by ``settings``."""
     from s3prl_ofa.pretrain.config import OFAModelConfig
     from s3prl_ofa.pretrain.model import OFAPretrainingModel
 
@@ -84,7 +84,7 @@ def tiny_model(seed: int = 0, **settings: Any):
 
 
 def speechlike(samples: int, seed: int) -> np.ndarray:
-    """float32 (samples,): noise whose colour and loudness change every tenth of a second or so."""
+    """float32 (samples,): noise whose colour and loudness change about every tenth of a second."""
     random = np.random.default_rng(seed)
     parts, left = [], samples
     while left > 0:
@@ -126,7 +126,7 @@ def corpus_settings(corpus: pathlib.Path, out: pathlib.Path) -> list[str]:
 
 
 def run_here(arguments: Sequence[object]) -> int:
-    """``s3prl-ofa pretrain`` in this process: its exit status. fairseq keeps the best score in a function."""
+    """``s3prl-ofa pretrain`` in this process. Returns its exit status. fairseq keeps the best score in a function."""
     from fairseq import checkpoint_utils
     from fairseq.logging import metrics
 
@@ -138,7 +138,7 @@ def run_here(arguments: Sequence[object]) -> int:
 
 
 def start(arguments: Sequence[object], log: pathlib.Path, module: Sequence[str] = ("s3prl_ofa", "pretrain")):
-    """The command in a process group of its own, its output in ``log``."""
+    """Starts the command in a new process group, with its output in ``log``."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", *module, *map(str, arguments)]
     with log.open("w") as output:
@@ -152,7 +152,7 @@ def read_checkpoint(path: pathlib.Path) -> dict[str, Any]:
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
-    """Where two nests of dicts, lists and tensors differ in a single bit."""
+    """The places where two nested structures of dicts, lists and tensors differ in any bit."""
     if isinstance(one, torch.Tensor):
         return [] if torch.equal(one, other) else [where]
     if isinstance(one, dict):

@@ -41,7 +41,7 @@ def test_features_are_the_models(extract, audio_folder, golden_model, tmp_path):
 
 @pytest.mark.parametrize("layer", ["0", "1", "2", "all"])
 def test_layers(extract, audio_folder, golden_model, tmp_path, layer):
-    """--layer k is hidden state k, all is all of them."""
+    """--layer k selects hidden state k, all selects all of them."""
     assert extract(audio_folder / "a.flac", "--layer", layer) == 0
     states = golden_model.extract([load_audio(audio_folder / "a.flac")]).hidden_states
     expected = np.stack([state[0].numpy() for state in states])
@@ -51,8 +51,8 @@ def test_layers(extract, audio_folder, golden_model, tmp_path, layer):
 
 
 @pytest.mark.parametrize("name", writers.FORMATS)
-def test_writers(tmp_path, name):
-    """Every writer gives features and times back, and leaves no other file."""
+def test_formats(tmp_path, name):
+    """Every format stores features and times, and leaves no other file."""
     features, times = np.random.rand(5, 3).astype(np.float32), np.random.rand(5, 2)
     suffix, write = writers.get_format(name)
     write(tmp_path, f"features/deep/a.flac{suffix}", features, times)
@@ -70,7 +70,7 @@ def test_writers(tmp_path, name):
 
 
 def test_hdf5_without_h5py(extract, audio_folder, monkeypatch, capsys):
-    """A missing optional package is one sentence that says how to get it, before any work."""
+    """A missing optional package is reported before any work, with the way to install it."""
     find_spec = writers.importlib.util.find_spec
     monkeypatch.setattr(writers.importlib.util, "find_spec", lambda name: None if name == "h5py" else find_spec(name))
     assert extract(audio_folder, "--format", "hdf5") == 2
@@ -91,7 +91,7 @@ def test_half_precision(extract, audio_folder, tmp_path, dtype):
 
 
 def test_frame_period_and_unreachable(extract, audio_folder, tmp_path, capsys):
-    """The period is met; what cannot be as slow is counted once at the end and is met with --allow-beyond-one."""
+    """The period is met; utterances that cannot reach it are counted, and reach it with --allow-beyond-one."""
     assert extract(audio_folder, "--frame-period-ms", 40) == 0
     for row in read_index(tmp_path / "out").values():
         assert row["frames"] == round(row["seconds"] * 25)
@@ -132,8 +132,8 @@ def test_bad_files_do_not_stop_the_rest(extract, audio_folder, make_wave, tmp_pa
 
 
 def test_odd_entries_do_not_stop_the_rest(extract, audio_folder, make_wave, tmp_path, capsys):
-    """A broken link, a name that is not UTF-8 and one that is too long for an output's go into the report; a name
-    that just fits is done."""
+    """A broken link, a name that is not UTF-8 and one that is too long for an output are reported; a name of the
+    maximal length is done."""
     (audio_folder / "gone.wav").symlink_to("nowhere.wav")
     strange = os.fsdecode(b"caf\xe9.wav")
     fits, too_long = "f" * 247 + ".wav", "t" * 248 + ".wav"  # with .npy 255 and 256 bytes
@@ -160,8 +160,8 @@ def errors_of(out) -> dict[str, str]:
 
 
 def test_other_formats_and_closed_folders_are_named(extract, audio_folder, make_wave, tmp_path, closed_folders, capsys):
-    """What cannot be read because of its format, its folder's permissions or its header's rate is not passed over in
-    silence: it is named like a damaged file, with what to do, and the status is 1."""
+    """What cannot be read because of its format, its folder's permissions or its header's rate is not silently
+    ignored: it is reported like a damaged file, with what to do, and the status is 1."""
     (audio_folder / "phone.m4a").write_bytes(b"\0\0\0\x20ftypM4A " * 20)
     soundfile.write(audio_folder / "slow.wav", make_wave(0.1), 2)
     (audio_folder / "closed").mkdir()
@@ -177,7 +177,7 @@ def test_other_formats_and_closed_folders_are_named(extract, audio_folder, make_
 
 @pytest.mark.parametrize("output_format", ["npy", "safetensors"])
 def test_a_name_that_is_another_files_folder(extract, audio_folder, make_wave, tmp_path, output_format):
-    """Beside a folder x.wav.npy the features of x.wav have no place: it alone is named, whatever came first."""
+    """Next to a folder x.wav.npy there is no place for the features of x.wav: only it is reported, in any order."""
     for name in ("x.wav", "x.wav.npy/y.wav", "x.wav.safetensors/deep/z.wav"):
         path = audio_folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def test_a_name_that_is_another_files_folder(extract, audio_folder, make_wave, t
 
 
 def test_a_name_that_an_earlier_output_has(extract, audio_folder, make_wave, tmp_path):
-    """Where an earlier run has a file, a later one cannot have a folder: only what would be in it is named."""
+    """Where an earlier run wrote a file, a later one cannot make a folder: only what would be in it is reported."""
     soundfile.write(audio_folder / "x.wav", make_wave(0.1), SAMPLE_RATE)
     assert extract(audio_folder) == 0
     (audio_folder / "x.wav.npy").mkdir()
@@ -229,7 +229,7 @@ def test_one_utterance_that_is_not_finite(audio_folder, golden_model, tmp_path, 
 
 
 def test_progress_is_shown(extract, audio_folder, monkeypatch, capsys):
-    """On a terminal a bar counts the seconds of audio; elsewhere there is none."""
+    """On a terminal, and only there, a bar counts the seconds of audio."""
     assert extract(audio_folder) == 0
     assert "100%" not in capsys.readouterr().err
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -239,7 +239,7 @@ def test_progress_is_shown(extract, audio_folder, monkeypatch, capsys):
 
 
 def test_failing_disk_is_no_bad_file(extract, audio_folder, tmp_path, monkeypatch, capsys):
-    """What makes every write fail ends the run; it is not put down to the audio."""
+    """An error that makes every write fail ends the run and is not blamed on the audio."""
 
     def full(folder, file, features, times):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -291,7 +291,7 @@ def exit_status(extract, arguments) -> int:
 
 
 def test_no_compressor(extract, audio_folder, tmp_path, capsys):
-    """A plain wav2vec 2.0 is extracted at 20 ms; another rate is refused before work."""
+    """A plain wav2vec 2.0 is extracted at 20 ms; other rates are refused before any work."""
     plain = tmp_path / "plain.safetensors"
     config = ModelConfig(((32, 10, 5), *((32, 3, 2),) * 4, *((32, 2, 2),) * 2), dim=32, ffn_dim=64, heads=4, layers=1)
     OFAWav2Vec2(config).save(plain)
@@ -301,7 +301,7 @@ def test_no_compressor(extract, audio_folder, tmp_path, capsys):
 
 
 def test_names_never_collide(tmp_path, make_wave):
-    """The same relative path below two folders gives two names; a file given twice is done once."""
+    """The same relative path below two folders gives two names; a file that is given twice is done once."""
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         soundfile.write(tmp_path / folder / "a.wav", make_wave(0.1), SAMPLE_RATE)
@@ -321,7 +321,7 @@ def test_batches_hold_similar_lengths():
 
 
 def test_failing_batch_is_split(audio_folder, golden_model, tmp_path, monkeypatch, capsys):
-    """When a batch does not fit into memory its utterances are tried one by one, and only the culprit is reported."""
+    """If a batch does not fit into memory its utterances are tried one by one, and only the failing one is reported."""
     extract = golden_model.extract
 
     def small_memory(waves, **options):
@@ -338,7 +338,7 @@ def test_failing_batch_is_split(audio_folder, golden_model, tmp_path, monkeypatc
 
 
 def test_real_speech(extract, mini_librispeech, tmp_path):
-    """On real speech the number of frames is the wanted one for every utterance that can reach it."""
+    """On real speech every utterance that can reach the requested number of frames has it."""
     speaker = sorted((mini_librispeech / "audio").iterdir())[0]
     assert extract(speaker, "--frame-period-ms", 50) == 0
     rows = read_index(tmp_path / "out").values()

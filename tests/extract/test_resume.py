@@ -1,4 +1,4 @@
-"""``s3prl-ofa extract`` stopped, killed and started again: what is finished stays, and belongs together."""
+"""``s3prl-ofa extract`` stopped, killed and started again: finished files stay, and results do not mix."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from s3prl_ofa.model import SAMPLE_RATE, ModelConfig, OFAWav2Vec2
 
 
 def test_resume(extract, audio_folder, make_wave, tmp_path, capsys):
-    """Finished files are skipped; new and changed ones, and those whose output is gone, are done."""
+    """Finished files are skipped; new and changed files, and those whose output is missing, are done."""
     assert extract(audio_folder, "--lambd", 0.5) == 0
     out = tmp_path / "out"
     before = {path: path.stat().st_mtime_ns for path in (out / "features").rglob("*.npy")}
@@ -37,7 +37,7 @@ def test_resume(extract, audio_folder, make_wave, tmp_path, capsys):
 
 @pytest.mark.parametrize("output_format", writers.FORMATS)
 def test_resume_needs_all_files(extract, audio_folder, tmp_path, capsys, output_format):
-    """An utterance is done again when any of its files is gone, such as its times."""
+    """An utterance is done again if any of its files is missing, such as its times."""
     if output_format == "hdf5":
         pytest.importorskip("h5py")
     assert extract(audio_folder, "--format", output_format) == 0
@@ -51,7 +51,7 @@ def test_resume_needs_all_files(extract, audio_folder, tmp_path, capsys, output_
 
 
 def test_other_corpus_of_the_same_names(extract, make_wave, tmp_path, capsys):
-    """Another corpus' features are not overwritten, and nothing is done; a corpus that was moved goes on."""
+    """Features of another corpus are not overwritten, and nothing is done; a corpus that was moved is resumed."""
     for number, folder in enumerate(("one", "two")):
         (tmp_path / folder).mkdir()
         soundfile.write(tmp_path / folder / "001.wav", make_wave(0.3 + number, number), SAMPLE_RATE)
@@ -70,7 +70,7 @@ def test_other_corpus_of_the_same_names(extract, make_wave, tmp_path, capsys):
 
 
 def test_torn_index_and_leftovers(extract, audio_folder, tmp_path, capsys):
-    """What a killed process leaves (half a line, a temporary file) does no harm and is cleared away."""
+    """Leftovers of a killed process (half a line, a temporary file) do no harm and are removed."""
     assert extract(audio_folder) == 0
     index = tmp_path / "out" / "index.jsonl"
     index.write_text(index.read_text()[:-20])
@@ -106,7 +106,7 @@ def test_other_settings_are_refused(extract, audio_folder, tmp_path, capsys):
 
 
 def test_same_model_in_another_format(extract, audio_folder, golden_model, tmp_path, capsys):
-    """The checkpoint is known by its weights: a converted file goes on where the original stopped."""
+    """The checkpoint is identified by its weights: a converted file resumes where the original stopped."""
     assert extract(audio_folder) == 0
     golden_model.save(tmp_path / "same.safetensors")
     capsys.readouterr()

@@ -19,7 +19,7 @@ def boundaries(intervals, samples=SECOND, merge=False, silences=SILENCES) -> lis
 
 
 def test_a_frame_belongs_to_the_segment_that_holds_its_centre():
-    """Every frame, over many alignments at random, counted one by one."""
+    """Checked frame by frame for many random alignments."""
     random = torch.Generator().manual_seed(0)
     for _ in range(20):
         times = torch.rand(12, generator=random, dtype=torch.float64).mul(900).round().div(1000).sort().values.tolist()
@@ -31,7 +31,7 @@ def test_a_frame_belongs_to_the_segment_that_holds_its_centre():
 
 
 def test_short_segments_vanish_and_the_last_boundary_is_the_last_frame():
-    """A segment without a frame's centre leaves no boundary of its own, at the start and the end too."""
+    """A segment without a frame's centre has no boundary, also at the start and the end."""
     intervals = [(0.0, 0.005, "A"), (0.005, 0.5, "B"), (0.5, 0.505, "C"), (0.505, 0.995, "D"), (0.995, 1.0, "E")]
     assert boundaries(intervals) == [25, 49]
     assert boundaries([(0.0, 0.5, "A")]) == [25, 49]  # the rest is silence
@@ -41,8 +41,8 @@ def test_short_segments_vanish_and_the_last_boundary_is_the_last_frame():
 
 
 def test_silence_kept_and_merged():
-    """Kept, silences are segments, adjoining ones a single one; merged, they belong to the segment before, the first
-    one to the segment after."""
+    """Kept silences are segments, adjacent ones a single segment; merged silences belong to the segment before, the
+    first one to the segment after."""
     assert boundaries(PHONES) == [10, 15, 20, 30, 40, 49]
     assert boundaries(PHONES, merge=True) == [15, 30, 49]
     double = [*PHONES[:3], (0.4, 0.5, "sil"), (0.5, 0.6, "sp"), *PHONES[4:]]
@@ -52,7 +52,7 @@ def test_silence_kept_and_merged():
 
 
 def test_long_segments_are_cut_on_request():
-    """No segment is longer than asked for, its parts differ by a frame at most, and shorter ones stay as they are."""
+    """No segment is longer than requested, its parts differ by at most a frame, and shorter segments stay."""
     found = torch.tensor([3, 10, 11, 30])
     assert cut_long(found, None).tolist() == found.tolist() == cut_long(found, 19).tolist()
     assert cut_long(found, 4).tolist() == [3, 6, 10, 11, 14, 18, 22, 26, 30]
@@ -60,14 +60,14 @@ def test_long_segments_are_cut_on_request():
 
 
 def test_gaps_are_silence_and_rounding_is_not():
-    """What no interval covers is silence; gaps and overlaps below a frame are the aligner's rounding."""
+    """Gaps between intervals are silence; gaps and overlaps below a frame are the aligner's rounding."""
     spoken = [each for each in PHONES if each[2] != "SIL"]
     assert boundaries(spoken) == boundaries(PHONES) and boundaries(spoken, merge=True) == boundaries(PHONES, merge=True)
     assert boundaries([(0.0, 0.5, "A"), (0.51, 1.0, "B")]) == [25, 49] == boundaries([(0, 0.5, "A"), (0.49, 1, "B")])
 
 
 def test_impossible_alignments():
-    """Overlapping intervals, and an alignment that goes on after the audio's end, are those of something else."""
+    """Overlapping intervals, and an alignment that exceeds the audio, are refused."""
     with pytest.raises(GuidanceError, match="B at 0.30 s overlaps one that ends at 0.50 s"):
         boundaries([(0.0, 0.5, "A"), (0.3, 1.0, "B")])
     with pytest.raises(GuidanceError, match="A ends at 1.50 s, the audio at 1.00 s"):
@@ -75,7 +75,7 @@ def test_impossible_alignments():
 
 
 def test_ctm_plain_and_gzipped(tmp_path):
-    """Wanted utterances only, in any order of lines; comments, empty lines and further columns are passed over."""
+    """Only the given utterances are read, in any order; comments, empty lines and further columns are ignored."""
     text = ";; a comment\n\nb 1 0.5 0.5 B\na 1 0.30 0.20 AE as\na A 0.00 0.30 SIL <sil> 0.99\nc 1 0 1 C\n"
     (tmp_path / "x.ctm").write_text(text)
     with gzip.open(tmp_path / "x.ctm.gz", "wt") as file:
@@ -89,14 +89,14 @@ def test_ctm_plain_and_gzipped(tmp_path):
 
 @pytest.mark.parametrize("line", ["a 1 0.0 0.1", "a 1 zero 0.1 A", "a 1 0.0 -0.1 A", "a 1 nan 0.1 A", "a 1 0 inf A"])
 def test_bad_ctm_line(tmp_path, line):
-    """A line that is something else is named with its file and number, even of an utterance that nobody wants."""
+    """An invalid line is named with its file and number, even one of another utterance."""
     (tmp_path / "x.ctm").write_text(f"a 1 0.0 0.1 A\n{line}\n")
     with pytest.raises(GuidanceError, match=f"{tmp_path}/x.ctm, line 2: expected utterance, channel"):
         read_ctm(tmp_path / "x.ctm", set())
 
 
 def test_bad_ctm_file(tmp_path):
-    """Missing, cut short, not gzipped, no text."""
+    """Missing, truncated, not gzipped, not text."""
     (tmp_path / "cut.gz").write_bytes(gzip.compress(b"a 1 0.0 0.1 A\n" * 10_000)[:-100])
     (tmp_path / "plain.gz").write_text("a 1 0.0 0.1 A\n")
     (tmp_path / "x.ctm").write_bytes(b"\xff\xfe\x00")
@@ -108,7 +108,7 @@ def test_bad_ctm_file(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_textgrid_long_and_short(tmp_path, encoding):
-    """Praat's long and short forms, in both of its encodings, give the labelled intervals; what is empty is a gap."""
+    """Praat's long and short forms, in both of its encodings, give the labelled intervals; empty ones are gaps."""
     from praatio import textgrid
 
     intervals = [(0.0, 0.2, ""), (0.2, 0.5, "é"), (0.5, 1.0, "Z")]
@@ -120,7 +120,7 @@ def test_textgrid_long_and_short(tmp_path, encoding):
 
 
 def test_bad_textgrids(tmp_path):
-    """No such tier, a tier of points, damage: one sentence that names the file, and the tiers that it has."""
+    """A missing tier, a tier of points, damage: one sentence that names the file and its tiers."""
     path = write_textgrid(tmp_path / "a.TextGrid", [(0.0, 1.0, "A")], tier="words")
     with pytest.raises(GuidanceError, match=f"{path}: has the tiers words, expected phones"):
         read_textgrid(path, "phones")
@@ -144,8 +144,8 @@ def manifest(tmp_path):
 
 
 def test_ctm_command(tmp_path, manifest, capsys):
-    """An utterance is the file of its name, dots and all; those without an alignment, with an impossible one or with
-    another's name are listed at the end and in left_out.tsv, status 1, and the rest is done."""
+    """Utterances are matched by file name, dots included; those without an alignment, with an impossible one or with
+    an ambiguous name are listed at the end and in left_out.tsv, status 1, and the rest is done."""
     bad = [(0.0, 0.5, "A"), (0.3, 1.0, "B")]
     ctm = write_ctm(tmp_path / "x.ctm", {"a.b": PHONES, "c": bad, "twin": PHONES})
     assert guidance("ctm", ctm, "--manifest", manifest, "--out", tmp_path / "out") == 1
@@ -166,7 +166,7 @@ def test_ctm_command(tmp_path, manifest, capsys):
 
 
 def test_silence_options(tmp_path, manifest):
-    """--silence merge and --silence-labels reach the segmentation, and are noted."""
+    """--silence merge and --silence-labels reach the segmentation and are recorded."""
     write_manifest(manifest, tmp_path / "audio", {"a.flac": SECOND})
     ctm = write_ctm(tmp_path / "x.ctm", {"a": PHONES})
     for options, expected in (
@@ -181,8 +181,8 @@ def test_silence_options(tmp_path, manifest):
 
 
 def test_textgrid_command(tmp_path, manifest, capsys):
-    """TextGrids are found at their place below the folder or anywhere by name, whatever the case of their ending; the
-    tier is an option; a damaged one is named and the rest is done."""
+    """TextGrids are found by relative path or by name, whatever the case of their suffix; the tier is an option; a
+    damaged one is reported and the rest is done."""
     grids = tmp_path / "grids"
     write_textgrid(grids / "elsewhere" / "a.b.textgrid", PHONES)
     write_textgrid(grids / "x" / "twin.TextGrid", PHONES)
@@ -202,7 +202,7 @@ def test_textgrid_command(tmp_path, manifest, capsys):
 
 
 def test_bad_use(tmp_path, manifest, capsys, monkeypatch):
-    """What can be refused is refused before anything is written, status 2, one line."""
+    """Bad use is refused before anything is written, with status 2 and one line."""
     import s3prl_ofa.guidance.command as command
 
     (tmp_path / "x.ctm").write_text("a 1 0.0 zero A\n")

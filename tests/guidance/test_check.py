@@ -26,7 +26,7 @@ def root(tmp_path):
 
 
 def test_good_guidance(root, tmp_path, capsys):
-    """Number, segments and mean period of the audio; status 0."""
+    """Prints the number of utterances, the segments and their mean period; status 0."""
     assert guidance("check", root, "--manifest", tmp_path / "m.tsv") == 0
     said = capsys.readouterr()
     assert "4 utterances, 4 good, 0 missing, 0 broken" in said.out and said.err == ""
@@ -34,8 +34,8 @@ def test_good_guidance(root, tmp_path, capsys):
 
 
 def test_missing_and_broken(root, tmp_path, capsys):
-    """Everything that training would stumble over is named with its reason, status 1: missing halves, damage, another
-    utterance's length, boundaries past the end, alpha of other boundaries."""
+    """Everything that training would reject is reported with its reason, status 1: missing files, damage, lengths of
+    another utterance, boundaries past the end, alpha of other boundaries."""
     (root / "alpha" / "v1.0" / "a.0.pt").unlink()
     (root / "alpha" / "v1.0" / "a.1.pt").write_bytes(b"damaged")
     torch.save(torch.tensor([3, 2]), root / "boundaries" / "v1.0" / "a.1.pt")
@@ -61,7 +61,7 @@ def test_missing_and_broken(root, tmp_path, capsys):
 
 
 def test_reference_in_half_precision_and_a_frame_longer(root, tmp_path):
-    """Guidance of other tools is good when alpha is in half precision or a frame longer than ours."""
+    """Guidance of other tools is accepted if alpha is in half precision or a frame longer than ours."""
     lengths = torch.diff(torch.tensor([0, 7, 14, 50]))
     alpha = torch.repeat_interleave(1.0 / lengths, lengths)
     torch.save(alpha.half(), root / "alpha" / "v1.0" / "a.0.pt")
@@ -70,8 +70,8 @@ def test_reference_in_half_precision_and_a_frame_longer(root, tmp_path):
 
 
 def test_against(root, tmp_path, capsys):
-    """Boundaries are scored against other guidance, beside a uniform segmentation of the same rate; the end of an
-    utterance, which is known, does not count, and utterances that the other lacks are passed over."""
+    """Boundaries are scored against other guidance, next to a uniform segmentation of the same rate; the known end of
+    an utterance does not count, and utterances that the other guidance lacks are skipped."""
     write(tmp_path / "other", "v1.0/a.0.flac", torch.tensor([7, 15, 30, 49]), 49)
     assert guidance("check", root, "--manifest", tmp_path / "m.tsv", "--against", tmp_path / "other") == 0
     said = capsys.readouterr().out
@@ -104,7 +104,7 @@ def speech(mini_librispeech, tmp_path_factory):
 
 
 def test_real_alignments(mini_librispeech, speech, capsys):
-    """All 1,476 aligned utterances, the other 43 listed; phones of 83 ms, with the long pauses a segment each 98 ms."""
+    """All 1,476 aligned utterances, the other 43 listed; phones of 83 ms, or 98 ms with long pauses as segments."""
     assert len((speech / "ctm" / "left_out.tsv").read_text().splitlines()) == 43
     assert guidance("check", speech / "ctm", "--manifest", speech / "all.tsv", "--jobs", 1) == 1
     said = capsys.readouterr().out
@@ -121,7 +121,7 @@ def test_real_alignments(mini_librispeech, speech, capsys):
 
 
 def test_real_speech_without_labels(speech, tmp_path, capsys):
-    """Segments that were found without labels meet phone boundaries better than a uniform segmentation of the same
+    """Segments found without labels meet phone boundaries better than a uniform segmentation of the same
     rate, at 40 ms and clearly at 20 ms."""
     manifest = ("--manifest", speech / "few.tsv", "--jobs", 1)
     assert guidance("segment", *manifest, "--out", tmp_path / "out", "--period-ms", 90) == 0

@@ -52,7 +52,7 @@ def test_round_trip(tmp_path):
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"b.pt"}
 
 
-def test_guidance_is_what_the_losses_want(tmp_path):
+def test_guidance_has_no_loss(tmp_path):
     """alpha equal to the guidance has no segment loss and no frame loss."""
     write(tmp_path, "a.flac", torch.tensor([3, 4, 9, 12]), 12)
     alpha = read_alpha(tmp_path / "alpha", "a.flac")[None]
@@ -61,7 +61,7 @@ def test_guidance_is_what_the_losses_want(tmp_path):
 
 
 def test_same_content_same_bytes(tmp_path):
-    """Another name, folder or run does not change a byte."""
+    """The name, the folder and the run do not change a byte."""
     for relative in ("a.flac", "deep/b.flac"):
         write(tmp_path, relative, torch.tensor([1, 5, 6])[1:], 6)
     first, second = (tmp_path / "boundaries" / name for name in ("a.pt", "deep/b.pt"))
@@ -70,8 +70,8 @@ def test_same_content_same_bytes(tmp_path):
 
 @pytest.mark.parametrize(("moment", "whole"), [("writing", True), ("between", False)])
 def test_rewriting_never_leaves_a_mixed_pair(tmp_path, monkeypatch, moment, whole):
-    """Interrupted while it is written again, a pair stays as it was; between the renaming of its two files it does not
-    look whole."""
+    """A pair whose rewriting is interrupted stays as it was; between the renaming of its two files it does not look
+    complete."""
     write(tmp_path, "a.flac", torch.tensor([2, 4]), 4)
     assert layout.is_written(tmp_path, "a.flac")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.pt")}
@@ -99,13 +99,13 @@ def test_rewriting_never_leaves_a_mixed_pair(tmp_path, monkeypatch, moment, whol
 
 @pytest.mark.parametrize("boundaries", [[], [0, 2], [2, 2], [3, 2], [2, 5]])
 def test_alpha_of_refuses(boundaries):
-    """Boundaries that are none, not increasing or beyond the frames are no segmentation."""
+    """Boundaries that are empty, not increasing or beyond the frames are refused."""
     with pytest.raises(GuidanceError, match="1 to 4"):
         alpha_of(torch.tensor(boundaries, dtype=torch.long), 4)
 
 
 def test_frames_and_times():
-    """Frames are the front end's; a boundary lies half way between the centres of the frames beside it."""
+    """Frames are the front end's; a boundary lies halfway between the centres of the frames beside it."""
     assert [num_frames(samples) for samples in (0, 399, 400, 719, 720, 16_000)] == [0, 0, 1, 1, 2, 49]
     centres = torch.tensor([200, 520, 840]).double() / 16_000
     assert torch.allclose(boundary_seconds(torch.tensor([1, 2])), (centres[:-1] + centres[1:]) / 2)
@@ -168,7 +168,7 @@ def test_broken_alpha(tmp_path, case, monkeypatch):
 
 @pytest.mark.parametrize("values", [[0, 3], [-1, 3], [3, 3], [4, 2], [1.0, 2.0], [True, False], [1 + 2j]])
 def test_broken_boundaries(tmp_path, values):
-    """Boundaries are whole numbers from 1 on that increase."""
+    """Boundaries are increasing integers from 1 on."""
     torch.save(torch.tensor(values), tmp_path / "a.pt")
     with pytest.raises(GuidanceError, match="boundaries"):
         read_boundaries(tmp_path, "a.flac")
@@ -197,7 +197,7 @@ def test_other_writers_files(tmp_path, dtype):
 
 
 def test_manifest(tmp_path):
-    """The root, and path and samples of every line; prepare manifest's own files are read."""
+    """The root, and path and samples of every line; files of prepare manifest are read."""
     from s3prl_ofa.superb.prepare.manifest import write_manifest
 
     write_manifest(tmp_path / "m.tsv", tmp_path, {tmp_path / "v1.2" / "a b.flac": 16_000, tmp_path / "c.flac": 400})
@@ -220,7 +220,7 @@ def test_manifest(tmp_path):
     ],
 )
 def test_bad_manifest(tmp_path, text, said):
-    """File and line of what is no manifest; a path that leads out of the folder is refused."""
+    """An invalid manifest is refused with file and line, as is a path that leads out of the folder."""
     path = tmp_path / "m.tsv"
     path.write_text(text)
     with pytest.raises(GuidanceError, match=said) as caught:
@@ -229,7 +229,7 @@ def test_bad_manifest(tmp_path, text, said):
 
 
 def test_manifest_that_is_no_text(tmp_path):
-    """A missing manifest, a folder, and bytes that are no UTF-8 are named."""
+    """A missing manifest, a folder, and bytes that are not UTF-8 are named."""
     (tmp_path / "m.tsv").write_bytes(b"/root\n\xff\xfe.flac\t16000\n")
     for path, said in ((tmp_path / "m.tsv", "UTF-8"), (tmp_path, "cannot be read"), (tmp_path / "no", "cannot be")):
         with pytest.raises(GuidanceError, match=said):

@@ -1,4 +1,4 @@
-"""Boundary scores: worked examples, and matching that is the best there is."""
+"""Boundary scores: worked examples, and optimal matching."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from s3prl_ofa.guidance.scores import boundary_scores, count_hits, uniform_bound
 
 
 def test_worked_example():
-    """Precision, recall, F1 and R-value (Räsänen 2009) of an example that was worked out by hand."""
+    """Precision, recall, F1 and R-value (Räsänen 2009) of an example computed by hand."""
     scores = boundary_scores([[0.11, 0.30, 0.52, 0.9]], [[0.1, 0.31, 0.7]], 0.02)
     assert (scores.hits, scores.found, scores.reference) == (2, 4, 3)
     assert scores.precision == 0.5 and scores.recall == pytest.approx(2 / 3) and scores.f1 == pytest.approx(4 / 7)
@@ -18,43 +18,43 @@ def test_worked_example():
 
 
 def test_perfect_none_and_empty():
-    """All right is 1 everywhere; nothing found, nothing wanted and nothing at all divide by nothing."""
+    """Perfect boundaries score 1; no found boundaries, no reference and neither do not divide by zero."""
     perfect = boundary_scores([[0.5, 0.1]], [[0.1, 0.5]], 0.0)
     assert (perfect.precision, perfect.recall, perfect.f1, perfect.r_value) == (1, 1, 1, 1)
-    for found, wanted in (([[]], [[0.1]]), ([[0.1]], [[]]), ([[]], [[]]), ([], [])):
-        scores = boundary_scores(found, wanted, 0.02)
+    for found, reference in (([[]], [[0.1]]), ([[0.1]], [[]]), ([[]], [[]]), ([], [])):
+        scores = boundary_scores(found, reference, 0.02)
         assert (scores.precision, scores.recall, scores.f1) == (0, 0, 0)
 
 
 def test_tolerance_is_inclusive():
-    """20 ms apart is within 20 ms, whatever floating point makes of it."""
+    """A distance of 20 ms is within 20 ms, despite floating-point rounding."""
     assert boundary_scores([[0.12, 1.02]], [[0.1, 1.0]], 0.02).hits == 2
     assert boundary_scores([[0.121]], [[0.1]], 0.02).hits == 0
 
 
 def test_one_to_one():
-    """Three boundaries around a wanted one are one hit, and utterances do not help each other."""
+    """Three boundaries around a reference boundary are one hit, and utterances are matched separately."""
     assert boundary_scores([[0.09, 0.1, 0.11]], [[0.1]], 0.02).hits == 1
     assert boundary_scores([[0.1], [0.5]], [[0.5], [0.1]], 0.02).hits == 0
     with pytest.raises(ValueError, match="2 utterances"):
         boundary_scores([[0.1], [0.5]], [[0.5]], 0.02)
 
 
-def most_pairs(found, wanted, tolerance) -> int:
-    """By trying every assignment."""
-    slots = list(found) + [None] * len(wanted)
+def max_pairs(found, reference, tolerance) -> int:
+    """The maximum over all assignments."""
+    slots = list(found) + [None] * len(reference)
     return max(
-        sum(slot is not None and abs(slot - time) <= tolerance for slot, time in zip(order, wanted, strict=True))
-        for order in itertools.permutations(slots, len(wanted))
+        sum(slot is not None and abs(slot - time) <= tolerance for slot, time in zip(order, reference, strict=True))
+        for order in itertools.permutations(slots, len(reference))
     )
 
 
 def test_matching_is_the_best():
-    """No other assignment of found to wanted boundaries has more hits."""
+    """No other assignment of found to reference boundaries has more hits."""
     random = np.random.default_rng(0)
     for _ in range(60):
-        found, wanted = (np.sort(random.uniform(0, 0.3, random.integers(1, 5))) for _ in range(2))
-        assert count_hits(found, wanted, 0.04) == most_pairs(found, wanted, 0.04)
+        found, reference = (np.sort(random.uniform(0, 0.3, random.integers(1, 5))) for _ in range(2))
+        assert count_hits(found, reference, 0.04) == max_pairs(found, reference, 0.04)
 
 
 def test_sum_and_uniform():

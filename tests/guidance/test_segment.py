@@ -25,7 +25,7 @@ def cost_of(segments, distance, penalty) -> float:
 
 
 def all_segmentations(frames: int, longest: int):
-    """Every way to cut so many frames into segments of at most ``longest``, as (start, end) pairs."""
+    """Every way to cut ``frames`` frames into segments of at most ``longest``, as (start, end) pairs."""
     for cuts in itertools.product([False, True], repeat=frames - 1):
         edges = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), frames]
         if max(np.diff(edges)) <= longest:
@@ -35,7 +35,7 @@ def all_segmentations(frames: int, longest: int):
 @pytest.mark.parametrize("longest", [1, 2, 3, 50])
 @pytest.mark.parametrize("penalty", [0.0, 0.3, 1.0, 5.0])
 def test_no_segmentation_is_cheaper(longest, penalty):
-    """Among all segmentations that there are none costs less than the one found, for every length up to 9 frames."""
+    """No segmentation costs less than the one found, for every length up to 9 frames."""
     random = np.random.default_rng(round(10 * penalty) + longest)
     for frames in range(1, 10):
         features, codes = random.standard_normal((frames, 2)), random.standard_normal((3, 2))
@@ -49,7 +49,7 @@ def test_no_segmentation_is_cheaper(longest, penalty):
 
 
 def test_distances_and_costs():
-    """Squared distances, never negative; a row of costs is of the segments that end with its frame."""
+    """Squared distances, never negative; a row of costs belongs to the segments that end with its frame."""
     random = np.random.default_rng(0)
     features, codes = (random.standard_normal((n, 4)).astype(np.float32) for n in (7, 3))
     distance = distances(features, codes)
@@ -64,7 +64,7 @@ def test_distances_and_costs():
 
 
 def test_longer_penalty_longer_segments():
-    """The period grows with the penalty up to the longest segment, and the penalty of a wanted period is found."""
+    """The period grows with the penalty up to the longest segment, and the penalty for a given period is found."""
     random = np.random.default_rng(0)
     codes = random.standard_normal((8, 3)).astype(np.float32)
     costs = [segment_costs(distances(random.standard_normal((n, 3)).astype(np.float32), codes), 10) for n in (90, 150)]
@@ -79,7 +79,7 @@ def test_longer_penalty_longer_segments():
 
 
 def test_mfcc_frames_are_those_of_the_model():
-    """As many as the front end makes, whatever the length; a click is loudest in the frame with it in its middle."""
+    """As many frames as the front end makes, whatever the length; a click is loudest in the frame centred on it."""
     source = Mfcc()
     for samples in (400, 719, 720, 16_123):
         assert source(tones(2, 0)[0][:samples]).shape == (num_frames(samples), 13)
@@ -92,8 +92,8 @@ def test_mfcc_frames_are_those_of_the_model():
 
 
 def test_hidden_states_of_a_checkpoint_and_of_an_upstream(golden_checkpoint, golden_model):
-    """A layer of our own checkpoint is the model's without compression, and S3PRL's hub gives the same through
-    ofa_wav2vec2; an upstream with 10 ms frames gives every second one."""
+    """A layer of a checkpoint is the model's without compression, and S3PRL's hub gives the same through ofa_wav2vec2;
+    of an upstream with 10 ms frames every second one is used."""
     wave = tones(1.03, 1)[0]
     expected = golden_model.extract([wave]).hidden_states[1][0].numpy()
     own = OwnHidden(str(golden_checkpoint), 1, "cpu")
@@ -135,7 +135,7 @@ def segment(tmp_path, speech):
 
 
 def test_tones_are_found(segment, tmp_path):
-    """Boundaries lie where the tones change, at the wanted mean length, and every frame has its segment."""
+    """Boundaries lie where the tones change, at the requested mean length, and every frame has its segment."""
     assert segment("--clusters", 8, "--period-ms", 130) == 0
     found, wanted, seconds = [], [], 0.0
     for number in range(12):
@@ -150,8 +150,8 @@ def test_tones_are_found(segment, tmp_path):
 
 
 def test_second_run_uses_the_same_codes_and_penalty(segment, tmp_path, monkeypatch, capsys):
-    """Codes and penalty are made once: a resumed run neither trains nor solves again, --codes takes codes elsewhere,
-    and other numbers are refused."""
+    """Codes and penalty are made once: a resumed run neither trains nor solves again, --codes reads other codes, and
+    different numbers are refused."""
     assert segment("--clusters", 8) == 0
     before = contents(tmp_path / "out")
     (tmp_path / "out" / "alpha" / "v1.1" / "utt.1.pt").unlink()
@@ -174,7 +174,7 @@ def test_second_run_uses_the_same_codes_and_penalty(segment, tmp_path, monkeypat
 
 
 def test_same_seed_same_guidance(segment, tmp_path):
-    """The command is deterministic, and --force makes the same again."""
+    """The command is deterministic, and --force gives the same again."""
     assert segment("--clusters", 8) == segment("--clusters", 8, out=tmp_path / "again") == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "again")
     assert segment("--clusters", 8, "--force") == 0
@@ -182,7 +182,7 @@ def test_same_seed_same_guidance(segment, tmp_path):
 
 
 def test_bad_audio_does_not_stop_the_rest(segment, tmp_path, capsys):
-    """Damaged, missing and changed files are named with their reason, status 1, and the others are done."""
+    """Damaged, missing and changed files are reported with their reason, status 1, and the others are done."""
     audio = tmp_path / "audio"
     (audio / "v1.0" / "utt.0.wav").write_bytes(b"RIFF")
     (audio / "v1.1" / "utt.1.wav").unlink()
@@ -199,7 +199,7 @@ def test_bad_audio_does_not_stop_the_rest(segment, tmp_path, capsys):
 
 
 def test_checkpoint_as_features(segment, golden_checkpoint, tmp_path):
-    """--ckpt and --layer go through the command; codes remember what they are of."""
+    """--ckpt and --layer work in the command; codes know their features."""
     assert segment("--ckpt", golden_checkpoint, "--layer", 2, "--clusters", 8, "--penalty", 1) == 0
     assert len(contents(tmp_path / "out")) == 24
     codes = tmp_path / "out" / "codes.safetensors"
@@ -242,8 +242,7 @@ def test_bad_use(segment, tmp_path, capsys):
 
 
 def test_wave_is_what_training_reads(tmp_path):
-    """Features are of audio that pretraining takes as it is: 16 kHz mono, of the manifest's length; and they are
-    finite, whatever the model gives."""
+    """Features need audio that pretraining can use: 16 kHz mono, of the manifest's length; and they must be finite."""
     path = tmp_path / "a.wav"
     soundfile.write(path, tones(1.0, 0)[0], 16_000)
     assert features_of(Mfcc(), Entry(tmp_path, "a.wav", 16_000)).shape == (num_frames(16_000), 13)

@@ -1,4 +1,4 @@
-"""Doing many utterances: skipped, killed, in parallel, with settings that are not mixed."""
+"""Many utterances: skipped, killed, in parallel, and never with mixed settings."""
 
 import fcntl
 import pathlib
@@ -40,7 +40,7 @@ def test_parallel_equals_serial(many, tmp_path):
 
 
 def test_whole_pairs_are_skipped(many, tmp_path, capsys):
-    """Half a pair is made again, a whole one is left alone, --force makes all anew."""
+    """An incomplete pair is made again, a complete one is left alone, --force makes all again."""
     ctm, manifest = many(5)
     options = ("ctm", ctm, "--manifest", manifest, "--out", tmp_path / "out", "--jobs", 1)
     assert guidance(*options) == 0
@@ -56,8 +56,8 @@ def test_whole_pairs_are_skipped(many, tmp_path, capsys):
 
 
 def test_settings_are_not_mixed(many, tmp_path, capsys):
-    """A folder holds guidance of one kind: another is refused, or with --force takes the place of all that is there;
-    a folder that was not made here is never touched."""
+    """A folder holds guidance of one kind: another kind is refused, or replaces all with --force; guidance that was
+    not made here is never touched."""
     ctm, manifest = many(3)
     options = ("ctm", ctm, "--manifest", manifest, "--out", tmp_path / "out")
     assert guidance(*options) == 0
@@ -88,7 +88,7 @@ def test_one_process_at_a_time(many, tmp_path, capsys):
 
 
 def test_too_short_and_too_long_a_name(many, tmp_path, capsys):
-    """An utterance without a frame, and one whose name no file can have, are named, and the rest is done."""
+    """An utterance without a frame and one with an impossible file name are reported, and the rest is done."""
     ctm, manifest = many(1)
     long_name = f"{'n' * 300}.flac"
     write_manifest(manifest, tmp_path, {"v1.0/u.0.flac": SAMPLES, "short.flac": 399, long_name: SAMPLES})
@@ -119,8 +119,8 @@ def wait_for(condition, seconds: float = 300.0) -> None:
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="needs /proc")
 def test_killed(many, tmp_path):
-    """kill -9 in the middle leaves only whole files and no process; the next run does the rest, and then all is as if
-    nothing had happened."""
+    """kill -9 leaves only whole files and no process; the next run does the rest, with the same result as an
+    undisturbed one."""
     ctm, manifest = many(600)
     out = tmp_path / "out"
     options = ["ctm", str(ctm), "--manifest", str(manifest), "--out"]

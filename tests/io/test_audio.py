@@ -16,7 +16,7 @@ from s3prl_ofa.model import SAMPLE_RATE
 
 
 def test_one_sample_rate():
-    """audio.py states the rate without importing torch; it must be the model's."""
+    """audio.py repeats the rate to avoid importing torch; it must be the model's."""
     from s3prl_ofa.io import audio
 
     assert audio.SAMPLE_RATE == SAMPLE_RATE
@@ -24,7 +24,7 @@ def test_one_sample_rate():
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
 def test_rate_is_16_khz(tmp_path, make_wave, rate):
-    """Every rate comes out as 16 kHz, the same as soxr resamples the whole wave, blocks or not."""
+    """Every rate becomes 16 kHz; resampling in blocks gives the same as soxr does for the whole wave."""
     wave = make_wave(70.0, rate=rate)  # longer than two blocks
     soundfile.write(tmp_path / "a.wav", wave, rate, subtype="FLOAT")
     loaded = load_audio(tmp_path / "a.wav")
@@ -42,14 +42,14 @@ def test_channels_are_averaged(tmp_path, make_wave):
 
 
 def test_formats(audio_folder):
-    """flac, wav, mp3 and opus are found in folders and read; other files are left alone."""
+    """FLAC, WAV, MP3 and Opus files are found in folders and read; other files are ignored."""
     found = find_audio(audio_folder)
     assert [path.name for path in found] == ["a.flac", "a.wav", "b.mp3", "c.opus"]
     assert [len(load_audio(path)) / SAMPLE_RATE for path in found] == pytest.approx([1.0, 0.7, 0.5, 0.8], abs=0.01)
 
 
 def test_hidden_files_are_no_audio(tmp_path, make_wave):
-    """What other systems leave beside audio (._a.wav) is not taken for it."""
+    """Files that other systems leave beside audio (._a.wav) are ignored."""
     (tmp_path / ".trash").mkdir()
     for name in ("._a.wav", ".trash/b.wav"):
         soundfile.write(tmp_path / name, make_wave(0.1), SAMPLE_RATE)
@@ -58,14 +58,14 @@ def test_hidden_files_are_no_audio(tmp_path, make_wave):
 
 @pytest.mark.parametrize(("link", "target"), [("a_loop", "."), ("deep/er/up", "../.."), ("another_way", "deep/er")])
 def test_every_folder_is_searched_once(audio_folder, link, target):
-    """A loop of links, or a second way to a folder, does not give its files again, nor under another name."""
+    """A loop of links, or a second path to a folder, does not give its files twice or under another name."""
     expected = find_audio(audio_folder)
     (audio_folder / link).symlink_to(target)
     assert find_audio(audio_folder) == expected
 
 
 def test_links_to_folders_are_followed(audio_folder, tmp_path, make_wave):
-    """Folders elsewhere are searched too, once, even when they lead back."""
+    """Linked folders are searched once, even if they link back."""
     expected = find_audio(audio_folder)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -81,7 +81,7 @@ def test_links_to_folders_are_followed(audio_folder, tmp_path, make_wave):
     [(None, "no such file"), (b"", "empty file"), (b"no audio at all" * 99, "cannot be read as audio")],
 )
 def test_what_is_no_audio(tmp_path, content, message):
-    """A file that is missing, empty or something else is told in one sentence."""
+    """A missing file, an empty one and one that is not audio are described in one sentence."""
     path = tmp_path / "a.wav"
     if content is not None:
         path.write_bytes(content)
@@ -92,7 +92,7 @@ def test_what_is_no_audio(tmp_path, content, message):
 
 @pytest.mark.parametrize(("name", "rate"), [("a.flac", 16_000), ("a.mp3", 44_100)])
 def test_damaged(tmp_path, make_wave, name, rate):
-    """A file that ends in the middle is not silently taken for a shorter one."""
+    """A truncated file is not silently read as a shorter one."""
     path = tmp_path / name
     soundfile.write(path, make_wave(3.0, rate=rate), rate)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -108,7 +108,7 @@ KINDS = ["WAV", "WAVEX", "RF64", "AIFF", "RIFX", "AU", "little AU", "W64", "CAF"
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_cut_short(tmp_path, make_wave, kind):
-    """libsndfile takes a cut WAV, AIFF, AU, ... for a shorter one; here it is refused, and the whole one is not."""
+    """libsndfile reads a truncated WAV, AIFF, AU, ... as a shorter one; here it is refused, a whole one is not."""
     path = tmp_path / "a.wav"
     options = {"format": {"RIFX": "WAV", "little AU": "AU", "after a long list": "WAV"}.get(kind, kind)}
     options["endian"] = {"RIFX": "BIG", "little AU": "LITTLE"}.get(kind, "FILE")
@@ -127,8 +127,8 @@ def test_cut_short(tmp_path, make_wave, kind):
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 def test_cut_ogg(tmp_path, make_wave, subtype):
-    """An Ogg file that ends within a page, its head included, is refused; a whole one is not, with or without rubbish
-    after it."""
+    """An Ogg file that ends within a page or its header is refused; a whole one is not, with or without trailing
+    garbage."""
     path = tmp_path / "a.ogg"
     soundfile.write(path, make_wave(3.0), SAMPLE_RATE, format="OGG", subtype=subtype)
     whole = path.read_bytes()
@@ -141,36 +141,36 @@ def test_cut_ogg(tmp_path, make_wave, subtype):
 
 
 @pytest.mark.parametrize(("kind", "at"), [("AU", 8), ("CAF", -1), ("W64", -1)])
-def test_sizes_of_streams_are_no_promise(tmp_path, make_wave, kind, at):
-    """Where the size was not known when the header was written, nothing is promised; libsndfile reads such an AU."""
+def test_unknown_sizes(tmp_path, make_wave, kind, at):
+    """A size that was unknown when the header was written declares nothing; libsndfile reads such an AU file."""
     path = tmp_path / f"a.{kind.lower()}"
     soundfile.write(path, make_wave(0.5), SAMPLE_RATE, format=kind)
     data = path.read_bytes()
     width = 4 if kind == "AU" else 8
     at = at if kind == "AU" else data.index(b"data") + (4 if kind == "CAF" else 16)
     path.write_bytes(data[:at] + b"\xff" * width + data[at + width :])
-    assert sample_bytes(path)[0] >= 2 ** (8 * width) - 25  # it is read, and no promise
-    if kind == "AU":  # libsndfile takes no such W64 and CAF
+    assert sample_bytes(path)[0] >= 2 ** (8 * width) - 25  # it is read, and declares nothing
+    if kind == "AU":  # libsndfile does not read such W64 and CAF files
         assert len(load_audio(path)) == SAMPLE_RATE // 2
 
 
 @pytest.mark.parametrize(("kind", "tag"), [("W64", b"data"), ("CAF", b"data"), ("NIST", b"sample_n_bytes")])
-def test_headers_of_rubbish_end(tmp_path, make_wave, kind, tag):
-    """Sizes that point far behind the end of the file, or nowhere, are not followed, and are no other error."""
+def test_garbage_headers(tmp_path, make_wave, kind, tag):
+    """Sizes that point past the end of the file, or nowhere, are not followed and raise nothing."""
     path = tmp_path / "a"
     soundfile.write(path, make_wave(0.5), SAMPLE_RATE, format=kind)
     data = path.read_bytes()
     at = data.index(tag)
-    for rubbish in (b"\xfe" * 28, b"\0" * 28, b"\x7f" * 28):
-        path.write_bytes(data[:at] + rubbish + data[at + 28 :])
+    for garbage in (b"\xfe" * 28, b"\0" * 28, b"\x7f" * 28):
+        path.write_bytes(data[:at] + garbage + data[at + 28 :])
         assert sample_bytes(path) == (0, 0)
-        path.write_bytes(data[:at] + rubbish[:5])
+        path.write_bytes(data[:at] + garbage[:5])
         assert sample_bytes(path) == (0, 0)
 
 
 @pytest.mark.parametrize("size", [0xFFFF_FFFF, 0xFFFF_FFFF - 36, 0x7FFF_F000, 0x8000_0000, 2001])
-def test_sizes_that_are_no_promise(tmp_path, size):
-    """What programs write that stream (the largest number) or count a byte of padding (2001) is no cut file."""
+def test_placeholder_sizes(tmp_path, size):
+    """Files of programs that stream (largest number) or count a byte of padding (2001) are not truncated."""
     path = tmp_path / "a.wav"
     soundfile.write(path, np.ones(1000, np.int16), SAMPLE_RATE)
     data = path.read_bytes()
@@ -180,8 +180,8 @@ def test_sizes_that_are_no_promise(tmp_path, size):
 
 
 @pytest.mark.parametrize("tail", [b"LIST\x04\0\0\0INFO", b"\0" * 1000, b"junk", b""])
-def test_what_stands_around_the_samples(tmp_path, tail):
-    """Chunks and rubbish after the samples, and an odd number of bytes without padding, are no cut file."""
+def test_trailing_chunks(tmp_path, tail):
+    """Chunks and garbage after the samples, and an odd number of bytes without padding, are not truncation."""
     path = tmp_path / "a.wav"
     soundfile.write(path, np.zeros(1001), SAMPLE_RATE, subtype="PCM_U8")
     data = path.read_bytes()[: 44 + 1001]
@@ -190,7 +190,7 @@ def test_what_stands_around_the_samples(tmp_path, tail):
 
 
 def test_path_that_is_not_utf8(tmp_path, make_wave):
-    """It is told, and not an exception of another kind."""
+    """It raises AudioError, and no other exception."""
     path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav")
     soundfile.write(tmp_path / "a.wav", make_wave(0.1), SAMPLE_RATE)
     os.rename(tmp_path / "a.wav", path)
@@ -228,7 +228,7 @@ OTHERS = ("a.m4a", "b.MP4", "c.aac", "d.webm", "e.wma", "f.amr", "g.mka", "h.3gp
 
 
 def test_formats_that_cannot_be_read_are_found(tmp_path):
-    """They are among the files, and reading one says how to convert it, with a command that can be pasted."""
+    """They are found, and reading one says how to convert it, with a command that can be pasted."""
     for name in OTHERS:
         (tmp_path / name).write_bytes(b"\0\0\0\x20ftypM4A " * 20)
     assert [path.name for path in find_audio(tmp_path)] == sorted(OTHERS)
@@ -242,7 +242,7 @@ def test_formats_that_cannot_be_read_are_found(tmp_path):
 
 
 def test_folders_that_cannot_be_searched_are_named(tmp_path, make_wave, closed_folders):
-    """A folder without permission is among what is found, and reading it says so; the others are searched."""
+    """A folder without permission is in the result, and reading it says so; the others are searched."""
     for name in ("closed", "open"):
         (tmp_path / name).mkdir()
         soundfile.write(tmp_path / name / "a.wav", make_wave(0.1), SAMPLE_RATE)
@@ -263,8 +263,8 @@ def test_pipes_are_not_waited_for(tmp_path):
 
 
 def test_what_speech_is(tmp_path, make_wave):
-    """16 kHz, mono, 400 samples, to its end: the header and the whole file are judged alike, and who reads the whole
-    is told which file it was."""
+    """16 kHz, mono, 400 samples, complete: header and whole file are judged alike, and errors of reading the whole
+    name the file."""
     path = tmp_path / "a\nb.flac"
     soundfile.write(path, make_wave(0.025), SAMPLE_RATE, format="FLAC")
     assert check_speech(path) == check_speech(path, verify=True) == len(load_speech(path)) == 400
@@ -294,5 +294,5 @@ def test_what_speech_is(tmp_path, make_wave):
 
 
 def test_paths_are_printed_on_one_line():
-    """Whatever is in a name, a line of a report stays one line; letters of any script stay as they are."""
+    """Whatever a name contains, a line of a report stays one line; letters of any script are kept."""
     assert printable("a\nb\tc\rd\x1b[2J\u2028e\udcff é ДЖ 你.wav") == r"a\nb\tc\rd\x1b[2J\u2028e\udcff é ДЖ 你.wav"

@@ -1,6 +1,6 @@
-"""A disk that fills up: one sentence with the path, nothing half written, what was there stays, and it can be resumed.
+"""A full disk: one sentence with the path, nothing half written, existing files kept, and work that can be resumed.
 
-Real writes of every library meet a real limit, that on the size of a file: the one that needs no rights and no mount.
+Real writes of every library meet a real limit, on the size of a file, which needs neither rights nor a mount.
 """
 
 import json
@@ -41,7 +41,7 @@ print("statuses", *statuses)
 
 
 def limited(limit: int, *commands: list) -> list[str]:
-    """What each command says on stderr, where no file may be larger than so many bytes; each has to fail."""
+    """The stderr of each command, all of which must fail, when no file may be larger than ``limit`` bytes."""
     text = json.dumps([limit, [list(map(str, command)) for command in commands]])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", CODE, text], capture_output=True, text=True, cwd=ROOT, env=environment)
@@ -68,7 +68,7 @@ def test_extract(audio_folder, golden_checkpoint, tmp_path):
 
 
 def test_convert_and_report(golden_checkpoint, tmp_path):
-    """What stands there from an earlier time stays, a folder too."""
+    """Existing files and folders stay."""
     from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
 
     OFAWav2Vec2(ModelConfig(dim=32, ffn_dim=64, heads=4, layers=1)).save(tmp_path / "plain.safetensors")
@@ -89,7 +89,7 @@ def test_convert_and_report(golden_checkpoint, tmp_path):
 
 
 def test_guidance_and_prepare(tmp_path, make_wave):
-    """Guidance that is made again stays as it was, both files of it."""
+    """When guidance cannot be made again, both of its files stay."""
     soundfile.write(tmp_path / "a.flac", make_wave(30.0, 1), 16_000)
     manifest = write_manifest(tmp_path / "train.tsv", tmp_path, {"a.flac": 480_000})
     out = tmp_path / "out"
@@ -112,7 +112,7 @@ def test_guidance_and_prepare(tmp_path, make_wave):
 
 
 def test_pretrain(tmp_path, capfd):
-    """A checkpoint that has no room ends the training; the one before stays, and the same command resumes from it."""
+    """A checkpoint without room ends the training; the previous one stays, and the same command resumes from it."""
     out = tmp_path / "out"
     config = write_config(tmp_path / "tiny.yaml", dataset={"disable_validation": True})
     command = ["pretrain", "--config", config, *corpus_settings(make_corpus(tmp_path / "corpus"), out)]
@@ -128,7 +128,7 @@ def test_pretrain(tmp_path, capfd):
 
 
 def test_checkpoints_of_a_downstream_training(tmp_path):
-    """torch's own words for it are a RuntimeError; the experiment keeps its last checkpoint."""
+    """torch raises a RuntimeError; the experiment keeps its last checkpoint."""
     from s3prl_ofa.superb.downstream.checkpoints import SafeSaves
 
     saves = SafeSaves()
@@ -145,7 +145,7 @@ def test_checkpoints_of_a_downstream_training(tmp_path):
 
 
 def test_what_s3prl_writes_itself(tmp_path):
-    """Where only S3PRL knows the file, the experiment is named."""
+    """If only S3PRL knows the file, the experiment is named."""
     command = ["run_downstream", "-m", "train", "-u", "ofa_wav2vec2", "-k", ROOT / "tests" / "golden" / "ref_tiny.pt"]
     command += ["-d", "sid", "--mini", "--voxceleb1", ROOT / "s3prl_ofa" / "demo" / "audio", "--lambd", 1]
     (said,) = limited(700, [*command, "-p", tmp_path / "exp", "-o", "config.runner.total_steps=1"])
@@ -161,8 +161,8 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_what_a_library_makes_of_it(name, tmp_path):
-    """Whether it tells the reason or not; and another error stays what it is."""
+def test_errors_of_libraries(name, tmp_path):
+    """Whether the library gives the reason or not; other errors are unchanged."""
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -182,14 +182,14 @@ def test_what_a_library_makes_of_it(name, tmp_path):
 
 
 def test_a_device_that_is_full(tmp_path):
-    """The system's own error, of which Python does not say of which file it is."""
+    """The system's error, which does not name the file."""
     match = r"^here: no room to write it \(No space left on device\)"
     with pytest.raises(DiskFull, match=match), writing("here"), open("/dev/full", "w") as file:
         file.write("x" * 100_000)
 
 
 def test_a_line_that_has_no_room(tmp_path, monkeypatch):
-    """A file to which lines are added keeps those that it has, and no part of one more."""
+    """A file to which a line is appended keeps its lines, and gets no part of the new one."""
     path, write = tmp_path / "rows", os.write
     append(path, b"one\n")
     monkeypatch.setattr(os, "write", lambda descriptor, text: write(descriptor, text[:5]))

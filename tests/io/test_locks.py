@@ -1,4 +1,4 @@
-"""Locks: they keep others out, die with their holder, and can leave no file behind."""
+"""Locks keep others out, end with their holder, and can remove their file."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from s3prl_ofa.io import locks
 
 
 def test_a_lock_is_inherited_and_dies_with_its_holder(tmp_path):
-    """A process that was given the lock keeps it when its parent is gone; killed, it lets go."""
+    """A process that inherited the lock keeps it when its parent is gone, until it is killed."""
     path = tmp_path / "lock"
     with locks.locked(path, wait=False) as lock:
         with pytest.raises(locks.InUse), locks.locked(path, wait=False):
@@ -31,7 +31,7 @@ def test_a_lock_is_inherited_and_dies_with_its_holder(tmp_path):
 
 
 def test_a_forked_worker_does_not_hold_it(tmp_path):
-    """A data worker that outlives its killed parent for a while does not keep the next process out."""
+    """A data worker that outlives its killed parent does not keep the lock."""
     code = (
         "import os, pathlib, sys, time; from s3prl_ofa.io import locks\n"
         "with locks.locked(pathlib.Path(sys.argv[1]), wait=False):\n"
@@ -58,7 +58,7 @@ def test_a_forked_worker_does_not_hold_it(tmp_path):
 
 
 def test_shared(tmp_path):
-    """Those who share a lock hold it together, and keep out who wants it alone."""
+    """Several processes can share a lock, which excludes others."""
     path = tmp_path / "lock"
     with locks.locked(path, wait=False, shared=True), locks.locked(path, wait=False, shared=True):
         assert locks.is_locked(path)
@@ -66,7 +66,7 @@ def test_shared(tmp_path):
 
 
 def test_a_file_that_goes_with_its_holder(tmp_path):
-    """With remove the file is there only while it is held; one who waits for it then holds a file that others see."""
+    """With remove the file exists only while it is locked; whoever waits for it then locks a file that others see."""
     path, seen = tmp_path / "lock", []
 
     def wait():
@@ -83,7 +83,7 @@ def test_a_file_that_goes_with_its_holder(tmp_path):
 
 
 def test_a_system_without_locks(tmp_path, monkeypatch):
-    """Where there are no locks at all the importing of this package works, and taking one says so."""
+    """Without locks importing the package works, and taking a lock raises NoLocks."""
     monkeypatch.setattr(locks, "fcntl", None)
     with pytest.raises(locks.NoLocks, match="not on this operating system"), locks.locked(tmp_path / "lock", wait=True):
         pass

@@ -1,4 +1,4 @@
-"""``s3prl-ofa pretrain`` once more in the same folder: finished, resumed, in use."""
+"""``s3prl-ofa pretrain`` again in the same folder: finished, resumed, in use."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from s3prl_ofa.io.output_folder import LOCK
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """More utterances than one batch holds that are longer than the crop: their order is a matter of chance."""
+    """More utterances longer than the crop than fit into a batch: their order is random."""
     return make_corpus(tmp_path_factory.mktemp("corpus") / "corpus", valid=9)
 
 
@@ -25,7 +25,7 @@ def content(out):
 
 
 def valid_losses(out) -> dict[str, dict[str, str]]:
-    """What was logged of each validation, by the number of updates."""
+    """What each validation logged, by the number of updates."""
     found = [
         json.loads(text) for text in re.findall(r"\[valid\]\[INFO\] - (\{.*\})", (out / "hydra_train.log").read_text())
     ]
@@ -42,8 +42,7 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_finished_training_again(corpus, tmp_path, capsys, end):
-    """Promise: whatever ended it, the same command changes no byte of the folder and says why; with more to do it
-    resumes."""
+    """Whatever ended it, the same command changes no byte of the folder and says why; with more to do it resumes."""
     out, (sections, ending, more) = tmp_path / "out", ENDS[end]
     sections = {"optimization": {"max_update": 2 if end == "max_update" else 12}, **sections}
     sections["checkpoint"] = {"save_interval_updates": 2, **sections.get("checkpoint", {})}
@@ -64,7 +63,7 @@ def test_a_finished_training_again(corpus, tmp_path, capsys, end):
 
 
 def test_validation_after_a_resume(corpus, tmp_path):
-    """Promise: validation depends on the weights alone, so that 2 + 2 updates give the validation losses, the best
+    """Validation depends only on the weights, so that 2 + 2 updates give the validation losses, the best
     score and the checkpoint_best.pt of 4."""
     sections = {"checkpoint": {"save_interval_updates": 1}, "optimizer": {"_name": "adam", "adam_betas": "(0.9,0.98)"}}
     through, stopped = tmp_path / "through", tmp_path / "stopped"
@@ -84,7 +83,7 @@ def test_validation_after_a_resume(corpus, tmp_path):
 
 
 def test_validating_twice(corpus, tmp_path):
-    """Promise: the same weights give the same numbers, however many validations went before."""
+    """The same weights give the same numbers, however many validations came before."""
     out = tmp_path / "out"
     settings = ["optimization.lr=[0.0]", "optimization.max_update=4", "model.latent_temp=[2.0,2.0,0.9]"]
     assert run_here(command(tmp_path, corpus, out, *settings, checkpoint={"save_interval_updates": 1})) == 0
@@ -94,7 +93,7 @@ def test_validating_twice(corpus, tmp_path):
 
 
 def test_early_stopping_counts_through_a_resume(corpus, tmp_path):
-    """Promise: with checkpoint.patience a resumed training stops where an undisturbed one does."""
+    """With checkpoint.patience a resumed training stops where an uninterrupted one does."""
     sections = {"checkpoint": {"save_interval_updates": 1, "patience": 3}}
     out = tmp_path / "out"
     for updates in (2, 8):
@@ -106,7 +105,7 @@ def test_early_stopping_counts_through_a_resume(corpus, tmp_path):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_one_training_a_folder(corpus, tmp_path, capfd, processes):
-    """Promise: a second training in the same folder is refused in one sentence, and writes nothing."""
+    """A second training in the same folder is refused in one sentence, and writes nothing."""
     out = tmp_path / "out"
     with locked(out / LOCK, wait=False):
         assert run_here(["--nproc", processes, *command(tmp_path, corpus, out)]) == 2
@@ -116,8 +115,8 @@ def test_one_training_a_folder(corpus, tmp_path, capfd, processes):
 
 
 def test_only_the_leader_locks(corpus, tmp_path, monkeypatch):
-    """Promise: of processes that train together, the first holds the folder; a process on its own does, whatever rank
-    its environment still holds."""
+    """Of processes that train together, the first locks the folder; so does a single process, whatever rank its
+    environment has."""
     from s3prl_ofa.pretrain import launch
 
     seen = []
@@ -132,8 +131,8 @@ def test_only_the_leader_locks(corpus, tmp_path, monkeypatch):
 
 
 def test_what_an_environment_says_of_processes(corpus, tmp_path, capfd, monkeypatch):
-    """Promise: processes that cannot find one another are refused in one sentence; one that is on its own by its
-    environment starts as many as --nproc asks for."""
+    """Processes that cannot find one another are refused in one sentence; a process that is alone according to its
+    environment starts --nproc processes."""
     from s3prl_ofa.pretrain import launch
 
     asked = []

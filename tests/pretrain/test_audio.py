@@ -1,5 +1,5 @@
-"""Audio that pretraining cannot use: named before training starts where its header shows it, else when it is read; or
-left out, the same way in a run that was stopped."""
+"""Audio that pretraining cannot use: named before training starts if its header shows it, otherwise when it is read; or
+left out, in the same way in a run that was stopped."""
 
 import logging
 
@@ -61,8 +61,8 @@ BAD_HEADERS = {
 
 @pytest.mark.parametrize("words", BAD_HEADERS)
 def test_bad_headers_are_named_at_the_start(corpus, words, caplog):
-    """Promise: with bad_audio=stop nothing is trained, with skip the utterance is left out of its batch, and it is
-    said once, before training starts."""
+    """With bad_audio=stop nothing is trained, with skip the utterance is left out of its batch, with one warning
+    before training starts."""
     path = wave_path(corpus, 2)
     BAD_HEADERS[words](path)
     with pytest.raises(AudioError, match=f"1 of 10 files in train.tsv cannot be used: {path}: {words}.*bad_audio=skip"):
@@ -76,7 +76,7 @@ def test_bad_headers_are_named_at_the_start(corpus, words, caplog):
 
 
 def test_many_bad_files_are_one_message(corpus):
-    """Promise: some of them are named, and how many there are; where none is left even skip stops."""
+    """The first are named and all are counted; if none is left, training stops even with skip."""
     for number in range(10):
         wave_path(corpus, number).unlink()
     with pytest.raises(AudioError, match="10 of 10 .* cannot be used: .*no such file and 7 more") as caught:
@@ -85,8 +85,8 @@ def test_many_bad_files_are_one_message(corpus):
 
 
 def test_damaged_audio(corpus, caplog):
-    """Promise: a FLAC that is damaged in its middle is named when it is read, or left out; of a batch that has no other
-    the first utterance that can be read is the whole."""
+    """A FLAC that is damaged in the middle is named when it is read, or left out; a batch without any other
+    utterance gets the first readable one."""
     path = wave_path(corpus, 4)
     damage(path)
     with pytest.raises(AudioError, match=f"^{path}: damaged.*task.bad_audio=skip leaves it out$"):
@@ -101,7 +101,7 @@ def test_damaged_audio(corpus, caplog):
 
 
 def test_a_disk_that_fails_for_a_moment(corpus, monkeypatch):
-    """Promise: a file that can be read the second time is read."""
+    """A file that can be read at the second attempt is used."""
     monkeypatch.setattr(dataset_module, "PAUSES", (0.0,))
     load_speech, failures = dataset_module.load_speech, [AudioError("System error")]
 
@@ -116,8 +116,8 @@ def test_a_disk_that_fails_for_a_moment(corpus, monkeypatch):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_skipped_audio_and_a_stop(corpus, tmp_path, workers, capfd):
-    """Promise: with damaged files, among them all of a batch, a run that was stopped within an epoch and gone on with
-    equals one that was not, bit for bit; without skip the command names the file."""
+    """With damaged files, even all of a batch, a run that was stopped within an epoch and resumed equals an
+    uninterrupted one bit for bit; without skip the command names the file."""
     lines = (corpus / "data" / "train.tsv").read_text().splitlines()[1:]
     longest = sorted(range(10), key=lambda number: -int(lines[number].split("\t")[1]))
     for number in (*longest[:2], longest[5]):  # batches are of two neighbours in length

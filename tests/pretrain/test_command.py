@@ -1,4 +1,4 @@
-"""``s3prl-ofa pretrain`` in one process: every configuration trains, what is logged, what bad use says."""
+"""``s3prl-ofa pretrain`` in one process: configurations, logs, messages for bad use."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from s3prl_ofa.guidance.layout import guidance_path
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """In a folder whose name hydra would take for more than a name."""
+    """In a folder whose name has characters with a meaning in hydra."""
     return make_corpus(tmp_path_factory.mktemp("corpus") / "a, b (c) = {d} it's", train=6)
 
 
@@ -24,7 +24,7 @@ def out(tmp_path):
 
 
 def logged(out) -> dict[str, dict]:
-    """The last statistics of ``train`` and ``valid`` that were logged, by kind."""
+    """The last logged statistics of ``train`` and ``valid``."""
     found = {}
     for kind, line in re.findall(r"\[(train|valid)\]\[INFO\] - (\{.*\})", (out / "hydra_train.log").read_text()):
         found[kind] = json.loads(line)
@@ -32,8 +32,8 @@ def logged(out) -> dict[str, dict]:
 
 
 def test_a_training_and_what_it_logs(corpus, out, tmp_path, capfd):
-    """Promise: losses and rates are logged by their names, validation at lambd 0, 0.5 and 1 each by its own with the
-    frame period; TensorBoard has them; the last line says where the checkpoint is."""
+    """Losses and rates are logged by name, those of validation at lambd 0, 0.5 and 1 each, with the frame
+    period; TensorBoard has them; the last line gives the checkpoint."""
     config = write_config(tmp_path / "tiny.yaml", model={"card_loss": 0.1, "lambd_per": "utterance"})
     assert run_here(["--config", config, *corpus_settings(corpus, out)]) == 0
     stats = logged(out)
@@ -55,8 +55,8 @@ def test_a_training_and_what_it_logs(corpus, out, tmp_path, capfd):
 
 
 def test_the_references_own_configuration(corpus, out, tmp_path):
-    """Promise: a configuration in the reference's words, given as fairseq-hydra-train gets it, trains; so do its
-    command's overrides."""
+    """A configuration of the reference trains, given in the same way as to fairseq-hydra-train, with the
+    overrides of its command."""
     reference = {
         "common": {"fp16": True, "log_interval": 200},
         "checkpoint": {"save_interval_updates": 25_000, "keep_interval_updates": 1, "no_epoch_checkpoints": True},
@@ -97,7 +97,7 @@ BFLOAT16 = {"task": {"cpu_bfloat16": True}}
     ids=["none", "fixed padded", "scale layer_norm", "lambd 1 padded"],
 )
 def test_other_ways_to_train(corpus, out, tmp_path, model, others, period):
-    """Promise: without compression, with average pooling, at any distribution, cropped and padded: all train."""
+    """Without compression, with average pooling, at any distribution, cropped and padded: all train."""
     losses = {"criterion": {"loss_weights": [0.1, 10]}}  # two are enough for all
     config = write_config(tmp_path / "tiny.yaml", model=model, **losses, **others)
     assert run_here(["--config", config, *corpus_settings(corpus, out)]) == 0
@@ -110,7 +110,7 @@ def test_other_ways_to_train(corpus, out, tmp_path, model, others, period):
 
 
 def error_of(capfd, arguments, status: int) -> str:
-    """The one line on stderr with which the command ends."""
+    """The single line on stderr with which the command fails."""
     capfd.readouterr()
     assert run_here(arguments) == status
     error = capfd.readouterr().err
@@ -142,7 +142,7 @@ BAD_USE = {
 
 @pytest.mark.parametrize("name", BAD_USE)
 def test_bad_use(corpus, out, tmp_path, capfd, name):
-    """Promise: one line on stderr that says what was found and expected, and exit status 2; nothing is trained."""
+    """One line on stderr with what was found and expected, exit status 2, and nothing trained."""
     arguments, expected, status = BAD_USE[name]
     config = [] if "config" in name else ["--config", write_config(tmp_path / "tiny.yaml")]
     settings = [text for text in corpus_settings(corpus, out) if text.split("=")[0] not in arguments[0]]
@@ -151,7 +151,7 @@ def test_bad_use(corpus, out, tmp_path, capfd, name):
 
 
 def test_no_manifest(corpus, out, tmp_path, capfd):
-    """Promise: a folder of data without manifests is named."""
+    """A folder of data without manifests is named."""
     config = write_config(tmp_path / "tiny.yaml")
     error = error_of(capfd, ["--config", config, f"data={corpus}", f"out={out}"], 2)
     assert re.search(rf"{re.escape(str(corpus))}/(train|valid).tsv: cannot be read", error)
@@ -159,7 +159,7 @@ def test_no_manifest(corpus, out, tmp_path, capfd):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_damaged_guidance_in_a_training(corpus, out, tmp_path, capfd, workers):
-    """Promise: the file is named in one line, also when a data worker met it; with skip training goes on."""
+    """The file is named in one line, also if a data worker read it; with skip training continues."""
     guidance = tmp_path / "guidance"
     subprocess.run(["cp", "-r", corpus / "guidance", guidance], check=True)
     path = guidance_path(guidance / "alpha", "train/v1.2/utterance2.flac")
@@ -172,7 +172,7 @@ def test_damaged_guidance_in_a_training(corpus, out, tmp_path, capfd, workers):
 
 
 def test_fairseqs_own_command(corpus, tmp_path):
-    """Promise: fairseq-hydra-train with common.user_dir trains under the names of the plugin's own."""
+    """``fairseq-hydra-train`` with common.user_dir trains under the plugin's names."""
     import s3prl_ofa
 
     folder = os.path.join(os.path.dirname(s3prl_ofa.__file__), "pretrain")
@@ -195,7 +195,7 @@ def test_fairseqs_own_command(corpus, tmp_path):
 
 
 def test_without_fairseq(tmp_path):
-    """Promise: nothing but pretraining imports fairseq, and where it is not installed the command says what is."""
+    """Only pretraining imports fairseq, and the command says so if it is not installed."""
     code = """
 import sys
 import s3prl_ofa, s3prl_ofa.guidance, s3prl_ofa.guidance.command, s3prl_ofa.guidance.layout, s3prl_ofa.cli
@@ -210,7 +210,7 @@ sys.exit(s3prl_ofa.cli.main(["pretrain", "--config", "ofa_tiny", "data=."]))
 
 @pytest.mark.parametrize("name", ["ofa_tiny", "ofa_base_librispeech"])
 def test_packaged_configurations(name):
-    """Promise: the packaged configurations make a model; Base has the reference's settings."""
+    """The packaged configurations make a model; Base has the reference's settings."""
     import yaml
 
     from s3prl_ofa.pretrain.config import OFAModelConfig, OFATaskConfig

@@ -1,4 +1,4 @@
-"""Waves and their guidance: cropped together, the same again after a stop, bad files named."""
+"""Waves and their guidance: cropped alike, reproducible after a stop, bad files named."""
 
 import logging
 import pathlib
@@ -21,7 +21,7 @@ LENGTHS = (32_000, 20_000, 25_123, 9_000, 16_080, 12_345)
 
 @pytest.fixture
 def corpus(tmp_path):
-    """Waves and guidance whose values say where they stand."""
+    """Waves and guidance whose values are their positions."""
     lines = [str(tmp_path / "audio")]
     for number, samples in enumerate(LENGTHS):
         relative = f"v1.2/speaker.{number % 2}/a.b.{number}.flac"
@@ -54,7 +54,7 @@ def open_corpus(corpus, max_sample_size=None, pad=False, roots=("alpha", "bounda
 
 
 def crop_start(source: torch.Tensor) -> int:
-    """Where in its wave a crop begins, in samples."""
+    """The start of a crop in its wave, in samples."""
     start = round(float(source[0]) * PCM)
     np.testing.assert_array_equal(torch.round(source * PCM).numpy(), start + np.arange(len(source)))
     return start
@@ -62,8 +62,8 @@ def crop_start(source: torch.Tensor) -> int:
 
 @pytest.mark.parametrize("size", [400, 5_000, 8_000, 11_999])
 def test_wave_and_guidance_are_cropped_together(corpus, size):
-    """Promise: a crop begins on a frame, alpha and boundaries are those of its frames, of the first segment as much is
-    wanted as is left."""
+    """A crop begins with a frame and has the alpha and boundaries of its frames; first_part is what is left of
+    the first segment."""
     dataset = open_corpus(corpus, size)
     starts = set()
     for epoch in range(1, 6):
@@ -90,7 +90,7 @@ def test_wave_and_guidance_are_cropped_together(corpus, size):
 
 
 def test_crops_reach_every_place(corpus):
-    """Promise: any frame can be the first, up to the last crop that fits."""
+    """Any frame can be the first, up to that of the last crop that fits."""
     dataset = open_corpus(corpus, 31_000)
     starts = []
     for epoch in range(40):
@@ -100,7 +100,7 @@ def test_crops_reach_every_place(corpus):
 
 
 def test_a_batch_is_cropped_or_padded(corpus):
-    """Promise: without padding all are cropped to the shortest; with it padding is masked and guidance ends with it."""
+    """Without padding all are cropped to the shortest; with it padding is masked and without guidance."""
     items = [0, 3, 5]
     dataset = open_corpus(corpus)
     batch = dataset.collater([dataset[index] for index in items])["net_input"]
@@ -119,7 +119,7 @@ def test_a_batch_is_cropped_or_padded(corpus):
 
 
 def test_boundaries_past_the_end(corpus):
-    """Promise: guidance a few frames longer or shorter is used; a boundary past the end counts as the end."""
+    """Guidance a few frames longer or shorter is used; a boundary past the end counts as the end."""
     name = "v1.2/speaker.0/a.b.0.flac"
     frames = num_frames(LENGTHS[0])
     for other in (-5, -1, 1, 5):
@@ -152,7 +152,7 @@ BREAKS = {"missing": break_missing, "cut": break_cut, "of another utterance": br
 
 @pytest.mark.parametrize("how", BREAKS)
 def test_bad_guidance_is_named(corpus, how, caplog):
-    """Promise: with bad_guidance=stop the file is named, with skip the utterance is trained without, and it is said."""
+    """With bad_guidance=stop the file is named, with skip the utterance is trained without guidance, with a warning."""
     name = "v1.2/speaker.1/a.b.1.flac"
     path = guidance_path(corpus / "alpha", name)
     assert path.name == "a.b.1.pt"
@@ -171,7 +171,7 @@ def test_bad_guidance_is_named(corpus, how, caplog):
 
 
 def test_one_kind_of_guidance(corpus):
-    """Promise: alpha alone, boundaries alone, or neither can be given."""
+    """alpha alone, boundaries alone, or neither can be given."""
     keys = {("alpha",): "pseudo_alpha", ("boundaries",): "boundaries"}
     for roots, key in keys.items():
         dataset = open_corpus(corpus, roots=roots)
@@ -187,7 +187,7 @@ def test_a_folder_of_guidance_that_is_not_there(corpus):
 
 
 def batches(task, epoch: int, workers: int, skip: int = 0):
-    """(ids, first samples) of the batches of an epoch, as the trainer gets them after ``skip`` of them."""
+    """(ids, first samples) of the batches of an epoch, as the trainer gets them after skipping ``skip`` batches."""
     task.load_dataset("train")
     iterator = task.get_batch_iterator(
         task.dataset("train"), max_sentences=2, seed=1, num_workers=workers, epoch=epoch, required_batch_size_multiple=1
@@ -199,7 +199,7 @@ def batches(task, epoch: int, workers: int, skip: int = 0):
 
 
 def test_crops_do_not_depend_on_workers_or_stops(corpus):
-    """Promise: the crops of an epoch are the same with 0 and 2 workers, after epochs before it or a stop within it."""
+    """The crops of an epoch are the same with 0 and 2 workers, after earlier epochs or a stop within it."""
     roots = {"alpha_root": str(corpus / "alpha"), "boundaries_root": str(corpus / "boundaries")}
     cfg = OFATaskConfig(data=str(corpus), max_sample_size=8_000, seed=5, max_update=1, **roots)
     task = OFAPretrainingTask(cfg)
@@ -210,7 +210,7 @@ def test_crops_do_not_depend_on_workers_or_stops(corpus):
 
 
 def test_a_reused_loader_follows_the_epochs(corpus):
-    """Promise: workers see the new epoch's crops when training goes on into it."""
+    """Workers use the crops of a new epoch."""
     cfg = OFATaskConfig(data=str(corpus), max_sample_size=8_000, seed=5, max_update=1)
     task = OFAPretrainingTask(cfg)
     task.load_dataset("train")

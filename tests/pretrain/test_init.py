@@ -25,7 +25,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture
 def train(corpus, tmp_path, capfd):
-    """Trains in tmp_path/out: (exit status, what was said)."""
+    """Trains in tmp_path/out. Returns exit status and message."""
 
     def run(*arguments, **sections):
         optimization = {"max_update": 1, "lr": [0.0]} | sections.pop("optimization", {})
@@ -39,7 +39,7 @@ def train(corpus, tmp_path, capfd):
 
 
 def reference_without(path, *parts, changes=()):
-    """The golden file without the weights of some parts, as a plain wav2vec2's."""
+    """The golden file without the weights of some parts, like that of a plain wav2vec2."""
     state = read_checkpoint(REFERENCE)
     state["model"] = {key: weight for key, weight in state["model"].items() if not key.startswith(parts)}
     plain = {"subsample": "none", "mixup": False} if COMPRESSOR in parts else {}
@@ -49,7 +49,7 @@ def reference_without(path, *parts, changes=()):
 
 
 def effective(weights):
-    """The weights with the direction of a weight norm at length 1, which is all that counts of it."""
+    """The weights with weight_norm's direction scaled to length 1, as only its direction matters."""
     name = "encoder.pos_conv.0.weight_v"
     return weights | {name: torch.nn.functional.normalize(weights[name], dim=(0, 1))}
 
@@ -73,8 +73,8 @@ def reference(folder):
 
 @pytest.mark.parametrize("make", [plain_fairseq, hugging_face, safetensors, reference])
 def test_beginning_from_a_checkpoint(train, tmp_path, make):
-    """Promise: training begins from the weights of any known format (at learning rate 0 they stay), the compressor with
-    new ones where the file has none; a second launch goes on instead of beginning again."""
+    """Training starts from the weights of any known format (at learning rate 0 they stay), with a new compressor
+    if the file has none; a second launch resumes instead of starting again."""
     init = make(tmp_path)
     status, said = train(f"init={init}")
     assert status == 0, said
@@ -94,7 +94,7 @@ def test_beginning_from_a_checkpoint(train, tmp_path, make):
 
 
 def test_a_compressor_in_part_is_refused(train, tmp_path):
-    """Promise: what a file has in part is not filled up: the missing keys are named."""
+    """Incomplete parts of a file are not completed: the missing keys are named."""
     init = reference_without(tmp_path / "part.pt", "cif_subsampler.alpha_fn.layer.2")
     status, said = train(f"init={init}")
     assert status == 2 and "cif_subsampler.alpha_fn.layer.2" in said.splitlines()[-1]
@@ -121,14 +121,14 @@ def test_a_compressor_in_part_is_refused(train, tmp_path):
     ids=["layers", "front end", "missing", "no checkpoint"],
 )
 def test_a_checkpoint_that_does_not_fit(train, tmp_path, init, settings, expected):
-    """Promise: another architecture, no file or another kind of file is one line, exit status 2, and trains nothing."""
+    """Another architecture, a missing file or another kind of file gives one line, exit status 2, no training."""
     status, said = train(f"init={init}", model=settings)
     assert status == 2 and expected in said.splitlines()[-1]
     assert not list((tmp_path / "out").glob("checkpoints/*"))
 
 
 def test_what_is_trained_here_is_read_everywhere(train, tmp_path):
-    """Promise: keys and settings are the reference's; s3prl_ofa.load and fairseq give the same hidden states, and a
+    """Keys and settings are the reference's; s3prl_ofa.load and fairseq give the same hidden states, and a
     plain wav2vec 2.0 written from it has those of lambd 0."""
     import fairseq
 
@@ -167,7 +167,7 @@ def assert_same_states(model, there, lambds):
 
 
 def test_weights_that_training_cannot_hold_are_refused(tmp_path):
-    """A checkpoint to begin from whose weights are infinite in float32, or NaN, is refused with name and value."""
+    """A checkpoint with weights that are infinite in float32, or NaN, is refused with name and value."""
     for value, said in ((1e300, r"holds 1e\+300"), (float("nan"), "holds nan")):
         state = read_checkpoint(REFERENCE)
         state["model"]["quantizer.vars"] = torch.full_like(state["model"]["quantizer.vars"], value, dtype=torch.float64)

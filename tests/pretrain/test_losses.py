@@ -15,7 +15,7 @@ TARGET_RATIO = 0.25
 
 @pytest.mark.parametrize("case", ["same", "short", "long"])
 def test_losses_match_the_reference(case):
-    """Promise: card, seg and frame match the golden values to 1e-6 relative, also where lengths differ."""
+    """card, seg and frame match the golden values to 1e-6 relative, also if lengths differ."""
     alpha = torch.from_numpy(CORE[f"loss/{case}/alpha"])
     pseudo_alpha = torch.from_numpy(CORE["loss/pseudo_alpha"])
     boundaries = torch.from_numpy(CORE["loss/boundaries"])
@@ -27,7 +27,7 @@ def test_losses_match_the_reference(case):
 
 
 def test_losses_have_gradients():
-    """Promise: all three losses train alpha, and a padded boundary slot does not."""
+    """All three losses train alpha, and a padded boundary slot does not."""
     alpha = torch.full((2, 6), 0.3, requires_grad=True)
     boundaries = torch.tensor([[3, 9], [2, -1]])
     segment_loss(alpha, boundaries).backward()
@@ -40,7 +40,7 @@ def test_losses_have_gradients():
 
 
 def test_seg_loss_of_a_crop():
-    """Promise: alpha that is right for the whole utterance is right for every crop of it: both losses are zero."""
+    """alpha that is right for an utterance is right for every crop of it: both losses are zero."""
     boundaries = torch.tensor([4, 6, 14, 15, 20])
     alpha = alpha_of(boundaries, 20)
     assert segment_loss(alpha[None], boundaries[None]).item() == pytest.approx(0, abs=1e-6)
@@ -55,13 +55,13 @@ def test_seg_loss_of_a_crop():
 
 
 def test_boundaries_past_the_end_count_as_the_end():
-    """Promise: no IndexError; the running sum of all frames is what such a boundary gets."""
+    """No IndexError; such a boundary gets the sum over all frames."""
     alpha = torch.full((1, 4), 0.5)
     assert segment_loss(alpha, torch.tensor([[2, 9]])).item() == segment_loss(alpha, torch.tensor([[2, 4]])).item() == 0
 
 
 def test_no_slots_no_loss():
-    """Promise: where no utterance of a batch has guidance the losses are 0 and train nothing, not NaN."""
+    """If no utterance of a batch has guidance, the losses are 0 and train nothing; they are not NaN."""
     alpha = torch.full((2, 6), 0.3, requires_grad=True)
     loss = segment_loss(alpha, torch.zeros(2, 0, dtype=torch.long), torch.ones(2)) + frame_loss(
         alpha, torch.zeros(2, 0)

@@ -11,7 +11,7 @@ from s3prl_ofa.pretrain.rates import DISTRIBUTIONS, draw_lambd
 @pytest.mark.parametrize("span", [1, 2, 10])
 @pytest.mark.parametrize("probability", [0.01, 0.3, 0.65, 0.9, 1.0])
 def test_never_a_whole_sequence(probability, span):
-    """Promise: from 3 frames on at least two are masked and one is not; below none is; padding never."""
+    """Of 3 or more frames at least two are masked and one is not, of fewer none; padding never is."""
     torch.manual_seed(0)
     lengths = torch.arange(1, 51).repeat(20)
     masked = draw_spans(lengths, 60, probability, span)
@@ -24,7 +24,7 @@ def test_never_a_whole_sequence(probability, span):
 
 @pytest.mark.parametrize(("probability", "span"), [(0.65, 10), (0.3, 5), (0.065, 1)])
 def test_as_many_frames_as_fairseq_masks(probability, span):
-    """Promise: in long sequences the part that is masked is that of fairseq's compute_mask_indices."""
+    """In long sequences the masked fraction is that of fairseq's compute_mask_indices."""
     from fairseq.data.data_utils import compute_mask_indices
 
     torch.manual_seed(0)
@@ -38,7 +38,7 @@ def test_as_many_frames_as_fairseq_masks(probability, span):
 
 
 def test_masks_are_spans_anywhere():
-    """Promise: masks are spans of the asked length, and every frame can be masked or not."""
+    """Masks are spans of the given length, and every frame can be masked or not."""
     torch.manual_seed(0)
     masked = draw_spans(torch.full((3000,), 40), 40, 0.3, 5)
     often = masked.float().mean(0)
@@ -50,7 +50,7 @@ def test_masks_are_spans_anywhere():
 
 
 def test_masks_come_from_torch_alone():
-    """Promise: the same seed of torch gives the same masks, whatever numpy's generator did."""
+    """The same torch seed gives the same masks, independently of numpy's generator."""
     lengths = torch.tensor([50, 20, 3])
     torch.manual_seed(4)
     first = draw_spans(lengths, 50, 0.65, 10)
@@ -61,8 +61,8 @@ def test_masks_come_from_torch_alone():
 
 
 def test_as_many_frames_as_fairseq_masks_in_a_batch():
-    """Promise: as with fairseq's require_same_masks, sequences of equal lengths have equally many masked frames, those
-    of the one with the fewest; the others are shown at random, within their spans too."""
+    """As with fairseq's require_same_masks, sequences of equal length have equally many masked frames, as
+    many as the one with the fewest; others are unmasked at random, within their spans too."""
     from fairseq.data.data_utils import compute_mask_indices
 
     torch.manual_seed(0)
@@ -85,8 +85,8 @@ def test_as_many_frames_as_fairseq_masks_in_a_batch():
 
 
 def test_the_equalize_shares_in_unequal_lengths():
-    """Promise: of sequences of unequal lengths the same share is masked, up to a frame; the smallest loses nothing, at
-    least two frames stay masked, and sequences too short for a mask are not asked."""
+    """Of sequences of different lengths the same share is masked, up to a frame; the smallest share stays, at
+    least two frames stay masked, and sequences too short for a mask do not count."""
     torch.manual_seed(0)
     lengths = torch.tensor([200, 100, 31, 12, 2, 1])
     for _ in range(50):
@@ -105,7 +105,7 @@ def test_the_equalize_shares_in_unequal_lengths():
 
 
 def test_negatives():
-    """Promise: negatives are never the row itself and always of its utterance; those across may be any other row."""
+    """Negatives come from the row's utterance and are never the row itself; those across may be any other row."""
     torch.manual_seed(0)
     counts = torch.tensor([2, 0, 7, 30, 3])
     owner = torch.repeat_interleave(torch.arange(len(counts)), counts)
@@ -132,7 +132,7 @@ RANGES = {
 
 @pytest.mark.parametrize("name", RANGES)
 def test_lambd_distributions(name):
-    """Promise: every distribution of the reference, in its range and with its mean."""
+    """Every distribution of the reference, in its range and with its mean."""
     assert set(DISTRIBUTIONS) == set(RANGES)
     torch.manual_seed(0)
     low, high, mean = RANGES[name]
@@ -143,7 +143,7 @@ def test_lambd_distributions(name):
 
 
 def test_uniform_frame_periods_are_uniform():
-    """Promise: uniform-fr draws the frame period evenly from 20 to 90 ms, by the reference's formula."""
+    """uniform-fr draws the frame period uniformly from 20 to 90 ms, by the reference's formula."""
     torch.manual_seed(0)
     period_ms = 20 / (1 - draw_lambd("uniform-fr", 40_000, 2.0) * 7 / 9)
     counts = torch.histc(period_ms.float(), 7, 20, 90)

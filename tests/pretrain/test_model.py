@@ -1,4 +1,4 @@
-"""The fairseq model: what the reference computes, padding that reaches nothing, sequences of any length."""
+"""The fairseq model: the reference's numbers, padding without effect, sequences of any length."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ EXPECTED = np.load(GOLDEN / "ref_tiny_golden.npz")
 
 @pytest.fixture(scope="module")
 def golden():
-    """The reference's file, opened as its documentation says."""
+    """The reference's file, loaded as in its documentation."""
     import fairseq
 
     import s3prl_ofa.pretrain  # noqa: F401, registers
@@ -27,7 +27,7 @@ def golden():
 
 @pytest.mark.parametrize("lambd", LAMBDS)
 def test_golden_extraction(golden, lambd):
-    """Promise: the reference's extraction code gives the reference's numbers at every rate and layer, to 1e-4."""
+    """The reference's extraction code gives the reference's numbers at every rate and layer, to 1e-4."""
     golden.overwrite_lambd = lambd
     for name in GOLDEN_WAVES:
         wave = golden_wave(name)[None]
@@ -43,7 +43,7 @@ def test_golden_extraction(golden, lambd):
 
 @pytest.mark.parametrize("lambd", LAMBDS)
 def test_golden_extraction_padded(golden, lambd):
-    """Promise: padded in one batch every wave has the numbers that the reference gives it alone."""
+    """Padded in one batch, every wave has the numbers that the reference computes for it alone."""
     golden.overwrite_lambd = lambd
     waves = [golden_wave(name) for name in GOLDEN_WAVES]
     source, padding = batch_of(waves)
@@ -56,7 +56,7 @@ def test_golden_extraction_padded(golden, lambd):
 
 
 def batch_of(waves, filler=1.0):
-    """Waves padded with loud noise, which must not matter, and the padding mask."""
+    """Waves padded with loud noise, which must have no effect, and the padding mask."""
     longest = max(map(len, waves))
     padding = torch.stack([torch.arange(longest) >= len(wave) for wave in waves])
     source = filler * torch.randn(padding.shape, generator=torch.Generator().manual_seed(9))
@@ -89,7 +89,7 @@ PADDED = [torch.from_numpy(speechlike(samples, samples)) for samples in (16_000,
 @pytest.mark.parametrize("lambd", [0.0, 0.6, 1.5])
 @pytest.mark.parametrize("subsample", ["none", "fixed", "cif"])
 def test_padding_reaches_no_frame(front_end, lambd, subsample):
-    """Promise: an utterance padded in a batch has the frames it has alone (1e-5), with either front end."""
+    """An utterance has the same frames padded in a batch as alone (1e-5), with either front end."""
     model = tiny_model(subsample=subsample, **FRONT_ENDS[front_end]).eval()
     model.overwrite_lambd = lambd
     source, padding = batch_of(PADDED)
@@ -107,8 +107,8 @@ def test_padding_reaches_no_frame(front_end, lambd, subsample):
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
 @pytest.mark.parametrize("lambd", [0.0, 0.6, 1.5])
 def test_padding_reaches_no_loss(front_end, lambd):
-    """Promise: card, seg, frame, the feature penalty and the logged sums of a padded batch are those of its utterances
-    alone: they are means over frames, over boundary slots, over all of the batch's slots."""
+    """card, seg, frame, the feature penalty and the logged sums of a padded batch are those of its utterances
+    alone: means over frames, over boundary slots, over all slots of the batch."""
     model = tiny_model(card_loss=1.0, target_ratio=0.0, **FRONT_ENDS[front_end]).eval()
     guidance = guidance_of(PADDED)
     source, padding = batch_of(PADDED)
@@ -134,7 +134,7 @@ def test_padding_reaches_no_loss(front_end, lambd):
 
 
 def test_evaluation_is_never_random():
-    """Promise: in evaluation the rate is lambd 0 unless it is given, in training it is drawn."""
+    """In evaluation lambd is 0 unless given, in training it is drawn."""
     model = tiny_model()
     wave = torch.from_numpy(speechlike(16_000, 1))[None]
     with torch.no_grad():
@@ -147,7 +147,7 @@ def test_evaluation_is_never_random():
 
 
 def test_one_lambd_a_batch_or_one_an_utterance():
-    """Promise: lambd_per batch (the reference's way, the default) draws one lambd, lambd_per utterance one each."""
+    """lambd_per=batch (as in the reference, the default) draws one lambd, lambd_per=utterance one for each."""
     assert len(tiny_model().lambd_of(None, 6).unique()) == 1
     assert len(tiny_model(lambd_per="utterance").lambd_of(None, 6).unique()) == 6
     assert tiny_model(mixup=False).lambd_of(None, 2).tolist() == [1, 1]
@@ -155,7 +155,7 @@ def test_one_lambd_a_batch_or_one_an_utterance():
 
 @pytest.mark.parametrize("lambd", [-0.1, 2.0, float("nan"), [0.1, 0.2, 0.3]])
 def test_bad_lambd_is_refused(lambd):
-    """Promise: a lambd outside [0, 2) or of another number is refused before anything is computed."""
+    """A lambd outside [0, 2), or of the wrong number, is refused before anything is computed."""
     model = tiny_model()
     model.overwrite_lambd = torch.tensor(lambd) if isinstance(lambd, list) else lambd
     with pytest.raises(ValueError, match="lambd must be"):
@@ -163,7 +163,7 @@ def test_bad_lambd_is_refused(lambd):
 
 
 def test_a_wave_without_a_frame_is_refused():
-    """Promise: below 400 samples the utterance is named."""
+    """Below 400 samples the utterance is named."""
     padding = torch.arange(4000) >= torch.tensor([[4000], [399]])
     with pytest.raises(ValueError, match="utterance 1 has 399 samples"):
         tiny_model()(torch.zeros(2, 4000), padding)
@@ -179,13 +179,13 @@ def test_a_wave_without_a_frame_is_refused():
     ],
 )
 def test_settings_without_a_meaning_are_refused(settings):
-    """Promise: a setting that would be ignored or cannot be is an error that names it."""
+    """A setting that would be ignored or is impossible is refused by name."""
     with pytest.raises(ValueError, match=f"model.{next(iter(settings))} must be"):
         tiny_model(**settings)
 
 
 def test_the_same_share_is_masked_unless_it_need_not_be():
-    """Promise: require_same_masks (true by default, as in fairseq) masks equally many frames of equal lengths."""
+    """require_same_masks (true by default, as in fairseq) masks equally many frames in sequences of equal length."""
     for same in (True, False):
         model = tiny_model(require_same_masks=same)
         torch.manual_seed(0)
@@ -195,7 +195,7 @@ def test_the_same_share_is_masked_unless_it_need_not_be():
 
 
 def train_a_step(model, source, padding=None, lambd=None, guidance=None):
-    """The loss as the criterion has it, backwards: (loss, targets, biggest gradient)."""
+    """The criterion's loss after a backward pass: (loss, targets, largest gradient)."""
     from s3prl_ofa.pretrain.criterion import OFAPretrainingCriterion
 
     criterion = OFAPretrainingCriterion(None, infonce=True, loss_weights=TINY["criterion"]["loss_weights"])
@@ -210,7 +210,7 @@ def train_a_step(model, source, padding=None, lambd=None, guidance=None):
 @pytest.mark.parametrize("lambd", [1.999999, 1.9, 1.0, 0.0])
 @pytest.mark.parametrize("shortest", [400, 720, 1_400, 16_000])
 def test_short_sequences_train_on(lambd, shortest):
-    """Promise: one frame an utterance, or too few to mask, gives a finite loss and finite gradients."""
+    """One frame per utterance, or too few to mask, gives a finite loss and finite gradients."""
     model = tiny_model(card_loss=0.1).train()
     waves = [torch.from_numpy(speechlike(samples, samples)) for samples in (shortest, shortest + 320)]
     source, padding = batch_of(waves)
@@ -221,7 +221,7 @@ def test_short_sequences_train_on(lambd, shortest):
 
 
 def test_logged_keys_do_not_depend_on_the_batch():
-    """Promise: ranks can be added up. fairseq adds what they log by position, so the names must be the same in a batch
+    """Ranks can be summed. fairseq sums what they log by position, so the names must be the same for a batch
     without targets, without guidance, or with both."""
     model = tiny_model().train()
     waves = [torch.from_numpy(speechlike(samples, samples)) for samples in (16_000, 12_000)]
@@ -235,7 +235,7 @@ def test_logged_keys_do_not_depend_on_the_batch():
 
 
 def test_no_guidance_in_a_whole_batch():
-    """Promise: a batch in which no utterance has guidance, or no boundary is left by the crop, trains on the others."""
+    """A batch without guidance, or whose crops contain no boundary, trains on the other losses."""
     model = tiny_model().train()
     waves = [torch.from_numpy(speechlike(12_000, seed)) for seed in (1, 2)]
     guidance = {
@@ -250,7 +250,7 @@ def test_no_guidance_in_a_whole_batch():
 
 
 def test_an_utterance_without_guidance_adds_nothing():
-    """Promise: with bad_guidance=skip an utterance without guidance does not move alpha by seg or frame loss."""
+    """With bad_guidance=skip an utterance without guidance has no gradient from seg and frame losses."""
     model = tiny_model().eval()
     waves = [torch.from_numpy(speechlike(9_000, seed)) for seed in (1, 2)]
     guidance = guidance_of(waves)

@@ -62,7 +62,7 @@ def copy_fifth_update(through: pathlib.Path, stopped: pathlib.Path, name: str) -
 
 
 def test_killed_equals_never_stopped(corpus, tmp_path):
-    """Promise: resumed in the middle of an epoch with update_freq 1, killed with SIGKILL at update_freq 2 and resumed
+    """Resumed in the middle of an epoch with update_freq 1, killed with SIGKILL at update_freq 2 and resumed
     again: every bit as if it had never stopped, with a different number of data workers too."""
     yaml = config(tmp_path / "tiny.yaml")
     through, stopped = tmp_path / "through", tmp_path / "stopped"
@@ -83,7 +83,7 @@ def test_killed_equals_never_stopped(corpus, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes(corpus, tmp_path, capfd):
-    """Promise: N + N updates with two processes equal 2N bit for bit."""
+    """N + N updates with two processes equal 2N bit for bit."""
     yaml = config(tmp_path / "tiny.yaml", model={"lambd_per": "utterance"})
     through, stopped = tmp_path / "through", tmp_path / "stopped"
     command = ["--nproc", 2, "--config", yaml]

@@ -1,4 +1,4 @@
-"""What pretraining reads is not run: checkpoints, and configurations that name code."""
+"""Pretraining runs nothing that it reads: checkpoints, and configurations that name code."""
 
 import os
 
@@ -71,7 +71,7 @@ def test_code_that_a_configuration_names(train, name, tmp_path):
 
 @pytest.mark.parametrize("variable", ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "OTHER"])
 def test_a_hostile_checkpoint_to_resume_from(train, variable, tmp_path, monkeypatch):
-    """fairseq reads what its folder holds; where it asks for more than weights, the message says what for."""
+    """fairseq resumes from its folder; a checkpoint that asks for more than weights is refused by name."""
     monkeypatch.setenv(variable, "1")
     last = tmp_path / "out" / "checkpoints" / "checkpoint_last.pt"
     last.parent.mkdir(parents=True)

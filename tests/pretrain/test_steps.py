@@ -1,4 +1,4 @@
-"""What a single step draws, and checkpoints that a kill meets while they are written."""
+"""Random numbers of a single step, and checkpoints that a kill interrupts."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from s3prl_ofa.pretrain.task import OFAPretrainingTask
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What torch's and numpy's generators give inside of a step with a seed, an update and a rank."""
+    """The numbers of torch's and numpy's generators in a step, by seed, update and rank."""
     found = []
 
     def step(*arguments, **names):
@@ -38,8 +38,8 @@ def make_task(seed=1):
 
 
 def test_draws_of_a_step(drawn):
-    """Promise: lambd, masks, dropout (torch) and layer dropout (numpy) differ by seed, update, part of the update and
-    rank, and by nothing else: a run that begins at that update draws the same."""
+    """lambd, masks, dropout (torch) and layer dropout (numpy) depend on seed, update, micro-batch and rank,
+    and on nothing else: a run that starts at that update draws the same."""
     task = make_task()
     steps = [(update, rank) for update in (0, 1, 2) for rank in (0, 1)]
     found = {}
@@ -58,7 +58,7 @@ def test_draws_of_a_step(drawn):
 
 
 def test_validation_draws_do_not_reach_training(drawn):
-    """Promise: how often one validates does not change what is trained, and validation is the same every time."""
+    """The number of validations does not affect training, and validation is the same every time."""
     task = make_task()
     sample = {"id": torch.tensor([3, 4]), "net_input": {}}
     seen = []
@@ -76,7 +76,7 @@ def test_validation_draws_do_not_reach_training(drawn):
 
 
 def test_killed_while_a_checkpoint_is_written(tmp_path, monkeypatch):
-    """Promise: a SIGKILL while checkpoint_last.pt is copied leaves the one before it, whole."""
+    """A SIGKILL while checkpoint_last.pt is copied leaves the one before it, whole."""
     from fairseq.file_io import PathManager
 
     from s3prl_ofa.pretrain import patches
