@@ -195,7 +195,7 @@ def test_bad_audio_does_not_stop_the_rest(segment, tmp_path, capsys):
         wave = tones(1.5 + 0.01 * number, number)[0]
         soundfile.write(audio / f"v1.{number}" / f"utt.{number}.wav", wave, 16_000)
     assert segment("--penalty", 5) == 0
-    assert "3 of 12 utterances written, 9 were there" in capsys.readouterr().out
+    assert "3 of 12 utterances written, 9 already done" in capsys.readouterr().out
 
 
 def test_checkpoint_as_features(segment, golden_checkpoint, tmp_path):
@@ -222,7 +222,7 @@ def test_bad_use(segment, tmp_path, capsys):
         (("--clusters", 0), "--clusters must be at least 1"),
         (("--longest", 0), "--longest must be at least 1"),
         (("--layer", 1), "--layer is required with --ckpt or --upstream"),
-        (("--ckpt", "x.pt"), "--layer is given with"),
+        (("--ckpt", "x.pt"), "--layer is required with"),
         (("--ckpt", "x.pt", "--layer", 1), "x.pt: no such file"),
         (("--codes", tmp_path / "bad.safetensors"), "codes cannot be read"),
         (("--codes", tmp_path / "no.safetensors"), "codes cannot be read"),
