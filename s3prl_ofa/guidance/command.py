@@ -202,7 +202,7 @@ def check_segment_options(args: argparse.Namespace) -> None:
 
 def make_source(args: argparse.Namespace) -> tuple[Any, str]:
     """The features, and the device that they are computed on. Raises UsageError, CheckpointError."""
-    from s3prl_ofa.guidance.features import Mfcc, OwnHidden, UpstreamHidden
+    from s3prl_ofa.guidance.features import Mfcc, CheckpointHidden, UpstreamHidden
 
     if args.layer is None:
         if args.device not in (AUTO, "cpu"):
@@ -211,7 +211,7 @@ def make_source(args: argparse.Namespace) -> tuple[Any, str]:
     device = str(resolve_device(args.device))
     if args.upstream:
         return UpstreamHidden(args.upstream, args.ckpt, args.layer, device), device
-    return OwnHidden(args.ckpt, args.layer, device), device
+    return CheckpointHidden(args.ckpt, args.layer, device), device
 
 
 def check(args: argparse.Namespace) -> int:

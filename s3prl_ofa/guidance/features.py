@@ -56,7 +56,7 @@ class Hidden:
             raise UsageError(f"--layer must be 0 to {layers - 1} for {name}, found {self.layer}")
 
 
-class OwnHidden(Hidden):
+class CheckpointHidden(Hidden):
     """A hidden state of a checkpoint that ``s3prl_ofa.load`` reads, without compression: ``--ckpt``."""
 
     def __init__(self, ckpt: str, layer: int, device: str) -> None:

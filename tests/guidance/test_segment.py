@@ -11,7 +11,7 @@ from guidance_data import contents, guidance, make_speech, tones, write_manifest
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.guidance import unsupervised
-from s3prl_ofa.guidance.features import Mfcc, OwnHidden, UpstreamHidden, beginning_with, features_of
+from s3prl_ofa.guidance.features import Mfcc, CheckpointHidden, UpstreamHidden, beginning_with, features_of
 from s3prl_ofa.guidance.layout import GuidanceError, boundary_seconds, num_frames, read_boundaries
 from s3prl_ofa.guidance.scores import boundary_scores
 from s3prl_ofa.guidance.segmentation import best_segmentation, distances, mean_period_ms, segment_costs, solve_penalty
@@ -96,7 +96,7 @@ def test_hidden_states_of_a_checkpoint_and_of_an_upstream(golden_checkpoint, gol
     of an upstream with 10 ms frames every second one is used."""
     wave = tones(1.03, 1)[0]
     expected = golden_model.extract([wave]).hidden_states[1][0].numpy()
-    own = OwnHidden(str(golden_checkpoint), 1, "cpu")
+    own = CheckpointHidden(str(golden_checkpoint), 1, "cpu")
     assert np.allclose(own(wave), expected, atol=1e-6)
     assert own.__getstate__()["model"] is None
     hub = UpstreamHidden("ofa_wav2vec2", str(golden_checkpoint), 1, "cpu")
@@ -108,7 +108,7 @@ def test_hidden_states_of_a_checkpoint_and_of_an_upstream(golden_checkpoint, gol
 def test_sources_that_cannot_be(golden_checkpoint):
     """Unknown upstreams and layers, and upstreams that do not load, are refused by name."""
     for make, said in (
-        (lambda: OwnHidden(str(golden_checkpoint), 3, "cpu"), "--layer must be 0 to 2"),
+        (lambda: CheckpointHidden(str(golden_checkpoint), 3, "cpu"), "--layer must be 0 to 2"),
         (lambda: UpstreamHidden("mfcc", None, 1, "cpu"), "--layer must be 0 to 0 for mfcc"),
         (lambda: UpstreamHidden("no_such", None, 0, "cpu"), "S3PRL has none of this name"),
         (lambda: UpstreamHidden("ofa_wav2vec2", "no.pt", 0, "cpu"), "cannot be loaded"),
