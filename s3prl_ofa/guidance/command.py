@@ -202,7 +202,7 @@ def check_segment_options(args: argparse.Namespace) -> None:
 
 def make_source(args: argparse.Namespace) -> tuple[Any, str]:
     """The features, and the device that they are computed on. Raises UsageError, CheckpointError."""
-    from s3prl_ofa.guidance.features import Mfcc, CheckpointHidden, UpstreamHidden
+    from s3prl_ofa.guidance.features import CheckpointHidden, Mfcc, UpstreamHidden
 
     if args.layer is None:
         if args.device not in (AUTO, "cpu"):

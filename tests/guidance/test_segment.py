@@ -11,7 +11,7 @@ from guidance_data import contents, guidance, make_speech, tones, write_manifest
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.guidance import unsupervised
-from s3prl_ofa.guidance.features import Mfcc, CheckpointHidden, UpstreamHidden, beginning_with, features_of
+from s3prl_ofa.guidance.features import CheckpointHidden, Mfcc, UpstreamHidden, beginning_with, features_of
 from s3prl_ofa.guidance.layout import GuidanceError, boundary_seconds, num_frames, read_boundaries
 from s3prl_ofa.guidance.scores import boundary_scores
 from s3prl_ofa.guidance.segmentation import best_segmentation, distances, mean_period_ms, segment_costs, solve_penalty
