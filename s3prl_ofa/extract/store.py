@@ -5,6 +5,7 @@ what it was working on.
 """
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator
@@ -20,12 +21,12 @@ INDEX, ERRORS = "index.jsonl", "errors.jsonl"
 RESULTS = (FEATURES, TIMES, INDEX, ERRORS)
 
 
+@dataclasses.dataclass(frozen=True)
 class Store:
     """An output folder, opened by ``open_store``."""
 
-    def __init__(self, folder: pathlib.Path, finished: dict[str, dict[str, Any]]) -> None:
-        self.folder = folder
-        self.finished = finished  # rows of the index by name
+    folder: pathlib.Path
+    finished: dict[str, dict[str, Any]]  # rows of the index by name
 
     def is_finished(self, utterance: Utterance) -> bool:
         """Whether the utterance's features exist and its audio has not changed since.

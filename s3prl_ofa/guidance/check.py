@@ -7,17 +7,8 @@ import sys
 import torch
 from torch import Tensor
 
-from s3prl_ofa.guidance.layout import (
-    ALPHA,
-    BOUNDARIES,
-    GuidanceError,
-    alpha_of,
-    boundary_seconds,
-    guidance_path,
-    num_frames,
-    read_alpha,
-    read_boundaries,
-)
+from s3prl_ofa.guidance import layout
+from s3prl_ofa.guidance.layout import ALPHA, BOUNDARIES, GuidanceError, guidance_path
 from s3prl_ofa.guidance.scores import TOLERANCES, BoundaryScores, boundary_scores, uniform_boundaries
 from s3prl_ofa.guidance.work import SHOWN, Entry, each
 from s3prl_ofa.io.files import printable
@@ -49,7 +40,7 @@ class Check:
         if not all(guidance_path(self.root / name, entry.relative).exists() for name in (ALPHA, BOUNDARIES)):
             return Checked(missing=True)
         found, reasons = {}, []
-        for name, read in ((ALPHA, read_alpha), (BOUNDARIES, read_boundaries)):
+        for name, read in ((ALPHA, layout.read_alpha), (BOUNDARIES, layout.read_boundaries)):
             try:
                 found[name] = read(self.root / name, entry.relative)
             except GuidanceError as error:
@@ -67,10 +58,10 @@ class Check:
         if self.against is None:
             return None
         try:
-            other = read_boundaries(self.against / BOUNDARIES, entry.relative)
+            other = layout.read_boundaries(self.against / BOUNDARIES, entry.relative)
         except GuidanceError:
             return None
-        found, wanted = (boundary_seconds(ends[:-1]).numpy() for ends in (boundaries, other))
+        found, wanted = (layout.boundary_seconds(ends[:-1]).numpy() for ends in (boundaries, other))
         uniform = uniform_boundaries(entry.samples / SAMPLE_RATE, len(found))
         return {
             tolerance: (boundary_scores([found], [wanted], tolerance), boundary_scores([uniform], [wanted], tolerance))
@@ -80,12 +71,12 @@ class Check:
 
 def mismatch(alpha: Tensor, boundaries: Tensor, entry: Entry) -> list[str]:
     """Why two readable files do not describe one segmentation of this utterance; empty if they do."""
-    frames = num_frames(entry.samples)
+    frames = layout.num_frames(entry.samples)
     if abs(len(alpha) - frames) > LENGTH_TOLERANCE:
         return [f"alpha has {len(alpha)} frames, but {entry.samples} samples have {frames}"]
     if int(boundaries[-1]) > len(alpha):
         return [f"alpha has {len(alpha)} frames, but the last boundary is {int(boundaries[-1])}"]
-    if not torch.allclose(alpha, alpha_of(boundaries, len(alpha)), rtol=0, atol=ALPHA_TOLERANCE):
+    if not torch.allclose(alpha, layout.alpha_of(boundaries, len(alpha)), rtol=0, atol=ALPHA_TOLERANCE):
         return ["alpha is not 1 / length over the segments of its boundaries"]
     return []
 

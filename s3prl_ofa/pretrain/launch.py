@@ -71,7 +71,9 @@ def run(argv: Sequence[str]) -> int:
     if args.nproc < 1:
         raise UsageError(f"--nproc must be at least 1, found {args.nproc}")
     short = dict(text.split("=", 1) for text in args.overrides if text.partition("=")[0] in SHORT)
-    others = [addable(text) for text in args.overrides if text.partition("=")[0] not in SHORT]
+    others = [text for text in args.overrides if text.partition("=")[0] not in SHORT]
+    # With ++ the configuration file may lack the name. In sections that fairseq does not check hydra would accept any.
+    others = [f"++{text}" if text.startswith(CHECKED_SECTIONS) else text for text in others]
     if "user_dir" in " ".join(others):
         raise UsageError(NO_USER_DIR)
     config = config_path(args)
@@ -102,14 +104,6 @@ def world_size() -> int:
             f"cannot find one another; unset it and give --nproc {world}, or start them with torchrun"
         )
     return max(1, world)
-
-
-def addable(text: str) -> str:
-    """A setting in hydra's form for names that the configuration file may lack.
-
-    Only for the sections that fairseq checks: in others hydra would then accept any name.
-    """
-    return f"++{text}" if text.startswith(CHECKED_SECTIONS) else text
 
 
 def check_names(settings: Sequence[str]) -> None:

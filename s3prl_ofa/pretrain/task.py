@@ -107,7 +107,10 @@ class OFAPretrainingTask(AudioPretrainingTask):
 
     def valid_step(self, sample, model, criterion):
         """Loss over all ``valid_lambds``; the names of what is logged for each end in ``_lambd0.5`` and so on."""
-        if getattr(unwrapped(model), "cif_subsampler", None) is None:
+        inner = model
+        while hasattr(inner, "module"):  # fairseq's distributed wrappers
+            inner = inner.module
+        if getattr(inner, "cif_subsampler", None) is None:
             return self.valid_step_at(sample, model, criterion, None)
         total, size, logged = 0.0, 0, {}
         for lambd in self.cfg.valid_lambds:
@@ -142,13 +145,6 @@ def hours(updates: int, meters) -> float:
 def rank() -> int:
     """The rank of this process."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-
-
-def unwrapped(model):
-    """The model inside fairseq's distributed wrappers."""
-    while hasattr(model, "module"):
-        model = model.module
-    return model
 
 
 def mixed_seed(*numbers: int) -> int:
