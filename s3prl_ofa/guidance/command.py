@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             add_segment_arguments(command)
         if name != "check":
             command.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="output folder")
-            command.add_argument("--force", action="store_true", help="make existing files again; removes those of other settings")
+            help_text = "make existing files again; those of other settings are removed"
+            command.add_argument("--force", action="store_true", help=help_text)
 
 
 def add_silence_arguments(command: argparse.ArgumentParser) -> None:
