@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -96,9 +97,10 @@ def test_hidden_states_of_a_checkpoint_and_of_an_upstream(golden_checkpoint, gol
     of an upstream with 10 ms frames every second one is used."""
     wave = tones(1.03, 1)[0]
     expected = golden_model.extract([wave]).hidden_states[1][0].numpy()
-    own = CheckpointHidden(str(golden_checkpoint), 1, "cpu")
-    assert np.allclose(own(wave), expected, atol=1e-6)
-    assert own.__getstate__()["model"] is None
+    source = CheckpointHidden(str(golden_checkpoint), 1, "cpu")
+    assert np.allclose(source(wave), expected, atol=1e-6)
+    sent = pickle.dumps(source)  # to another process, without the model
+    assert len(sent) < 1000 and np.allclose(pickle.loads(sent)(wave), expected, atol=1e-6)
     hub = UpstreamHidden("ofa_wav2vec2", str(golden_checkpoint), 1, "cpu")
     assert np.allclose(hub(wave), expected, atol=1e-4)
     assert UpstreamHidden("mfcc", None, 0, "cpu")(wave).shape == (num_frames(len(wave)), 39)
@@ -226,7 +228,7 @@ def test_bad_use(segment, tmp_path, capsys):
         (("--ckpt", "x.pt", "--layer", 1), "x.pt: no such file"),
         (("--codes", tmp_path / "bad.safetensors"), "codes cannot be read"),
         (("--codes", tmp_path / "no.safetensors"), "codes cannot be read"),
-        (("--codes", "x", "--clusters", 5), "give one of them"),
+        (("--codes", "x", "--clusters", 5), "give only one of them"),
         (("--clusters", 100_000), "there are only"),
         (("--clusters", 8, "--period-ms", 5000), "--period-ms: segments of 5000 ms are impossible"),
         (("--device", "cuda:99"), "MFCCs are computed on the cpu"),
