@@ -252,8 +252,8 @@ class Extraction:
             }
         )
         self.done += 1
-        wanted = self.rate.get("frame_period_ms")
-        if wanted is not None and frames > max(1, round(1000 * seconds / wanted)):
+        period_ms = self.rate.get("frame_period_ms")
+        if period_ms is not None and frames > max(1, round(1000 * seconds / period_ms)):
             self.unreached += 1
 
     def fail(self, utterance: Utterance, reason: str) -> None:

@@ -61,10 +61,13 @@ class Check:
             other = layout.read_boundaries(self.against / BOUNDARIES, entry.relative)
         except GuidanceError:
             return None
-        found, wanted = (layout.boundary_seconds(ends[:-1]).numpy() for ends in (boundaries, other))
+        found, reference = (layout.boundary_seconds(ends[:-1]).numpy() for ends in (boundaries, other))
         uniform = uniform_boundaries(entry.samples / SAMPLE_RATE, len(found))
         return {
-            tolerance: (boundary_scores([found], [wanted], tolerance), boundary_scores([uniform], [wanted], tolerance))
+            tolerance: (
+                boundary_scores([found], [reference], tolerance),
+                boundary_scores([uniform], [reference], tolerance),
+            )
             for tolerance in TOLERANCES
         }
 

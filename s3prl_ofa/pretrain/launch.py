@@ -241,13 +241,13 @@ def finished(cfg: Any, last: pathlib.Path) -> str | None:
         extra, updates = state["extra_state"], state["optimizer_history"][-1]["num_updates"]
         epoch, seconds = extra["train_iterator"]["epoch"], extra.get("previous_training_time", 0)
         stale = extra.get("OFAPretrainingTask", {}).get("num_runs", 0)
-        wanted, patience = cfg.optimization, cfg.checkpoint.patience
-        if 0 < wanted.max_update <= updates:
-            return f"{last} has {updates} updates, optimization.max_update is {wanted.max_update}"
-        if 0 < wanted.max_epoch < epoch:
-            return f"{last} has {epoch - 1} epochs, optimization.max_epoch is {wanted.max_epoch}"
-        if 0 < wanted.stop_time_hours < seconds / 3600:
-            return f"{last} took {seconds / 3600:.2f} hours, optimization.stop_time_hours is {wanted.stop_time_hours}"
+        limits, patience = cfg.optimization, cfg.checkpoint.patience
+        if 0 < limits.max_update <= updates:
+            return f"{last} has {updates} updates, optimization.max_update is {limits.max_update}"
+        if 0 < limits.max_epoch < epoch:
+            return f"{last} has {epoch - 1} epochs, optimization.max_epoch is {limits.max_epoch}"
+        if 0 < limits.stop_time_hours < seconds / 3600:
+            return f"{last} took {seconds / 3600:.2f} hours, optimization.stop_time_hours is {limits.stop_time_hours}"
         if 0 < patience <= stale:
             return f"{last} did not improve in {stale} validations, checkpoint.patience is {patience}"
     except CheckpointError as error:
@@ -333,7 +333,7 @@ def check_architecture(cfg, init: str) -> None:
     checkpoint = read_checkpoint(init)
     model_cfg = OmegaConf.to_container(cfg.model, resolve=True, enum_to_str=True)
     task_cfg = OmegaConf.to_container(cfg.task, resolve=True, enum_to_str=True)
-    wanted = read_config(model_cfg, task_cfg, checkpoint.weights).to_dict()
+    configured = read_config(model_cfg, task_cfg, checkpoint.weights).to_dict()
     for name, value in checkpoint.config.to_dict().items():
-        if name != "compressor" and wanted[name] != value:
-            raise CheckpointError(f"{init}: its model has {name} {value}, but the configuration has {wanted[name]}")
+        if name != "compressor" and configured[name] != value:
+            raise CheckpointError(f"{init}: its model has {name} {value}, but the configuration has {configured[name]}")

@@ -22,16 +22,16 @@ def draw_spans(lengths: Tensor, longest: int, probability: float, span: int) -> 
     """
     batch = len(lengths)
     spans = torch.minimum(torch.full_like(lengths, span), (lengths // 2).clamp(min=1))
-    wanted = torch.floor(probability * lengths / spans + torch.rand(batch)).long().clamp(min=MIN_SPANS)
+    num_spans = torch.floor(probability * lengths / spans + torch.rand(batch)).long().clamp(min=MIN_SPANS)
     starts = lengths - spans + 1  # number of positions where a span can begin
-    wanted = torch.where(lengths >= MIN_FRAMES, torch.minimum(wanted, starts), 0)
+    num_spans = torch.where(lengths >= MIN_FRAMES, torch.minimum(num_spans, starts), 0)
 
     # Drawing without replacement: the positions with the largest random scores.
     scores = torch.rand(batch, longest).masked_fill_(~valid_mask(starts, longest), -1.0)
-    max_spans = int(wanted.max())
+    max_spans = int(num_spans.max())
     chosen = scores.topk(max_spans, dim=1).indices
     begins = torch.zeros(batch, longest, dtype=torch.long)
-    begins.scatter_(1, chosen, (torch.arange(max_spans) < wanted[:, None]).long())
+    begins.scatter_(1, chosen, (torch.arange(max_spans) < num_spans[:, None]).long())
 
     # A frame is masked if a span begins on it or on one of the span - 1 frames before it.
     begun = torch.nn.functional.pad(begins.cumsum(1), (1, 0))

@@ -1,7 +1,6 @@
 """fairseq's audio pretraining with guidance, reproducible random numbers, and validation at fixed rates."""
 
 import hashlib
-import logging
 import os
 from typing import Any
 
@@ -17,8 +16,6 @@ from s3prl_ofa.guidance.layout import read_manifest
 from s3prl_ofa.model.rate import check_lambd
 from s3prl_ofa.pretrain.config import OFATaskConfig
 from s3prl_ofa.pretrain.dataset import GuidedAudioDataset
-
-logger = logging.getLogger(__name__)
 
 # fairseq's settings for other recipes than wav2vec 2.0, with the only value accepted.
 REQUIRED = {"labels": None, "binarized_dataset": False, "multi_corpus_keys": None, "precompute_mask_config": None}
