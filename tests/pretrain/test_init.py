@@ -113,7 +113,7 @@ def test_a_compressor_in_part_is_refused(train, tmp_path):
         (
             REFERENCE,
             {"extractor_mode": "layer_norm"},
-            "its model has conv_norm group, the config",
+            "its model has conv_norm group, but the config",
         ),
         ("/nowhere.pt", {}, "/nowhere.pt"),
         (GOLDEN / "ref_tiny_wav_1s.npy", {}, "ref_tiny_wav_1s.npy"),
