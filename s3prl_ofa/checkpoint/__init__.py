@@ -1,4 +1,4 @@
-"""Reading, checking and writing checkpoints of every known format."""
+"""Reads, checks, converts and writes checkpoints of every known format."""
 
 from s3prl_ofa.checkpoint.contents import Checkpoint
 from s3prl_ofa.checkpoint.conversion import convert

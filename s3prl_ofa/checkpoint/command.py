@@ -15,13 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target", metavar="OUT", help="what to write: *.safetensors, *.pt (fairseq) or a folder (Hugging Face)"
     )
-    parser.add_argument("--to", choices=FORMATS, help="the format of OUT, where its name does not say it")
-    parser.add_argument("--dtype", choices=DTYPES, help="round the weights to it (default: as they are)")
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--to", choices=FORMATS, help="the format of OUT (default: by its name)")
+    parser.add_argument("--dtype", choices=DTYPES, help="round the weights to this dtype (default: keep theirs)")
+    parser.add_argument("--force", action="store_true", help="overwrite OUT if it exists")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status; raises UsageError or CheckpointError, see ``convert``."""
+    """Returns the exit status. Raises UsageError and CheckpointError, see ``convert``."""
     written = convert(args.source, args.target, args.to, args.force, args.dtype)
     logger.info("written: %s", written)
     return 0

@@ -1,4 +1,4 @@
-"""What a checkpoint holds once it is read, whatever its format, and the checks and name changes all formats share."""
+"""The contents of a checkpoint of any format, with the checks and renamings that all formats share."""
 
 import dataclasses
 import math
@@ -16,25 +16,25 @@ from s3prl_ofa.model.names import check_finite, check_shapes
 from s3prl_ofa.model.storage import MAX_WEIGHTS
 
 POS_CONV = "encoder.pos_conv.0"
-# Newer torch calls the two halves of a weight-normed weight by these names.
+# Newer torch's names of the two parts of a weight-normed weight.
 PARAMETRIZED = {
     f"{POS_CONV}.parametrizations.weight.original0": f"{POS_CONV}.weight_g",
     f"{POS_CONV}.parametrizations.weight.original1": f"{POS_CONV}.weight_v",
 }
 COMPRESSOR = "cif_subsampler."
 LONGEST_NAME = 128  # characters; the longest real name has 70
-SHARED = 2**28  # bytes by which weights may exceed what the file holds, where several share the same numbers
+SHARED = 2**28  # bytes by which weights that share storage may exceed the size of the file
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-COUNTS = (torch.int64, torch.int32)  # of scalars that count something
+COUNTS = (torch.int64, torch.int32)  # of scalars, such as the number of updates
 
 
 @dataclasses.dataclass
 class Checkpoint:
     """A checkpoint of any format.
 
-    ``weights`` are under fairseq's names, with what only pretraining needs, the weight of the positional convolution
-    either whole or as ``weight_g`` and ``weight_v``, as the file has it. ``model_cfg`` and ``task_cfg`` are fairseq's
-    configuration as plain values, empty where the format has none.
+    weights: under fairseq's names, including those of pretraining only; the weight of the positional convolution is
+        one tensor or ``weight_g`` and ``weight_v``, as in the file.
+    model_cfg, task_cfg: fairseq's configuration as plain values, empty if the format has none.
     """
 
     config: ModelConfig
@@ -46,14 +46,14 @@ class Checkpoint:
 
 
 def named(names: set[str]) -> str:
-    """The first few of these names, for a message."""
+    """The first few of these names, sorted, for a message."""
     return listed(map(shown_text, sorted(names)))
 
 
 def as_weights(value: Any, where: str) -> dict[str, Tensor]:
-    """A state dict as a plain dict with today's names. Raises CheckpointError when it is not one of dense tensors.
+    """A state dict as a plain dict under current names. Raises CheckpointError unless it is one of dense tensors.
 
-    A ``StoredTensor`` of PyTorch's files becomes a tensor here, mapped from its part of the file.
+    A ``StoredTensor`` of a PyTorch file becomes a tensor that is mapped from its part of the file.
     """
     if not isinstance(value, dict) or not value:
         raise CheckpointError(f"{where} is {describe(value)}; expected a state dict with the model's weights")
@@ -74,7 +74,7 @@ def as_weights(value: Any, where: str) -> dict[str, Tensor]:
     held = sum(storage.nbytes for storage in {tensor.storage.key: tensor.storage for tensor in stored}.values())
     if claimed > held + SHARED:
         raise CheckpointError(
-            f"{where} claims {claimed} bytes of weights, the file has {held}; expected weights of their own"
+            f"{where} claims {claimed} bytes of weights, the file has {held}; expected weights without shared storage"
         )
     weights = {}
     for name, tensor in value.items():
@@ -88,14 +88,14 @@ def as_weights(value: Any, where: str) -> dict[str, Tensor]:
 
 
 def describe(value: Any) -> str:
-    """The kind of a value, for a message."""
+    """What kind of value this is, for a message."""
     return "empty" if isinstance(value, dict | list) and not value else f"a {type(value).__name__}"
 
 
 def split_weight_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The positional convolution as ``weight_g`` (1, 1, kernel) and ``weight_v``, as fairseq holds it.
+    """Splits the weight of the positional convolution into ``weight_g`` (1, 1, kernel) and ``weight_v``, as in fairseq.
 
-    Raises CheckpointError if a norm is larger than the dtype can hold.
+    Raises CheckpointError if a norm is too large for the dtype.
     """
     if f"{POS_CONV}.weight" not in weights:
         return weights
@@ -103,7 +103,7 @@ def split_weight_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     whole = weights.pop(f"{POS_CONV}.weight")
     exact = whole.double()
     norm = exact.norm(dim=(0, 1), keepdim=True)
-    # A step of the kernel that is all zeros has no direction: any one will do, its length is zero.
+    # A kernel position that is all zeros has no direction; any will do, because its norm is zero.
     direction = torch.where(norm == 0, torch.ones_like(exact), exact)
     halves = {f"{POS_CONV}.weight_g": norm, f"{POS_CONV}.weight_v": direction}
     check_finite(halves, whole.dtype)
@@ -111,9 +111,9 @@ def split_weight_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def codebook_sizes(weights: dict[str, Tensor]) -> tuple[int, int, int] | None:
-    """Groups, codes a group and width of a code, from the quantizer's weights; None without a quantizer.
+    """Groups, codes per group and dimension of a code, from the quantizer's weights; None without a quantizer.
 
-    Raises CheckpointError when its weights contradict each other.
+    Raises CheckpointError if the weights contradict each other.
     """
     if not {"quantizer.vars", "project_q.weight"} <= set(weights):
         return None
@@ -123,15 +123,15 @@ def codebook_sizes(weights: dict[str, Tensor]) -> tuple[int, int, int] | None:
         if groups > 0 and projection[1] == groups * codes[2] and codes[1] % groups == 0:
             return groups, codes[1] // groups, codes[2]
     raise CheckpointError(
-        f"quantizer.vars of shape {tuple(codes)} and project_q.weight of shape {tuple(projection)} do not fit together"
+        f"quantizer.vars of shape {tuple(codes)} and project_q.weight of shape {tuple(projection)} do not match"
     )
 
 
 def check_sizes(config: ModelConfig, weights: dict[str, Tensor]) -> None:
-    """Compares the configuration with the sizes of all weights before a model of that size is made.
+    """Compares the configuration with the shapes of all weights before a model of that size is created.
 
-    The configuration thus never asks for more than the file holds. Raises CheckpointError naming
-    the weights with their shapes and the expected ones, or the number of layers.
+    So a configuration can never ask for more memory than the file has weights for. Raises CheckpointError naming the
+    weights with their shapes and the expected ones, or the number of layers.
     """
     for part, count in {
         "encoder.layers": config.layers,

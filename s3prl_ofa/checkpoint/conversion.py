@@ -1,4 +1,4 @@
-"""Writing a checkpoint in another format."""
+"""Converts a checkpoint to another format."""
 
 import dataclasses
 import json
@@ -29,19 +29,20 @@ def convert(
     force: bool = False,
     dtype: str | None = None,
 ) -> pathlib.Path:
-    """Writes the checkpoint ``source``, of any known format, to ``target`` in the format ``to``; gives ``target`` back.
+    """Converts a checkpoint of any known format and returns ``target``.
 
-    Without ``to`` the target's name says it: ``.safetensors``; ``.pt`` or ``.pth`` is fairseq; no suffix is a Hugging
-    Face folder. Weights are kept bit for bit where the target has the same parametrisation, weights of pretraining and
-    fairseq's configuration where it has a place for them; the state of a training run (optimizer, step) is not.
-    ``dtype`` (float16, bfloat16, float32) rounds the weights: half the size for a model that is to be handed on.
+    to: "safetensors", "fairseq", "s3prl" or "huggingface"; by default it follows from the target's name: .safetensors;
+        .pt or .pth is fairseq; no suffix is a Hugging Face folder.
+    force: overwrite an existing target.
+    dtype: "float16", "bfloat16" or "float32", to round the weights to.
 
-    Raises UsageError for an unknown format or dtype, an existing target without ``force``, or a model that the target's
-    format cannot hold; CheckpointError for a source that cannot be read, or whose weights are not finite, or too large
-    for the dtype.
+    Weights are kept bit for bit where the target has the same parametrisation; weights of pretraining and fairseq's
+    configuration where the format has a place for them; the state of a training (optimizer, updates) is dropped. Raises
+    UsageError for an unknown format or dtype, an existing target without ``force``, or a model that the format cannot
+    hold; CheckpointError for a source that cannot be read, or whose weights are not finite in the dtype.
     """
     if "://" in os.fspath(target):
-        raise UsageError(f"{target}: a checkpoint is written to a file or folder, found a URL")
+        raise UsageError(f"{target}: the target must be a file or folder, found a URL")
     target = pathlib.Path(target)
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
@@ -66,8 +67,7 @@ def convert(
 
 
 def rounded(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """The weights in ``dtype``, or in their own for None. Raises CheckpointError naming one that it cannot hold, or
-    that is not finite."""
+    """The weights in ``dtype``, or for None in theirs. Raises CheckpointError naming one that is not finite in it."""
     weights = dict(checkpoint.weights)
     with naming(checkpoint.path):
         for name, weight in weights.items():
@@ -78,21 +78,21 @@ def rounded(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, torc
 
 
 def check_target(target: pathlib.Path, folder: bool, force: bool) -> None:
-    """Refuses, before any work, a target that stands in the way."""
+    """Raises UsageError, before any work is done, if something at ``target`` must not be overwritten."""
     if not target.exists():
         return
     if not force:
-        raise UsageError(f"{target} exists; --force (force=True) replaces it")
+        raise UsageError(f"{target} exists; --force (force=True) overwrites it")
     if target.is_dir() != folder:
         kinds = ("a folder", "a file") if folder else ("a file", "a folder")
         raise UsageError(f"{target} would become {kinds[0]} but is {kinds[1]}; remove it or choose another name")
     others = sorted({entry.name for entry in target.iterdir()} - FOLDER_FILES) if folder else []
     if others:
-        raise UsageError(f"{target} holds {others[0]}, which is no part of a model; choose another folder")
+        raise UsageError(f"{target} holds {others[0]}, which is not part of a model; choose another folder")
 
 
 def write_folder(target: pathlib.Path, checkpoint: Checkpoint) -> None:
-    """Writes a Hugging Face folder beside ``target`` and renames it, so that a reader never meets half of one."""
+    """Writes a Hugging Face folder beside ``target`` and renames it, so that no reader sees half of one."""
     huggingface.check_expressible(checkpoint)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:

@@ -1,4 +1,4 @@
-"""fairseq's checkpoints, which are also the reference's: configuration and weights, read and written.
+"""Reads and writes fairseq's checkpoints, which are also the reference's.
 
 A file is a dict with ``model`` (the state dict) and either ``cfg`` (a nested configuration) or, in older files,
 ``args`` (one flat Namespace).
@@ -29,32 +29,28 @@ MAX_FINAL_DIM = 65_536
 MAX_EXPRESSION = 2_000  # characters
 
 
-# --- one row for each field of ModelConfig: how fairseq calls it, its default there, both directions ---
+# --- one row per field of ModelConfig: fairseq's name and default, and how to read and write it ---
 
 
-def whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"must be a whole number, found {shown(value)}")
-    return value
+def reader(kind: type, what: str) -> Callable[[Any], Any]:
+    """A function that returns a value of exactly this type, and raises ValueError for any other."""
+
+    def read(value: Any) -> Any:
+        if type(value) is not kind:
+            raise ValueError(f"must be {what}, found {shown(value)}")
+        return value
+
+    return read
 
 
-def boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"must be true or false, found {shown(value)}")
-    return value
-
-
-def text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"must be a word, found {shown(value)}")
-    return value
+whole, boolean, text = reader(int, "a whole number"), reader(bool, "true or false"), reader(str, "a word")
 
 
 def parse_conv_layers(value: Any) -> tuple[tuple[int, int, int], ...]:
-    """(channels, kernel, stride) of each convolution, from fairseq's Python expression or from the list it means.
+    """(channels, kernel, stride) of each convolution, from fairseq's Python expression or its value.
 
-    Only lists or tuples of whole numbers, ``+`` between lists and ``*`` with a whole number are understood; nothing is
-    evaluated. Raises ValueError for anything else and for more than 64 layers.
+    Nothing is evaluated: only lists or tuples of whole numbers, ``+`` between lists and ``*`` with a whole number are
+    understood. Raises ValueError for anything else and for more than 64 layers.
     """
     if isinstance(value, str):
         if len(value) > MAX_EXPRESSION:
@@ -101,7 +97,7 @@ def conv_norm(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One setting: its name in ModelConfig and in fairseq, fairseq's default, and both directions."""
+    """A setting: its name in ModelConfig and in fairseq, fairseq's default, and how to read and write its value."""
 
     ours: str
     theirs: str
@@ -132,10 +128,10 @@ MODEL_FIELDS = (
     Field("activation", "activation_fn", "gelu", text),
 )
 NORMALIZE = Field("normalize", "normalize", False, boolean)  # of the task
-# Settings that change what the model computes in a way that this package does not have.
+# Settings of which only one value is supported, because they change what the model computes.
 ONLY = {"layer_type": "transformer", "pos_conv_depth": 1, "quantize_input": False, "crop_seq_to_multiple": 1}
 
-# What an old flat Namespace says about the model and the task, among everything else that was on the command line.
+# The options of an old flat Namespace that concern the model and the task.
 OTHER_MODEL_KEYS = """
     dropout attention_dropout activation_dropout encoder_layerdrop dropout_input dropout_features final_dim logit_temp
     quantize_targets same_quantizer target_glu feature_grad_mult quantizer_depth quantizer_factor latent_vars
@@ -143,7 +139,7 @@ OTHER_MODEL_KEYS = """
     mask_channel_length mask_channel_prob mask_channel_selection mask_channel_other no_mask_channel_overlap
     mask_channel_min_space num_negatives negatives_from_everywhere cross_sample_negatives codebook_negatives
     subsample mixup mixup_distro upper_lambd target_ratio card_loss seg_loss frame_loss fixed_subsample_ratio
-""".split()  # noqa: SIM905, as a list it would be fifty lines
+""".split()  # noqa: SIM905 (a list would take fifty lines)
 MODEL_KEYS = {*(field.theirs for field in MODEL_FIELDS), *ONLY, *OTHER_MODEL_KEYS}
 TASK_KEYS = {"data", "normalize", "sample_rate", "enable_padding", "max_sample_size", "min_sample_size", "labels"}
 
@@ -177,7 +173,7 @@ def read_state(state: dict[str, Any]) -> tuple[ModelConfig, dict[str, Tensor], d
 
 
 def model_name(model_cfg: dict[str, Any]) -> Any:
-    """fairseq's name of the model's class; older configurations have it under arch."""
+    """fairseq's name of the model; older configurations have it under arch."""
     return model_cfg.get("_name") or model_cfg.get("arch")
 
 
@@ -196,7 +192,7 @@ def split_namespace(args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 def inside_ctc(
     model_cfg: dict[str, Any], task_cfg: dict[str, Any], weights: dict[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
-    """The wav2vec 2.0 inside a model fine-tuned with CTC and its configuration; the output layer is left out."""
+    """The wav2vec 2.0 inside a model fine-tuned with CTC, and its configuration, without the output layer."""
     inner = model_cfg.get("w2v_args")
     if not isinstance(inner, dict):
         raise CheckpointError(
@@ -211,16 +207,16 @@ def inside_ctc(
         raise CheckpointError(f"unknown weights {named(unknown)}; expected {CTC_PREFIX}* and {CTC_HEAD}*")
     logger.info("the output layer of the CTC model (%s*) is left out", CTC_HEAD)
     kept = {name.removeprefix(CTC_PREFIX): weight for name, weight in weights.items() if name.startswith(CTC_PREFIX)}
-    # Waves have to be prepared as in fine-tuning, where the two differ.
+    # If fine-tuning normalised waves in another way than pretraining, its way is the right one.
     inner_task = inner_task | {key: task_cfg[key] for key in ("normalize",) if task_cfg.get(key) is not None}
     return inner_model, inner_task, as_weights(kept, f"its {CTC_PREFIX}* part")
 
 
 def read_config(model_cfg: dict[str, Any], task_cfg: dict[str, Any], weights: dict[str, Tensor]) -> ModelConfig:
-    """ModelConfig from fairseq's configuration; what it leaves out or leaves null has fairseq's default.
+    """ModelConfig from fairseq's configuration; settings that are missing or null have fairseq's defaults.
 
-    Whether there is a compressor and a projection is seen from the weights. The reference's ``subsample: fixed``
-    (average pooling) has no weights of its own: such a file is read as a plain wav2vec 2.0, and it is said.
+    The weights tell whether there is a compressor and a projection. The reference's ``subsample: fixed`` (average
+    pooling) has no weights: such a file is read as a plain wav2vec 2.0, with a warning.
     """
     name = model_name(model_cfg)
     if name not in (*MODEL_NAMES, None):
@@ -237,7 +233,7 @@ def read_config(model_cfg: dict[str, Any], task_cfg: dict[str, Any], weights: di
             raise CheckpointError(f"its {field.theirs} {error}") from error
     compressed = model_cfg.get("subsample") == "cif" or any(key.startswith(COMPRESSOR) for key in weights)
     if model_cfg.get("subsample") == "fixed":
-        logger.warning("the model was trained with subsample: fixed, which is not applied: it is read as a plain one")
+        logger.warning("the model was trained with subsample: fixed, which is not applied: read as a plain wav2vec 2.0")
     values["compressor"] = "cif" if compressed else "none"
     values["projection"] = "post_extract_proj.weight" in weights
     try:
@@ -250,10 +246,11 @@ def read_config(model_cfg: dict[str, Any], task_cfg: dict[str, Any], weights: di
 
 
 def fairseq_parts(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
-    """model_cfg, task_cfg and weights with which fairseq makes and fills its pretraining model.
+    """model_cfg, task_cfg and weights from which fairseq can build and load its pretraining model.
 
-    Known configuration is kept, the rest follows from the model. fairseq's model always has what pretraining needs, so
-    where the checkpoint lacks it (a fine-tuned or a Hugging Face model) newly drawn weights stand in, and it is said.
+    Configuration that the checkpoint has is kept, the rest follows from the model. fairseq's model always has the
+    weights of pretraining; if the checkpoint lacks them (a fine-tuned or a Hugging Face model) random ones are added,
+    with a warning.
     """
     config, weights = checkpoint.config, split_weight_norm(drop_needless_projection(checkpoint))
     model_cfg = {"_name": "wav2vec2"} | {
@@ -270,7 +267,10 @@ def fairseq_parts(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any
 
 
 def drop_needless_projection(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """fairseq has no projection between equal widths: one that changes nothing is left out, another is refused."""
+    """Drops an identity projection, because fairseq has none between equal widths.
+
+    Raises CheckpointError for a projection between equal widths that is not the identity.
+    """
     config, weights = checkpoint.config, dict(checkpoint.weights)
     if not config.projection or config.conv_dim != config.dim:
         return weights
@@ -298,7 +298,7 @@ def pretraining_sizes(weights: dict[str, Tensor]) -> dict[str, Any]:
 def with_pretraining_weights(
     config: ModelConfig, weights: dict[str, Tensor], model_cfg: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """Adds what fairseq's strict loading would miss, drawn from a fixed seed: converting twice gives the same."""
+    """Adds the weights that fairseq's strict loading needs, always drawn from the same seed."""
     final_dim = model_cfg.get("final_dim") or config.dim
     if type(final_dim) is not int or not 0 < final_dim <= MAX_FINAL_DIM:
         raise CheckpointError(f"its final_dim is {shown(final_dim)}; expected a whole number up to {MAX_FINAL_DIM}")
@@ -307,7 +307,7 @@ def with_pretraining_weights(
         shapes |= {"project_q.weight": (final_dim, config.conv_dim), "project_q.bias": (final_dim,)}
     missing = {name: shape for name, shape in shapes.items() if name not in weights}
     if missing:
-        logger.warning("there are no weights %s for pretraining: new ones are written", named(set(missing)))
+        logger.warning("the weights %s of pretraining are missing: random ones are written", named(set(missing)))
     generator = torch.Generator().manual_seed(0)
     for name, shape in missing.items():
         bound = shape[-1] ** -0.5
@@ -316,7 +316,7 @@ def with_pretraining_weights(
 
 
 def write_state(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The dict that fairseq's own saving would write, without the state of training."""
+    """The dict that fairseq itself would save, without the state of a training."""
     model_cfg, task_cfg, weights = fairseq_parts(checkpoint)
     return {
         "args": None,

@@ -1,4 +1,4 @@
-"""Hugging Face's wav2vec 2.0 folders: ``config.json``, the weights, ``preprocessor_config.json``."""
+"""Reads and writes Hugging Face's wav2vec 2.0 folders: config.json, preprocessor_config.json and the weights."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ PREFIX = "wav2vec2."  # of the model inside a model with a head
 MAX_JSON = 2**22  # bytes
 HEADS = ("lm_head.", "projector.", "classifier.", "layer_weights")  # of fine-tuned models, left out
 
-# --- one row a setting: ModelConfig's name, Hugging Face's, the default there ---
+# --- one row per setting: its name in ModelConfig, its name and default in Hugging Face's config ---
 
 FIELDS = (
     ("conv_norm", "feat_extract_norm", "group"),
@@ -46,7 +46,7 @@ CONV_FIELDS = (  # the three numbers of ModelConfig.conv_layers
     ("conv_kernel", (10, 3, 3, 3, 3, 2, 2)),
     ("conv_stride", (5, 2, 2, 2, 2, 2, 2)),
 )
-# Settings that change what the model computes in a way that this package does not have.
+# Settings of which only one value is supported, because they change what the model computes.
 ONLY = {
     "model_type": "wav2vec2",
     "feat_extract_activation": "gelu",
@@ -54,7 +54,7 @@ ONLY = {
     "add_adapter": False,
     "adapter_attn_dim": None,
 }
-# Kept when the source is a fairseq file: fairseq's name, Hugging Face's.
+# Settings of training, kept when the source is a fairseq file: fairseq's name, Hugging Face's.
 TRAINING_FIELDS = (
     ("dropout", "hidden_dropout"),
     ("attention_dropout", "attention_dropout"),
@@ -66,7 +66,7 @@ TRAINING_FIELDS = (
     ("num_negatives", "num_negatives"),
 )
 
-# --- one row a family of weights: Hugging Face's name, fairseq's; {} is the number of a layer ---
+# --- one row per family of weights: Hugging Face's name, fairseq's; {} is the number of a layer ---
 
 FAMILIES = (
     ("masked_spec_embed", "mask_emb"),
@@ -84,7 +84,7 @@ FAMILIES = (
     ("encoder.layers.{}.feed_forward.output_dense", "encoder.layers.{}.fc2"),
     ("encoder.layers.{}.final_layer_norm", "encoder.layers.{}.final_layer_norm"),
 )
-CONV_NORM = {  # fairseq has GroupNorm and LayerNorm at different places
+CONV_NORM = {  # fairseq names GroupNorm and LayerNorm differently
     "group": ("feature_extractor.conv_layers.{}.layer_norm", "feature_extractor.conv_layers.{}.2"),
     "layer": ("feature_extractor.conv_layers.{}.layer_norm", "feature_extractor.conv_layers.{}.2.1"),
 }
@@ -98,7 +98,7 @@ PARAMETER = r"(|\.weight|\.bias|\.weight_g|\.weight_v|\.parametrizations\.weight
 
 
 def rename(name: str, families: list[tuple[str, str]]) -> str | None:
-    """The name in the second column of ``families`` for one in the first; None when no row fits."""
+    """Renames from the first column of ``families`` to the second; None if no row matches."""
     for source, target in families:
         match = re.fullmatch(re.escape(source).replace(r"\{\}", r"(\d+)") + PARAMETER, name)
         if match:
@@ -112,8 +112,8 @@ def rename(name: str, families: list[tuple[str, str]]) -> str | None:
 def read_folder(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Config and weights of a Wav2Vec2Model, or of the one inside a model with a head.
 
-    The heads of fine-tuned models are left out, those of pretraining kept. Whether waves are normalised is said by
-    ``preprocessor_config.json`` or ``processor_config.json``; without either it is Hugging Face's default, yes. Raises
+    The heads of fine-tuned models are dropped, those of pretraining kept. Whether waves are normalised is read from
+    ``preprocessor_config.json`` or ``processor_config.json``; without either it is Hugging Face's default, true. Raises
     CheckpointError, without the folder's name.
     """
     if not (folder / CONFIG).is_file():
@@ -128,7 +128,7 @@ def read_folder(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         if ours is not None:
             weights[ours] = weight
         elif name.startswith(HEADS):
-            logger.info("the head's weight %s is left out", name)
+            logger.info("the weight %s of the head is dropped", name)
         else:
             unknown.add(name)
     if unknown:
@@ -156,7 +156,7 @@ def reads_normalized(folder: pathlib.Path) -> bool:
         values = read_json(folder / PROCESSOR).get("feature_extractor")
         values = values if isinstance(values, dict) else {}
     else:
-        logger.warning("%s has no %s: its waves are normalised, as is Hugging Face's default", folder, PREPROCESSOR)
+        logger.warning("%s has no %s: waves are normalised, Hugging Face's default", folder, PREPROCESSOR)
         return True
     value = values.get("do_normalize", True)
     if not isinstance(value, bool):
@@ -165,12 +165,12 @@ def reads_normalized(folder: pathlib.Path) -> bool:
 
 
 def read_config(values: dict[str, Any], normalize: bool) -> ModelConfig:
-    """ModelConfig from what ``config.json`` says; what it leaves out has Hugging Face's default."""
+    """ModelConfig from the values of ``config.json``; missing ones have Hugging Face's defaults."""
     for key, only in ONLY.items():
         if values.get(key, only) != only:
             raise CheckpointError(f"{CONFIG} says {key} {shown(values[key])}; only {only!r} is supported")
     if "model_type" not in values:
-        raise CheckpointError(f"{CONFIG} says no model_type; expected 'wav2vec2'")
+        raise CheckpointError(f"{CONFIG} has no model_type; expected 'wav2vec2'")
     columns = []
     for key, default in CONV_FIELDS:
         column = values.get(key, default)
@@ -202,7 +202,7 @@ def read_weights(folder: pathlib.Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{found.name} has no weight_map from weights to file names")
     weights = {}
     for part in sorted(set(parts.values())):
-        # An index must not lead out of its folder.
+        # The index must not point outside its folder.
         if pathlib.PurePath(part).name != part or not (folder / part).is_file():
             raise CheckpointError(f"{found.name} lists {shown(part)}; there is no such file in the folder")
         weights |= read_weight_file(folder / part)
@@ -235,12 +235,12 @@ def check_expressible(checkpoint: Checkpoint) -> None:
 def write_folder(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
     """Writes the three files into an existing folder.
 
-    A checkpoint with all that pretraining needs becomes a Wav2Vec2ForPreTraining, another a Wav2Vec2Model; what neither
-    holds is left out, and it is said.
+    A checkpoint with all weights of pretraining becomes a Wav2Vec2ForPreTraining, any other a Wav2Vec2Model. Weights
+    for which the model has no place are dropped, with a warning.
     """
     check_expressible(checkpoint)
     config, weights = checkpoint.config, split_weight_norm(checkpoint.weights)
-    if not config.projection:  # Hugging Face's model always has one: here one that changes nothing
+    if not config.projection:  # Hugging Face's model always has one: the identity
         like = weights["layer_norm.weight"]
         weights["post_extract_proj.weight"] = torch.eye(config.dim, dtype=like.dtype)
         weights["post_extract_proj.bias"] = torch.zeros(config.dim, dtype=like.dtype)
@@ -256,7 +256,7 @@ def write_folder(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
     if unknown:
         raise CheckpointError(f"unknown weights {named(unknown)}; expected those of a wav2vec 2.0")
     if left_out:
-        logger.warning("the weights %s are left out: the Hugging Face model has no place for them", named(left_out))
+        logger.warning("the weights %s are dropped: the Hugging Face model has no place for them", named(left_out))
 
     values = config_values(checkpoint, for_pretraining)
     extractor = {
@@ -271,12 +271,12 @@ def write_folder(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
     for name, content in {CONFIG: values, PREPROCESSOR: extractor}.items():
         (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     tensors = {names[name]: weight.contiguous() for name, weight in weights.items() if name in names}
-    with atomic_path(folder / WEIGHTS) as temporary:  # save_file alone makes it readable by its owner only
+    with atomic_path(folder / WEIGHTS) as temporary:  # save_file alone would make it readable only by its owner
         save_file(tensors, temporary, {"format": "pt"})
 
 
 def config_values(checkpoint: Checkpoint, for_pretraining: bool) -> dict[str, Any]:
-    """What ``config.json`` is to say."""
+    """The values of ``config.json``."""
     config, weights = checkpoint.config, checkpoint.weights
     values = {"architectures": ["Wav2Vec2ForPreTraining" if for_pretraining else "Wav2Vec2Model"], **ONLY}
     values |= {key: getattr(config, field) for field, key, _ in FIELDS}
@@ -284,7 +284,7 @@ def config_values(checkpoint: Checkpoint, for_pretraining: bool) -> dict[str, An
         key: list(column) for (key, _), column in zip(CONV_FIELDS, zip(*config.conv_layers, strict=True), strict=True)
     }
     values |= {theirs: checkpoint.model_cfg[ours] for ours, theirs in TRAINING_FIELDS if ours in checkpoint.model_cfg}
-    if "mask_emb" not in weights:  # the model has that weight only if something is to be masked in training
+    if "mask_emb" not in weights:  # the model has mask_emb only if training masks something
         values |= {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
     if for_pretraining:
         groups, codes, width = codebook_sizes(weights)

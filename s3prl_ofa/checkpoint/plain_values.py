@@ -1,16 +1,16 @@
-"""A configuration out of a file, as plain and bounded values."""
+"""Turns a configuration from a file into plain values of bounded size."""
 
 from typing import Any
 
 from s3prl_ofa.checkpoint.safe_pickle import Container, Dropped, Name, Namespace, Node
 from s3prl_ofa.errors import CheckpointError
 
-# Of a configuration; fairseq's own has about five levels and a thousand values, a hostile one as many as it likes.
+# Bounds of a configuration: fairseq's has about five levels and a thousand values, a hostile one could have any number.
 MAX_DEPTH, MAX_VALUES, MAX_CHARACTERS = 32, 100_000, 1_000_000
 
 
 def unwrap(value: Any) -> Any:
-    """The dict, list or value that a stand-in holds, one level of it; anything else as it is."""
+    """The dict, list or value that a stand-in holds (one level only); any other value unchanged."""
     if isinstance(value, Container):
         return value.state.get("_content")
     if isinstance(value, Node):
@@ -21,7 +21,7 @@ def unwrap(value: Any) -> Any:
 
 
 class Budget:
-    """What a configuration may still hold; a value that it refers to many times counts each time."""
+    """What remains of the bounds; a value that is referred to many times counts each time."""
 
     def __init__(self) -> None:
         self.values, self.characters = MAX_VALUES, MAX_CHARACTERS
@@ -36,8 +36,8 @@ class Budget:
 def plain(value: Any, depth: int = 0, budget: Budget | None = None) -> Any:
     """A configuration without stand-ins: dicts with string keys, lists, strings, numbers, booleans and None.
 
-    Raises CheckpointError when it holds anything else, or has no end. The last two arguments are its own, for what is
-    inside.
+    depth, budget: for the recursion. Raises CheckpointError for other values and for a configuration that is too large,
+    too deep or contains itself.
     """
     budget = budget or Budget()
     budget.spend(len(value) if isinstance(value, str) else 0)

@@ -1,4 +1,4 @@
-"""Reading a checkpoint of any known format."""
+"""Reads a checkpoint of any known format."""
 
 import contextlib
 import json
@@ -52,10 +52,8 @@ def checkpoint_path(path: str | os.PathLike) -> pathlib.Path:
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Configuration and weights of a checkpoint of any known format, which is recognised by its content.
 
-    path: as in ``load``.
-
-    Raises CheckpointError naming the file when it is missing, damaged, not safe to read, not a checkpoint or not of a
-    model that this package has.
+    path: as in ``load``. Raises CheckpointError naming the file if it is missing, damaged, not safe to read, not a
+    checkpoint or not of a supported model.
     """
     path = checkpoint_path(path)
     with naming(path):
@@ -70,7 +68,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 @contextlib.contextmanager
 def naming(path: pathlib.Path, errors: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
-    """Turns these errors, by default those of reading, into a CheckpointError that begins with the file's name."""
+    """Turns these errors, by default those of reading, into CheckpointErrors that begin with the file's name."""
     try:
         yield
     except errors as error:
@@ -90,16 +88,16 @@ def read_file(path: pathlib.Path) -> Checkpoint:
     if not head:
         raise CheckpointError("an empty file; expected a checkpoint")
     if head.startswith(GIT_LFS_MAGIC):
-        raise CheckpointError("a pointer of git-lfs, not the file itself; fetch it with git lfs pull")
+        raise CheckpointError("a git-lfs pointer instead of the file; fetch it with git lfs pull")
     if head[8:9] == b"{":
-        return read_own(path)
+        return read_ours(path)
     if not head.startswith((ZIP_MAGIC, PICKLE_MAGIC)):
         raise CheckpointError(f"begins with {head[:8]!r}; expected what torch.save or safetensors writes")
     return read_torch_state(path, read_torch_file(path))
 
 
-def read_own(path: pathlib.Path) -> Checkpoint:
-    """Our own safetensors; fairseq's configuration, where the source had it, is in the metadata."""
+def read_ours(path: pathlib.Path) -> Checkpoint:
+    """A file in this project's format, with fairseq's configuration in its metadata if the source had it."""
     config, weights, metadata = read_safetensors(path)
     cfg = {}
     for key in ("model_cfg", "task_cfg"):
@@ -114,7 +112,7 @@ def read_own(path: pathlib.Path) -> Checkpoint:
 
 
 def read_torch_state(path: pathlib.Path, state: Any) -> Checkpoint:
-    """Tells fairseq's files from S3PRL's by their keys."""
+    """A checkpoint of S3PRL or fairseq, which differ in their keys."""
     if not isinstance(state, dict):
         raise CheckpointError(f"holds a {type(state).__name__}; expected the dict of a fairseq or S3PRL checkpoint")
     if set(s3prl_format.KEYS) <= set(state):
@@ -122,7 +120,7 @@ def read_torch_state(path: pathlib.Path, state: Any) -> Checkpoint:
     if "model" in state and ("cfg" in state or "args" in state):
         return Checkpoint(*fairseq_format.read_state(state), "fairseq", path)
     if (path.parent / huggingface.CONFIG).is_file():
-        raise CheckpointError("looks like a part of a Hugging Face model; give its folder")
+        raise CheckpointError("looks like part of a Hugging Face model; give its folder")
     found = named({str(key) for key in state}) or "nothing"
     raise CheckpointError(
         f"holds the entries {found}; expected model with cfg or args (fairseq), or "

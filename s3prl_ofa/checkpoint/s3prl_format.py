@@ -1,4 +1,4 @@
-"""S3PRL's converted checkpoints: fairseq's weights and two parts of its configuration, under other names."""
+"""Reads and writes S3PRL's converted checkpoints: fairseq's weights and configuration under other keys."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def read_state(state: dict[str, Any]) -> tuple[ModelConfig, dict[str, Tensor], d
 
 
 def write_state(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The dict that S3PRL's own conversion of the same fairseq file would write."""
+    """The dict that S3PRL's converter would write for the same fairseq file."""
     model_cfg, task_cfg, weights = fairseq_parts(checkpoint)
     weights = {name: weight.clone() for name, weight in weights.items()}
     return {"task_cfg": task_cfg, "model_cfg": model_cfg, "model_weight": weights}

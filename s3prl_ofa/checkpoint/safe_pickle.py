@@ -1,10 +1,10 @@
-"""The pickle inside a PyTorch file, read by our own interpreter, which imports nothing and calls nothing.
+"""Interprets the pickle inside a PyTorch file without importing or calling anything that it names.
 
 Python's unpickler calls whatever the file names. This one knows only the instructions that ``torch.save`` writes and a
 table of names. A name in the table makes a plain container, a ``StoredTensor`` or an inert stand-in; any other name is
 refused. fairseq's older files hold more than tensors: ``argparse.Namespace``, omegaconf containers, numpy scalars, a
-dictionary of letters. Their stand-ins only keep, or drop, what they are given, so neither fairseq nor omegaconf nor
-numpy is needed.
+dictionary of letters. Their stand-ins only keep or drop what they are given, so neither fairseq nor omegaconf nor numpy
+is needed.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ from torch import Tensor
 
 from s3prl_ofa.errors import CheckpointError, shown, shown_text
 
-# Bounds that no real file comes near: a Large model with its optimizer has some 40,000 instructions, 1,300 tensors.
+# Bounds far beyond real files: a Large model with its optimizer has some 40,000 instructions and 1,300 tensors.
 MAX_PICKLE = 2**25  # bytes
 MAX_INSTRUCTIONS, MAX_TENSORS, MAX_DIMS = 500_000, 20_000, 8
 
 
 class StandIn:
-    """Stands for an object of the file: keeps the state it is given and does nothing else."""
+    """Takes the place of an object in the file; keeps the state it is given and does nothing else."""
 
     def __init__(self) -> None:
         self.state: dict[Any, Any] = {}
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}>"  # its state can be of any size, and contain itself
+        return f"<{type(self).__name__}>"  # its state can have any size, and contain itself
 
 
 class Container(StandIn):
@@ -48,11 +48,11 @@ class Namespace(StandIn):
 
 
 class Dropped(StandIn):
-    """Something whose content nobody needs: a type, a numpy number, metadata."""
+    """An object whose content is not needed: a type, a numpy number, metadata."""
 
 
 class Bytes(StandIn):
-    """Bytes, which torch.save writes as a call. Never made, as a few instructions could ask for any number of them."""
+    """Bytes, which torch.save writes as a call. Never created, because a few instructions could ask for any number."""
 
 
 class OddTensor(StandIn):
@@ -61,7 +61,7 @@ class OddTensor(StandIn):
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """A function or class that the pickle names; ``make`` turns its arguments into what the table has for it."""
+    """A function or class that the pickle names; ``make`` turns its arguments into what takes its place."""
 
     name: str
     make: Callable[[tuple], Any]
@@ -69,7 +69,7 @@ class Name:
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """Where tensors have their numbers: ``numel`` of ``dtype`` under ``key``; ``data`` maps keys to bytes."""
+    """The numbers of tensors: ``numel`` of ``dtype`` under ``key``; ``data`` maps keys to bytes."""
 
     key: str
     dtype: torch.dtype
@@ -83,7 +83,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A dense tensor of the file, checked to lie inside its storage and to have no more numbers than that."""
+    """A dense tensor in the file, checked to lie within its storage and to have no more numbers than it."""
 
     storage: Storage
     offset: int
@@ -105,7 +105,7 @@ class StoredTensor:
             )
 
     def tensor(self) -> Tensor:
-        """The tensor, without a copy if the alignment of its dtype allows it."""
+        """The tensor, without a copy if its position in the file is aligned."""
         numbers = self.storage.data[self.storage.key]
         if numbers.storage_offset() % self.storage.dtype.itemsize:
             numbers = numbers.clone()
@@ -114,7 +114,7 @@ class StoredTensor:
 
 
 def rebuilt_tensor(arguments: tuple) -> StoredTensor:
-    """``torch._utils._rebuild_tensor_v2``: storage, offset, size, stride, and what matters only in training."""
+    """``torch._utils._rebuild_tensor_v2`` of storage, offset, size, stride and what only training needs."""
     storage, offset, size, stride = arguments[:4]
     if not (isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple)):
         raise TypeError(f"a tensor made from {shown(arguments)}")
@@ -122,7 +122,7 @@ def rebuilt_tensor(arguments: tuple) -> StoredTensor:
 
 
 def made_bytes(arguments: tuple) -> Bytes:
-    """``_codecs.encode`` and ``bytearray``, of text with a character for each byte."""
+    """``_codecs.encode`` and ``bytearray`` of a text with one character per byte."""
     if arguments and not (isinstance(arguments[0], str) and arguments[1:] in (("latin1",), ("latin-1",))):
         raise CheckpointError(f"bytes are made from {shown(arguments)}, which torch.save does not write")
     return Bytes()
@@ -170,7 +170,7 @@ STAND_INS: dict[type[StandIn], Iterable[str]] = {
         "torch.nn.parameter.Parameter",
         "torch.serialization._get_layout",
         *{str(value) for value in vars(torch).values() if isinstance(value, torch.dtype | torch.qscheme)},
-        # types that a structured omegaconf configuration of fairseq names, and the letters of a fine-tuned model
+        # types named in fairseq's structured omegaconf configurations, and the letters of a fine-tuned model
         "fairseq.data.dictionary.Dictionary",
         "fairseq.dataclass.configs.FairseqConfig",
         "fairseq.models.wav2vec.wav2vec2.Wav2Vec2Config",
@@ -213,10 +213,13 @@ MAKERS: dict[str, Callable[[tuple], Any]] = {
 def read_pickle(file: BinaryIO, data: dict[str, Tensor], storages: dict[str, Storage], for_torch: bool = False) -> Any:
     """The object that the pickle at the file's position describes; leaves the position after the pickle.
 
-    data: the bytes of each storage by key, to which the tensors refer; it may be filled later. storages: filled with
-    those that the pickle names. for_torch: torch reads the file next, so any other name makes a stand-in too, for torch
-    to refuse, and tensors that it would build without bounds are refused. Raises CheckpointError for a name or an
-    instruction that is not allowed and for sizes beyond the bounds; a damaged pickle can raise any other exception.
+    data: the bytes of each storage by key, to which the tensors refer; may be filled later.
+    storages: receives the storages that the pickle names.
+    for_torch: torch reads the file next. Names outside the table then make stand-ins, because torch itself refuses
+        them, and tensors that torch would build without bounds are refused.
+
+    Raises CheckpointError for a name or an instruction that is not allowed and for sizes beyond the bounds; a damaged
+    pickle can raise any other exception.
     """
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stacks beneath each open mark
@@ -289,7 +292,7 @@ def read_pickle(file: BinaryIO, data: dict[str, Tensor], storages: dict[str, Sto
 
 
 def find(argument: str, for_torch: bool) -> Name:
-    """``argument``: module and name, with a space between. Raises CheckpointError for one that the table lacks."""
+    """The Name for ``argument``, "module name". Raises CheckpointError if it is not in the table."""
     module, _, name = argument.partition(" ")
     full = f"{module.replace('__builtin__', 'builtins')}.{name}"  # Python 2's spelling, which protocol 2 keeps
     if not for_torch and full not in MAKERS:
@@ -298,7 +301,7 @@ def find(argument: str, for_torch: bool) -> Name:
 
 
 def make_storage(persistent_id: Any, data: dict[str, Tensor]) -> Storage:
-    """``("storage", type, key, device, numel)``, in the older file format with a sixth value that is always None."""
+    """From ``("storage", type, key, device, numel)``; the older file format adds a sixth value, always None."""
     kind, storage_type, key, _, numel, *view = persistent_id
     if kind != "storage" or view not in ([], [None]) or not isinstance(key, str):
         raise CheckpointError(f"a storage is {shown(persistent_id)}, which torch.save does not write")
@@ -309,14 +312,14 @@ def make_storage(persistent_id: Any, data: dict[str, Tensor]) -> Storage:
 
 def extend(target: Any, items: list[Any]) -> None:
     if type(target) is not list:
-        raise TypeError(f"items for {shown(target)}, which is no list")
+        raise TypeError(f"items for {shown(target)}, which is not a list")
     target.extend(items)
 
 
 def update(target: Any, keys: list[Any], values: list[Any]) -> None:
-    """Raises CheckpointError for keys that could take forever to hash: nested tuples, numbers made to collide."""
+    """Raises CheckpointError for keys that could take forever to hash: nested tuples, numbers chosen to collide."""
     if type(target) is not dict:
-        raise TypeError(f"entries for {shown(target)}, which is no dict")
+        raise TypeError(f"entries for {shown(target)}, which is not a dict")
     for key, value in zip(keys, values, strict=True):
         if not isinstance(key, str | int | float | None) or (isinstance(key, int) and abs(key) >= 2**63):
             raise CheckpointError(f"a dictionary has the key {shown(key)}; expected a name or a number")
@@ -339,13 +342,13 @@ def refusal(name: str) -> str:
 
 
 def explain(error: Exception) -> str:
-    """One sentence for an error that ``read_pickle`` or ``torch.load(weights_only=True)`` raised."""
+    """One sentence on an error of ``read_pickle`` or ``torch.load(weights_only=True)``."""
     text = str(error)
     for pattern in REFUSALS:
         found = pattern.search(text)
         if found:
             name = found.group(1).rstrip(".")
-            return refusal(name if "." in name or " " in name else f"builtins.{name}")  # torch leaves that module out
+            return refusal(name if "." in name or " " in name else f"builtins.{name}")  # torch omits that module
     if isinstance(error, pickle.UnpicklingError):
         text = re.sub(r"(?s).*WeightsUnpickler error:\s*", "", text)
     reason = ": ".join([type(error).__name__, *text.strip().splitlines()[:1]])

@@ -1,7 +1,7 @@
-"""The two file formats of ``torch.save``: a zip archive, and before PyTorch 1.6 pickles followed by the numbers.
+"""Reads the two file formats of ``torch.save``: zip archives, and before PyTorch 1.6 pickles followed by the numbers.
 
-Both are mapped into memory, and every record is checked before it is used: its position, its size against that of its
-storage in the pickle, its checksum (the older format has none).
+Both are mapped into memory, and every record is checked before it is used: its position, its size against that of the
+storage in the pickle, and its checksum, which the older format does not have.
 """
 
 import io
@@ -20,22 +20,22 @@ from s3prl_ofa.errors import CheckpointError, shown
 
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"
-MAX_DIRECTORY = 2**22  # bytes of a zip's list of its records, some 100 for each
+MAX_DIRECTORY = 2**22  # bytes of a zip's list of records, some 100 per record
 LOCAL_HEADER = struct.Struct("<4s2xHH16xHH")  # of a record: magic, flags, method, lengths of its name and extra field
 LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 
 def read_torch_file(path: str | os.PathLike, for_torch: bool = False) -> object:
-    """What ``torch.save`` wrote at ``path``; the tensors in it are ``StoredTensor``, mapped from the file.
+    """What ``torch.save`` wrote to ``path``; its tensors are ``StoredTensor``, mapped from the file.
 
-    Stand-ins may be among the values; ``plain`` turns them into a configuration. Nothing in the file is run. Every
-    record's checksum is computed: 0.1 s for Base (380 MB), a seventh of ``load``. Raises CheckpointError, whose
-    sentence leaves out the file's name, for a file that is damaged, that names anything outside the allow-list, or
-    whose tensors claim more than it holds. ``for_torch``: see ``read_pickle``.
+    Nothing in the file is run. Values may hold stand-ins, which ``plain`` turns into a configuration. Computing every
+    record's checksum takes 0.1 s for Base (380 MB), a seventh of ``load``. Raises CheckpointError, without the file's
+    name, for a file that is damaged, that names anything outside the table, or whose tensors claim more than it holds.
+    for_torch: see ``read_pickle``.
     """
     with pathlib.Path(path).open("rb") as file:
         try:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # no empty file
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # fails for an empty file
             if mapped[: len(ZIP_MAGIC)] == ZIP_MAGIC:
                 return read_zip(file, mapped, for_torch)
             if mapped[:1] != PICKLE_MAGIC:
@@ -48,10 +48,9 @@ def read_torch_file(path: str | os.PathLike, for_torch: bool = False) -> object:
 
 
 def check_torch_file(path: str | os.PathLike) -> None:
-    """To be called before ``torch.load(weights_only=True)``, which runs nothing but bounds nothing either.
+    """To be called before ``torch.load(weights_only=True)``, which runs nothing but has no bounds.
 
-    Raises CheckpointError for a file that is damaged, or could take endless time or memory. What it may name is left to
-    torch.
+    Raises CheckpointError for a file that is damaged or could take unlimited time or memory. Names are left to torch.
     """
     read_torch_file(path, for_torch=True)
 
@@ -65,7 +64,7 @@ def as_tensor(mapped: mmap.mmap) -> Tensor:
 
 
 class Directory(io.BufferedReader):
-    """A file from which zipfile reads the list of records, and no more than its bound."""
+    """A file from which zipfile reads the list of records, up to MAX_DIRECTORY."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > MAX_DIRECTORY:
@@ -99,10 +98,10 @@ def read_zip(file: io.BufferedReader, mapped: mmap.mmap, for_torch: bool) -> obj
 
 
 def zip_records(file: io.BufferedReader, mapped: mmap.mmap) -> dict[str, range]:
-    """Where each record of the archive lies in the file. Raises CheckpointError for a damaged one.
+    """The position of each record of the archive. Raises CheckpointError for a damaged archive.
 
-    Exactly what is read later is checked here: each record is uncompressed, overlaps no other, and has the name and the
-    checksum that the list at the archive's end gives it.
+    It checks exactly what is read later: each record is uncompressed, overlaps no other, and has the name and the
+    checksum that the list at the end of the archive gives.
     """
     records: dict[str, range] = {}
     with zipfile.ZipFile(Directory(file.raw)) as archive:
@@ -110,7 +109,7 @@ def zip_records(file: io.BufferedReader, mapped: mmap.mmap) -> dict[str, range]:
         start_of_directory = archive.start_dir
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise CheckpointError("a TorchScript archive; expected the weights of a model")
-    # torch.serialization.set_crc32_options(False) writes 0 for all of them.
+    # With torch.serialization.set_crc32_options(False) all of them are 0.
     has_checksums = any(entry.CRC for entry in entries)
     end = 0
     view = memoryview(mapped)
@@ -138,7 +137,7 @@ def zip_records(file: io.BufferedReader, mapped: mmap.mmap) -> dict[str, range]:
 
 
 def read_legacy(mapped: mmap.mmap, for_torch: bool) -> object:
-    """Five pickles: a magic number, a version, the machine, the object, the storages' keys; then each one's numbers."""
+    """Five pickles (magic number, version, machine, object, keys of the storages), then each storage's numbers."""
     file = io.BytesIO(mapped[:MAX_PICKLE])
     data: dict[str, Tensor] = {}
     storages: dict[str, Storage] = {}

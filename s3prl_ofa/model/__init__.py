@@ -1,4 +1,4 @@
-"""The model: front end, rate (alpha, lambd, period), continuous integrate-and-fire, encoder. Needs only torch."""
+"""The model: front end, rate (alpha, lambd, frame period), continuous integrate-and-fire and encoder."""
 
 from s3prl_ofa.model.cif import cif
 from s3prl_ofa.model.config import SAMPLE_RATE, ModelConfig

@@ -11,11 +11,11 @@ from s3prl_ofa.model.cif import CifPlan, apply_cif, plan_cif
 from s3prl_ofa.model.packing import pad, spread
 from s3prl_ofa.model.rate import mix
 
-KERNEL = 5  # frames that the predictor sees around each frame
+KERNEL = 5  # frames that the predictor's convolution spans
 
 
 class AlphaPredictor(nn.Module):
-    """Convolution over time, LayerNorm, ReLU, Linear, sigmoid: one alpha in (0, 1) a frame."""
+    """Convolution over time, LayerNorm, ReLU, Linear, sigmoid: one alpha in (0, 1) per frame."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -25,14 +25,14 @@ class AlphaPredictor(nn.Module):
     def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
         """From rows (frames of the batch, dim) to alpha (frames of the batch,) in float64.
 
-        An utterance sees zeros beyond its ends, whatever stands beside it in the batch.
+        Beyond its ends an utterance sees zeros, not its neighbours in the batch.
         """
         layout, positions = spread(rows, lengths, gap=KERNEL // 2)
         hidden = self.cnn(layout.t()[None])[0].t()
         if positions is not None:
             hidden = hidden[positions]
         norm, _, linear = self.layer
-        # The last steps never in half precision, nor by autocast: its alpha would move the number of frames.
+        # Never in half precision, not even under autocast: rounding alpha would change the number of frames.
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         with torch.autocast(rows.device.type, enabled=False):
             gain, bias = norm.weight.to(dtype), norm.bias.to(dtype)
@@ -42,7 +42,7 @@ class AlphaPredictor(nn.Module):
 
 
 class Compressor(nn.Module):
-    """Alpha predictor, rate and continuous integrate-and-fire together."""
+    """Alpha predictor, rate and continuous integrate-and-fire."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

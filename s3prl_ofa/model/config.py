@@ -1,4 +1,4 @@
-"""The shape of a model: what is needed, beside the weights, to run it."""
+"""The configuration of a model: all that is needed to run it but its weights."""
 
 import dataclasses
 import math
@@ -8,12 +8,12 @@ from s3prl_ofa.errors import shown
 
 SAMPLE_RATE = 16_000  # Hz
 MIN_FRAME_PERIOD_MS = 20.0  # the frame period of the convolutional front end
-# (channels, kernel, stride) of the seven convolutions of wav2vec 2.0 (arXiv 2006.11477): 400 samples seen, 320 hop
+# (channels, kernel, stride) of the seven convolutions of wav2vec 2.0 (arXiv 2006.11477): receptive field 400, hop 320
 WAV2VEC2_CONV_LAYERS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
 
 
 def is_whole(value: Any) -> bool:
-    """Whether ``value`` is a whole number above 0; booleans are not."""
+    """Whether ``value`` is a whole number above 0; a boolean is not."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
@@ -21,7 +21,7 @@ def is_whole(value: Any) -> bool:
 class ModelConfig:
     """A wav2vec 2.0, with or without the compressor. Defaults are those of Base without a compressor.
 
-    Raises ValueError, naming the field, when a value cannot be a model.
+    Raises ValueError naming the field whose value is not valid.
     """
 
     conv_layers: tuple[tuple[int, int, int], ...] = WAV2VEC2_CONV_LAYERS  # (channels, kernel, stride) each
@@ -36,7 +36,7 @@ class ModelConfig:
     pos_conv_kernel: int = 128
     pos_conv_groups: int = 16
     activation: str = "gelu"  # of the feed-forward blocks: "gelu" or "relu"
-    normalize: bool = False  # the wave is brought to mean 0 and variance 1 first
+    normalize: bool = False  # each wave is brought to mean 0 and variance 1 first
     compressor: str = "none"  # "cif" or "none"
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ class ModelConfig:
         return field
 
     def num_frames(self, samples: int) -> int:
-        """Frames that the front end makes of so many samples (works on integer tensors too)."""
+        """Frames of the front end for this many samples, an int or an integer tensor."""
         return (samples - self.receptive_field) // self.hop + 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """Raises ValueError for a key that no field has."""
+        """The inverse of ``to_dict``. Raises ValueError for unknown keys and values that are not valid."""
         if not isinstance(values, dict):
             raise ValueError(f"expected the fields of a model config, found {shown(values)}")
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})

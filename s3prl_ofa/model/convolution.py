@@ -1,17 +1,17 @@
-"""Grouped convolutions that are right on every CPU."""
+"""Grouped convolutions that give correct results on every CPU, in 16 bits too."""
 
 import torch
 from torch import Tensor, nn
 
 # On CPUs with AMX, oneDNN (torch 2.13) silently gives garbage for a grouped convolution in bfloat16 whose channels per
-# group are not a multiple of this: relative error 1.1 at 8 and 12. It is right at 16, 32, 48 (Base) and 64 (Large), and
-# everywhere with ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16. In float16 most CPUs have no such kernel at all: 48 channels per
+# group are not a multiple of this: relative error 1.1 at 8 and 12. It is correct at 16, 32, 48 (Base) and 64 (Large),
+# and always with ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16. In float16 most CPUs have no such kernel at all: 48 channels per
 # group take 26 times as long as in float32.
 CHANNELS_PER_GROUP = 16
 
 
 def lowered_dtype(tensor: Tensor) -> torch.dtype | None:
-    """The 16-bit dtype that products with ``tensor`` are computed in, its own or autocast's; None in full precision."""
+    """The 16-bit dtype, of ``tensor`` or autocast, that products with it are computed in; None in full precision."""
     kind, dtype = tensor.device.type, tensor.dtype
     if dtype == torch.float32 and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
@@ -19,7 +19,7 @@ def lowered_dtype(tensor: Tensor) -> torch.dtype | None:
 
 
 class _ExactGroups:
-    """Computes in float32 the convolutions that such a kernel gets wrong; the result has the kernel's dtype."""
+    """Computes in float32 the convolutions that 16-bit kernels get wrong; the result has the 16-bit dtype."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         kind, dtype = input.device.type, lowered_dtype(input)
@@ -32,11 +32,11 @@ class _ExactGroups:
 
 
 class Conv1d(_ExactGroups, nn.Conv1d):
-    """``torch.nn.Conv1d``, right in lowered precision for any number of channels per group."""
+    """``torch.nn.Conv1d``, correct in 16 bits for any number of channels per group."""
 
 
 class Conv2d(_ExactGroups, nn.Conv2d):
-    """``torch.nn.Conv2d``, right in lowered precision for any number of channels per group."""
+    """``torch.nn.Conv2d``, correct in 16 bits for any number of channels per group."""
 
 
 def use_exact_groups(model: nn.Module) -> None:

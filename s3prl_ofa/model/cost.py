@@ -1,4 +1,4 @@
-"""What a model costs to run, in multiply-accumulates (MACs), computed from its shape."""
+"""What a model costs to run, in multiply-accumulates (MACs), computed from its configuration."""
 
 import torch
 
@@ -7,11 +7,11 @@ from s3prl_ofa.model.compressor import KERNEL
 
 
 def macs(config: ModelConfig, samples: int, frames: int) -> int:
-    """MACs of one utterance of so many samples whose hidden states have so many frames.
+    """MACs of one utterance of ``samples`` samples whose hidden states have ``frames`` frames.
 
-    Convolutions, linear layers and the two products of attention are counted; norms, activations and the sum of
-    integrate-and-fire are left out (below a hundredth). Frames equal to ``config.num_frames(samples)`` mean lambd 0,
-    where the alpha predictor does not run.
+    Counts convolutions, linear layers and the two products of attention; leaves out norms, activations and the sums of
+    integrate-and-fire, which are below 1%. ``frames`` equal to ``config.num_frames(samples)`` means lambd 0, where the
+    alpha predictor does not run.
     """
     total, length, width = 0, samples, 1
     for channels, kernel, stride in config.conv_layers:
@@ -29,6 +29,6 @@ def macs(config: ModelConfig, samples: int, frames: int) -> int:
 
 
 def macs_per_second(config: ModelConfig, samples: torch.Tensor, frames: torch.Tensor) -> float:
-    """MACs a second of audio over several utterances: samples (utterances,), frames (utterances,)."""
+    """MACs per second of audio over several utterances: samples (utterances,), frames (utterances,)."""
     total = sum(macs(config, *pair) for pair in zip(samples.tolist(), frames.tolist(), strict=True))
     return total * SAMPLE_RATE / int(samples.sum())

@@ -8,20 +8,20 @@ from s3prl_ofa.model.config import ModelConfig
 from s3prl_ofa.model.convolution import Conv2d
 from s3prl_ofa.model.packing import pad, positions_of, spread, starts_of, unpad, valid_mask
 
-# Utterances attend in groups of similar length, each padded to its longest: at most this much longer than the shortest.
+# Attention is computed for groups of utterances, padded to the longest, which is at most this many times the shortest.
 GROUP_RATIO = 1.3
 
 
 class AttentionGroup:
-    """Utterances of similar length that attend in one call, and where their rows stand in the batch."""
+    """Utterances of similar length whose attention is one call, and the places of their rows in the batch."""
 
     def __init__(self, lengths: Tensor, members: Tensor, device: torch.device) -> None:
         self.lengths = lengths[members]
-        own_starts = starts_of(lengths)[members]
-        everything = len(members) == len(lengths) and bool((members == torch.arange(len(lengths))).all())
-        self.rows = None if everything else positions_of(self.lengths, own_starts).to(device)
+        starts = starts_of(lengths)[members]
+        whole_batch = len(members) == len(lengths) and bool((members == torch.arange(len(lengths))).all())
+        self.rows = None if whole_batch else positions_of(self.lengths, starts).to(device)
         ragged = int(self.lengths.min()) < int(self.lengths.max())
-        # (utterances, 1 head, 1 query, keys): keys beyond an utterance's end are not attended to
+        # (utterances, 1 head, 1 query, keys): an utterance does not attend to keys beyond its end
         self.mask = valid_mask(self.lengths)[:, None, None].to(device) if ragged else None
 
 
@@ -40,7 +40,7 @@ def attention_groups(lengths: Tensor, device: torch.device) -> list[AttentionGro
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each with a residual; LayerNorm after (Base) or before (Large) each."""
+    """Self-attention and feed-forward blocks, each with a residual; LayerNorm after (Base) or before (Large) each."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class EncoderLayer(nn.Module):
         qkv = self.qkv(rows)
         if groups[0].rows is None:
             return self.out(self.attend_group(qkv, groups[0]))
-        attended = qkv.new_empty(rows.shape)  # under autocast another dtype than the rows'
+        attended = qkv.new_empty(rows.shape)  # under autocast its dtype is not that of the rows
         for group in groups:
             attended = attended.index_copy(0, group.rows, self.attend_group(qkv[group.rows], group))
         return self.out(attended)
@@ -90,8 +90,8 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.pre_norm = config.pre_norm
-        # In two dimensions, one of them 1, because then torch takes rows as they lie, channels last; some 1.5 times
-        # faster on a CPU than one dimension.
+        # A 2-D convolution of height 1, because torch then takes rows as they are (channels last), which makes it some
+        # 1.5 times faster on a CPU than Conv1d.
         self.pos_conv = Conv2d(
             config.dim,
             config.dim,
@@ -105,7 +105,7 @@ class Encoder(nn.Module):
     def positions(self, rows: Tensor, lengths: Tensor) -> Tensor:
         """Positional information (frames of the batch, dim): a wide grouped convolution over time and a GELU."""
         layout, where = spread(rows, lengths, gap=self.pos_conv.kernel_size[1] // 2)
-        # an even kernel gives one frame more than it got; it is the last one
+        # An even kernel gives one frame too many, the last one.
         convolved = self.pos_conv(layout[None, None].permute(0, 3, 1, 2))[0, :, 0].t()[: len(layout)]
         return F.gelu(convolved if where is None else convolved[where])
 

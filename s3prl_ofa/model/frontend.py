@@ -1,8 +1,8 @@
 """The convolutional front end: waves to one frame every 20 ms.
 
-All utterances of a batch stand in one long wave, each at a multiple of the hop, so every convolution is a matrix
-product over the whole batch, time first, without padding. The few frames that would see two utterances are dropped at
-the end.
+The utterances of a batch are laid out in one long wave, each starting at a multiple of the hop, so that every
+convolution is a matrix product over the whole batch, time first, without padding to the longest utterance. The few
+frames that would span two utterances are dropped at the end.
 """
 
 import torch
@@ -14,8 +14,8 @@ from s3prl_ofa.model.packing import positions_of, starts_of
 
 BLOCK = 4  # output frames that share one set of first-layer weights; utterances start at multiples of it
 NORM_EPS = 1e-5
-# Output frames computed at a time: on a CPU the activations stay near its caches and products are large enough for its
-# threads, on a GPU the launches are few.
+# Output frames computed at a time: on a CPU few enough for activations to stay near its caches, and enough to keep its
+# threads busy; on a GPU enough to keep kernel launches few.
 CHUNK = {"cpu": 256, "cuda": 8192}
 
 
@@ -23,9 +23,9 @@ class FrontEnd(nn.Module):
     """Seven strided convolutions, as in wav2vec 2.0, with GroupNorm on the first or LayerNorm on each.
 
     Weights are kept as matrices (kernel * channels in, channels out): row j * channels + c belongs to step j of the
-    kernel. GroupNorm here has one channel a group. Its mean and variance over time come from the utterance's own
-    samples alone and need no pass over the activations: for a linear convolution y = W u of windows u,
-    mean(y) = W mean(u) and var(y) = W cov(u) W^T, so normalising is another set of weights, one an utterance.
+    kernel. GroupNorm here has one channel per group. Its mean and variance over time are those of a single
+    utterance and need no pass over the activations: for a linear convolution y = W u of windows u, mean(y) = W mean(u)
+    and var(y) = W cov(u) W^T, so normalising amounts to a set of weights for each utterance.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -48,10 +48,10 @@ class FrontEnd(nn.Module):
         config = self.config
         samples = torch.tensor([len(wave) for wave in waves])
         if config.conv_norm == "group":
-            # The normalisation takes any offset out again; without it the float32 products keep their precision.
+            # The normalisation removes any offset; removing it first keeps the float32 products precise.
             waves = [wave - wave.mean() for wave in waves]
         lengths = config.num_frames(samples)
-        # Whole blocks that hold every sample, so that the normalisation sees each window of the utterance.
+        # Whole blocks for all samples, so that the normalisation sees every window of the utterance.
         blocks = -(-samples // (config.hop * BLOCK))
         wave = self.lay_out(waves, blocks)
         utterance = torch.repeat_interleave(torch.arange(len(waves)), blocks).to(wave.device)
@@ -69,7 +69,7 @@ class FrontEnd(nn.Module):
         return rows[positions_of(lengths, starts_of(blocks * BLOCK)).to(rows.device)], lengths
 
     def lay_out(self, waves: list[Tensor], blocks: Tensor) -> Tensor:
-        """One wave that holds all, each in its own blocks, and zeros for the last window to look into."""
+        """All waves in one, each padded with zeros to whole blocks, with zeros at the end for the last window."""
         size = self.config.hop * BLOCK
         _, kernel, stride = self.config.conv_layers[0]
         parts = []
@@ -78,7 +78,7 @@ class FrontEnd(nn.Module):
         return torch.cat([*parts, waves[0].new_zeros(kernel - stride)])
 
     def windows(self, wave: Tensor, start_block: int, num_blocks: int) -> Tensor:
-        """(blocks, windows a block, kernel) view of the first convolution's windows."""
+        """(blocks, windows per block, kernel) view of the first convolution's windows."""
         _, kernel, stride = self.config.conv_layers[0]
         size = self.config.hop * BLOCK
         shape = (num_blocks, size // stride, kernel)
@@ -89,7 +89,7 @@ class FrontEnd(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Kernels (utterances or 1, kernel, channels) and biases (the same, 1, channels) of the first convolution.
 
-        utterance: (blocks,) whose each block is.
+        utterance: (blocks,) index of the utterance that each block belongs to.
         """
         weight = self.weights[0]
         bias = self.biases[0] if self.config.conv_bias else None
@@ -98,8 +98,8 @@ class FrontEnd(nn.Module):
         _, kernel, stride = self.config.conv_layers[0]
         count = ((samples - kernel) // stride + 1).to(wave.device)
 
-        # Sums of windows and of their products, by utterance, over windows that lie inside it. In float64: the
-        # covariance is a difference of large numbers when the wave has an offset.
+        # Sums of windows and of their products, per utterance, over the windows that lie inside it. In float64, because
+        # the covariance is a difference of large numbers when the wave has an offset.
         windows = self.windows(wave, 0, int(blocks.sum())).double()
         first_window = (starts_of(blocks) * (self.config.hop * BLOCK // stride)).to(wave.device)
         window = torch.arange(windows.shape[0] * windows.shape[1], device=wave.device).view(windows.shape[:2])
@@ -111,7 +111,7 @@ class FrontEnd(nn.Module):
         second, mean = moments[..., :-1], moments[..., -1]
         covariance = second - mean[:, :, None] * mean[:, None, :]
 
-        # A bias of the convolution shifts the mean and is taken out again by the normalisation.
+        # A bias of the convolution shifts only the mean, which the normalisation removes.
         exact = weight.double()
         variance = torch.einsum("kc,bkj,jc->bc", exact, covariance, exact).clamp(min=0.0)
         scale = self.norm_weights[0].double() * torch.rsqrt(variance + NORM_EPS)
@@ -121,25 +121,25 @@ class FrontEnd(nn.Module):
     def convolve(
         self, wave: Tensor, start: int, stop: int, kernels: Tensor, biases: Tensor | None, utterance: Tensor
     ) -> Tensor:
-        """Output frames [start, stop) of the one long wave: (stop - start, channels). start is at a block."""
+        """Output frames [start, stop) of the long wave, ``start`` a multiple of BLOCK: (stop - start, channels)."""
         config, dtype = self.config, self.weights[0].dtype
         samples = config.receptive_field + (stop - start - 1) * config.hop
         first, size = start // BLOCK, config.hop * BLOCK
-        # The last frames look into the next block. At the end of the wave there is none, and the last frame, which is
-        # never one of an utterance, is not made.
+        # The last frames reach into the next block. At the end of the wave there is none, and the last frame, which
+        # belongs to no utterance, is not computed.
         count = min(-(-samples // size), len(wave) // size - first)
         windows = self.windows(wave, first, count).to(dtype)
 
-        def own(values: Tensor) -> Tensor:
-            """What is one a utterance, or one for all, as one a block."""
+        def per_block(values: Tensor) -> Tensor:
+            """Values per utterance, or the same for all, repeated for each block."""
             if len(values) == 1:
                 return values.expand(count, -1, -1)
             return values[utterance[first : first + count]]
 
         if biases is None:
-            hidden = torch.bmm(windows, own(kernels))
+            hidden = torch.bmm(windows, per_block(kernels))
         else:
-            hidden = torch.baddbmm(own(biases), windows, own(kernels))
+            hidden = torch.baddbmm(per_block(biases), windows, per_block(kernels))
         hidden = self.activate(hidden.flatten(0, 1), 0)
         for index in range(1, len(config.conv_layers)):
             hidden = self.activate(self.convolution(hidden, index), index)
@@ -159,7 +159,7 @@ class FrontEnd(nn.Module):
             view = rows.as_strided((outputs, width), (stride * inputs, 1), rows.storage_offset() + step * inputs)
             part = self.weights[index][step * inputs : step * inputs + width]
             if result is not None:
-                # in place saves a copy, but autocast has no products in place
+                # in place saves a copy, but autocast does not cover in-place products
                 autocast = torch.is_autocast_enabled(rows.device.type)
                 result = torch.addmm(result, view, part) if autocast else result.addmm_(view, part)
             elif self.config.conv_bias:
@@ -169,7 +169,7 @@ class FrontEnd(nn.Module):
         return result
 
     def activate(self, rows: Tensor, index: int) -> Tensor:
-        """LayerNorm, where the layer has one over channels, and GELU."""
+        """LayerNorm over channels, where the model has it, and GELU."""
         if self.config.conv_norm == "layer":
             rows = F.layer_norm(rows, rows.shape[1:], self.norm_weights[index], self.norm_biases[index], NORM_EPS)
         return F.gelu(rows)

@@ -1,4 +1,4 @@
-"""A check of this machine's 16-bit kernels before they are used: a wrong one raises no error of its own."""
+"""Checks this machine's 16-bit kernels before they are used, because a wrong one raises no error."""
 
 import copy
 import math
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from s3prl_ofa.model.ofa import OFAWav2Vec2
 
 SAMPLES, FRAMES = 4_000, 32
-# Relative to float32's result. bfloat16 stays below 0.05 in every part; a wrong kernel gives 1 or more.
+# Relative to the result in float32. bfloat16 stays below 0.05 in every part; a wrong kernel gives 1 or more.
 LARGEST_ERROR = 0.3
 
 
 def check_kernels(model: "OFAWav2Vec2") -> None:
     """Compares each part of a model that runs in 16 bits with itself in float32, on a quarter of a second of noise.
 
-    Done once per device and dtype of a model, and not in full precision. Raises RuntimeError naming the part whose
+    Runs once per device and dtype of a model, and only in 16 bits. Raises RuntimeError naming the part whose
     result is wrong or not finite: oneDNN and torch have had such kernels for certain CPUs and shapes.
     """
     weight = model.feature_norm.weight
     dtype = lowered_dtype(weight)
-    # The parts of a replica of DataParallel have no parameters that could be converted.
+    # The weights of DataParallel's replicas are not parameters, so a replica's parts cannot be converted.
     if dtype is None or (weight.device, dtype) in model.checked_kernels or getattr(model, "_is_replica", False):
         return
     with torch.no_grad():
@@ -47,7 +47,7 @@ def check_kernels(model: "OFAWav2Vec2") -> None:
 
 
 def errors(model: "OFAWav2Vec2") -> Iterator[tuple[str, float]]:
-    """Yields the name and relative error of each part, run on an input of its own so that errors do not add up."""
+    """Yields the name and relative error of each part, each on its own input so that errors do not add up."""
     config, weight = model.config, model.feature_norm.weight
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([FRAMES])

@@ -1,7 +1,7 @@
-"""Fairseq's names for the weights (the reference's too, and those of our files) and this model's own.
+"""Converts between fairseq's state dict, whose names the reference and our files use too, and this model's.
 
-Each family of weights is renamed by one rule; what the model keeps in another form (convolutions as matrices, query,
-key and value together) is brought into it here, once, at load.
+Each family of weights is renamed by one rule. What the model keeps in another form (convolutions as matrices, query,
+key and value together) is converted once, at load.
 """
 
 import re
@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from s3prl_ofa.errors import CheckpointError, listed, shown
+from s3prl_ofa.model.compressor import KERNEL
 from s3prl_ofa.model.config import ModelConfig
 
 # Weights that only pretraining uses.
 PRETRAINING = re.compile(
     r"(mask_emb$|quantizer\.|input_quantizer\.|project_q\.|project_inp\.|final_proj\.|target_glu\.|_ema$)"
 )
-POS_CONV_WEIGHT = "encoder.pos_conv.0.weight"  # in fairseq one weight, or weight-normed as two, _g and _v
+POS_CONV_WEIGHT = "encoder.pos_conv.0.weight"  # in fairseq one weight, or two with weight norm, _g and _v
 POS_CONV = "encoder.pos_conv.weight"  # (dim, dim / groups, 1, kernel) here, without the 1 in fairseq
-# (fairseq's name, this model's name); {} stands for the number of the layer
+# (fairseq's name, this model's name); {} is the number of the layer
 RENAMED = (
     ("layer_norm.", "feature_norm."),
     ("post_extract_proj.", "projection."),
@@ -35,7 +36,7 @@ RENAMED = (
 
 
 def conv_names(config: ModelConfig) -> dict[str, str]:
-    """This model's name of each weight of the front end -> fairseq's."""
+    """fairseq's name of each weight of the front end, by this model's."""
     names = {}
     norm = "2.1" if config.conv_norm == "layer" else "2"
     for index in range(len(config.conv_layers)):
@@ -50,7 +51,7 @@ def conv_names(config: ModelConfig) -> dict[str, str]:
 
 
 def fairseq_name(name: str) -> str:
-    """Fairseq's name for one of this model's weights outside the front end and the attention's input."""
+    """fairseq's name of one of this model's weights, but for the front end and the attention's input."""
     layer = re.match(r"encoder\.layers\.(\d+)\.", name)
     number = layer.group(1) if layer else ""
     for theirs, ours in RENAMED:
@@ -60,7 +61,7 @@ def fairseq_name(name: str) -> str:
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each weight that a model of this configuration has, under fairseq's names."""
+    """The shape of each weight of a model of this configuration, under fairseq's names."""
     dim, conv_dim, shapes, inputs = config.dim, config.conv_dim, {}, 1
     pairs = {"layer_norm": (conv_dim,)}  # shapes of weights that have a bias
     for index, (channels, kernel, _) in enumerate(config.conv_layers):
@@ -74,7 +75,7 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if config.projection:
         pairs["post_extract_proj"] = (dim, conv_dim)
     if config.compressor == "cif":
-        pairs["cif_subsampler.alpha_fn.cnn"] = (conv_dim, conv_dim, 5)
+        pairs["cif_subsampler.alpha_fn.cnn"] = (conv_dim, conv_dim, KERNEL)
         pairs["cif_subsampler.alpha_fn.layer.0"] = (conv_dim,)
         pairs["cif_subsampler.alpha_fn.layer.2"] = (1, conv_dim)
     pairs["encoder.pos_conv.0"] = (dim, dim // config.pos_conv_groups, config.pos_conv_kernel)
@@ -91,7 +92,7 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def check_shapes(weights: dict[str, Tensor], config: ModelConfig) -> None:
     """Raises CheckpointError naming the first five weights that are missing, unknown or of another shape."""
     shapes = weight_shapes(config)
-    if POS_CONV_WEIGHT not in weights:  # in its two halves
+    if POS_CONV_WEIGHT not in weights:  # weight norm
         kernel = shapes[POS_CONV_WEIGHT][2]
         shapes |= {f"{POS_CONV_WEIGHT}_g": (1, 1, kernel), f"{POS_CONV_WEIGHT}_v": shapes.pop(POS_CONV_WEIGHT)}
     given = {name for name in weights if not PRETRAINING.match(name)}
@@ -109,7 +110,7 @@ def check_shapes(weights: dict[str, Tensor], config: ModelConfig) -> None:
 def check_finite(weights: dict[str, Tensor], dtype: torch.dtype) -> None:
     """Raises CheckpointError naming the first weight, and its value, that is not finite in ``dtype``."""
     for name, weight in weights.items():
-        # Rounding is monotonic: the smallest and the largest decide for all, and both are NaN if any value is.
+        # Rounding is monotonic, so the smallest and the largest value suffice; both are NaN if any value is.
         for value in weight.aminmax() if weight.numel() else ():
             if not value.to(dtype).isfinite():
                 raise CheckpointError(
@@ -118,9 +119,9 @@ def check_finite(weights: dict[str, Tensor], dtype: torch.dtype) -> None:
 
 
 def merge_weight_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Replaces a weight-normed positional convolution (g, v) by the weight it stands for: g v / |v|.
+    """Replaces the two parts (g, v) of a weight-normed positional convolution by its weight, g v / |v|.
 
-    The norm runs over the first two dimensions, one a kernel position (fairseq's ``weight_norm(dim=2)``).
+    The norm is over the first two dimensions, one per kernel position (fairseq's ``weight_norm(dim=2)``).
     """
     weights = dict(weights)
     if POS_CONV_WEIGHT not in weights:
@@ -138,34 +139,34 @@ def from_fairseq(
 ) -> dict[str, Tensor]:
     """This model's state dict from weights under fairseq's names.
 
-    names: this model's own names of its weights. dtype: that in which it holds them. Raises CheckpointError naming
-    weights that are missing, unknown, of another shape or not finite in ``dtype``.
+    names: the keys of this model's state dict. dtype: the dtype of its weights. Raises CheckpointError naming weights
+    that are missing, unknown, of another shape or not finite in ``dtype``.
     """
     check_shapes(weights, config)
     weights = merge_weight_norm(weights)
     check_finite({name: weight for name, weight in weights.items() if not PRETRAINING.match(name)}, dtype)
 
-    own = {}
+    state = {}
     conv = conv_names(config)
     for name in names:
         if name in conv:
             tensor = weights[conv[name]]
-            own[name] = tensor.permute(2, 1, 0).flatten(0, 1) if tensor.dim() == 3 else tensor
+            state[name] = tensor.permute(2, 1, 0).flatten(0, 1) if tensor.dim() == 3 else tensor
         elif ".qkv." in name:
             layer, kind = name.split(".qkv.")
-            own[name] = torch.cat([weights[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"])
+            state[name] = torch.cat([weights[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"])
         elif name == POS_CONV:
-            own[name] = weights[fairseq_name(name)].unsqueeze(2)
+            state[name] = weights[fairseq_name(name)].unsqueeze(2)
         else:
-            own[name] = weights[fairseq_name(name)]
-    return own
+            state[name] = weights[fairseq_name(name)]
+    return state
 
 
-def to_fairseq(own: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def to_fairseq(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Weights under fairseq's names from this model's state dict: the inverse of :func:`from_fairseq`."""
     weights = {}
     conv = conv_names(config)
-    for name, tensor in own.items():
+    for name, tensor in state.items():
         if name in conv:
             if tensor.dim() == 2:
                 kernel = config.conv_layers[int(name.rsplit(".", 1)[1])][1]

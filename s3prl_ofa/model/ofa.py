@@ -2,8 +2,8 @@
 
     waves -> front end (20 ms frames) -> LayerNorm -> compressor -> projection -> encoder -> hidden states
 
-Every step works on rows, the frames of all utterances laid end to end (see packing.py), so an utterance's features
-depend neither on its neighbours in the batch nor on padding.
+Every step works on rows, the frames of all utterances laid end to end (see packing.py), so the features of an utterance
+depend neither on the others in its batch nor on padding.
 """
 
 import dataclasses
@@ -39,15 +39,15 @@ PerUtterance = float | Sequence[float] | Tensor
 
 @dataclasses.dataclass(frozen=True)
 class ExtractOutput:
-    """Features of a batch, padded with zeros, and where their frames lie in time.
+    """Hidden states of a batch, padded with zeros, and the times of their frames.
 
     hidden_states: layers + 1 tensors (batch, frames, dim): the input of each layer, then the encoder's output.
     lengths: (batch,) int64, valid frames.
-    times: (batch, frames, 2) float64, start and end of every frame in seconds.
+    times: (batch, frames, 2) float64, start and end of each frame in seconds.
     lambd: (batch,) float64, the lambd that was used.
-    frame_period_ms: (batch,) float64, the mean period that came out: 1000 * seconds / frames.
+    frame_period_ms: (batch,) float64, the resulting mean frame period: 1000 * seconds / frames.
     input_lengths: (batch,) int64, 20 ms frames before compression.
-    frame_index: (batch, 20 ms frames) int64, the frame that covers each 20 ms frame.
+    frame_index: (batch, 20 ms frames) int64, the frame that holds the middle of each 20 ms frame.
     alpha_sum: (batch,) float64, the sum of the predictor's alpha; None where it was not needed (lambd 0 throughout).
     """
 
@@ -76,8 +76,8 @@ class ForwardOutput(NamedTuple):
 class OFAWav2Vec2(nn.Module):
     """wav2vec 2.0 (arXiv 2006.11477) with once-for-all sequence compression (arXiv 2211.02332), for inference.
 
-    Made in eval mode with parameters that need no gradient; ``requires_grad_(True)`` opens it for fine-tuning (there is
-    no dropout). A checkpoint is read by ``s3prl_ofa.load``.
+    Created in eval mode with frozen parameters; ``requires_grad_(True)`` makes them trainable (there is no dropout).
+    ``s3prl_ofa.load`` creates it from a checkpoint.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -88,7 +88,7 @@ class OFAWav2Vec2(nn.Module):
         self.compressor = Compressor(config.conv_dim) if config.compressor == "cif" else None
         self.projection = nn.Linear(config.conv_dim, config.dim) if config.projection else nn.Identity()
         self.encoder = Encoder(config)
-        self.checked_kernels: set[tuple[torch.device, torch.dtype]] = set()  # what check_kernels has found right
+        self.checked_kernels: set[tuple[torch.device, torch.dtype]] = set()  # passed by check_kernels
         self.requires_grad_(False).eval()
 
     @property
@@ -96,18 +96,17 @@ class OFAWav2Vec2(nn.Module):
         return self.feature_norm.weight.device
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Takes weights under fairseq's names; those of pretraining alone (quantizer, mask_emb, ...) are passed over.
+        """Loads weights under fairseq's names, ignoring those of pretraining only (quantizer, mask_emb, ...).
 
         Raises ValueError naming the weights that are missing, unknown, of another shape or not finite in this model's
         dtype.
         """
-        own = from_fairseq(weights, self.config, self.state_dict(), self.feature_norm.weight.dtype)
-        self.load_state_dict(own)
+        self.load_state_dict(from_fairseq(weights, self.config, self.state_dict(), self.feature_norm.weight.dtype))
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of all weights under fairseq's names, on the CPU, in the model's dtype."""
-        own = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.state_dict().items()}
-        return to_fairseq(own, self.config)
+        state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.state_dict().items()}
+        return to_fairseq(state, self.config)
 
     def fingerprint(self) -> str:
         """SHA-256 of config and weights: the same whatever file and format the model came from, and on any device."""
@@ -122,7 +121,7 @@ class OFAWav2Vec2(nn.Module):
         write_safetensors(path, self.config, self.weights())
 
     def frames(self, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The front end's normalised output: rows (frames of the batch, conv dim), and frames (batch,) on the CPU.
+        """The front end's normalised output: rows (frames of the batch, conv dim), and lengths (batch,) on the CPU.
 
         Raises RuntimeError if a 16-bit kernel of this machine gives wrong results.
         """
@@ -133,7 +132,7 @@ class OFAWav2Vec2(nn.Module):
         return self.feature_norm(rows), lengths
 
     def alpha(self, waves: Waves) -> tuple[Tensor, Tensor]:
-        """The predictor's alpha (batch, 20 ms frames), float64, zeros after each end, and the 20 ms frames (batch,).
+        """The predictor's alpha (batch, 20 ms frames), float64, padded with zeros, and the lengths (batch,).
 
         Raises ValueError for bad waves and for a checkpoint without a compressor.
         """
@@ -177,11 +176,11 @@ class OFAWav2Vec2(nn.Module):
         """Hidden states of a batch at a chosen rate.
 
         waves: list of 1-D float tensors or arrays (samples,), 16 kHz mono, at least 400 samples each.
-        lambd: a number in [0, 2), or one an utterance; 0 is no compression (20 ms), 1 the model's own alpha.
-        frame_period_ms: instead of lambd, the mean frame period, 20 or more, or one an utterance; the number of frames
-            that is nearest to it is met exactly, with the lambd that gives it.
-        layers: stop after so many layers of the encoder (0: only its input); all by default.
-        allow_beyond_one: let a frame period use lambd above 1 where lambd 1 gives too many frames; without it the
+        lambd: a number in [0, 2), or one per utterance; 0 is no compression (20 ms), 1 the model's alpha alone.
+        frame_period_ms: the mean frame period, 20 or more, or one per utterance, instead of lambd. Each utterance gets
+            the number of frames nearest to it, exactly, through the lambd that gives it.
+        layers: number of encoder layers to run (0: only the encoder's input); all by default.
+        allow_beyond_one: let a frame period use lambd above 1 where lambd 1 gives too many frames. Otherwise the
             nearest reachable rate is used, with a warning in the log.
 
         Without lambd and frame_period_ms, lambd is 0. Raises ValueError for bad waves, rates and layers.
@@ -194,7 +193,7 @@ class OFAWav2Vec2(nn.Module):
             raise ValueError(f"layers must be a whole number from 0 to {self.config.layers}, found {layers!r}")
         waves = check_waves(waves, self.config.receptive_field, self.device)
         seconds = torch.tensor([len(wave) for wave in waves], dtype=torch.float64, device=self.device) / SAMPLE_RATE
-        # Rates are checked before any work is done.
+        # The rate is checked before any work is done.
         if frame_period_ms is not None:
             rate = check_frame_period(frame_period_ms, len(waves)).to(self.device)
         else:
@@ -241,7 +240,7 @@ class OFAWav2Vec2(nn.Module):
     def lambd_for(
         frames: Tensor, alpha_sum: Tensor, input_lengths: Tensor, periods_ms: Tensor, allow_beyond_one: bool
     ) -> Tensor:
-        """The lambd (batch,) for the wanted ``frames`` (batch,); says in the log where they cannot be reached."""
+        """The lambd (batch,) for the wanted ``frames`` (batch,); warns in the log where they cannot be reached."""
         solved, reached = solve_lambd(frames, alpha_sum, input_lengths, allow_beyond_one)
         if not bool(reached.all()):
             unreached = (~reached).nonzero()[:, 0].tolist()
@@ -255,7 +254,7 @@ class OFAWav2Vec2(nn.Module):
 
 
 def uncompressed_plan(input_lengths: Tensor) -> CifPlan:
-    """The plan in which every frame fires: what lambd 0 gives, without asking the predictor."""
+    """The plan in which every frame fires: that of lambd 0, without running the predictor."""
     frame = torch.arange(int(input_lengths.max()), device=input_lengths.device, dtype=torch.float64)
     lengths = input_lengths[:, None].double()
     return CifPlan(torch.minimum(frame, lengths), torch.minimum(frame + 1, lengths), input_lengths, input_lengths)

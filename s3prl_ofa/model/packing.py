@@ -1,8 +1,8 @@
-"""Utterances of different lengths laid end to end, so that no frame of padding is ever computed.
+"""Packs utterances of different lengths end to end, so that no frame of padding is ever computed.
 
 Everything between the wave and the hidden states works on *rows*: the frames of all utterances of a batch, one after
-the other, (frames of the whole batch, dim). Only operations that look along time need to know where an utterance ends;
-they get a layout with gaps of zeros from :func:`spread`.
+the other, (frames of the whole batch, dim). Only operations along time need to know where an utterance ends; they get a
+layout with gaps of zeros from :func:`spread`.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def starts_of(lengths: Tensor, gap: int = 0) -> Tensor:
-    """(batch,) position of each utterance's first row when ``gap`` rows stand between utterances."""
+    """(batch,) position of each utterance's first row, with ``gap`` rows between utterances."""
     return torch.cumsum(lengths + gap, 0) - (lengths + gap)
 
 
@@ -33,7 +33,7 @@ def spread(rows: Tensor, lengths: Tensor, gap: int) -> tuple[Tensor, Tensor | No
 
 
 def pad(rows: Tensor, lengths: Tensor) -> Tensor:
-    """From rows (rows, ...) to (batch, longest, ...), zeros after each utterance's end; a view where possible."""
+    """From rows (rows, ...) to (batch, longest, ...), with zeros after each utterance's end; a view where possible."""
     batch, longest = len(lengths), int(lengths.max())
     if rows.shape[0] == batch * longest:
         return rows.view(batch, longest, *rows.shape[1:])

@@ -1,7 +1,7 @@
 """The rate: how ``lambd`` and the frame period turn the predictor's alpha into the weights that are integrated.
 
 For lambd in [0, 1] the weight of a frame is (1 - lambd) + lambd * alpha: at 0 every frame fires (20 ms), at 1 the
-model's own alpha decides. For lambd in [1, 2) it is (2 - lambd) * alpha: fewer and fewer frames (arXiv 2211.02332).
+model's alpha alone decides. For lambd in [1, 2) it is (2 - lambd) * alpha: fewer and fewer frames (arXiv 2211.02332).
 The number of output frames is the sum of the weights, linear in lambd, so a wanted number has a lambd in closed form.
 """
 
@@ -14,25 +14,25 @@ from torch import Tensor
 from s3prl_ofa.model.cif import TINY
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 
-MAX_LAMBD = 2.0  # exclusive: at 2 no frame would be left
+MAX_LAMBD = 2.0  # exclusive: at 2 no frames would be left
 
 
 def per_utterance(value: float | Sequence[float] | Tensor, batch: int, name: str) -> Tensor:
-    """A number, or one an utterance, as float64 (batch,); keeps the gradient of a tensor.
+    """A number, or one per utterance, as float64 (batch,); keeps the gradient of a tensor.
 
-    Raises ValueError when it is neither.
+    Raises ValueError if it is neither.
     """
     try:
         values = value.double() if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{name} must be a number, or one number an utterance, found {value!r}") from None
+        raise ValueError(f"{name} must be a number, or one number per utterance, found {value!r}") from None
     if values.shape not in ((), (batch,)):
-        raise ValueError(f"{name} must be one number or {batch} (one an utterance), found shape {tuple(values.shape)}")
+        raise ValueError(f"{name} must be one number or {batch} (one per utterance), found shape {tuple(values.shape)}")
     return values.expand(batch)
 
 
 def check_lambd(lambd: float | Sequence[float] | Tensor, batch: int) -> Tensor:
-    """lambd as float64 (batch,). Raises ValueError when a value lies outside [0, 2)."""
+    """lambd as float64 (batch,). Raises ValueError if a value lies outside [0, 2)."""
     values = per_utterance(lambd, batch, "lambd")
     if not bool(((values >= 0) & (values < MAX_LAMBD)).all()):
         raise ValueError(f"lambd must be in [0, {MAX_LAMBD:g}), found {values.detach().tolist()}")
@@ -64,11 +64,11 @@ def wanted_frames(seconds: Tensor, frame_period_ms: Tensor, input_lengths: Tenso
 def solve_lambd(
     frames: Tensor, alpha_sum: Tensor, input_lengths: Tensor, allow_beyond_one: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The lambd (batch,) that gives exactly the wanted number of frames (batch,), and whether it can be reached.
+    """The lambd (batch,) that gives exactly the wanted number of frames (batch,), and whether it is reachable.
 
     With T input frames, N wanted and A the sum of alpha, lambd = (T - N) / (T - A), from the sum of the weights
     T - lambd (T - A) = N. Fewer than floor(A) frames need lambd above 1, lambd = 2 - N / A; without
-    ``allow_beyond_one`` such an utterance gets lambd 1, the nearest rate, and counts as not reached.
+    ``allow_beyond_one`` such an utterance gets lambd 1, the nearest rate, and counts as not reachable.
     """
     wanted, total, alpha_sum = frames.double(), input_lengths.double(), alpha_sum.double()
     up_to_one = ((total - wanted) / (total - alpha_sum).clamp(min=TINY)).clamp(0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Our own file: safetensors with fairseq's names for the weights and the model's config, as JSON, in the metadata."""
+"""This project's file format: safetensors with fairseq's weight names and the config, as JSON, in the metadata."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.model.config import ModelConfig
 from s3prl_ofa.version import __version__
 
-FORMAT = "s3prl-ofa 1"  # what the metadata's "format" says; the number grows when old readers could not read it
+FORMAT = "s3prl-ofa 1"  # the metadata's "format"; the number grows when older versions cannot read new files
 MAX_WEIGHTS = 5_000  # the largest models have some 800
 MAX_HEADER = 2**22  # bytes; Base's with all of fairseq's configuration has 30,000
 
@@ -23,7 +23,7 @@ def write_safetensors(
     weights: dict[str, Tensor],
     extra_metadata: dict[str, str] | None = None,
 ) -> None:
-    """Writes the file whole or not at all. ``weights`` under fairseq's names; further metadata keys as text."""
+    """Writes the file atomically. weights: under fairseq's names. extra_metadata: further keys of its metadata."""
     metadata = {
         **(extra_metadata or {}),
         "format": FORMAT,
@@ -38,7 +38,7 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
     """The tensors of any safetensors file, by the names it gives them, and its metadata.
 
     The library checks that the tensors fill the file without gaps or overlaps; the format has no checksums. Raises
-    CheckpointError for a file that is not safetensors, or is damaged.
+    CheckpointError for a file that is not safetensors or is damaged.
     """
     try:
         with open(path, "rb") as file:
@@ -58,13 +58,13 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
 def read_safetensors(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Tensor], dict[str, str]]:
     """Config, weights under fairseq's names, and all metadata.
 
-    Raises CheckpointError for a file that is not safetensors, is damaged, or is not one of ours.
+    Raises CheckpointError for a file that is not safetensors, is damaged, or was not written by this project.
     """
     weights, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT or "config" not in metadata:
         raise CheckpointError(
-            f"{path}: safetensors without the metadata of a file of ours (format {FORMAT!r}), "
-            f"found format {shown(metadata.get('format'))}; a Hugging Face model is read by its folder"
+            f"{path}: safetensors without this project's metadata: expected format {FORMAT!r}, "
+            f"found {shown(metadata.get('format'))}; a Hugging Face model is read from its folder"
         )
     try:
         config = ModelConfig.from_dict(json.loads(metadata["config"]))

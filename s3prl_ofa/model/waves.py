@@ -1,4 +1,4 @@
-"""Checking of what comes in: a batch of waves."""
+"""Checks the waves that come in and normalises them."""
 
 from collections.abc import Sequence
 
@@ -16,8 +16,8 @@ NORM_EPS = 1e-5
 def check_waves(waves: Sequence[Tensor | np.ndarray], shortest: int, device: torch.device) -> list[Tensor]:
     """A batch as float32 tensors (samples,) on ``device``.
 
-    Raises ValueError, naming the utterance, when one is not a 1-D float tensor or array, has fewer than ``shortest``
-    samples or a value that is not finite, or when the batch is empty or no list.
+    Raises ValueError if the batch is not a list or is empty, or naming the utterance that is not a 1-D float tensor or
+    array, has fewer than ``shortest`` samples or holds a value that is not finite.
     """
     expected = f"a list of 1-D float tensors or arrays, {SAMPLE_RATE} Hz mono"
     if not isinstance(waves, list | tuple):
@@ -29,7 +29,7 @@ def check_waves(waves: Sequence[Tensor | np.ndarray], shortest: int, device: tor
     checked = []
     for index, wave in enumerate(waves):
         if isinstance(wave, np.ndarray) and wave.dtype.kind == "f":
-            # writeable too, as torch wants it: a memory-mapped file is copied
+            # Writeable, as torch wants it, so a memory-mapped file is copied.
             wave = torch.from_numpy(np.require(wave, np.float32, ["C", "W"]))
         if not isinstance(wave, Tensor) or not wave.is_floating_point():
             found = f"{wave.dtype} values" if hasattr(wave, "dtype") else type(wave).__name__

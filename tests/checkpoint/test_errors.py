@@ -125,7 +125,7 @@ def test_wrong_content_is_one_sentence(reference, save, case):
 WRONG_FILES = {
     "empty": (b"", "an empty file"),
     "text": (b"<!DOCTYPE html><html>not found</html>", r"begins with b'<!DOCTYP'"),
-    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "pointer of git-lfs"),
+    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git-lfs pointer"),
     "zip": (b"PK\x03\x04 and nothing more", "damaged, cut short or not a checkpoint"),
     "pickle": (pickle.dumps([1], protocol=2), "not a checkpoint"),
     "safetensors": (b"\x10\0\0\0\0\0\0\0{nothing more", "not a readable safetensors file"),
