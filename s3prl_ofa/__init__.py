@@ -1,7 +1,7 @@
 """A wav2vec 2.0 whose frame period is chosen at run time, for S3PRL and on its own.
 
-``s3prl_ofa.load`` reads a checkpoint of any known format. Importing this package imports nothing heavy: torch comes
-with the first use of one of its names, S3PRL only with ``s3prl_ofa.superb``.
+``s3prl_ofa.load`` reads a checkpoint of any known format. Importing this package imports nothing heavy: torch is
+imported when one of its names is first used, S3PRL only by ``s3prl_ofa.superb``.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What the parsers of all commands share: one-line errors, suggestions for typos, common options."""
+"""The parser that all commands share: one-line errors, suggestions for typos, and common options."""
 
 import argparse
 import difflib
@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from s3prl_ofa.device import AUTO
 
-# argparse's message for a value that is not among an argument's choices; how it quotes them depends on the version
+# argparse's message for a value that is not one of an argument's choices; quoting depends on the Python version
 INVALID_CHOICE = re.compile(r"invalid choice: '(?P<found>.*)' \(choose from (?P<choices>.*)\)")
 
 

@@ -1,4 +1,4 @@
-"""The command line, ``s3prl-ofa <command>``: wiring only. What a command does stands in its own module."""
+"""The command line, ``s3prl-ofa <command>``: wiring, exit statuses and errors; each command is a module elsewhere."""
 
 import argparse
 import importlib
@@ -17,26 +17,26 @@ from s3prl_ofa.version import __version__
 
 
 class Command(NamedTuple):
-    """Where a command lives. The module is imported when the command is chosen, so that ``--help`` is immediate."""
+    """Where a command is implemented. The module is imported only for its command, so that ``--help`` is immediate."""
 
     module: str
     help: str
-    add_arguments: str | None = "add_arguments"  # None: the command reads its own arguments
+    add_arguments: str | None = "add_arguments"  # None: the command parses its arguments itself
     run: str = "run"
 
 
 COMMANDS = {
-    "extract": Command("s3prl_ofa.extract.command", "features, lengths and times of audio files, to disk"),
-    "info": Command("s3prl_ofa.info", "what a checkpoint holds, and its table of lambd against frame period"),
-    "run_downstream": Command("s3prl_ofa.superb.downstream.command", "S3PRL's runner with ofa_wav2vec2 in it", None),
-    "link": Command("s3prl_ofa.superb.compat.link", "put the upstream into a source checkout of S3PRL"),
-    "unlink": Command("s3prl_ofa.superb.compat.link", "take it out again", "add_unlink_arguments", "run_unlink"),
-    "prepare": Command("s3prl_ofa.superb.prepare.command", "from corpora to the files that the tasks need"),
-    "guidance": Command("s3prl_ofa.guidance.command", "what alpha is to learn, from alignments or from speech alone"),
+    "extract": Command("s3prl_ofa.extract.command", "write features, lengths and times of audio files to disk"),
+    "info": Command("s3prl_ofa.info", "show what a checkpoint holds, and its frame period for every lambd"),
+    "run_downstream": Command("s3prl_ofa.superb.downstream.command", "train and evaluate tasks with S3PRL", None),
+    "link": Command("s3prl_ofa.superb.compat.link", "add the upstream to a source checkout of S3PRL"),
+    "unlink": Command("s3prl_ofa.superb.compat.link", "remove it from there", "add_unlink_arguments", "run_unlink"),
+    "prepare": Command("s3prl_ofa.superb.prepare.command", "make the files that the tasks need from corpora"),
+    "guidance": Command("s3prl_ofa.guidance.command", "make targets for alpha from alignments or from speech alone"),
     "pretrain": Command("s3prl_ofa.pretrain.launch", "train a once-for-all wav2vec 2.0 with fairseq", None),
-    "sweep": Command("s3prl_ofa.sweep.command", "rates x tasks x seeds from one file, resumable"),
-    "report": Command("s3prl_ofa.sweep.report", "table, plots and a page of what a sweep has found"),
-    "convert": Command("s3prl_ofa.checkpoint.command", "a checkpoint from one format to another"),
+    "sweep": Command("s3prl_ofa.sweep.command", "run rates x tasks x seeds from one file, resumable"),
+    "report": Command("s3prl_ofa.sweep.report", "make a table, plots and a page of the results of a sweep"),
+    "convert": Command("s3prl_ofa.checkpoint.command", "convert a checkpoint from one format to another"),
 }
 
 
@@ -50,10 +50,10 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"s3prl-ofa {__version__}")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for debugging")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    # torch.distributed.launch puts it before the command's own arguments
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error, also after the command")
+    # torch.distributed.launch puts it before the arguments of the command.
     parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS)
-    parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="command", help="one of those below")
+    parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="command", help="one of the commands below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see: s3prl-ofa <command> --help")
     return parser
 
@@ -71,13 +71,13 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0 success, 1 failure, 2 bad usage, 130 Ctrl-C, 143 SIGTERM."""
+    """Runs the command line. Returns the exit status: 0 success, 1 failure, 2 bad usage, 130 Ctrl-C, 143 SIGTERM."""
     parser = build_parser()
     options = parser.parse_args(argv)
     if options.command is None:
         parser.print_help()
         return 0
-    # After the command too, where most people put it; none of S3PRL's options has this name.
+    # Also after the command, where most people put it; no option of S3PRL has this name.
     debug = options.debug or "--debug" in options.arguments
     arguments = [argument for argument in options.arguments if argument != "--debug"]
     if options.local_rank is not None and options.command == "run_downstream":
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def guarded(prefix: str, run: Callable[[], int], debug: bool = False) -> int:
-    """The exit status of ``run``; what it raises becomes one line on stderr, or with ``debug`` stays a traceback."""
+    """Returns the exit status of ``run``; its errors become one line on stderr, with ``debug`` they stay tracebacks."""
     with termination() as seen:
         try:
             try:
@@ -97,7 +97,7 @@ def guarded(prefix: str, run: Callable[[], int], debug: bool = False) -> int:
             except Exception as error:
                 if not seen:
                     return failed(prefix, error, debug)
-                raise Terminated from error  # torch reports data workers that ended first as an error
+                raise Terminated from error  # torch raises an error for data workers that SIGTERM ended first
         except KeyboardInterrupt:
             if seen:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process is ending
@@ -106,9 +106,9 @@ def guarded(prefix: str, run: Callable[[], int], debug: bool = False) -> int:
 
 
 def failed(prefix: str, error: Exception, debug: bool) -> int:
-    """Prints the error in one line and returns the exit status; raises it again with ``debug``."""
+    """Prints the error in one line and returns the exit status; with ``debug`` raises it again."""
     if isinstance(error, BrokenPipeError):
-        # The reader of our output went away (``| head``); keep Python from complaining about it once more at exit.
+        # The reader of our output is gone (``| head``); keep Python from complaining again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if debug:

@@ -1,4 +1,4 @@
-"""Errors that a user can mend. The command line prints their message as one line, without a traceback."""
+"""Errors that the user can fix, which the command line prints in one line, and helpers for their messages."""
 
 import reprlib
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ _repr.maxdict = _repr.maxlist = _repr.maxtuple = _repr.maxset = _repr.maxfrozens
 
 
 def shown(value: object) -> str:
-    """``repr(value)`` shortened for a message: a value from a file can be of any size, or contain itself."""
+    """``repr(value)``, shortened for a message: a value from a file can have any size, or contain itself."""
     text = _repr.repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
@@ -23,15 +23,15 @@ def shown_text(text: str) -> str:
 
 
 def listed(items: Iterable[str], limit: int = 5, separator: str = ", ") -> str:
-    """The first ``limit`` items, and how many more there are, for a message."""
+    """The first ``limit`` items and the number of the rest, for a message."""
     items = list(items)
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     return separator.join(items[:limit]) + more
 
 
 class UsageError(ValueError):
-    """The request itself is wrong (a bad option, a missing folder): exit status 2."""
+    """The request itself is wrong, such as a bad option or a missing folder: exit status 2."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be read, is not safe to read, or does not fit: the message names the file and why."""
+    """A checkpoint cannot be read, is not safe to read, or does not fit; the message names the file and the reason."""

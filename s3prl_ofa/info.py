@@ -1,4 +1,4 @@
-"""``s3prl-ofa info CKPT``: what a checkpoint holds, and which frame periods it gives on real audio."""
+"""``s3prl-ofa info CKPT``: what a checkpoint holds, and its frame periods on real audio."""
 
 import argparse
 import json
@@ -22,16 +22,16 @@ LAMBDS = tuple(step / 10 for step in range(11))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ckpt", metavar="CKPT", help="a checkpoint of any known format")
+    parser.add_argument("ckpt", metavar="CKPT", help="a checkpoint of any known format, or tiny, the bundled one")
     parser.add_argument(
-        "--audio", nargs="+", metavar="FILES", help="what the table is measured on: files or folders (default: bundled)"
+        "--audio", nargs="+", metavar="FILES", help="files or folders to measure the table on (default: bundled)"
     )
     add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the answer. Raises UsageError for audio that cannot be used, CheckpointError."""
+    """Prints the result. Raises CheckpointError, and UsageError for audio that cannot be used."""
     from s3prl_ofa.checkpoint import load, read_checkpoint
 
     utterances = find_utterances(args.audio or [BUNDLED_AUDIO])
@@ -63,10 +63,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(model: "OFAWav2Vec2", waves: list[Any], lambds: Sequence[float] = LAMBDS) -> dict[str, Any]:
-    """Mean alpha over all frames, and for every lambd the frame periods that come out, utterance by utterance.
+    """Mean alpha over all frames, and a row per lambd with the mean, shortest and longest frame period of the waves.
 
-    The formula period = 20 / (1 - lambd (1 - mean alpha)) says what lambd gives before the number of frames is
-    rounded down; the table has what is really got. A checkpoint without a compressor has lambd 0 alone.
+    period = 20 / (1 - lambd (1 - mean alpha)) holds before the number of frames is rounded down; the table has the real
+    periods. A checkpoint without a compressor has only lambd 0.
     """
     import torch
 
@@ -107,10 +107,10 @@ def as_text(result: dict[str, Any]) -> str:
     alpha = "none (no compressor: 20 ms only)" if result["mean_alpha"] is None else f"{result['mean_alpha']:.3f}"
     lines += [f"{'mean alpha':12} {alpha}", "config"]
     lines += [f"  {key:16} {value}" for key, value in result["config"].items()]
-    lines += ["", "lambd  frame period (ms)  shortest  longest  GMAC a second of audio"]
+    lines += ["", "lambd  frame period (ms)  shortest  longest  GMAC per second of audio"]
     for row in result["table"]:
         lines.append(
             f"{row['lambd']:5.1f}  {row['frame_period_ms']:17.1f}  {row['shortest_ms']:8.1f}  {row['longest_ms']:7.1f}"
-            f"  {row['macs_per_second'] / 1e9:22.3f}"
+            f"  {row['macs_per_second'] / 1e9:24.3f}"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Where the folders lie that S3PRL's users look for at the top level: ``upstream`` and ``downstream_configs``."""
+"""Finds the folders that are at the top level for S3PRL's users: ``upstream`` and ``downstream_configs``."""
 
 import pathlib
 
@@ -6,9 +6,9 @@ PACKAGE = pathlib.Path(__file__).resolve().parent
 
 
 def folder(name: str) -> pathlib.Path:
-    """The folder ``name``: inside the package where it was installed, beside the package in a checkout.
+    """The folder ``name``: inside the package if it was installed, beside it in a checkout.
 
-    Raises FileNotFoundError when it is in neither place.
+    Raises FileNotFoundError if it is in neither place.
     """
     for parent in (PACKAGE, PACKAGE.parent):
         if (parent / name).is_dir():

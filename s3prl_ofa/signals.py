@@ -1,6 +1,6 @@
-"""SIGTERM, which Slurm, systemd and ``kill`` send, ends a command as Ctrl-C does.
+"""Makes SIGTERM, which Slurm, systemd and ``kill`` send, end a command as Ctrl-C does.
 
-Only the command line handles signals; used as a library, the package leaves them to its user.
+Only the command line handles signals; used as a library, the package leaves them alone.
 """
 
 import contextlib
@@ -10,11 +10,11 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-SIGNAL_STATUS = 128  # a shell's exit status for a process that a signal ended is this plus the signal's number
+SIGNAL_STATUS = 128  # plus the signal's number: a shell's exit status of a process that the signal ended
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM was received. A KeyboardInterrupt, so that whatever cleans up at Ctrl-C does so at SIGTERM too."""
+    """SIGTERM was received. A KeyboardInterrupt, so that what cleans up after Ctrl-C does so after SIGTERM too."""
 
 
 def in_main_thread() -> bool:
@@ -24,9 +24,9 @@ def in_main_thread() -> bool:
 
 @contextlib.contextmanager
 def termination(replace: bool = False) -> Iterator[list[int]]:
-    """Every SIGTERM raises Terminated in the block; yields a list to which the signal's number is added each time.
+    """Raises Terminated for every SIGTERM within the block; yields the list of the signals received so far.
 
-    A handler that is already set, as submitit does on a cluster, is kept unless ``replace`` is true.
+    A handler that is already set, as by submitit on a cluster, is kept unless ``replace`` is true.
     """
     seen: list[int] = []
 
@@ -47,7 +47,7 @@ def termination(replace: bool = False) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def put_off() -> Iterator[None]:
-    """Delays Ctrl-C and SIGTERM to the end of the block, so that a process started in it is recorded first."""
+    """Delays Ctrl-C and SIGTERM to the end of the block, so that a process that it starts is recorded first."""
     came: list[tuple[int, FrameType | None]] = []
     if not in_main_thread():
         yield
@@ -67,8 +67,7 @@ def put_off() -> Iterator[None]:
 
 
 def wait_for(process: subprocess.Popen) -> int:
-    """The exit status of ``process``. An interrupt terminates it too and waits for its end; a second interrupt does
-    not wait."""
+    """The exit status of ``process``. An interrupt terminates it and waits for its end; a second one does not wait."""
     try:
         return process.wait()
     except BaseException:

@@ -1,3 +1,3 @@
-"""The version, in one place: setup.py, the package and every written file read it here."""
+"""The version: setup.py, the package and every file that is written take it from here."""
 
 __version__ = "0.1.0"

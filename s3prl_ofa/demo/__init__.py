@@ -1,1 +1,1 @@
-"""The demo: its audio, its checkpoint, and SID at several rates through S3PRL."""
+"""The demo: speaker identification at several rates through S3PRL, with bundled audio and a bundled checkpoint."""

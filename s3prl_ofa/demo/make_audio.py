@@ -1,6 +1,6 @@
 """Makes the bundled audio with espeak-ng (1.51 was used): ``python -m s3prl_ofa.demo.make_audio OUT``.
 
-Kept so that anyone can see, and repeat, where the files come from; nobody needs to run it.
+It documents where the files come from; nobody needs to run it.
 """
 
 import argparse
@@ -13,8 +13,8 @@ import soundfile
 
 from s3prl_ofa.io.audio import SAMPLE_RATE, load_audio
 
-PEAK = 0.5  # of full scale, for every utterance, so that loudness tells no voice apart
-# espeak-ng voice, pitch (0 to 99), words a minute
+PEAK = 0.5  # of full scale, for all utterances, so that loudness does not tell voices apart
+# espeak-ng voice, pitch (0 to 99), words per minute
 VOICES = (
     ("en-us+m3", 20, 165),
     ("en-us+f2", 75, 170),
@@ -46,7 +46,7 @@ TEST = (
     "Could you bring me a glass of water and the blue book?",
     "The wind turned to the north and the air smelled of snow.",
 )
-PARTS = ((1, "dev", TRAIN), (2, "dev", DEV), (3, "test", TEST))  # number in VoxCeleb1's list, its folder, sentences
+PARTS = ((1, "dev", TRAIN), (2, "dev", DEV), (3, "test", TEST))  # number in VoxCeleb1's list, folder, sentences
 
 
 def speak(text: str, voice: str, pitch: int, speed: int) -> np.ndarray:
@@ -60,7 +60,7 @@ def speak(text: str, voice: str, pitch: int, speed: int) -> np.ndarray:
 
 
 def make(out: pathlib.Path) -> None:
-    """Writes audio, split list and transcripts below ``out``, laid out as VoxCeleb1 is."""
+    """Writes audio, split list and transcripts to ``out``, laid out as in VoxCeleb1."""
     listing, transcripts = [], []
     for number, voice in enumerate(VOICES, start=1):
         for split, part, sentences in PARTS:

@@ -1,7 +1,7 @@
-"""The main job in small: speaker identification on the bundled audio, through S3PRL, at several rates.
+"""The demo: speaker identification on the bundled audio, through S3PRL, at several rates.
 
-Every rate is one ``s3prl-ofa run_downstream`` for training and one for evaluation on the test split, as a user would
-type them; the commands and what they print are kept in the output folder.
+For each rate one ``s3prl-ofa run_downstream`` trains and another one evaluates on the test split, as a user would type
+them. The commands and their output are kept in the output folder.
 """
 
 import argparse
@@ -28,13 +28,13 @@ FOLDER = pathlib.Path(__file__).parent
 AUDIO = FOLDER / "audio"
 LAMBDS = (0.0, 0.5, 1.0)
 STEPS = 80
-LEARNING_RATE = 0.02  # high, because the steps are few
+LEARNING_RATE = 0.02  # high, because there are few steps
 COLUMNS = {
     "lambd": "lambd",
     "frame_period_ms": "frame period (ms)",
     "accuracy": "accuracy",
     "chance": "chance",
-    "mmacs_per_second": "upstream MMAC a second of audio",
+    "mmacs_per_second": "upstream MMAC per second of audio",
     "seconds": "wall time (s)",
 }
 
@@ -52,8 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--lambds", type=float, nargs="+", default=LAMBDS, metavar="L", help="the rates (default: 0 0.5 1)"
     )
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of training (default: {STEPS})")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("demo"), help="a new folder is made below it")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps per rate (default: {STEPS})")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path("demo"), help="where a new folder is created (default: demo)"
+    )
     add_device_argument(parser)
     args = parser.parse_args(argv)
     return guarded(parser.prog, lambda: run(args))
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(ckpt: str, lambds: Sequence[float], device: str) -> list[dict[str, Any]]:
-    """A row a rate with what the upstream costs on the test utterances. Raises UsageError for a rate that cannot be."""
+    """One row per rate with the upstream's cost on the test utterances. Raises UsageError for an impossible rate."""
     from s3prl_ofa.checkpoint import load
     from s3prl_ofa.info import measure
     from s3prl_ofa.model.rate import check_lambd
@@ -94,10 +96,9 @@ def describe(ckpt: str, lambds: Sequence[float], device: str) -> list[dict[str, 
 
 
 def identify_speakers(args: argparse.Namespace, lambd: float, out: pathlib.Path, bar: tqdm.tqdm) -> dict[str, float]:
-    """Trains and evaluates at one rate. Returns the accuracy on test, the frame period that S3PRL's runner saw and the
-    seconds that both took."""
+    """Trains and evaluates at one rate. Returns the test accuracy, the measured frame period and the seconds taken."""
     experiment = out / f"lambd-{lambd:g}"
-    # A checkpoint is kept every so many steps, so one must fall on the last step.
+    # Checkpoints are saved every so many steps, of which one has to be the last step.
     every = max(1, args.steps // 3)
     steps = every * max(1, args.steps // every)
     override = ",,".join(
@@ -119,7 +120,7 @@ def identify_speakers(args: argparse.Namespace, lambd: float, out: pathlib.Path,
     bar.update()
     bar.set_description(f"lambd {lambd:g}: evaluation")
     log = out / f"{experiment.name}.evaluate.log"
-    best = experiment / "dev-best.ckpt"  # not there if nothing was ever right on dev
+    best = experiment / "dev-best.ckpt"  # missing if nothing was ever correct on dev
     printed = run_downstream(["-m", "evaluate", "-e", str(best if best.exists() else experiment), *device], log)
     bar.update()
     found = {
@@ -132,10 +133,10 @@ def identify_speakers(args: argparse.Namespace, lambd: float, out: pathlib.Path,
 
 
 def run_downstream(arguments: list[str], log: pathlib.Path) -> str:
-    """Runs the command and returns what it printed, which ``log`` keeps. Raises FailedRun with its last line."""
+    """Runs the command and returns its output, also kept in ``log``. Raises FailedRun with its last line."""
     command = [sys.executable, "-m", "s3prl_ofa", "run_downstream", *arguments]
     log.parent.mkdir(parents=True, exist_ok=True)
-    # One thread: with a model as small as the bundled one, more would mostly wait for each other.
+    # One thread: for a model as small as the bundled one, more would mostly wait for each other.
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     with log.open("w", encoding="utf-8") as file:
         file.write(f"$ {shlex.join(command)}\n")
@@ -144,7 +145,7 @@ def run_downstream(arguments: list[str], log: pathlib.Path) -> str:
     printed = log.read_text("utf-8", errors="replace").replace("\r", "\n")
     if status:
         last = [line for line in printed.splitlines() if line.strip()][-1]
-        raise FailedRun(f"run_downstream ended with status {status}: {last} (all of it in {log})")
+        raise FailedRun(f"run_downstream ended with status {status}: {last} (full log: {log})")
     return printed
 
 

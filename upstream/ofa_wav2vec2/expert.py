@@ -1,4 +1,4 @@
-"""S3PRL's place for an upstream's model; the code is in the package s3prl_ofa, which must be installed."""
+"""Where S3PRL looks for the upstream's model; the code is in the package s3prl_ofa, which must be installed."""
 
 from s3prl_ofa.superb.upstream.expert import UpstreamExpert
 
