@@ -1,17 +1,17 @@
-"""How fast hidden states come out, beside other wav2vec 2.0s of the same size with random weights.
+"""Measures the speed of extraction against other wav2vec 2.0s of the same size, all with random weights.
 
     python benchmarks/extract.py --threads 2 --dtype float32
 
 Every contender does the same work (all hidden states of the same wave, same dtype, same threads) and takes its turn in
-every round, so that what else the machine does meets all alike. Each row goes to the csv as soon as it is measured: the
-median over rounds, its ratio to a row of the same run, and what it ran on.
+every round, so that other load on the machine affects all alike. Each row is written to the csv as soon as it is
+measured: the median over rounds, its ratio to a row of the same run, and the machine.
 
-On a CPU that is busy with other work two threads wait for each other, and short parallel regions lose most. There
+On a CPU that is busy with other work, threads wait for each other, and short parallel regions suffer most. There
 
     OMP_WAIT_POLICY=passive python benchmarks/extract.py --threads 2 --clock cpu
 
-counts the CPU time of the main thread, which has its share of all parallel work and everything else: near to what the
-clock on the wall would show if the machine were idle.
+counts the CPU time of the main thread, which does its share of all parallel work and everything else: close to the wall
+time on an idle machine.
 """
 
 import argparse
@@ -35,9 +35,9 @@ RESULTS = pathlib.Path(__file__).parent / "results" / "extract.csv"
 PACKAGES = ("torch", "torchaudio", "transformers", "s3prl")
 SECONDS = 10.0
 PERIODS_MS = (40.0, 60.0, 90.0)
-# The logit of a mean alpha of 2/9, as a trained model has it, so that 90 ms is reached within lambd 1.
+# The logit of a trained model's mean alpha, 2/9, so that lambd 1 gives 90 ms.
 TRAINED_LOGIT = -1.2528
-RAGGED = (1.0, 20.0, 16)  # seconds of the shortest, of the longest, utterances
+RAGGED = (1.0, 20.0, 16)  # seconds of the shortest, seconds of the longest, utterances
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 Contender = Callable[[], object]
 
@@ -52,7 +52,7 @@ def ours(dtype: torch.dtype, device: torch.device) -> OFAWav2Vec2:
 
 
 def peers(dtype: torch.dtype, device: torch.device) -> dict[str, Callable[[Tensor], object]]:
-    """Base, without a compressor, as others have it: a function of waves (batch, samples) each."""
+    """The others' wav2vec 2.0 Base, which has no compressor: a function of waves (batch, samples) each."""
     from s3prl.upstream.wav2vec2.wav2vec2_model import Wav2Vec2Config as S3PRLConfig
     from s3prl.upstream.wav2vec2.wav2vec2_model import Wav2Vec2Model as S3PRLModel
     from torchaudio.models import wav2vec2_base
@@ -72,11 +72,11 @@ def peers(dtype: torch.dtype, device: torch.device) -> dict[str, Callable[[Tenso
 def measure(
     contenders: dict[str, Contender], rounds: int, device: torch.device, now: Callable[[], float]
 ) -> dict[str, list[float]]:
-    """Seconds, by the clock ``now``, of each contender in each round, after one round to warm up."""
+    """Seconds of each contender in each round, by the clock ``now``, after a warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     names, order = list(contenders), random.Random(0)
     for turn in tqdm(range(rounds + 1), unit="round", leave=False):
-        # Another order every round, not only another start: what the one before leaves behind meets all alike.
+        # A new order in every round, not only another start, so that no contender always follows the same one.
         for name in order.sample(names, len(names)):
             run = contenders[name]
             if device.type == "cuda":
@@ -95,12 +95,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=9, help="for 10 s of audio; fewer, but 3, for more")
-    parser.add_argument("--only", choices=("peers", "rates", "batch"), help="one of the three comparisons")
+    parser.add_argument("--rounds", type=int, default=9, help="for 10 s of audio; fewer for more audio, but at least 3")
+    parser.add_argument("--only", choices=("peers", "rates", "batch"), help="run only one of the three comparisons")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: CPU time of the main thread")
     args = parser.parse_args()
-    # What OpenMP is set to is read once, when torch is imported.
+    # OpenMP reads its settings only once, when torch is imported.
     if args.clock == "cpu" and (args.device != "cpu" or os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive"):
         parser.error("--clock cpu is for --device cpu and needs OMP_WAIT_POLICY=passive, else waiting counts as work")
     torch.set_num_threads(args.threads)

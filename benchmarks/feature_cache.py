@@ -1,11 +1,11 @@
-"""What the cache of features gains: a sweep of three learning rates with and without it.
+"""Measures what the feature cache saves: a sweep of three learning rates with and without it.
 
     python benchmarks/feature_cache.py CHECKPOINT --librispeech ROOT --voxceleb1 ROOT --prepared DIR
 
-One sweep of `s3prl-ofa sweep` after the other, each with three points, one at a time; a row each for the csv, with its
-seconds by the clock and of CPU, the ratio to the sweep without a cache, and the three scores on the test split. Hidden
-states from the cache were computed in other batches and differ by rounding, so the scores are the same as far as
-training is stable: not to all digits where the learning rate is too high.
+Each is one `s3prl-ofa sweep` of three points, one at a time, and becomes a row of the csv, with its wall and CPU
+seconds, the ratio to the sweep without a cache, and the three scores on the test split. Hidden states from the cache
+were computed in other batches and differ by rounding, so the scores agree as far as training is stable: not to all
+digits if the learning rate is too high.
 """
 
 import argparse
@@ -30,13 +30,13 @@ WHOLE_UTTERANCES = {"downstream_expert.datarc.max_timestep": None, "downstream_e
 
 
 def cpu_seconds() -> float:
-    """Of all child processes that have ended."""
+    """CPU seconds of all child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def sweep(grid: dict, folder: pathlib.Path) -> tuple[float, float, list[float]]:
-    """Seconds by the clock and of CPU, and the scores."""
+    """Wall seconds, CPU seconds and the scores of one sweep."""
     path, out = folder / "grid.yaml", folder / "sweep"
     path.write_text(yaml.safe_dump(grid))
     begin, cpu = time.perf_counter(), cpu_seconds()

@@ -1,11 +1,11 @@
-"""How much audio a second each stage of segmenting speech without labels takes, on one core by default.
+"""Measures the speed of each stage of segmenting speech without labels, on one core by default.
 
     python benchmarks/guidance.py
 
 Every stage takes its turn in every round. The audio is noise: the stages take the same time for speech, except that
-reading depends on how well a file is compressed. ``median_s`` is by the clock, ``core_s`` what the cores worked, which
-other load on the machine hardly changes; ``audio_per_core_s`` is the audio for each second of that. k-means is made
-once a corpus, of 33 minutes at most.
+reading depends on how well a file is compressed. ``median_s`` is wall time; ``core_s`` is CPU time, which other load on
+the machine hardly changes; ``audio_per_core_s`` is the audio per second of CPU time. k-means runs once per corpus, on
+33 minutes at most.
 """
 
 import argparse
@@ -33,16 +33,16 @@ from s3prl_ofa.model import SAMPLE_RATE, ModelConfig, OFAWav2Vec2
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "guidance.csv"
 PACKAGES = ("torch", "torchaudio", "numpy", "scikit-learn")
-UTTERANCES, SECONDS = 12, 12.5  # what LibriSpeech's are on average
-HIDDEN_UTTERANCES = 2  # a Base model is far slower than the rest
+UTTERANCES, SECONDS = 12, 12.5  # the mean length in LibriSpeech
+HIDDEN_UTTERANCES = 2  # fewer, because a Base model is far slower than the rest
 BASE_DIM, LAYER = 768, 6
 PERIOD_MS = 90.0
 SEGMENTATION = f"segmentation, {CLUSTERS} codes"
-Stage = tuple[Callable[[], object], float]  # and the seconds of audio that it works on
+Stage = tuple[Callable[[], object], float]  # with the seconds of audio that it processes
 
 
 def make_stages(folder: pathlib.Path) -> dict[str, Stage]:
-    """The stages, each with its input made beforehand."""
+    """The stages, with their inputs already computed."""
     numbers = np.random.default_rng(0)
     waves = [0.1 * numbers.standard_normal(round(SECONDS * SAMPLE_RATE)).astype(np.float32) for _ in range(UTTERANCES)]
     paths = [folder / f"{number}.flac" for number in range(UTTERANCES)]

@@ -1,11 +1,11 @@
-"""Updates a second and memory of pretraining beside plain fairseq's wav2vec 2.0 of the same size.
+"""Measures the speed and memory of pretraining against plain fairseq's wav2vec 2.0 of the same size.
 
     python benchmarks/pretrain.py --config ofa_tiny --threads 2
 
-Every contender is fairseq's own trainer with the packaged configuration's optimizer, its model beginning from the same
-weights. All take an update on the same batch of random waves in turn, in another order every round, and each row goes
-to the csv with the median over rounds and its ratio to plain fairseq. Memory is the peak of a process of its own (on a
-GPU, of torch's allocator) that makes three updates; on a CPU it is read from Linux's /proc.
+Every contender is fairseq's trainer with the optimizer of the packaged configuration and a model with the same initial
+weights. They take turns at an update on the same batch of random waves, in another order in every round. Each row of
+the csv has the median over rounds and its ratio to plain fairseq. Memory is the peak of a separate process (on a GPU,
+of torch's allocator) that makes three updates; on a CPU it is read from Linux's /proc.
 """
 
 import argparse
@@ -42,7 +42,7 @@ MEMORY_UPDATES = 3
 
 
 def settings(config: str, device: str):
-    """fairseq's configuration, complete."""
+    """fairseq's complete configuration."""
     hydra_init(config)
     cpu = [f"common.cpu={str(device == 'cpu').lower()}", "common.fp16=false"]
     with initialize_config_dir(str(CONFIGS), version_base="1.1"):
@@ -52,7 +52,7 @@ def settings(config: str, device: str):
 
 
 def trainer(cfg, name: str) -> Trainer:
-    """One contender, ready to train. A trained model's mean alpha, 2/9, makes the frame periods those of real use."""
+    """One contender, ready to train, with a trained model's mean alpha, 2/9, so that frame periods are realistic."""
     from fairseq import tasks
 
     task = tasks.setup_task(cfg.task)
@@ -75,7 +75,7 @@ def trainer(cfg, name: str) -> Trainer:
 
 
 def batch(crops: int, seconds: float, guided: bool) -> dict:
-    """Random waves, with a boundary every 80 ms."""
+    """A batch of random waves, with a boundary every 80 ms."""
     samples = int(seconds * SAMPLE_RATE)
     generator = torch.Generator().manual_seed(0)
     net_input = {"source": 0.1 * torch.randn(crops, samples, generator=generator)}
@@ -102,7 +102,7 @@ def update(contender: Trainer, name: str, crops: int, seconds: float) -> float:
 
 
 def peak_mebibytes(args: argparse.Namespace, name: str) -> int:
-    """Peak memory of a process that makes a few updates of one contender."""
+    """Peak memory of a process that makes a few updates with one contender."""
     command = [sys.executable, __file__, "--memory-of", name]
     for option in ("config", "device", "crops", "seconds", "threads"):
         command += [f"--{option}", str(getattr(args, option))]
@@ -113,7 +113,7 @@ def print_peak(args: argparse.Namespace) -> None:
     contender = trainer(settings(args.config, args.device), args.memory_of)
     for _ in range(MEMORY_UPDATES):
         update(contender, args.memory_of, args.crops, args.seconds)
-    # not getrusage's, which begins with that of the process that started this one
+    # Not from getrusage, whose value starts with that of the parent process.
     status = pathlib.Path("/proc/self/status").read_text()
     peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
     if contender.cuda:
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--crops", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of a crop")
+    parser.add_argument("--seconds", type=float, default=4.0, help="seconds per crop")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)

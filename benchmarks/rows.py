@@ -1,4 +1,4 @@
-"""What every benchmark's rows need: the machine's name, and a csv that grows."""
+"""Writes the rows of a benchmark to its csv, and names the machine."""
 
 import csv
 import os
@@ -9,7 +9,7 @@ import torch
 
 
 def machine(device: torch.device) -> str:
-    """The processor's name."""
+    """The name of the processor or GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

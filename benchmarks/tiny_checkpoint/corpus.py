@@ -1,4 +1,4 @@
-"""The small corpus in memory: waves, phone labels of 20 ms frames, log-mel spectra of the same frames.
+"""Reads the small corpus: waves, phone labels of 20 ms frames, and log-mel spectra of the same frames.
 
 The folder is laid out as `audio/<speaker>/<chapter>/<utterance>.opus`, `utterances.tsv` and `phones.ctm.gz`.
 """
@@ -18,9 +18,9 @@ from torch import Tensor
 from s3prl_ofa.guidance.alignments import Interval, read_ctm
 
 SAMPLE_RATE = 16_000  # Hz
-HOP, WINDOW = 320, 400  # samples between frames and seen by one: those of wav2vec 2.0's front end
+HOP, WINDOW = 320, 400  # samples: hop and receptive field of wav2vec 2.0's front end
 MELS = 80
-UNKNOWN = -100  # the label of a frame without alignment, as cross-entropy ignores it
+UNKNOWN = -100  # the label of frames without alignment, which cross-entropy ignores
 PHONES = (  # silence and ARPAbet without stress
     *("SIL", "AA", "AE", "AH", "AO", "AW", "AY", "B", "CH", "D", "DH", "EH", "ER", "EY", "F", "G", "HH", "IH", "IY"),
     *("JH", "K", "L", "M", "N", "NG", "OW", "OY", "P", "R", "S", "SH", "T", "TH", "UH", "UW", "V", "W", "Y", "Z", "ZH"),
@@ -29,9 +29,10 @@ PHONES = (  # silence and ARPAbet without stress
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
-    """name and speaker; split by text and by speaker: "train", "dev" or "test" each.
+    """An utterance of the corpus, without its wave.
 
-    phones: in seconds, empty where there is no alignment.
+    text_split, speaker_split: "train", "dev" or "test", by text and by speaker. phones: with times in seconds; empty if
+    there is no alignment.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Utterance:
         return wave
 
     def labels(self, frames: int) -> np.ndarray:
-        """(frames,) int64: the phone at the middle of each 20 ms frame, UNKNOWN where there is none."""
+        """The phone at the middle of each 20 ms frame, (frames,) int64; UNKNOWN if there is none."""
         labels = np.full(frames, UNKNOWN, np.int64)
         for start, end, phone in self.phones:
             first, last = (np.ceil((second * SAMPLE_RATE - WINDOW / 2) / HOP) for second in (start, end))
@@ -59,7 +60,7 @@ class Utterance:
 
 
 def read_corpus(folder: pathlib.Path) -> list[Utterance]:
-    """Every utterance of the corpus, without its wave."""
+    """All utterances of the corpus."""
     with open(folder / "utterances.tsv", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     phones = read_ctm(folder / "phones.ctm.gz", {row["utterance"] for row in rows})
@@ -78,25 +79,25 @@ def read_corpus(folder: pathlib.Path) -> list[Utterance]:
 
 
 def read_waves(utterances: list[Utterance]) -> list[np.ndarray]:
-    """The wave (samples,) int16 of each: five hours take 600 MB, and decoding them a minute."""
+    """The wave (samples,) int16 of each utterance. Five hours take 600 MB and a minute to decode."""
     return [utterance.wave() for utterance in tqdm.tqdm(utterances, desc="decoding", disable=None)]
 
 
 def num_frames(samples: int) -> int:
-    """20 ms frames of so many samples."""
+    """Number of 20 ms frames of this many samples."""
     return (samples - WINDOW) // HOP + 1
 
 
 @functools.cache
 def mel_filters() -> Tensor:
-    """(frequencies, mels) of the filter bank."""
+    """The filter bank (frequencies, mels)."""
     return torch.from_numpy(librosa.filters.mel(sr=SAMPLE_RATE, n_fft=512, n_mels=MELS)).t().contiguous()
 
 
 def log_mel(waves: Tensor) -> Tensor:
-    """(batch, samples) to the log-mel spectrum (batch, frames, mels) of the very samples that each frame sees.
+    """From (batch, samples) to the log-mel spectrum (batch, frames, mels) of the samples that each frame covers.
 
-    The level of a wave is taken out first: the front end's GroupNorm does not see it either.
+    The level of a wave is removed first, because the front end's GroupNorm removes it too.
     """
     waves = waves / (waves.std(1, keepdim=True) + 1e-4)
     windows = waves.unfold(1, WINDOW, HOP) * torch.hann_window(WINDOW)

@@ -1,8 +1,8 @@
-"""The curves of a pretraining as a csv: every scalar of its validations, one row a validation.
+"""Writes the curves of a pretraining to a csv: every scalar of its validations, one row per validation.
 
     python benchmarks/tiny_checkpoint/curves.py OUT [OUT ...] --csv pretraining.csv
 
-OUT is a folder of `s3prl-ofa pretrain`; TensorBoard's files in it are read. Needs the package tensorboard.
+OUT is an output folder of `s3prl-ofa pretrain`, whose TensorBoard files are read with the package tensorboard.
 """
 
 import argparse
@@ -18,7 +18,7 @@ DIGITS = 5
 
 
 def rows_of(out: pathlib.Path) -> list[dict[str, object]]:
-    """A row a validation, by update. A run that was resumed left several files; the later value of an update stays."""
+    """One row per validation. A resumed run has several files; the last value of an update counts."""
     values: dict[int, dict[str, object]] = {}
     for path in sorted((out / "tensorboard" / "valid").glob("events.*")):
         events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()

@@ -1,8 +1,8 @@
-"""Manifests of the corpus for pretraining, without the test speakers.
+"""Writes the corpus's manifests for pretraining, without the test speakers.
 
     python benchmarks/tiny_checkpoint/manifests.py CORPUS OUT
 
-OUT/train.tsv holds the train and dev speakers, but for every eighth utterance of the dev speakers, which are in
+OUT/train.tsv has the train and dev speakers, except for every eighth utterance of the dev speakers, which is in
 OUT/valid.tsv.
 """
 

@@ -1,8 +1,8 @@
-"""The networks that were tried, in fairseq's settings, and writing one as fairseq's checkpoint.
+"""The networks that were tried, as fairseq's settings, and how to write one as a fairseq checkpoint.
 
     python benchmarks/tiny_checkpoint/network.py OUT.pt
 
-writes the network with random weights, to compare a trained one with.
+writes the network with random weights, as a baseline for a trained one.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from s3prl_ofa.checkpoint.fairseq_format import read_config, write_state
 from s3prl_ofa.io.files import atomic_path
 
 CONVOLUTIONS = {
-    # Narrow where there are many frames: the encoder is then most of the cost, and compression shows.
+    # Narrow where there are many frames, so that most of the cost is in the encoder, where compression saves.
     "tapered": "[(96, 10, 5)] + [(96, 3, 2)] + [(128, 3, 2)] * 2 + [(192, 3, 2)] + [(192, 2, 2)] * 2",
     "even": "[(192, 10, 5)] + [(192, 3, 2)] * 4 + [(192, 2, 2)] * 2",
 }
@@ -32,7 +32,7 @@ COMMON = {
     "latent_temp": (2.0, 0.5, 0.9995),
     "quantize_targets": True,
     "num_negatives": 50,
-    # Five hours of audio are seen a few times only. Without dropout a CPU trains a quarter faster.
+    # Five hours of audio are seen only a few times, and without dropout a CPU trains a quarter faster.
     "dropout": 0.0,
     "attention_dropout": 0.0,
     "activation_dropout": 0.0,
@@ -44,9 +44,9 @@ COMMON = {
 
 
 def settings_of(network: str, layers: int, width: int) -> dict:
-    """fairseq's model settings of a network by its name in CONVOLUTIONS and its encoder's size.
+    """fairseq's model settings for a network of CONVOLUTIONS and the size of its encoder.
 
-    As in Base, heads are 64 wide and the inner layers of the feed-forward networks four times as wide as the encoder.
+    As in Base, heads have 64 dimensions and feed-forward layers are four times as wide as the encoder.
     """
     encoder = {
         "encoder_layers": layers,
@@ -58,7 +58,7 @@ def settings_of(network: str, layers: int, width: int) -> dict:
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
-    """--network, --layers and --width, which by default name the network that is shipped."""
+    """--network, --layers and --width, by default those of the bundled checkpoint."""
     parser.add_argument("--network", choices=tuple(CONVOLUTIONS), default="tapered", help="the convolutions")
     parser.add_argument("--layers", type=int, default=6, help="of the encoder")
     parser.add_argument("--width", type=int, default=256, help="of the encoder, a multiple of 64")

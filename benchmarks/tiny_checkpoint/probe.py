@@ -1,11 +1,12 @@
-"""What a checkpoint's hidden states carry: linear probes of phones and speakers at several rates, and its boundaries.
+"""Probes a checkpoint's hidden states: phones and speakers by linear classifiers at several rates, and boundaries.
 
     python benchmarks/tiny_checkpoint/probe.py CORPUS CHECKPOINT... --out probes.json
 
-Phones: a linear classifier of frames on train speakers, scored on the 20 ms frames of test speakers at every rate (a
-compressed frame answers for all it covers). Speakers: a linear classifier of an utterance's mean frame. The same for
-MFCCs with deltas. Boundaries: the ends of the frames at lambd 1 against the alignments of test speakers, beside as
-many boundaries at equal distances. Only the first seconds of each utterance are used.
+Phones: a linear classifier of frames, trained on train speakers and scored on the 20 ms frames of test speakers at
+every rate (a compressed frame stands for all 20 ms frames that it covers). Speakers: a linear classifier of an
+utterance's mean frame. The same for MFCCs with deltas. Boundaries: the ends of the frames at lambd 1 against the
+alignments of test speakers, compared with as many equidistant boundaries. Only the first seconds of each utterance are
+used.
 """
 
 import argparse
@@ -36,7 +37,7 @@ EPOCHS, FRAMES_A_STEP, LEARNING_RATE = 10, 512, 3e-3
 
 @dataclasses.dataclass
 class Features:
-    """Of one utterance: (layers, frames, dim), each 20 ms frame's frame, the frames' times (frames, 2) in seconds."""
+    """Features of an utterance: (layers, frames, dim), the frame of each 20 ms frame, times (frames, 2) in seconds."""
 
     layers: Tensor
     owner: Tensor
@@ -54,7 +55,7 @@ def extract(model: OFAWav2Vec2, waves: list[np.ndarray], lambd: float) -> list[F
         out = model.extract(waves[start : start + BATCH], lambd=lambd)
         states = torch.stack(out.hidden_states)
         for index, (frames, fine) in enumerate(zip(out.lengths.tolist(), out.input_lengths.tolist(), strict=True)):
-            # what lies after the last crossing belongs to no frame; the last one answers for it
+            # What follows the last crossing belongs to no frame; the last frame stands for it.
             owner = out.frame_index[index, :fine].clamp(max=frames - 1)
             features.append(Features(states[:, index, :frames], owner, out.times[index, :frames]))
     return features
@@ -73,13 +74,13 @@ def mfcc(wave: np.ndarray) -> Features:
 
 
 def phone_accuracies(train: list[Features], test: list[Features], utterances: list[list[Utterance]]) -> list[float]:
-    """Of each layer: the share of the test utterances' 20 ms frames whose phone a linear classifier says."""
+    """For each layer, a linear classifier's accuracy on the phones of the test utterances' 20 ms frames."""
     labels = [
         torch.from_numpy(utterance.labels(len(one.owner)))
         for part, group in zip((train, test), utterances, strict=True)
         for one, utterance in zip(part, group, strict=True)
     ]
-    # A compressed frame is trained with the phone of the 20 ms frame in its middle.
+    # The training label of a compressed frame is the phone of the 20 ms frame at its middle.
     middles = [(one.times.mean(1) * SAMPLE_RATE / HOP).long().clamp(max=len(one.owner) - 1) for one in train]
     train_labels = torch.cat([label[middle] for label, middle in zip(labels, middles, strict=False)])
     test_labels = torch.cat(labels[len(train) :])
@@ -96,7 +97,7 @@ def phone_accuracies(train: list[Features], test: list[Features], utterances: li
 
 
 def fit(rows: Tensor, labels: Tensor) -> torch.nn.Linear:
-    """A linear classifier of rows (frames, dim), by Adam with a rate that falls to zero."""
+    """A linear classifier of rows (frames, dim), trained by AdamW with a learning rate that decays to zero."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     classifier = torch.nn.Linear(rows.shape[1], len(PHONES))
@@ -115,7 +116,7 @@ def fit(rows: Tensor, labels: Tensor) -> torch.nn.Linear:
 
 
 def speaker_accuracies(train: list[Features], test: list[Features], utterances: list[list[Utterance]]) -> list[float]:
-    """Of each layer: the share of test utterances whose speaker a linear classifier of the mean frame says."""
+    """For each layer, a linear classifier's accuracy on the speakers of the test utterances' mean frames."""
     speakers = [[utterance.speaker for utterance in group] for group in utterances]
     accuracies = []
     for layer in range(train[0].layers.shape[0]):
@@ -126,7 +127,7 @@ def speaker_accuracies(train: list[Features], test: list[Features], utterances: 
 
 
 def boundaries(features: list[Features], utterances: list[Utterance], seconds: list[float]) -> list[dict[str, object]]:
-    """Scores of the frames' ends and of equal distances at each tolerance; starts and ends of the crops left out."""
+    """Scores of the frames' ends and of equidistant boundaries at each tolerance, without the ends of the crops."""
     found = [one.times[:-1, 1].tolist() for one in features]
     even = [uniform_boundaries(length, len(one)) for length, one in zip(seconds, found, strict=True)]
     wanted = [
@@ -143,7 +144,7 @@ def boundaries(features: list[Features], utterances: list[Utterance], seconds: l
 
 
 class Probes:
-    """The utterances of all probes, and their results for one kind of features."""
+    """The utterances of all probes, and the results for each kind of features."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         corpus = read_corpus(folder)
@@ -161,7 +162,7 @@ class Probes:
         self.waves = {name: crop(one) for name, one in names.items()}
 
     def rows(self, features: dict[str, Features], name: str, lambd: float) -> list[dict[str, object]]:
-        """One result a layer."""
+        """One result per layer."""
         fine = sum(len(one.owner) for one in features.values())
         period = 1000 * HOP / SAMPLE_RATE * fine / sum(len(one.times) for one in features.values())
         parts = [[[features[one.name] for one in group] for group in groups] for groups in (self.phones, self.speakers)]
@@ -173,10 +174,8 @@ class Probes:
             for layer, (phone, speaker) in enumerate(zip(phones, speakers, strict=True))
         ]
 
-    def checkpoint(
-        self, path: pathlib.Path, lambds: list[float]
-    ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-        """Probes at every lambd that the checkpoint has, and boundaries at lambd 1."""
+    def checkpoint(self, path: str, lambds: list[float]) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+        """Probes at every lambd that is possible with the checkpoint, and boundaries at lambd 1."""
         model = s3prl_ofa.load(path)
         probes, segments = [], []
         for lambd in lambds if model.compressor is not None else [0.0]:
@@ -192,7 +191,7 @@ class Probes:
 
 
 def spread(items: list[Utterance], count: int) -> list[Utterance]:
-    """``count`` of them, evenly over the list."""
+    """``count`` items, evenly spaced over the list."""
     return [items[index] for index in np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
 
 
@@ -206,9 +205,11 @@ def show(rows: list[dict[str, object]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=pathlib.Path)
-    parser.add_argument("checkpoints", type=pathlib.Path, nargs="+", help="of any format that s3prl_ofa.load reads")
+    parser.add_argument("checkpoints", nargs="+", help="of any format that s3prl_ofa.load reads, or tiny")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="a JSON file")
-    parser.add_argument("--lambds", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="of those with a compressor")
+    parser.add_argument(
+        "--lambds", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="for checkpoints with a compressor"
+    )
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

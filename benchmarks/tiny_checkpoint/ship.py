@@ -1,8 +1,8 @@
-"""A trained checkpoint as it is handed on: float16 safetensors, without folders of the machine it was trained on.
+"""Prepares a trained checkpoint for release: float16 safetensors, without folder names of the training machine.
 
     python benchmarks/tiny_checkpoint/ship.py OUT s3prl_ofa/demo/tiny.safetensors
 
-OUT is the folder of the last run of `s3prl-ofa pretrain`. Beside the checkpoint goes the run's configuration, .yaml.
+OUT is the folder of the last run of `s3prl-ofa pretrain`. The run's configuration is written beside it as .yaml.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from s3prl_ofa.checkpoint.conversion import rounded
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.model.storage import write_safetensors
 
-# fairseq's sections that are about this training
+# the sections of fairseq's configuration that concern this training
 SECTIONS = (
     "common",
     "checkpoint",

@@ -1,14 +1,14 @@
-"""The start: a wav2vec 2.0 learns phones and spectra before it goes on with self-supervision alone.
+"""The start: a wav2vec 2.0 learns phones and spectra before it continues with self-supervision alone.
 
     python benchmarks/tiny_checkpoint/start.py CORPUS OUT --minutes 40
 
-Stop it at any time, also by force: the same command goes on from the last save. At the end OUT/start.pt is a plain
+If it is stopped or killed at any time, the same command resumes from the last save. At the end OUT/start.pt is a plain
 wav2vec 2.0 checkpoint in fairseq's format.
 
-Two things are learnt at once, by linear layers that are thrown away afterwards: the phone of each 20 ms frame from the
-encoder's output, with spans of its input masked as in pretraining, on the alignments of the train speakers alone; and
-the log-mel spectrum of each frame, from the front end's output and from a middle layer, on train and dev speakers. The
-second needs no labels, and keeps in the features what tells speakers apart.
+It learns two things at once, with linear layers that are discarded afterwards: the phone of each 20 ms frame from the
+encoder's output, with spans of its input masked as in pretraining, on the alignments of the train speakers only; and
+the log-mel spectrum of each frame from the front end's output and from a middle layer, on train and dev speakers. The
+second needs no labels, and keeps what distinguishes speakers in the features.
 """
 
 import argparse
@@ -41,10 +41,10 @@ from torch import Tensor, nn
 from s3prl_ofa.io.files import atomic_path
 
 MASK_SPAN = 10  # frames
-MASK_SHARE = 0.3  # of the frames, before spans overlap; half of the crops are not masked at all
-FRONT_WEIGHT, MIDDLE_WEIGHT = 1.0, 0.3  # of the two spectrum losses beside the phones'
+MASK_SHARE = 0.3  # of the frames, if spans did not overlap; half of the crops are not masked at all
+FRONT_WEIGHT, MIDDLE_WEIGHT = 1.0, 0.3  # of the two spectrum losses, relative to that of the phones
 LEARNING_RATE, WARM_UP = 1e-3, 200  # updates
-SAVE_SECONDS = 180.0  # at least, then at the next row of the log
+SAVE_SECONDS = 180.0  # at least; then with the next row of the log
 LOG_UPDATES = 50
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
@@ -65,7 +65,7 @@ class Start(nn.Module):
         self.middle = settings["encoder_layers"] // 2
 
     def forward(self, waves: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(batch, samples) to phone scores (batch, frames, phones) and two spectra (batch, frames, mels).
+        """From (batch, samples) to phone scores (batch, frames, phones) and two spectra (batch, frames, mels).
 
         masked: (batch, frames) bool, or None.
         """
@@ -80,13 +80,13 @@ class Start(nn.Module):
 
 
 class Crops:
-    """Batches of crops of waves in memory, drawn evenly over all audio by numpy's generator."""
+    """Batches of random crops of waves in memory, drawn evenly over all audio."""
 
     def __init__(self, utterances: list[Utterance], seconds: float) -> None:
         self.samples = int(seconds * SAMPLE_RATE) // HOP * HOP + WINDOW - HOP
         kept = [utterance for utterance in utterances if utterance.samples > self.samples]
         self.waves = read_waves(kept)
-        # Dev speakers give waves alone.
+        # Dev speakers have no labels here.
         self.labels = [
             utterance.labels(num_frames(len(wave)))
             if utterance.text_split == "train"
@@ -101,7 +101,7 @@ class Crops:
         frames = num_frames(self.samples)
         waves, labels = [], []
         for index in generator.choice(len(self.waves), size, p=self.chances):
-            # Crops begin at frames, so that labels hold.
+            # Crops start at frames, so that they keep their labels.
             first = generator.integers((len(self.waves[index]) - self.samples) // HOP + 1)
             waves.append(self.waves[index][first * HOP : first * HOP + self.samples])
             labels.append(self.labels[index][first : first + frames])
@@ -125,7 +125,7 @@ def draw_spans(generator: np.random.Generator, size: int, frames: int) -> Tensor
 
 
 class Run:
-    """A training run that can be stopped and gone on with: everything it needs is in OUT/state.pt."""
+    """A training run that can be stopped and resumed: its whole state is in OUT/state.pt."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -139,7 +139,7 @@ class Run:
         dev = [one for one in utterances if one.text_split == "dev" and one.phones][::9][:20]
         self.dev = [(torch.from_numpy(one.wave())[None].float() / 2**15, one) for one in dev]
         self.mean, self.deviation = self.crops.spectrum()
-        # What only self-supervision trains (quantizer, projections onto codes) gets no gradient and is left as it is.
+        # What only self-supervision trains (quantizer, projections to codes) gets no gradient and stays unchanged.
         decayed = [parameter for parameter in self.model.parameters() if parameter.dim() > 1]
         others = [parameter for parameter in self.model.parameters() if parameter.dim() <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -165,7 +165,7 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.update, self.seconds = state["update"], state["seconds"]
-        # Rows of updates that were lost will be written again.
+        # Rows of updates that were lost are removed; they will be written again.
         if self.log_path.exists():
             header, *rows = self.log_path.read_text().splitlines(keepends=True)
             kept = [row for row in rows if int(row.split(",")[0]) <= self.update]
@@ -184,12 +184,12 @@ class Run:
         write_checkpoint(self.args.out / "start.pt", self.model.network.state_dict(), self.settings)
 
     def learning_rate(self) -> float:
-        """Warm-up by updates, then linear down to zero at the end of the planned time."""
+        """Warm-up by updates, then linear decay to zero at the end of the planned time."""
         left = max(0.0, 1.0 - self.seconds / (60.0 * self.args.minutes))
         return LEARNING_RATE * min(1.0, (self.update + 1) / WARM_UP) * left
 
     def losses(self) -> dict[str, Tensor]:
-        """One batch's losses and the classifier's accuracy. The batch follows from the seed and the update."""
+        """Losses and the classifier's accuracy on one batch, which is determined by the seed and the update."""
         generator = np.random.default_rng((self.args.seed, self.update))
         waves, labels = self.crops.draw(generator, self.args.batch)
         masked = draw_spans(generator, *labels.shape)
@@ -198,7 +198,7 @@ class Run:
             scores, front, middle = self.model(waves, masked)
         scores = scores.float()
         known = labels != UNKNOWN
-        count = known.sum().clamp(min=1)  # a batch may be of dev speakers alone
+        count = known.sum().clamp(min=1)  # a batch may have only dev speakers
         phone_loss = (
             F.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=UNKNOWN, reduction="sum") / count
         )
@@ -235,7 +235,7 @@ class Run:
         return {name: value.item() for name, value in losses.items()}
 
     def train(self) -> None:
-        """Until the planned minutes have been trained, over all launches."""
+        """Trains for the planned minutes, counted over all launches."""
         steps: list[dict[str, float]] = []
         saved = self.seconds
         while not self.finished:
@@ -255,7 +255,7 @@ class Run:
         return self.seconds >= 60.0 * self.args.minutes
 
     def log(self, steps: list[dict[str, float]]) -> None:
-        """A row of the means of these updates."""
+        """Logs the means over these updates."""
         row = {"update": self.update, "seconds": round(self.seconds, 1)}
         row |= {name: round(sum(step[name] for step in steps) / len(steps), 4) for name in COLUMNS if name in steps[0]}
         # Validation takes as long as some updates, so not at every row.
@@ -273,13 +273,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--minutes", type=float, required=True, help="of training, over all launches")
+    parser.add_argument("--minutes", type=float, required=True, help="minutes of training, over all launches")
     add_network_arguments(parser)
-    parser.add_argument("--batch", type=int, default=8, help="crops an update")
+    parser.add_argument("--batch", type=int, default=8, help="crops per update")
     parser.add_argument("--crop-seconds", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--clock", choices=tuple(CLOCKS), default="wall", help="cpu: of all threads, whatever else runs"
+        "--clock", choices=tuple(CLOCKS), default="wall", help="cpu: CPU time of all threads, whatever else runs"
     )
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=0)
@@ -291,7 +291,7 @@ def main() -> None:
 
 
 def keep_memory() -> None:
-    """Makes glibc keep freed memory: fresh pages for every activation cost half of the time otherwise."""
+    """Makes glibc keep freed memory; otherwise half of the time goes into fresh pages for every activation."""
     if sys.platform == "linux":
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)

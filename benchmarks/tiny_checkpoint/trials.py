@@ -1,10 +1,10 @@
-"""Which width and depth: the start of several networks, each for the same few minutes of one core.
+"""Compares widths and depths: the start of several networks, each for the same few minutes of one core.
 
     python benchmarks/tiny_checkpoint/trials.py CORPUS OUT --csv trials.csv
 
-A trial is `start.py`, whose learning rate falls to zero within those minutes. They are counted by the CPU's clock, and
-so other work beside it matters little. What counts is the frame accuracy of its phone classifier on dev speakers, whose
-labels it does not see. Stopped at any time, the same command goes on.
+A trial is `start.py`, whose learning rate decays to zero within those minutes of CPU time, so that other load on the
+machine matters little. What counts is the frame accuracy of the phone classifier on dev speakers, whose labels it does
+not see. If it is stopped at any time, the same command resumes.
 """
 
 import argparse
@@ -30,7 +30,7 @@ START = pathlib.Path(__file__).with_name("start.py")
 
 
 def trial(network: tuple[str, int, int], args: argparse.Namespace) -> dict[str, object]:
-    """Its row of the table."""
+    """Runs one trial and returns its row of the table."""
     convolutions, layers, width = network
     out = args.out / f"{convolutions}_{layers}x{width}"
     size = ["--network", convolutions, "--layers", str(layers), "--width", str(width)]
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("corpus", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--csv", type=pathlib.Path, required=True)
-    parser.add_argument("--minutes", type=float, default=5.0, help="of one core for each network")
+    parser.add_argument("--minutes", type=float, default=5.0, help="minutes of one core per network")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rows: list[dict[str, object]] = []
