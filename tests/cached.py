@@ -15,7 +15,7 @@ def ask(cache, wavs, model, **rate):
 
 
 def on_disk(folder) -> int:
-    """Bytes of all entries, half-written ones among them."""
+    """Bytes of all entries, including partial ones."""
     total = 0
     for path in pathlib.Path(folder).rglob("*.safetensors"):
         with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile

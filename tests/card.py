@@ -1,4 +1,4 @@
-"""A graphics card that is not there: it says where tensors of two devices meet, on a machine that has one device.
+"""A pretended GPU: finds where tensors of two devices meet, on a machine with one device.
 
 Inside ``with Card() as card`` tensors that are marked count as CUDA tensors. All of torch's functions are watched: what
 comes of a marked tensor is marked, ``device`` and ``to`` go by the mark, and a function that gets both kinds raises, as

@@ -1,4 +1,4 @@
-"""What the tests share."""
+"""Fixtures that the tests share."""
 
 import errno
 import json
@@ -82,7 +82,7 @@ def corpora(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def reference(golden_checkpoint) -> dict:
-    """What the reference's own file holds."""
+    """The content of the reference's file."""
     return torch.load(golden_checkpoint, weights_only=True)
 
 

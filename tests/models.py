@@ -1,4 +1,4 @@
-"""Tiny models and waves for the tests, and a slow model written from torch's own layers to compare with."""
+"""Tiny models and waves for the tests, and a slow model of torch's layers to compare with."""
 
 import math
 from fractions import Fraction
@@ -114,7 +114,7 @@ def golden_wave(name: str) -> Tensor:
 
 
 def noise_waves(lengths: list[int], seed: int = 0) -> list[Tensor]:
-    """Coloured noise whose loudness wanders; (samples,) each."""
+    """Coloured noise of varying loudness; (samples,) each."""
     generator = torch.Generator().manual_seed(seed)
     waves = []
     for samples in lengths:

@@ -1,4 +1,4 @@
-"""Where things lie that the tests read."""
+"""Paths that the tests read."""
 
 import pathlib
 

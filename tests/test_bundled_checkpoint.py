@@ -1,4 +1,4 @@
-"""The checkpoint that comes with the package: small, free of folders of other machines, and one that has learnt."""
+"""The bundled checkpoint: small, without folder names of the training machine, and trained."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def bundled():
 
 @pytest.fixture(scope="module")
 def heard(bundled, mini_librispeech):
-    """(the output at lambd 1, aligned phones) of utterances of speakers that training kept out."""
+    """The output at lambd 1 and the aligned phones of utterances of speakers that training did not hear."""
     with (mini_librispeech / "utterances.tsv").open(newline="") as file:
         rows = [
             row for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row["text_split"] == "test"
@@ -44,7 +44,7 @@ def heard(bundled, mini_librispeech):
 
 
 def test_it_can_be_handed_on(bundled):
-    """float16, below 30 MB, 5 to 15 million parameters, with what goes on pretraining, and a card that describes it."""
+    """float16, below 30 MB, 5 to 15 million parameters, with the weights of pretraining, and a model card."""
     assert CHECKPOINT.stat().st_size < 30e6
     assert 5e6 < sum(parameter.numel() for parameter in bundled.parameters()) < 15e6
     with safe_open(CHECKPOINT, "pt") as file:
@@ -74,7 +74,7 @@ def test_its_name(bundled, tmp_path, monkeypatch, capsys):
 
 
 def test_its_training_comes_with_it():
-    """The settings, without folders of the machine, and the curves of both runs."""
+    """The settings, without folder names of the machine, and the curves of both runs."""
     settings = CHECKPOINT.with_suffix(".yaml").read_text("utf-8")
     assert "/tmp/" not in settings and yaml.safe_load(settings)["model"]["mixup"] is True
     with CHECKPOINT.with_suffix(".csv").open(newline="") as file:
@@ -93,7 +93,7 @@ def test_its_frame_period(heard):
 
 @pytest.mark.parametrize("tolerance", [0.02, 0.04])
 def test_its_frames_end_where_phones_end(heard, tolerance):
-    """At lambd 1 the frames' ends meet phone boundaries better than as many at equal distances, by both scores."""
+    """At lambd 1 the frames' ends match phone boundaries better than equidistant ones, by both scores."""
     out, phones = heard
     found = [out.times[row, : length - 1, 1].tolist() for row, length in enumerate(out.lengths.tolist())]
     seconds = [length * 320 / SAMPLE_RATE for length in out.input_lengths.tolist()]

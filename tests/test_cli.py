@@ -1,4 +1,4 @@
-"""The command line: wiring, exit statuses, one line for an error."""
+"""The command line: wiring, exit statuses, errors in one line."""
 
 import json
 import logging
@@ -49,7 +49,7 @@ def test_help_and_version_are_quick():
 
 
 def test_without_a_command_is_help(capsys):
-    """A bare s3prl-ofa prints the help and ends well."""
+    """A bare s3prl-ofa prints the help and succeeds."""
     assert cli.main([]) == 0
     assert capsys.readouterr().out == cli.build_parser().format_help()
 
@@ -64,7 +64,7 @@ def test_without_a_command_is_help(capsys):
     ],
 )
 def test_typos_get_a_suggestion(arguments, suggestion, capsys):
-    """A command, or the value of an option, that nearly is one of the choices."""
+    """The nearest choice is suggested for a mistyped command or value of an option."""
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)
     said = capsys.readouterr().err
@@ -120,7 +120,7 @@ def test_bad_use_is_one_line_and_2(arguments, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_errors_become_a_line_and_a_status(fake_command, capsys, error, status, line):
-    """2 for what the user can mend, 1 for a failed run, 130 for Ctrl-C; with --debug the traceback stays."""
+    """2 for what the user can fix, 1 for a failed run, 130 for Ctrl-C; with --debug the traceback is kept."""
 
     def fail(arguments):
         raise error
@@ -136,7 +136,7 @@ def test_errors_become_a_line_and_a_status(fake_command, capsys, error, status, 
 
 
 def test_own_arguments_are_passed_on(fake_command):
-    """A command that reads its own arguments (S3PRL's options) gets all but --debug, and its status is returned."""
+    """A command that parses its arguments itself gets all but --debug, and its status is returned."""
     seen = []
     fake_command(lambda arguments: seen.append(arguments) or 5)
     assert cli.main(["fake", "-m", "train", "-v", "x", "--debug"]) == 5
@@ -210,7 +210,7 @@ def test_info(golden_checkpoint, golden_model, capsys):
 
 
 def test_info_of_given_audio(golden_checkpoint, audio_folder, capsys):
-    """--audio measures on other files; one that cannot be read, for its format too, is bad use."""
+    """--audio measures on other files; one that cannot be read, or has another format, is bad use."""
     assert cli.main(["info", str(golden_checkpoint), "--audio", str(audio_folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["utterances"] == 4
     (audio_folder / "bad.wav").write_bytes(b"bad")
@@ -222,7 +222,7 @@ def test_info_of_given_audio(golden_checkpoint, audio_folder, capsys):
 
 
 def test_info_of_too_short_audio(golden_checkpoint, audio_folder, make_wave, capsys):
-    """What is too short for a frame is named by its path."""
+    """A file that is too short for a frame is named by its path."""
     import soundfile
 
     soundfile.write(audio_folder / "short.wav", make_wave(0.02), 16_000)
@@ -243,7 +243,7 @@ def test_info_without_compressor(tmp_path, capsys):
 
 @pytest.mark.parametrize("frames", [249, 100])
 def test_macs(frames):
-    """The cost that is computed from the shape is what PyTorch counts for plain layers of that shape."""
+    """The computed cost is what PyTorch counts for plain layers of the same shape."""
     import torch
     from torch import nn
     from torch.utils.flop_counter import FlopCounterMode

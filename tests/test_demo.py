@@ -8,7 +8,7 @@ from s3prl_ofa.demo import run as demo
 
 
 def test_demo(tmp_path, golden_checkpoint, capsys):
-    """Two rates, through real S3PRL: a row each with the measured period, accuracy beside chance, cost and seconds."""
+    """Two rates through real S3PRL: a row each with measured period, accuracy, chance, cost and seconds."""
     arguments = ["--ckpt", str(golden_checkpoint), "--lambds", "0", "1", "--steps", "3", "--out", str(tmp_path)]
     assert demo.main(arguments) == 0
     printed = capsys.readouterr().out
@@ -45,6 +45,6 @@ def test_plain_checkpoint(tmp_path, capsys):
 
 
 def test_failed_command(tmp_path):
-    """When a run fails, its last line and its log are named."""
+    """If a run fails, the error has its last line and its log."""
     with pytest.raises(demo.FailedRun, match="status 2.*run.log"):
         demo.run_downstream(["-m", "train", "--lambd", "9"], tmp_path / "run.log")

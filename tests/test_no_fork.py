@@ -1,4 +1,4 @@
-"""Where processes are not forked (macOS, Windows): data workers are fresh interpreters, and some modules missing."""
+"""Platforms that do not fork (macOS, Windows): data workers are fresh interpreters, and some modules are missing."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_pretraining_data(tmp_path):
     ("task", "key"), [("sid", "datarc.num_workers"), ("pr", "corpus.num_workers"), ("asr", "datarc.num_workers")]
 )
 def test_tasks(task, key, corpora, tmp_path):
-    """S3PRL's data is read in such workers: they know S3PRL as we complete it."""
+    """S3PRL's data is read in such workers, which know our additions to S3PRL."""
     code = """
 import json, multiprocessing, sys
 from s3prl_ofa import cli

@@ -1,4 +1,4 @@
-"""What an installation holds, and what importing it costs."""
+"""What an installation contains, and what importing it loads."""
 
 import importlib.metadata
 import pathlib
@@ -49,14 +49,14 @@ def test_the_names_of_the_package():
 
 
 def test_unknown_name():
-    """The lazy module still says what it does not have."""
+    """An unknown name is an AttributeError."""
     with pytest.raises(AttributeError, match="loda"):
         _ = s3prl_ofa.loda
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> pathlib.Path:
-    """The package, built in a copy of what it is built from: building leaves files behind."""
+    """The wheel, built from a copy of the sources, because building leaves files behind."""
     import shutil
 
     copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
@@ -85,7 +85,7 @@ def test_wheel_is_complete(wheel):
 
 
 def test_wheel_works(wheel, tmp_path):
-    """What lies outside the package in the repository is found inside it once installed."""
+    """Folders outside the package in the repository are found inside it once installed."""
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path)
     code = (
@@ -132,7 +132,7 @@ def test_constraints_are_what_runs():
 
 @pytest.mark.parametrize("state", ["no Python", "up to date", "moved"])
 def test_environment_script(tmp_path, state):
-    """.ci/venv says when there is no fitting Python, leaves an environment alone that is up to date, and makes one anew
+    """.ci/venv says when there is no fitting Python, leaves an up-to-date environment alone, and remakes one
     that was made elsewhere (its commands name the old place). The Python here is a stand-in that notes what it does."""
     import shutil
 

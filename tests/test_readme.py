@@ -35,7 +35,7 @@ LIBRISPEECH_SPLITS = {"train": "train-clean-100", "dev": "dev-clean", "test": "t
 
 
 def blocks(language: str) -> list[str]:
-    """The examples of a language, as they are to be run."""
+    """The examples of a language, as they are run."""
     found = []
     for match in BLOCK.finditer(README):
         if match["language"] != language or match["order"] == "skip":
@@ -53,7 +53,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def reader_folder(tmp_path, golden_checkpoint, audio_folder, monkeypatch) -> pathlib.Path:
-    """What a reader of the README has at hand."""
+    """The files that the README's examples name."""
     shutil.copy(golden_checkpoint, tmp_path / "checkpoint.pt")
     shutil.copy(audio_folder / "a.flac", tmp_path / "speech.flac")
     (tmp_path / "VoxCeleb1").symlink_to(DEMO_AUDIO)
@@ -119,7 +119,7 @@ def test_append_reaches_every_command():
 
 
 def test_bash_examples(reader_folder):
-    """Every command of the README ends well and leaves what it says."""
+    """Every command of the README succeeds and leaves what it says."""
     for code in blocks("bash"):
         done = subprocess.run(["bash", "-euo", "pipefail", "-c", code], capture_output=True, text=True)
         assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
@@ -142,7 +142,7 @@ def test_bash_examples(reader_folder):
 
 
 def test_python_examples(reader_folder):
-    """Every Python example runs, each in a process of its own, and gives shapes that fit together."""
+    """Every Python example runs in its own process and gives consistent shapes."""
     checks = {
         "out.times": "assert out.times.shape[:2] == out.hidden_states[-1].shape[:2]\n"
         "s3prl_ofa.load('checkpoint.safetensors')",

@@ -1,4 +1,4 @@
-"""The model's promises on real speech (skipped, and said, where it is not at hand)."""
+"""The model's promises on real speech (skipped if it is not available)."""
 
 import pytest
 import soundfile

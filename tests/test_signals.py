@@ -1,4 +1,4 @@
-"""SIGTERM, which Slurm sends, ends a command as Ctrl-C does: one line, 128 + 15, no process left, to be resumed."""
+"""SIGTERM, as from Slurm, ends a command as Ctrl-C does: one line, status 128 + 15, no process left, resumable."""
 
 import os
 import pathlib
@@ -64,7 +64,7 @@ class Running:
 
 
 def test_extract_and_again(golden_checkpoint, tmp_path, make_wave):
-    """In the middle of real work: one line and 143; what was done is kept, and nothing is half written."""
+    """In the middle of real work: one line and 143; finished files are kept, and none is half written."""
     soundfile.write(tmp_path / "0.wav", make_wave(60.0, 0), 16_000)
     for index in range(1, 200):
         os.link(tmp_path / "0.wav", tmp_path / f"{index}.wav")
@@ -154,7 +154,7 @@ def test_handlers_are_put_back(fake):
 
 
 def test_a_hosts_handler_stays(fake):
-    """A program that calls the command line and has a handler of its own, as submitit on a cluster, keeps it."""
+    """A program that calls the command line keeps its own handler, as submitit does on a cluster."""
     heard = []
     before = signal.signal(signal.SIGTERM, lambda *arguments: heard.append(arguments))
     try:
@@ -165,7 +165,7 @@ def test_a_hosts_handler_stays(fake):
 
 
 def test_in_another_thread(fake):
-    """Where Python allows no handlers, the command runs all the same."""
+    """Where Python allows no handlers, the command runs without one."""
     statuses = []
     thread = threading.Thread(target=lambda: statuses.append(fake(lambda arguments: 3)()))
     thread.start()
@@ -174,7 +174,7 @@ def test_in_another_thread(fake):
 
 
 def test_an_error_that_the_end_brings(fake, capsys):
-    """What breaks because of the signal, as a data worker that was ended first, is not told as the error."""
+    """An error caused by the signal, as from a data worker that ended first, is not reported."""
 
     def run(arguments):
         try:

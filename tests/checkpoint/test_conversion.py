@@ -1,4 +1,4 @@
-"""Converting keeps what the target can hold, overwrites nothing unasked and leaves no half-written file."""
+"""Conversion keeps what the target can hold, overwrites nothing unless forced, and leaves no partial files."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ FILE_NAMES = {"safetensors": "x.safetensors", "fairseq": "x.pt", "s3prl": "x_s3p
 
 @pytest.fixture
 def plain(tmp_path):
-    """A plain model with random weights and none of what only pretraining needs."""
+    """A plain model with random weights, without those of pretraining."""
     torch.manual_seed(0)
     OFAWav2Vec2(TINY).save(tmp_path / "plain.safetensors")
     return tmp_path / "plain.safetensors"
@@ -47,7 +47,7 @@ def test_chains_keep_everything(tmp_path, first, second):
 
 
 def test_fairseq_file_has_fairseqs_layout(tmp_path):
-    """The written file has the entries and the names that fairseq's loader asks for."""
+    """The written file has the entries and names that fairseq's loader needs."""
     state = torch.load(convert(REF_TINY, tmp_path / "x.pt"), weights_only=True)
     original = torch.load(REF_TINY, weights_only=True)
     assert set(state) == set(original)
@@ -59,7 +59,7 @@ def test_fairseq_file_has_fairseqs_layout(tmp_path):
 
 
 def test_fairseq_file_of_a_plain_model(plain, tmp_path, caplog):
-    """A configuration follows from the model; weights that fairseq's strict loading needs are added, and said."""
+    """Configuration follows from the model; weights that fairseq's strict loading needs are added, with a warning."""
     state = torch.load(convert(plain, tmp_path / "x.pt"), weights_only=True)
     cfg, weights = state["cfg"]["model"], state["model"]
     assert cfg["_name"] == "wav2vec2" and cfg["conv_feature_layers"] == "[(8, 20, 10), (8, 32, 32)]"
@@ -83,7 +83,7 @@ def test_s3prl_file_loads_in_s3prls_layout(plain, tmp_path):
 
 
 def test_compressor_without_known_configuration(tmp_path):
-    """A compressed model that comes from our own file is written with the reference's switches for it."""
+    """A model with a compressor from our format is written with the reference's settings for it."""
     load(REF_TINY).save(tmp_path / "own.safetensors")
     state = torch.load(convert(tmp_path / "own.safetensors", tmp_path / "x.pt"), weights_only=True)
     assert state["cfg"]["model"]["subsample"] == "cif" and state["cfg"]["model"]["mixup"] is True
@@ -91,7 +91,7 @@ def test_compressor_without_known_configuration(tmp_path):
 
 
 def test_projection_that_fairseq_cannot_hold(tmp_path):
-    """A real projection between equal widths cannot be written for fairseq and says so."""
+    """A projection between equal widths that is not the identity cannot be written for fairseq."""
     config = ModelConfig(**{**TINY.to_dict(), "dim": 8, "ffn_dim": 8})
     torch.manual_seed(0)
     OFAWav2Vec2(config).save(tmp_path / "own.safetensors")
@@ -101,7 +101,7 @@ def test_projection_that_fairseq_cannot_hold(tmp_path):
 
 
 def test_a_quantizer_that_contradicts_itself(plain, tmp_path):
-    """Sizes that fairseq's configuration must name cannot be made up from weights that do not fit together."""
+    """Weights that contradict each other do not give the sizes that fairseq's configuration needs."""
     checkpoint = read_checkpoint(plain)
     heads = {"quantizer.vars": torch.zeros(1, 7, 4), "project_q.weight": torch.zeros(6, 8)}
     write_safetensors(tmp_path / "odd.safetensors", checkpoint.config, {**checkpoint.weights, **heads})
@@ -111,7 +111,7 @@ def test_a_quantizer_that_contradicts_itself(plain, tmp_path):
 
 @pytest.mark.parametrize("to", ["safetensors", "fairseq", "s3prl", "huggingface"])
 def test_nothing_is_overwritten_unasked(plain, tmp_path, to):
-    """An existing target stays as it is, unless force; then it is replaced whole."""
+    """An existing target is left alone, or with force replaced as a whole."""
     target = tmp_path / "target"
     convert(plain, target, to=to)
     before = target.stat().st_ino
@@ -125,7 +125,7 @@ def test_nothing_is_overwritten_unasked(plain, tmp_path, to):
 
 @pytest.mark.parametrize("to", ["safetensors", "fairseq", "s3prl", "huggingface"])
 def test_in_place(plain, tmp_path, to):
-    """A checkpoint may be converted onto itself, although its tensors are mapped from the file that is replaced."""
+    """A checkpoint can be converted onto itself, although its tensors are mapped from the file that is replaced."""
     target = convert(plain, tmp_path / "self", to=to)
     expected = {name: weight.clone() for name, weight in read_checkpoint(target).weights.items()}
     convert(target, target, to=to, force=True)
@@ -134,7 +134,7 @@ def test_in_place(plain, tmp_path, to):
 
 
 def test_force_does_not_empty_a_strange_folder(plain, tmp_path):
-    """Force replaces a model's folder, never one that holds anything else, and never a folder by a file."""
+    """force replaces the folder of a model, but no folder with anything else in it, and no folder by a file."""
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match=r"thesis\.tex"):
@@ -148,7 +148,7 @@ def test_force_does_not_empty_a_strange_folder(plain, tmp_path):
 
 @pytest.mark.parametrize("to", ["safetensors", "fairseq", "huggingface"])
 def test_a_failed_write_leaves_what_was_there(plain, tmp_path, monkeypatch, to):
-    """When writing fails half way, the old target is whole and nothing else is left behind."""
+    """If writing fails halfway, the old target is intact and nothing else is left behind."""
     target = convert(plain, tmp_path / "target", to=to)
 
     def fail(*args, **kwargs):
@@ -164,7 +164,7 @@ def test_a_failed_write_leaves_what_was_there(plain, tmp_path, monkeypatch, to):
 
 
 def test_a_folder_that_cannot_be_put_in_place_brings_the_old_one_back(plain, tmp_path, monkeypatch):
-    """When the last rename fails, the folder that stood there is back."""
+    """If the last rename fails, the old folder is restored."""
     target = convert(plain, tmp_path / "target", to="huggingface")
     rename = Path.rename
 
@@ -180,7 +180,7 @@ def test_a_folder_that_cannot_be_put_in_place_brings_the_old_one_back(plain, tmp
 
 
 def test_the_format_is_seen_from_the_name(plain, tmp_path):
-    """Suffixes choose the format; an unknown one lists the choices and writes nothing."""
+    """The suffix chooses the format; for an unknown one the error lists the choices and nothing is written."""
     for name, expected in {
         "a.safetensors": "safetensors",
         "a.pt": "fairseq",
@@ -209,7 +209,7 @@ def test_command(plain, tmp_path):
 
 
 def test_half_precision_is_kept(plain, tmp_path):
-    """Weights keep their dtype on the way."""
+    """Weights keep their dtype."""
     load(plain, dtype=torch.float16).save(tmp_path / "half.safetensors")
     convert(tmp_path / "half.safetensors", tmp_path / "x.pt")
     weights = read_checkpoint(tmp_path / "x.pt").weights
@@ -241,7 +241,7 @@ def test_weights_are_rounded_on_request(plain, tmp_path):
 
 
 def test_own_metadata_is_json(tmp_path):
-    """fairseq's configuration stands in our file as JSON that anything can read."""
+    """Our files hold fairseq's configuration as plain JSON."""
     from safetensors import safe_open
 
     convert(REF_TINY, tmp_path / "x.safetensors")

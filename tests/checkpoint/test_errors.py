@@ -1,4 +1,4 @@
-"""What is no checkpoint, or does not fit its own configuration, is told apart in one sentence."""
+"""Files that are not checkpoints, or contradict their configuration, are reported in one sentence."""
 
 import json
 import pickle
@@ -114,7 +114,7 @@ def changed(cfg, **values):
 
 @pytest.mark.parametrize("case", WRONG_STATES)
 def test_wrong_content_is_one_sentence(reference, save, case):
-    """What does not fit is a CheckpointError in one line with the file, what was found and what was expected."""
+    """Every contradiction is a CheckpointError in one line with the file, what was found and what was expected."""
     make, message = WRONG_STATES[case]
     path = save(make(reference["cfg"], reference["model"]))
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -134,7 +134,7 @@ WRONG_FILES = {
 
 @pytest.mark.parametrize("case", WRONG_FILES)
 def test_not_a_checkpoint(tmp_path, case):
-    """A file that is no checkpoint is told by what it is."""
+    """The error for a file that is not a checkpoint says what it is."""
     content, message = WRONG_FILES[case]
     path = tmp_path / "file"
     path.write_bytes(content)
@@ -144,14 +144,14 @@ def test_not_a_checkpoint(tmp_path, case):
 
 
 def test_torchscript_is_refused(tmp_path):
-    """An archive of a program, which torch.load would run, is told by what it is."""
+    """The error for a TorchScript archive, which torch.load would run, says what it is."""
     torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)).save(tmp_path / "program.pt")
     with pytest.raises(CheckpointError, match="TorchScript"):
         read_checkpoint(tmp_path / "program.pt")
 
 
 def test_missing_file_and_strange_folder(tmp_path):
-    """A missing file and a folder that is no Hugging Face model are named."""
+    """A missing file and a folder that is not a Hugging Face model are named."""
     with pytest.raises(CheckpointError, match=r"absent\.pt: no such file"):
         read_checkpoint(tmp_path / "absent.pt")
     with pytest.raises(CheckpointError, match="a folder without config.json"):
@@ -159,7 +159,7 @@ def test_missing_file_and_strange_folder(tmp_path):
 
 
 def test_strange_metadata_of_an_own_file(tmp_path):
-    """Metadata of an own file that is not what we write is an error, not a crash."""
+    """Unexpected metadata in a file of our format is an error, not a crash."""
     from s3prl_ofa.model.storage import write_safetensors
 
     model, path = load(REF_TINY), tmp_path / "own.safetensors"
@@ -172,7 +172,7 @@ def test_strange_metadata_of_an_own_file(tmp_path):
 
 
 def test_endless_configuration_is_refused():
-    """A configuration that contains itself, or that a few bytes make huge, ends in an error."""
+    """A configuration that contains itself, or that expands from a few bytes, is an error."""
     loop = Container()
     loop.state = {"_content": [loop]}
     with pytest.raises(CheckpointError, match="more than 32 levels"):
@@ -185,7 +185,7 @@ def test_endless_configuration_is_refused():
 
 
 def test_conv_layers_are_parsed():
-    """fairseq's expressions, and lists as they come from JSON, give the same triples."""
+    """fairseq's expressions and lists from JSON give the same triples."""
     expected = ((32, 10, 5), *((32, 3, 2),) * 4, *((32, 2, 2),) * 2)
     assert parse_conv_layers(CONV) == expected
     assert parse_conv_layers("[(32, 10, 5)] + 4 * [[32, 3, 2]] + [(32, 2, 2)] * 2") == expected
@@ -212,6 +212,6 @@ def test_conv_layers_are_parsed():
     ],
 )
 def test_conv_layers_are_never_evaluated(expression, message):
-    """Anything else in the expression is an error; nothing is called, nothing grows without bound."""
+    """Anything else in the expression is an error; nothing is called and nothing grows without bound."""
     with pytest.raises(ValueError, match=message):
         parse_conv_layers(expression)

@@ -1,4 +1,4 @@
-"""What ``python -m tests.hostile`` runs for long, in short; and the findings that it began with, one by one."""
+"""A short run of ``python -m tests.hostile``, and regression tests of what it found."""
 
 import io
 import pathlib
@@ -23,7 +23,7 @@ FC1 = "encoder.layers.0.fc1.weight"
 
 
 def test_attacks_and_mutations():
-    """All hand-made attacks are refused; mutated files load unchanged or are one sentence; nothing runs or grows."""
+    """All hand-made attacks are refused; mutated files load unchanged or give one sentence; nothing is run or grows."""
     table = hostile.attack(count=200, seed=0)
     assert not table.pop("findings")
     assert set(table.pop(("hand-made", "all"))) == {"refused"}
@@ -33,7 +33,7 @@ def test_attacks_and_mutations():
 
 @pytest.mark.slow  # coverage in its processes takes the time and memory that it measures
 def test_the_harness_sees_what_it_looks_for(tmp_path, monkeypatch):
-    """Errors of other types, long messages, slow and large reading, code that runs: each is told by its name."""
+    """The harness reports errors of other types, long messages, slow reading, large memory and code that runs."""
     events: list[str] = []
 
     def found(load):
@@ -60,7 +60,7 @@ def test_the_harness_sees_what_it_looks_for(tmp_path, monkeypatch):
 
 
 def test_each_halved_record_is_refused(tmp_path):
-    """Of the first half alone of any weight's record, although its checksum fits, the record is named."""
+    """A record cut to its first half, with a matching checksum, is named."""
     records, path = records_of(REF_TINY.read_bytes()), tmp_path / "half.pt"
     for name in (f"archive/data/{index}" for index in range(len(golden_weights()))):
         path.write_bytes(rebuilt(records | {name: records[name][: len(records[name]) // 2]}))
@@ -71,7 +71,7 @@ def test_each_halved_record_is_refused(tmp_path):
 
 
 def test_each_record_is_held_to_its_checksum(tmp_path):
-    """One bit changed in the middle of any record, or the checksum in the list, is refused by the record's name."""
+    """One flipped bit in any record, or in its checksum, is refused with the record's name."""
     data, path = REF_TINY.read_bytes(), tmp_path / "bit.pt"
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
@@ -88,7 +88,7 @@ def test_each_record_is_held_to_its_checksum(tmp_path):
 
 
 def test_files_written_without_checksums_are_read(tmp_path, reference):
-    """torch.serialization.set_crc32_options(False) writes zeros: such a file is read, its sizes are still checked."""
+    """A file without checksums (torch.serialization.set_crc32_options(False)) is read; its sizes are still checked."""
     torch.serialization.set_crc32_options(False)
     try:
         torch.save(reference, tmp_path / "x.pt")
@@ -98,13 +98,13 @@ def test_files_written_without_checksums_are_read(tmp_path, reference):
 
 
 def test_records_that_are_not_aligned_are_read(tmp_path):
-    """An archive packed again without compression, whose records lie anywhere, gives the same weights."""
+    """A repacked, uncompressed archive with records at any position gives the same weights."""
     (tmp_path / "x.pt").write_bytes(rebuilt(records_of(REF_TINY.read_bytes())))
     assert same_weights(read_checkpoint(tmp_path / "x.pt").weights, golden_weights())
 
 
 def test_each_cut_of_a_legacy_storage_is_refused(tmp_path, reference):
-    """The older format has no checksums; that it ends where its storages end, each of its size, is checked."""
+    """The older format has no checksums; the sizes of its storages and its end are checked."""
     data, path = saved({"cfg": reference["cfg"], "model": reference["model"]}, zipped=False), tmp_path / "x.pt"
     end = pickle_ends(data)[-1]
     for changed in (data[:-1], data + b"\0", data[:end] + data[end + 8 :], data[:end] + bytes(8) + data[end + 8 :]):
@@ -131,7 +131,7 @@ def same_weights(found, expected):
     ],
 )
 def test_weights_that_the_dtype_cannot_hold_are_refused(tmp_path, name, stored, dtype, value, said):
-    """Finite in the file, infinite in the model: refused with name and value, after merging the weight norm too."""
+    """Weights that overflow in the model's dtype are refused with name and value, also after merging weight norm."""
     weights = {key: weight.to(stored) for key, weight in golden_weights().items()}
     place = f"{name}_g" if dtype != torch.float64 and "pos_conv" in name else name.replace("0.weight", "0.weight_v")
     place = name if place not in weights else place
@@ -151,7 +151,7 @@ def test_the_upstream_refuses_weights_that_are_infinite_in_its_dtype(tmp_path):
 
 
 def test_the_largest_value_of_a_dtype_is_taken(tmp_path):
-    """What rounds to the largest number of the dtype is no overflow; what rounds beyond it is one."""
+    """A value that rounds to the largest number of the dtype is no overflow; one that rounds beyond it is."""
     weights = golden_weights()
     for value, fits in ((65_519.0, True), (65_520.0, False)):
         weights[FC1].view(-1)[0] = value
@@ -164,7 +164,7 @@ def test_the_largest_value_of_a_dtype_is_taken(tmp_path):
 
 
 def test_a_weight_norm_that_its_dtype_cannot_hold_is_refused(tmp_path):
-    """Splitting a whole positional convolution gives lengths that float16 cannot hold: refused, not written as inf."""
+    """Norms of a positional convolution that overflow in float16 are refused, not written as inf."""
     model = load(REF_TINY)
     weights = {name: weight.half() for name, weight in model.weights().items()}
     weights["encoder.pos_conv.0.weight"].fill_(60_000.0)
@@ -178,13 +178,13 @@ def test_a_weight_norm_that_its_dtype_cannot_hold_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", [*CONFIGS, "golden"])
 def test_shapes_of_a_configuration(name):
-    """The shapes that files are checked against are those of the model, in every variant of it."""
+    """The shapes that files are checked against are those of the model, for all variants."""
     config = CONFIGS.get(name, GOLDEN_CONFIG)
     assert weight_shapes(config) == {key: tuple(w.shape) for key, w in OFAWav2Vec2(config).weights().items()}
 
 
 def test_a_final_dim_is_bounded(tmp_path):
-    """Weights that fairseq's format adds are not of any size that a configuration asks for."""
+    """A configuration cannot make the added weights of fairseq's format arbitrarily large."""
     for value in (2**40, -1, "many"):
         write_safetensors(
             tmp_path / "x.safetensors",
@@ -197,7 +197,7 @@ def test_a_final_dim_is_bounded(tmp_path):
 
 
 def test_values_are_shown_short():
-    """One bounded repr for all messages: long, nested, self-containing and many-fold values stay short."""
+    """The repr in messages is bounded for long, nested, recursive and shared values."""
     loop: list = []
     loop.append(loop)
     tree: tuple = (1,)
@@ -210,7 +210,7 @@ def test_values_are_shown_short():
 
 @pytest.mark.parametrize("to", ["safetensors", "fairseq", "s3prl", "huggingface"])
 def test_files_are_written_with_one_mode(tmp_path, to):
-    """Every file that convert writes has the permissions of any new file."""
+    """All files that convert writes have the usual permissions of new files."""
     load(REF_TINY).save(tmp_path / "own.safetensors")
     source = REF_TINY if to != "huggingface" else plain(tmp_path)
     target = convert(source, tmp_path / "out", to=to)

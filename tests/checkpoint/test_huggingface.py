@@ -1,4 +1,4 @@
-"""Hugging Face wav2vec 2.0 folders: the same hidden states here and there, in both directions."""
+"""Hugging Face wav2vec 2.0 folders: the same hidden states in transformers and here, in both directions."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ KINDS = {"base": {}, "large": {"feat_extract_norm": "layer", "conv_bias": True, 
 
 @pytest.fixture(scope="module")
 def transformers():
-    """transformers, kept from importing a torchaudio that does not fit the installed torch (not needed here)."""
+    """transformers, without importing torchaudio, which may not match the installed torch and is not needed."""
     import transformers.utils
 
     patch = pytest.MonkeyPatch()
@@ -47,7 +47,7 @@ def transformers():
 
 @pytest.fixture
 def folder(transformers, tmp_path):
-    """Makes a folder with random weights: its path and the wav2vec 2.0 in it."""
+    """Makes a folder with random weights; returns its path and the wav2vec 2.0 in it."""
 
     def make(kind, name="Wav2Vec2Model", **settings):
         torch.manual_seed(0)
@@ -91,7 +91,7 @@ def assert_same_states(path, model, normalize):
     "name", ["Wav2Vec2Model", "Wav2Vec2ForPreTraining", "Wav2Vec2ForCTC", "Wav2Vec2ForSequenceClassification"]
 )
 def test_parity(folder, kind, name):
-    """Our hidden states are transformers' for a bare model and for one inside any head, Base- and Large-like."""
+    """Our hidden states are those of transformers for a model with and without each head, like Base and like Large."""
     path, model = folder(kind, name)
     assert_same_states(path, model, kind == "large")
     checkpoint = read_checkpoint(path)
@@ -102,7 +102,7 @@ def test_parity(folder, kind, name):
 @pytest.mark.parametrize("old_names", [True, False], ids=["weight_g", "parametrizations"])
 @pytest.mark.parametrize("form", ["pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json"])
 def test_forms_of_the_weights(folder, form, old_names):
-    """Old and new names of the positional convolution, in safetensors or pickled, whole or in parts, are the same."""
+    """Old and new names of the positional convolution, safetensors and pickles, whole or sharded, give one model."""
     path, _ = folder("base")
     expected = read_checkpoint(path).weights
     weights = load_file(path / "model.safetensors")
@@ -126,7 +126,7 @@ def test_forms_of_the_weights(folder, form, old_names):
 
 
 def test_whether_waves_are_normalised(transformers, folder, caplog):
-    """A processor's file says it too; without any file Hugging Face's own default holds, and it is said."""
+    """The processor's file counts too; without any file Hugging Face's default is used, with a warning."""
     path, _ = folder("base")
     (path / "preprocessor_config.json").unlink()
     (path / "processor_config.json").write_text('{"feature_extractor": {"do_normalize": false}}')
@@ -148,7 +148,7 @@ def loaded_there(cls, path):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("over", ["fairseq", "s3prl", "safetensors"])
 def test_written_folder_loads_in_transformers(transformers, folder, tmp_path, kind, over):
-    """Through any other format and back: transformers misses nothing, meets nothing new and computes the same."""
+    """After a round trip through any format transformers has no missing or unexpected weights and computes the same."""
     path, model = folder(kind)
     convert(path, tmp_path / "between", to=over)
     convert(tmp_path / "between", tmp_path / "back", to="huggingface")
@@ -164,7 +164,7 @@ def test_written_folder_loads_in_transformers(transformers, folder, tmp_path, ki
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pretraining_model_keeps_its_heads(transformers, folder, tmp_path, kind):
-    """What pretraining needs goes to fairseq and back bit for bit, as a Wav2Vec2ForPreTraining of the same sizes."""
+    """Weights of pretraining survive fairseq and back bit for bit, as a Wav2Vec2ForPreTraining of the same sizes."""
     path, _ = folder(kind, "Wav2Vec2ForPreTraining")
     convert(path, tmp_path / "fairseq.pt")
     cfg = torch.load(tmp_path / "fairseq.pt", weights_only=True)["cfg"]["model"]
@@ -178,7 +178,7 @@ def test_pretraining_model_keeps_its_heads(transformers, folder, tmp_path, kind)
 
 
 def test_equal_widths_and_no_mask(transformers, tmp_path):
-    """A model without projection gets one that changes nothing, and loses it again on the way to fairseq."""
+    """A model without a projection gets the identity, which is dropped again for fairseq."""
     torch.manual_seed(0)
     config = ModelConfig(
         conv_layers=((32, 10, 5), *((32, 3, 2),) * 4, *((32, 2, 2),) * 2),
@@ -204,7 +204,7 @@ def test_equal_widths_and_no_mask(transformers, tmp_path):
 
 
 def test_training_settings_are_kept(tmp_path):
-    """Dropouts and the like that fairseq's configuration knows reach ``config.json``."""
+    """Dropout and similar settings of fairseq's configuration are written to ``config.json``."""
     torch.manual_seed(0)
     config = ModelConfig(
         conv_layers=((8, 400, 320),), dim=8, ffn_dim=8, heads=2, layers=1, pos_conv_kernel=4, pos_conv_groups=2
@@ -236,7 +236,7 @@ def test_training_settings_are_kept(tmp_path):
     ],
 )
 def test_other_architectures_are_refused(folder, settings, message):
-    """A folder that says it is something else is told so by the setting."""
+    """A folder with an unsupported setting is refused with the name of the setting."""
     path, _ = folder("base")
     values = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**values, **settings}))
@@ -246,7 +246,7 @@ def test_other_architectures_are_refused(folder, settings, message):
 
 
 def test_damaged_folders(folder):
-    """Each missing or broken part of a folder is named."""
+    """Every missing or broken part of a folder is named."""
     path, _ = folder("base")
     weights = (path / "model.safetensors").read_bytes()
 
@@ -281,7 +281,7 @@ def test_damaged_folders(folder):
 
 
 def test_a_file_of_the_folder_is_told_to_be_one(folder):
-    """Given the file inside instead of the folder, the message says to give the folder."""
+    """For a file inside the folder the message says to give the folder."""
     path, _ = folder("base")
     with pytest.raises(CheckpointError, match="folder"):
         read_checkpoint(path / "model.safetensors")
@@ -291,7 +291,7 @@ def test_a_file_of_the_folder_is_told_to_be_one(folder):
 
 
 def test_compressor_cannot_be_written(tmp_path):
-    """A model with a compressor has no place in a Hugging Face folder: refused, nothing written."""
+    """A model with a compressor is refused for a Hugging Face folder, and nothing is written."""
     config = ModelConfig(
         conv_layers=((8, 400, 320),),
         dim=8,

@@ -1,4 +1,4 @@
-"""Every known format is read, and what is not one is told apart in one sentence."""
+"""Every known format is read."""
 
 import argparse
 import sys
@@ -28,7 +28,7 @@ def same_as_reference(path):
 
 
 def test_reference_file(reference):
-    """The reference's own file: its config, its weights with those of pretraining, its configuration sections."""
+    """The reference's file: config, weights including those of pretraining, and fairseq's configuration."""
     checkpoint = read_checkpoint(REF_TINY)
     assert checkpoint.format == "fairseq" and checkpoint.path == REF_TINY
     assert checkpoint.config == ModelConfig(
@@ -48,7 +48,7 @@ def test_reference_file(reference):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_loaded_reference_computes_the_golden_values(reference, save, zipped):
-    """The loaded model is the reference's, from either of torch's file formats, in eval mode, without gradients."""
+    """The loaded model is the reference's, from both file formats of torch, in eval mode and frozen."""
     model = load(save(reference, zipped))
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
     golden = np.load(GOLDEN / "ref_tiny_golden.npz")
@@ -57,7 +57,7 @@ def test_loaded_reference_computes_the_golden_values(reference, save, zipped):
 
 
 def test_load_takes_device_and_dtype():
-    """``load`` puts the model where and in which dtype it was asked; a dtype that cannot hold weights is refused."""
+    """``load`` respects device and dtype; a dtype that is not floating point is refused."""
     assert load(REF_TINY, device=torch.device("cpu"), dtype=torch.bfloat16).feature_norm.weight.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="dtype must be one of"):
         load(REF_TINY, dtype=torch.int8)
@@ -65,7 +65,7 @@ def test_load_takes_device_and_dtype():
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_old_file_with_namespace(reference, save, zipped):
-    """fairseq's older files: one flat Namespace, no cfg; of its arguments only the model's and the task's are kept."""
+    """fairseq's older files have one flat Namespace and no cfg; only arguments of model and task are kept."""
     model_cfg = {key: value for key, value in reference["cfg"]["model"].items() if key != "_name"}
     args = argparse.Namespace(
         **model_cfg, arch="wav2vec2", task="audio_pretraining", normalize=False, lr=[0.1], data="d"
@@ -78,7 +78,7 @@ def test_old_file_with_namespace(reference, save, zipped):
 
 @pytest.fixture
 def omegaconf(monkeypatch):
-    """Classes under omegaconf's names, laid out as its own pickles are, which fail when they are built by a reader."""
+    """Classes with omegaconf's names and pickled layout, which fail if a reader builds them."""
 
     def make(module, name):
         def refuse(self, state):
@@ -121,7 +121,7 @@ def omegaconf(monkeypatch):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_old_file_with_omegaconf(reference, save, monkeypatch, omegaconf, zipped):
-    """fairseq's middle-aged files: cfg made of omegaconf's classes, a loss that is a numpy number. Nothing is built."""
+    """fairseq's files with a cfg of omegaconf's classes and a numpy number as loss: nothing is built."""
     state = {
         "args": None,
         "cfg": omegaconf(reference["cfg"]),
@@ -136,7 +136,7 @@ def test_old_file_with_omegaconf(reference, save, monkeypatch, omegaconf, zipped
 
 @pytest.mark.parametrize("core", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
 def test_numpy_numbers_of_old_and_new_numpy(reference, save, core):
-    """numpy moved its number maker between versions 1 and 2: files of both are read."""
+    """Numbers of numpy 1 and 2, which are pickled under different names, are read."""
     path = save({"cfg": reference["cfg"], "model": reference["model"], "loss": np.float64(2.5)}, zipped=False)
     data = path.read_bytes()
     spelling = b"numpy._core.multiarray" if b"numpy._core.multiarray" in data else b"numpy.core.multiarray"
@@ -145,7 +145,7 @@ def test_numpy_numbers_of_old_and_new_numpy(reference, save, core):
 
 
 def test_ctc_model_gives_the_wav2vec2_inside(reference, save, caplog):
-    """A model fine-tuned with CTC: the wav2vec 2.0 inside with its own config; the letters' layer is left out."""
+    """A model fine-tuned with CTC gives the wav2vec 2.0 inside and its config, without the output layer."""
     inside = {f"w2v_encoder.w2v_model.{name}": weight for name, weight in reference["model"].items()}
     head = {"w2v_encoder.proj.weight": torch.zeros(9, 32), "w2v_encoder.proj.bias": torch.zeros(9)}
     model_cfg = {
@@ -168,7 +168,7 @@ def test_ctc_model_gives_the_wav2vec2_inside(reference, save, caplog):
 
 
 def test_s3prl_converted_file(reference, save):
-    """S3PRL's own layout of a converted file."""
+    """S3PRL's layout of a converted file."""
     state = {
         "task_cfg": reference["cfg"]["task"],
         "model_cfg": reference["cfg"]["model"],
@@ -179,7 +179,7 @@ def test_s3prl_converted_file(reference, save):
 
 
 def test_own_file_is_read_bit_for_bit(tmp_path):
-    """``model.save`` and ``load`` are inverse, for a model with a compressor."""
+    """``load`` is the inverse of ``model.save`` for a model with a compressor."""
     model = load(REF_TINY)
     model.save(tmp_path / "own.safetensors")
     again = load(tmp_path / "own.safetensors")
@@ -189,7 +189,7 @@ def test_own_file_is_read_bit_for_bit(tmp_path):
 
 
 def test_missing_settings_have_fairseqs_defaults(save):
-    """What a configuration leaves out or leaves null is wav2vec 2.0 Base, as in fairseq."""
+    """Settings that are missing or null are those of wav2vec 2.0 Base, as in fairseq."""
     config = ModelConfig(layers=1)
     weights = OFAWav2Vec2(config).weights()
     path = save(
@@ -199,7 +199,7 @@ def test_missing_settings_have_fairseqs_defaults(save):
 
 
 def test_fixed_subsampling_is_a_plain_model(reference, save, caplog):
-    """The reference's ``subsample: fixed`` has no weights: the file is a plain wav2vec 2.0."""
+    """The reference's ``subsample: fixed`` has no weights: the file is read as a plain wav2vec 2.0."""
     cfg = {"model": {**reference["cfg"]["model"], "subsample": "fixed"}, "task": {}}
     weights = {name: weight for name, weight in reference["model"].items() if not name.startswith("cif_")}
     assert read_checkpoint(save({"cfg": cfg, "model": weights})).config.compressor == "none"
@@ -207,14 +207,14 @@ def test_fixed_subsampling_is_a_plain_model(reference, save, caplog):
 
 
 def test_only_model_and_task_sections_matter(reference, save):
-    """Odd values in other sections, or in arguments that say nothing about the model, do not stand in the way."""
+    """Odd values in other sections, or in arguments that do not concern the model, are ignored."""
     same_as_reference(save({"cfg": {**reference["cfg"], "common": {"odd": b"1"}}, "model": reference["model"]}))
     args = argparse.Namespace(**reference["cfg"]["model"], arch="wav2vec2", odd=b"1")
     same_as_reference(save({"args": args, "model": reference["model"]}))
 
 
 def test_new_names_of_weight_norm(reference, save):
-    """Newer torch's names of the positional convolution's two halves mean the same."""
+    """Newer torch's names of the parts of the positional convolution give the same model."""
     weights = dict(reference["model"])
     for old, new in {"weight_g": "original0", "weight_v": "original1"}.items():
         weights[f"encoder.pos_conv.0.parametrizations.weight.{new}"] = weights.pop(f"encoder.pos_conv.0.{old}")
@@ -222,7 +222,7 @@ def test_new_names_of_weight_norm(reference, save):
 
 
 def test_split_weight_norm_is_the_inverse_of_merging(reference):
-    """A whole positional convolution comes back from its two halves, also where a step of the kernel is zero."""
+    """A positional convolution is the same after weight norm and merging, also with a kernel position of zeros."""
     torch.manual_seed(0)
     whole = torch.randn(8, 2, 5)
     whole[..., 3] = 0

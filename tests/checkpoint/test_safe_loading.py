@@ -1,4 +1,4 @@
-"""Checkpoints of S3PRL's other upstreams, and what S3PRL and fairseq evaluate of a file: nothing of it is run."""
+"""Nothing is run in checkpoints of S3PRL's other upstreams, or in what S3PRL and fairseq evaluate."""
 
 import argparse
 import ast
@@ -40,7 +40,7 @@ TOUCH = "__import__('pathlib').Path('marker').touch()"
 
 
 class Touch:
-    """Makes a folder when it is unpickled without care."""
+    """Makes a folder when it is unpickled unsafely."""
 
     def __reduce__(self):
         return os.mkdir, ("marker",)
@@ -131,7 +131,7 @@ def test_hostile_checkpoints_are_refused(name, zipped, saved, corpora, capfd):
 
 
 def test_hostile_baselines_of_a_sweep(saved, corpora, tmp_path, capsys):
-    """The point fails, and the report of it says why."""
+    """The point fails, and its report says why."""
     baseline = {"upstream": "distiller_local", "checkpoint": saved({**distiller(), "Scheduler": Touch()})}
     grid = {
         "baselines": [baseline],
@@ -165,7 +165,7 @@ CODE_IN_CONFIG = {
 
 @pytest.mark.parametrize("name", CODE_IN_CONFIG)
 def test_strings_of_a_checkpoint_are_not_run(name, saved, corpora, capfd):
-    """Plain values alone are no safety: S3PRL evaluates some of the strings in them."""
+    """Plain values are not enough, because S3PRL evaluates some of their strings."""
     section, key, hostile = CODE_IN_CONFIG[name]
     states = GENUINE[name]()
     states["Config"] = {**states["Config"], section: {**states["Config"][section], key: hostile}}
@@ -227,7 +227,7 @@ def test_values_and_names_are_evaluated(source):
 )
 @pytest.mark.parametrize("module", ["s3prl.some.expert", "fairseq.optim.adam"])
 def test_nothing_else_is(source, module, saved):
-    """Nor a function that is not of S3PRL or fairseq, as they call what they have evaluated."""
+    """Nor are functions of other packages, because S3PRL and fairseq call what they have evaluated."""
     run = module_of(module, os=os, partial=functools.partial).run
     with safe_loading.nothing_run():
         assert run("Own").__name__ == "Own"
@@ -237,7 +237,7 @@ def test_nothing_else_is(source, module, saved):
 
 
 def test_others_evaluate_as_before():
-    """Libraries beside the two keep eval, with the names that they see."""
+    """Other libraries keep eval, with the names in their scope."""
     with safe_loading.nothing_run():
         assert module_of("another.library").run("sum(layers)") == 3
         assert eval("a + 1", {"a": 1}) == 2
@@ -275,7 +275,7 @@ HOSTILE_FILES = {
 
 @pytest.mark.parametrize("kind", HOSTILE_FILES)
 def test_hostile_experiments_are_named(kind, saved, corpora, capfd, tmp_path):
-    """-e, -a and -i: what is wrong with the file, not torch's advice to run what is in it."""
+    """The message for -e, -a and -i says what is wrong with the file and does not repeat torch's advice to run it."""
     folder = tmp_path / "theirs"
     folder.mkdir()
     HOSTILE_FILES[kind](folder / "states-2.ckpt")
@@ -293,7 +293,7 @@ def test_hostile_experiments_are_named(kind, saved, corpora, capfd, tmp_path):
 
 
 def test_no_unsafe_loading_in_the_sources():
-    """Nothing here loads a pickle whole, or evaluates a string of a file."""
+    """Nothing in the package loads a full pickle or evaluates a string from a file."""
     for source in (ROOT / "s3prl_ofa").rglob("*.py"):
         for node in ast.walk(ast.parse(source.read_text())):
             if not isinstance(node, ast.Call):
@@ -309,7 +309,7 @@ def test_no_unsafe_loading_in_the_sources():
 
 
 def test_pickles_of_s3prl_hold_values(saved):
-    """Lists of files that S3PRL keeps as pickles are read; for others pickle stays as it is."""
+    """Lists of files that S3PRL pickles are read; for other callers pickle is unchanged."""
     path = pathlib.Path(saved({})).with_name("cache.pkl")
     with safe_loading.nothing_run():
         for value in ({"id1": ["a.wav", 1.5]}, pathlib.PurePosixPath("x")):

@@ -1,4 +1,4 @@
-"""Reading never runs what a file asks for, and damage is one clear error."""
+"""Reading never runs anything in a file, and damage is one clear error."""
 
 import importlib
 import io
@@ -17,7 +17,7 @@ from s3prl_ofa.errors import CheckpointError
 
 
 class Call:
-    """Pickled as a call of any function with any arguments."""
+    """Pickles as a call of any function with any arguments."""
 
     def __init__(self, function, *arguments):
         self.function, self.arguments = function, arguments
@@ -27,7 +27,7 @@ class Call:
 
 
 class Build:
-    """Pickled as an instance that is given a state."""
+    """Pickles as an instance with a state."""
 
     def __init__(self):
         self.harm = "state"
@@ -63,7 +63,7 @@ def hostile_call(kind, marker):
     ],
 )
 def test_hostile_pickles_are_refused_by_name(reference, tmp_path, name, zipped, place):
-    """A call outside the allow-list is refused with its name, wherever it stands and in both of torch's formats."""
+    """A call outside the table is refused by name, wherever it is and in both formats of torch."""
     marker, path = tmp_path / "marker", tmp_path / "hostile.pt"
     call = hostile_call(name, marker)
     state = {"cfg": reference["cfg"], "model": dict(reference["model"]), "extra_state": {}}
@@ -92,7 +92,7 @@ def test_hostile_bin_of_a_hugging_face_folder(tmp_path):
 
 
 def test_plain_pickle_is_refused(tmp_path):
-    """A pickle that is not torch's at all runs nothing either."""
+    """A pickle that torch did not write runs nothing either."""
     path = tmp_path / "plain.pkl"
     path.write_bytes(pickle.dumps({"model": Call(os.system, f"touch {tmp_path / 'marker'}")}, protocol=2))
     with pytest.raises(CheckpointError, match=r"posix\.system"):
@@ -101,7 +101,7 @@ def test_plain_pickle_is_refused(tmp_path):
 
 
 def test_allow_list_ends_with_the_reading(reference, tmp_path):
-    """What is allowed while reading is not left allowed for the rest of the process."""
+    """Reading does not change what torch allows in the rest of the process."""
     before = set(torch.serialization.get_safe_globals())  # torch keeps them in a set, whose order means nothing
     read_checkpoint(REF_TINY)
     assert set(torch.serialization.get_safe_globals()) == before
@@ -122,7 +122,7 @@ def test_reading_imports_no_framework():
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("kept", [1, 4, 30, 200, 5_000, 0.5, 0.95, 0.9999])
 def test_truncated_files(reference, tmp_path, kept, zipped):
-    """A file cut anywhere is a CheckpointError that names it."""
+    """A file truncated anywhere gives a CheckpointError with its name."""
     buffer = io.BytesIO()
     torch.save({"cfg": reference["cfg"], "model": reference["model"]}, buffer, _use_new_zipfile_serialization=zipped)
     data = buffer.getvalue()
@@ -133,7 +133,7 @@ def test_truncated_files(reference, tmp_path, kept, zipped):
 
 
 def test_compressed_zip_is_refused(tmp_path):
-    """Tensors are mapped where they lie in the zip, so a compressed one must not be read as numbers."""
+    """Tensors are mapped from the zip, so a compressed one must not be read as numbers."""
     path = tmp_path / "compressed.pt"
     with zipfile.ZipFile(REF_TINY) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
         for entry in source.infolist():

@@ -47,7 +47,7 @@ def assert_same_utterance(out, row, alone):
 @pytest.mark.parametrize("rate", ["lambd 0", "lambd", "one lambd", "frame_period_ms"])
 def test_an_utterance_is_the_same_alone_and_in_a_batch(model, waves, rate):
     """Promise: features do not depend on what an utterance is batched with (1e-5 in float32), nor on padding, which is
-    zero; a lambd or a period one an utterance, odd lengths, down to 400 samples."""
+    zero; one lambd or period per utterance, odd lengths, down to 400 samples."""
     rates = {
         "lambd 0": ("lambd", [0.0] * len(waves)),
         "lambd": ("lambd", LAMBDS),
@@ -74,7 +74,7 @@ def test_order_in_the_batch_does_not_matter(model, waves):
 
 
 def test_neighbours_of_any_loudness_do_not_leak(model, waves):
-    """Promise: what stands beside an utterance never reaches it: neither great loudness nor an offset."""
+    """Promise: an utterance's neighbours never affect it, however loud they are and whatever their offset."""
     alone = model.extract([waves[5]], lambd=0.6)
     for neighbour in (1000 * waves[1], waves[1] + 50, torch.zeros(16_001), 1e-5 * waves[8]):
         for batch, row in (
@@ -88,7 +88,7 @@ def test_neighbours_of_any_loudness_do_not_leak(model, waves):
 
 
 def test_equal_utterances_in_a_batch_are_equal(model, waves):
-    """Promise: the same for many copies of one utterance beside shorter ones: no row is treated on its own terms."""
+    """Promise: many copies of an utterance beside shorter ones all get the same features."""
     out = model.extract([waves[7]] * 7 + [waves[0]] * 6, lambd=0.8)
     alone, short = model.extract([waves[7]], lambd=0.8), model.extract([waves[0]], lambd=0.8)
     for row in range(13):
@@ -96,7 +96,7 @@ def test_equal_utterances_in_a_batch_are_equal(model, waves):
 
 
 def test_alpha_is_the_same_alone_and_in_a_batch(model, waves):
-    """Promise: padding reaches the alpha predictor neither: an utterance sees zeros beyond its ends."""
+    """Promise: padding does not reach the alpha predictor either: an utterance sees zeros beyond its ends."""
     alpha, lengths = model.alpha(waves)
     for row, wave in enumerate(waves):
         alone, total = model.alpha([wave])
@@ -195,7 +195,7 @@ def test_other_convolution_stacks(norm, conv_layers):
 
 @pytest.mark.parametrize("lambd", [0.0, 0.5])
 def test_models_in_double_precision_are_exact(config, waves, lambd):
-    """Promise: nothing but rounding, of a float32 wave, stands between the model and torch's own layers."""
+    """Promise: the model differs from torch's layers only by rounding."""
     model, slow = random_model(config).double(), SlowModel(config, random_weights(config))
     out = model.extract(waves, lambd=lambd)
     for row, wave in enumerate(waves):
@@ -228,7 +228,7 @@ def test_positional_convolutions_of_any_size(waves, kernel, groups):
 
 
 def test_many_utterances_of_many_lengths():
-    """Promise: the same when a batch holds more utterances than attention may take in one call, of every length."""
+    """Promise: the same for a batch whose utterances are too many and too varied for one call of attention."""
     model = random_model(LARGE)
     lengths = [400 + 331 * index for index in range(40)]
     waves = noise_waves([lengths[(7 * index) % 40] for index in range(40)], seed=4)

@@ -69,7 +69,7 @@ def test_frames_in_half_precision_take_weights_of_any_precision(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES[2:])
 def test_many_small_weights_add_up_in_half_precision(dtype):
-    """Promise: half precision loses nothing in the sum: a frame made of a thousand others is as good as one of two."""
+    """Promise: half precision loses nothing in the sum: a frame of a thousand others is as accurate as one of two."""
     frames = torch.ones(1, 10_000, 1, dtype=dtype)
     found, lengths = cif(frames, torch.full((1, 10_000), 1e-3, dtype=torch.float64))
     assert lengths.tolist() == [10]
@@ -148,7 +148,7 @@ def test_lengths_do_not_depend_on_the_batch_s_padding():
 
 @pytest.mark.parametrize("garbage", [-3.0, 7.0, 1e4])
 def test_garbage_in_the_padding_is_ignored(garbage):
-    """Promise: weights and frames after an utterance's end are ignored, whatever stands there."""
+    """Promise: weights and frames after an utterance's end are ignored, whatever they are."""
     frames, weights, lengths = random_case(4, 4, 25, 2)
     padding = torch.arange(25) >= lengths[:, None]
     expected, expected_lengths = cif(frames, weights, lengths)
@@ -174,7 +174,7 @@ def test_lambd_0_is_the_identity_bit_for_bit(count, dtype):
 
 
 def test_mixing_is_the_reference_s_on_both_branches():
-    """Promise: relu(1 - lambd) + (relu(lambd) - 2 relu(lambd - 1)) alpha, for lambd in [0, 2), one an utterance."""
+    """Promise: relu(1 - lambd) + (relu(lambd) - 2 relu(lambd - 1)) alpha, for lambd in [0, 2), one per utterance."""
     alpha = torch.rand(9, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     lambd = torch.tensor([0, 0.1, 0.5, 0.999, 1, 1.001, 1.5, 1.9, 1.999], dtype=torch.float64)
     column = lambd[:, None]
@@ -188,7 +188,7 @@ def test_mixing_is_the_reference_s_on_both_branches():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_at_least_one_frame(dtype):
-    """Promise: at least one frame an utterance: the weighted mean where the weights do not reach one."""
+    """Promise: at least one frame per utterance: the weighted mean if the weights sum to less than one."""
     frames = torch.tensor([[[1.0], [3.0]], [[1.0], [3.0]], [[5.0], [9.0]]], dtype=dtype)
     weights = torch.tensor([[0.125, 0.375], [0.0, 0.0], [0.25, 1.0]], dtype=dtype)
     found, lengths = cif(frames, weights, torch.tensor([2, 2, 1]))
@@ -253,7 +253,7 @@ def test_padding_has_no_gradient():
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, -1e-3, math.nan, math.inf, -math.inf, 2.0])
 def test_weights_outside_0_to_1_are_refused(value):
-    """Promise: a weight that no output frame can be made of is a ValueError that names the range."""
+    """Promise: a weight outside [0, 1] is a ValueError that names the range."""
     weights = torch.full((2, 8), 0.5)
     weights[1, 3] = value
     with pytest.raises(ValueError, match=r"\[0, 1\]|0.*1"):
@@ -274,7 +274,7 @@ def test_weights_outside_0_to_1_are_refused(value):
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(frames, weights, lengths):
-    """Promise: shapes and lengths that do not fit are a ValueError, not a wrong result."""
+    """Promise: shapes and lengths that do not match are a ValueError, not a wrong result."""
     with pytest.raises(ValueError):
         cif(frames, weights, lengths)
 

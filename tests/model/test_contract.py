@@ -1,4 +1,4 @@
-"""What extract promises beside the numbers: times, layers, refusals, determinism, gradients, weights."""
+"""What extract promises besides the numbers: times, layers, refusals, determinism, gradients, weights."""
 
 import math
 
@@ -134,7 +134,7 @@ def test_layers_stops_after_that_layer(waves, name):
 
 @pytest.mark.parametrize("layers", [-1, 4, 100, 1.5, "2", math.nan])
 def test_layers_out_of_range_are_refused(model, waves, layers):
-    """Promise: a layer that is not there is a ValueError that names the option and what there is."""
+    """Promise: a layer that does not exist is a ValueError that names the option and the choices."""
     with pytest.raises(ValueError, match="layers.*3"):
         model.extract(waves, layers=layers)
 
@@ -178,7 +178,7 @@ def test_bad_waves_are_refused_by_number(model, bad, says, index):
     "batch", [[], (), torch.zeros(2, 800), np.zeros((2, 800), np.float32), torch.zeros(800), None, "a", 3]
 )
 def test_what_is_no_list_of_waves_is_refused(model, batch):
-    """Promise: wavs is a list; a padded tensor (whose lengths nobody knows), an empty list, a path is a ValueError."""
+    """Promise: waves is a list; a padded tensor (without lengths), an empty list or a path is a ValueError."""
     with pytest.raises(ValueError, match="list|empty|wave"):
         model.extract(batch)
 
@@ -197,7 +197,7 @@ def test_the_shortest_wave_gives_one_frame(model):
 
 
 def test_an_utterance_with_little_alpha_still_gives_a_frame(waves):
-    """Promise: at least one frame an utterance, where the reference gave none and crashed: with alphas near 0."""
+    """Promise: at least one frame per utterance with alphas near 0, where the reference gave none and crashed."""
     weights = random_weights(BASE)
     weights["cif_subsampler.alpha_fn.layer.2.bias"] = torch.tensor([-60.0])
     model = OFAWav2Vec2(BASE)
@@ -241,7 +241,7 @@ def test_weights_that_sum_to_integers_are_not_off_by_one_in_any_model(dtype):
     ids=["array", "double", "double array", "strided", "negative strides", "with gradient", "big endian"],
 )
 def test_waves_in_any_float_form_are_taken(model, waves, wrap):
-    """Promise: wavs holds 1-D float tensors or arrays: any float dtype, any strides, any byte order."""
+    """Promise: waves holds 1-D float tensors or arrays of any float dtype, strides and byte order."""
     expected = model.extract(waves, lambd=0.5).hidden_states[-1]
     found = model.extract([wrap(wave) for wave in waves], lambd=0.5).hidden_states[-1]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Nothing of a model on a card meets what lies on the host, and autocast's two dtypes do not meet either."""
+"""A model on a GPU never mixes tensors of GPU and host, nor the two dtypes of autocast."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_the_card_tells_devices_apart():
 @pytest.mark.parametrize("rate", RATES, ids=str)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_model_on_a_card_gives_what_it_gives_on_the_host(name, rate):
-    """Promise: waves may lie anywhere; the model moves them to its device and leaves its results there."""
+    """Promise: waves may be on any device; the model moves them to its device, where its results are too."""
     model, waves = random_model(CONFIGS[name]), noise_waves(LENGTHS, seed=1)
     expected = model.extract(waves, **rate)
     with Card() as card:
@@ -52,7 +52,7 @@ def test_a_model_on_a_card_gives_what_it_gives_on_the_host(name, rate):
 
 
 def test_cif_takes_lengths_from_the_host():
-    """Promise: lengths are moved to the frames' device; without any they are made there."""
+    """Promise: lengths are moved to the frames' device, and default ones are created there."""
     frames, weights = torch.rand(2, 30, 4), torch.rand(2, 30)
     lengths = torch.tensor([30, 17])
     for given in (lengths, None):
@@ -65,7 +65,7 @@ def test_cif_takes_lengths_from_the_host():
 
 @pytest.mark.parametrize("options", [{"frames": "native", "repeat": 2}, {"frames": "upsampled"}], ids=str)
 def test_the_upstream_on_a_card(golden_checkpoint, options):
-    """Promise: what S3PRL gets from an upstream on a card lies on it, in both forms of frames."""
+    """Promise: the outputs of an upstream on a GPU are on it, with native and upsampled frames."""
     expert = UpstreamExpert(golden_checkpoint, lambd=0.5, **options)
     with torch.no_grad(), Card() as card:
         card.move(expert)
@@ -74,7 +74,7 @@ def test_the_upstream_on_a_card(golden_checkpoint, options):
 
 
 class AutocastOfACard(TorchFunctionMode):
-    """What autocast does on a card and not on the host: LayerNorm in float32, index_copy of one dtype only."""
+    """What autocast does on a GPU and not on a CPU: LayerNorm in float32, index_copy of one dtype only."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -89,7 +89,7 @@ class AutocastOfACard(TorchFunctionMode):
 @pytest.mark.cpu_kernels
 @pytest.mark.parametrize("name", CONFIGS)
 def test_autocast_of_a_card(name):
-    """Promise: S3PRL's fp16 works on a card, where float32 from a norm meets half precision from a product."""
+    """Promise: S3PRL's fp16 works on a GPU, where float32 from a norm meets half precision from a product."""
     model, waves = random_model(CONFIGS[name]), noise_waves(LENGTHS, seed=1)
     exact = model.extract(waves, frame_period_ms=50.0)
     with torch.autocast("cpu", dtype=torch.bfloat16), AutocastOfACard():

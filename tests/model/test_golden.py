@@ -1,4 +1,4 @@
-"""Parity with the reference: what it computed from its own tiny checkpoint and what its CIF gave, kept in golden/."""
+"""Parity with the reference: its results for a tiny checkpoint and for its CIF, kept in golden/."""
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def test_compressor_is_the_reference_s(model, golden, wave, lambd):
 
 
 def test_golden_batch_is_the_reference_s_utterance_by_utterance(model, golden):
-    """Promise: parity holds in a batch too, each utterance at a lambd of its own."""
+    """Promise: parity holds in a batch too, with a different lambd per utterance."""
     for shift in range(len(LAMBDS)):
         lambds = [LAMBDS[(shift + index) % len(LAMBDS)] for index in range(len(GOLDEN_WAVES))]
         out = model.extract([golden_wave(wave) for wave in GOLDEN_WAVES], lambd=lambds)

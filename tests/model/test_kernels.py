@@ -1,4 +1,4 @@
-"""Results in 16 bits are right on every CPU: shapes that oneDNN gets wrong are avoided, others are looked at."""
+"""Results in 16 bits are correct on every CPU: shapes that oneDNN gets wrong are avoided, others are checked."""
 
 import copy
 import functools
@@ -71,7 +71,7 @@ def test_pretraining_does_not_either(lowered):
 @pytest.mark.parametrize("per_group", [1, 2, 8, 12, 16, 24, 48, 64])
 @pytest.mark.parametrize("ours", [Conv1d, Conv2d])
 def test_grouped_convolutions_agree_with_float64(ours, per_group, dtype):
-    """Promise: whatever the channels per group, the layout and the way into 16 bits, a result is near the exact one."""
+    """Promise: results are near the exact ones, whatever the channels per group, the layout and the way to 16 bits."""
     torch.manual_seed(0)
     sizes = (15,) if ours is Conv1d else (1, 15)
     padding = tuple(size // 2 for size in sizes)
@@ -105,7 +105,7 @@ def garbage(original, self, input, *args):
 
 @pytest.mark.parametrize("autocast", [True, False])
 def test_a_wrong_kernel_is_refused(monkeypatch, autocast):
-    """Promise: a 16-bit kernel that is wrong ends in a sentence with the part and the cure, not in features."""
+    """Promise: a wrong 16-bit kernel gives an error with the part and the remedy, not features."""
     for kind in (nn.Linear, nn.Conv1d):
         model, waves = random_model(CONFIGS["base"]), noise_waves([4_000], seed=1)
         with monkeypatch.context() as patch, torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
@@ -119,7 +119,7 @@ def test_a_wrong_kernel_is_refused(monkeypatch, autocast):
 
 @torch.no_grad()
 def test_weights_too_large_for_float16():
-    """Promise: a model that overflows in float16 is no fault of the machine, and the cure is another dtype."""
+    """Promise: a model that overflows in float16 is not blamed on the machine; the remedy is another dtype."""
     model, waves = random_model(CONFIGS["base"]), noise_waves([4_000], seed=1)
     for weight in model.front_end.parameters():
         weight.mul_(100)
@@ -129,7 +129,7 @@ def test_weights_too_large_for_float16():
 
 
 def test_kernels_are_looked_at_once(monkeypatch):
-    """Promise: in float32 nothing is looked at; in 16 bits once, and again in another dtype."""
+    """Promise: kernels are not checked in float32, and once per dtype in 16 bits."""
     looked = []
     monkeypatch.setattr("s3prl_ofa.model.kernels.errors", lambda model: looked.append(model) or iter(()))
     model, waves = random_model(CONFIGS["base"]), noise_waves([4_000], seed=1)

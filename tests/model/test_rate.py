@@ -30,13 +30,13 @@ def waves():
 
 @pytest.mark.parametrize("lambd", [-1e-9, -1, 2.0, 2, 2.5, math.nan, math.inf, -math.inf, [0.5, 2.0], [0.5, math.nan]])
 def test_lambd_out_of_range_is_refused(model, waves, lambd):
-    """Promise: lambd outside [0, 2) or NaN is a ValueError that names the range, one an utterance too."""
+    """Promise: lambd outside [0, 2) or NaN is a ValueError that names the range, also with one per utterance."""
     with pytest.raises(ValueError, match=r"lambd.*\[0, 2\)"):
         model.extract(waves[:2], lambd=lambd)
 
 
 def bad_rates(good):
-    """Wrong counts for two utterances, then things that are no numbers, from a rate that would be right."""
+    """Wrong counts for two utterances, then values that are not numbers, from a rate that would be valid."""
     counts = [[], [good], [good] * 3, [[good, good]], [[good], [good]], torch.full((2, 1), good), np.full(3, good)]
     return counts + [str(good), "fast", b"1", {}, object(), [str(good)] * 2, ["a", "b"], [good, None], [good, 1j]]
 
@@ -46,7 +46,7 @@ def bad_rates(good):
     [("lambd", value) for value in bad_rates(0.5)] + [("frame_period_ms", value) for value in bad_rates(40)],
 )
 def test_a_rate_that_is_no_number_or_of_another_count_is_refused(model, waves, name, value):
-    """Promise: the rate is a number or one an utterance; anything else is a ValueError that names the option."""
+    """Promise: the rate is a number or one per utterance; anything else is a ValueError that names the option."""
     with pytest.raises(ValueError, match=name):
         model.extract(waves[:2], **{name: value})
 
@@ -67,7 +67,7 @@ def test_both_rates_together_are_refused(model, waves):
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("kind", ["float", "int", "list", "tuple", "array", "float32 array", "tensor", "0-d tensor"])
 def test_numbers_lists_arrays_and_tensors_are_taken(model, waves, kind, count):
-    """Promise: lambd is a number or one an utterance, in any form numbers come in; out.lambd says what was used."""
+    """Promise: lambd is a number or one per utterance, in any numeric type; out.lambd is what was used."""
     value = {
         "float": 1.0,
         "int": 1,
@@ -93,7 +93,7 @@ def test_the_end_of_the_range_is_open(model, waves):
 
 
 def test_number_of_frames_is_the_floor_of_the_summed_weights(model, waves):
-    """Promise: output length is the floor of the sum of the weights, at least one, with a lambd an utterance; more
+    """Promise: output length is the floor of the sum of the weights, at least one, with one lambd per utterance; more
     lambd is never more frames."""
     alpha, input_lengths = model.alpha(waves)
     valid = torch.arange(alpha.shape[1]) < input_lengths[:, None]
@@ -154,7 +154,7 @@ def test_frame_periods_are_met_exactly(model, waves, caplog):
 
 
 def test_frame_periods_beyond_lambd_one_are_met_exactly_when_asked(model, waves, caplog):
-    """Promise: with allow_beyond_one lambd goes on to its [1, 2) branch and the period is met exactly there too."""
+    """Promise: with allow_beyond_one lambd continues in [1, 2), and the period is met exactly there too."""
     for period in np.linspace(60, 400, 20):
         assert check_period(model, waves, [period] * len(waves), caplog, allow_beyond_one=True) == 0
 
@@ -187,7 +187,7 @@ def test_half_precision_models_meet_frame_periods_exactly(waves, dtype, caplog):
 
 
 def test_the_warning_names_what_was_asked_and_what_is_used(model, caplog):
-    """Promise: where a period cannot be reached the nearest reachable rate is used and said: one warning with the
+    """Promise: where a period cannot be reached the nearest reachable rate is used, with one warning that has the
     wanted period, none when it is reached."""
     wave = noise_waves([32_000])
     with caplog.at_level(logging.WARNING):

@@ -37,7 +37,7 @@ def test_no_gradient_graph_unless_asked(model, waves):
 
 @pytest.mark.parametrize("lambd", [0.0, 0.35, 0.8, 1.3])
 def test_gradients_flow_to_lambd(lambd):
-    """Promise: differentiable in lambd, one or one an utterance: the gradient is the slope of the features (a finite
+    """Promise: differentiable in lambd, one or one per utterance: the gradient is the slope of the features (a finite
     difference; at lambd 0, the default, the slope towards more compression, the only side there is)."""
     model = random_model(dataclasses.replace(BASE, pos_conv_kernel=3)).double()
     batch, step = noise_waves([16_000, 23_000], seed=5), 1e-6
