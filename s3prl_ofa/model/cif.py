@@ -103,7 +103,7 @@ def crossing_times(plan: CifPlan) -> Tensor:
     return torch.stack([times[:, :-1], times[:, 1:]], -1) * valid_mask(plan.lengths, longest)[..., None]
 
 
-def owners(plan: CifPlan) -> Tensor:
+def frame_index(plan: CifPlan) -> Tensor:
     """The output frame that holds the middle of each input frame: (batch, input frames) int64; padding is 0.
 
     The dropped tail belongs to the last output frame.

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_ofa.model.cif import CifPlan, crossing_times, owners
+from s3prl_ofa.model.cif import CifPlan, crossing_times, frame_index
 from s3prl_ofa.model.compressor import Compressor
 from s3prl_ofa.model.config import SAMPLE_RATE, ModelConfig
 from s3prl_ofa.model.encoder import Encoder
@@ -120,7 +120,7 @@ class OFAWav2Vec2(nn.Module):
         """Writes safetensors with the config in its metadata; ``s3prl_ofa.load`` reads it back bit for bit."""
         write_safetensors(path, self.config, self.weights())
 
-    def frames(self, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def front_end_rows(self, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The front end's normalised output: rows (frames of the batch, conv dim), and lengths (batch,) on the CPU.
 
         Raises RuntimeError if a 16-bit kernel of this machine gives wrong results.
@@ -138,7 +138,7 @@ class OFAWav2Vec2(nn.Module):
         """
         if self.compressor is None:
             raise ValueError("this checkpoint has no compressor, so it has no alpha")
-        rows, lengths = self.frames(check_waves(waves, self.config.receptive_field, self.device))
+        rows, lengths = self.front_end_rows(check_waves(waves, self.config.receptive_field, self.device))
         return self.compressor.alpha(rows, lengths), lengths.to(rows.device)
 
     def forward(
@@ -199,7 +199,7 @@ class OFAWav2Vec2(nn.Module):
         else:
             rate = check_lambd(0.0 if lambd is None else lambd, len(waves)).to(self.device)
 
-        rows, host_lengths = self.frames(waves)
+        rows, host_lengths = self.front_end_rows(waves)
         input_lengths = host_lengths.to(self.device)
         frames = None if frame_period_ms is None else wanted_frames(seconds, rate, input_lengths)
         compressed = bool((rate != 0).any()) if frames is None else bool((frames != input_lengths).any())
@@ -232,7 +232,7 @@ class OFAWav2Vec2(nn.Module):
             lambd=rate,
             frame_period_ms=1000.0 * seconds / plan.lengths,
             input_lengths=input_lengths,
-            frame_index=owners(plan),
+            frame_index=frame_index(plan),
             alpha_sum=alpha_sum,
         )
 

@@ -128,7 +128,7 @@ def test_front_end_on_difficult_waves_is_as_good_as_torch_s_layers(name, scale, 
     very loud, very quiet and constant waves cost hardly more precision than torch's layers do in float32."""
     config, lengths = CONFIGS[name], [8_000, 1_234, 400]
     waves = [scale * wave + offset for wave in noise_waves(lengths, seed=2)]
-    rows, _ = random_model(config).frames(waves)
+    rows, _ = random_model(config).front_end_rows(waves)
     exact, single = (SlowModel(config, random_weights(config), dtype) for dtype in (torch.float64, torch.float32))
     start = 0
     for wave in waves:
@@ -156,7 +156,7 @@ def test_group_norm_statistics_are_the_utterance_s_own(waves):
     some = [waves[1][:1003], waves[2][:15], 5 * waves[5][:507] + 1, waves[3]]
     with torch.no_grad():
         expected = [last(torch.nn.functional.gelu(norm(conv(wave[None, None])))[0].T) for wave in some]
-    rows, lengths = model.frames(some)
+    rows, lengths = model.front_end_rows(some)
     assert lengths.tolist() == [len(frames) for frames in expected]
     torch.testing.assert_close(rows, torch.cat(expected), rtol=0, atol=5e-5)
 
@@ -169,11 +169,11 @@ def test_front_end_at_every_kind_of_length(name):
     slow, model = SlowModel(config, random_weights(config)), random_model(config)
     lengths = [hops * 320 + extra for hops in (4, 8, 128, 129, 256, 512) for extra in (-1, 0, 1, 79, 80, 81)]
     waves = noise_waves(lengths, seed=6)
-    rows, _ = model.frames(waves)
+    rows, _ = model.front_end_rows(waves)
     expected = [slow.conv_frames(wave).float() for wave in waves]
     torch.testing.assert_close(rows, torch.cat(expected), rtol=0, atol=5e-5)
     for wave, frames in zip(waves[-12:], expected[-12:], strict=True):
-        torch.testing.assert_close(model.frames([wave])[0], frames, rtol=0, atol=5e-5)
+        torch.testing.assert_close(model.front_end_rows([wave])[0], frames, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
@@ -187,7 +187,7 @@ def test_other_convolution_stacks(norm, conv_layers):
     slow, model = SlowModel(config, random_weights(config)), random_model(config)
     field = config.receptive_field
     waves = noise_waves([field + 2 * config.hop, 3 * field + 1, 1280, 4000, 7_777, field + config.hop], seed=7)
-    rows, lengths = model.frames(waves)
+    rows, lengths = model.front_end_rows(waves)
     expected = [slow.conv_frames(wave).float() for wave in waves]
     assert lengths.tolist() == [len(frames) for frames in expected]
     torch.testing.assert_close(rows, torch.cat(expected), rtol=0, atol=5e-5)
@@ -211,7 +211,7 @@ def test_conv_bias_goes_with_either_norm(waves, norm, bias):
     """Promise: both forms of the front end, with and without bias."""
     config = dataclasses.replace(BASE, conv_norm=norm, conv_bias=bias)
     slow = SlowModel(config, random_weights(config))
-    rows, _ = random_model(config).frames(waves[:5])
+    rows, _ = random_model(config).front_end_rows(waves[:5])
     expected = torch.cat([slow.conv_frames(wave) for wave in waves[:5]])
     torch.testing.assert_close(rows.double(), expected, rtol=0, atol=5e-5)
 

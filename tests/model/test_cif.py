@@ -7,7 +7,7 @@ import torch
 from models import slow_cif
 
 from s3prl_ofa.model import cif
-from s3prl_ofa.model.cif import crossing_times, owners, plan_cif
+from s3prl_ofa.model.cif import crossing_times, frame_index, plan_cif
 from s3prl_ofa.model.compressor import Compressor
 from s3prl_ofa.model.packing import unpad
 from s3prl_ofa.model.rate import mix
@@ -118,7 +118,7 @@ def test_integer_crossings_inside_an_utterance_are_not_off_by_one():
     torch.testing.assert_close(found[0, :, 0], torch.arange(100.0), rtol=0, atol=1e-3)
     starts = crossing_times(plan_cif(torch.full((1, 1000), 0.1), torch.tensor([1000])))[0, :, 0]
     torch.testing.assert_close(starts, torch.arange(0, 1000, 10).double(), rtol=0, atol=1e-3)
-    covering = owners(plan_cif(torch.full((1, 1000), 0.1), torch.tensor([1000])))
+    covering = frame_index(plan_cif(torch.full((1, 1000), 0.1), torch.tensor([1000])))
     assert torch.equal(covering[0], torch.arange(1000) // 10)
 
 
@@ -288,14 +288,14 @@ def test_shorter_lengths_than_the_padded_width():
     assert torch.equal(wide, narrow) and torch.equal(wide_lengths, narrow_lengths)
 
 
-def test_crossings_and_owners_are_the_slow_loop_s():
+def test_crossings_and_frame_index_are_the_slow_loop_s():
     """Promise: frames start and end where the running sum crosses integers; a 20 ms frame belongs to the output frame
     on which its middle falls, the tail to the last; each output frame covers at least one 20 ms frame."""
     for seed in range(30):
         frames, weights, lengths = random_case(seed, 3, 40, 1)
         weights = weights.clamp(min=1e-6)
         plan = plan_cif(weights, lengths)
-        places, covering = crossing_times(plan), owners(plan)
+        places, covering = crossing_times(plan), frame_index(plan)
         assert places.shape == (3, int(plan.lengths.max()), 2) and covering.shape == (3, 40)
         for row, length in enumerate(lengths.tolist()):
             _, crossings, expected_owners = slow_cif(frames[row, :length], weights[row, :length])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from models import BASE, CONFIGS, noise_waves, random_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from s3prl_ofa.model.cif import cif, crossing_times, owners, plan_cif
+from s3prl_ofa.model.cif import cif, crossing_times, frame_index, plan_cif
 
 
 class Counter(TorchDispatchMode):
@@ -29,7 +29,7 @@ def operations(run, *size) -> int:
 
 
 def test_cif_is_the_same_operations_for_any_number_of_frames_and_utterances():
-    """Promise: one vectorised CIF that needs no Python loop over frames or utterances, its times and owners too."""
+    """Promise: one vectorised CIF that needs no Python loop over frames or utterances, with times and index."""
 
     def everything(batch, frames):
         weights = torch.rand(batch, frames, generator=torch.Generator().manual_seed(0))
@@ -37,7 +37,7 @@ def test_cif_is_the_same_operations_for_any_number_of_frames_and_utterances():
         lengths[0] -= 3
         cif(torch.ones(batch, frames, 4), weights, lengths)
         plan = plan_cif(weights, lengths)
-        return crossing_times(plan), owners(plan)
+        return crossing_times(plan), frame_index(plan)
 
     counts = {operations(everything, *size) for size in SIZES}
     assert len(counts) == 1

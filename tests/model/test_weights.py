@@ -230,5 +230,5 @@ def test_hop_and_receptive_field():
     assert (BASE.hop, BASE.receptive_field, BASE.conv_dim) == (320, 400, 24)
     for samples in (400, 719, 720, 16_000):
         assert BASE.num_frames(samples) == (samples - 400) // 320 + 1
-        assert random_model(BASE).frames([torch.zeros(samples)])[1].tolist() == [BASE.num_frames(samples)]
+        assert random_model(BASE).front_end_rows([torch.zeros(samples)])[1].tolist() == [BASE.num_frames(samples)]
     assert ModelConfig.from_dict(LARGE.to_dict()) == LARGE
