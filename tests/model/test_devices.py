@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from card import CUDA, Card, on_card
 from models import CONFIGS, noise_waves, random_model
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
@@ -47,6 +48,19 @@ def test_a_model_on_a_card_gives_what_it_gives_on_the_host(name, rate):
         found = card.move(model).extract(waves, **rate)
         tensors = (*found.hidden_states, found.lengths, found.times, found.lambd, found.frame_period_ms)
         assert all(on_card(tensor) for tensor in (*tensors, found.input_lengths, found.frame_index))
+    for one, other in zip(found.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", [CUDA, torch.device("cpu")], ids=str)
+def test_a_padded_batch_from_any_device(device):
+    """Promise: forward takes waves and lengths from any device; its results are on the model's."""
+    model, waves = random_model(CONFIGS["base"]), noise_waves(LENGTHS, seed=1)
+    expected = model.extract(waves, lambd=0.5)
+    batch, lengths = pad_sequence(waves, batch_first=True), torch.tensor(LENGTHS)
+    with Card() as card:
+        found = card.move(model)(batch.to(device), lengths.to(device), lambd=0.5)
+        assert all(on_card(tensor) for tensor in (*found.hidden_states, found.lengths))
     for one, other in zip(found.hidden_states, expected.hidden_states, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
