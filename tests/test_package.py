@@ -48,6 +48,16 @@ def test_the_names_of_the_package():
     assert set(s3prl_ofa.__all__) == {"ExtractOutput", "ModelConfig", "OFAWav2Vec2", "__version__", "load"}
 
 
+def test_hub_entries():
+    """torch.hub lists every public callable of hubconf.py: the entries and nothing else."""
+    code = (
+        "import hubconf\n"
+        "public = {name for name in dir(hubconf) if callable(getattr(hubconf, name)) and not name.startswith('_')}\n"
+        "assert public == set(hubconf.__all__), public"
+    )
+    in_new_process(code)
+
+
 def test_unknown_name():
     """An unknown name is an AttributeError."""
     with pytest.raises(AttributeError, match="loda"):

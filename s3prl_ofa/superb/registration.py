@@ -60,6 +60,11 @@ def ofa_wav2vec2_custom(ckpt: str | os.PathLike, refresh: bool = False, **option
     return ofa_wav2vec2(ckpt, refresh=refresh, **options)
 
 
+def ofa_wav2vec2_tiny(**options: Any) -> UpstreamExpert:
+    """The upstream from the bundled checkpoint of 5.8 million parameters, for torch.hub."""
+    return ofa_wav2vec2_local("tiny", **options)
+
+
 ENTRIES = {entry.__name__: entry for entry in (ofa_wav2vec2, ofa_wav2vec2_local, ofa_wav2vec2_url, ofa_wav2vec2_custom)}
 
 
