@@ -26,6 +26,8 @@ OTHERS += " rm shn spx tak tta weba webm wma wmv wv"
 OTHER_SUFFIXES = {f".{name}" for name in OTHERS.split()}
 ALL_SUFFIXES = SUFFIXES | OTHER_SUFFIXES
 
+CONVERT = "`s3prl-ofa prepare audio CORPUS --out DIR` makes a copy of a corpus that is"
+
 
 class AudioError(ValueError):
     """An audio file cannot be used: the message says why, and names the file only where the docstring says so."""
@@ -88,7 +90,7 @@ def check_format(file: soundfile.SoundFile) -> None:
     if file.samplerate != SAMPLE_RATE or file.channels != 1:
         raise AudioError(
             f"{file.samplerate} Hz with {file.channels} channel{'s' * (file.channels != 1)}; "
-            f"expected {SAMPLE_RATE} Hz mono"
+            f"expected {SAMPLE_RATE} Hz mono; {CONVERT}"
         )
     if file.frames < MIN_SAMPLES:
         raise AudioError(f"{file.frames} samples; at least {MIN_SAMPLES} are needed (25 ms)")

@@ -121,3 +121,8 @@ def printable(path: str | os.PathLike) -> str:
         character.encode("unicode_escape").decode() if unicodedata.category(character) in UNPRINTABLE else character
         for character in os.fspath(path)
     )
+
+
+def cache_folder() -> pathlib.Path:
+    """Where the package keeps what it can compute again: ``~/.cache/s3prl_ofa``, or below ``XDG_CACHE_HOME``."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache", "s3prl_ofa")

@@ -1,12 +1,12 @@
-"""The lengths of many audio files, and the reasons why some cannot be used."""
+"""Many audio files at once: each in a thread, with a progress bar, and the reasons why some cannot be used."""
 
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from tqdm import tqdm
 
@@ -20,44 +20,39 @@ class Scan:
     samples: dict[pathlib.Path, int]
     bad: dict[pathlib.Path, str]
 
+    @classmethod
+    def of(cls, found: dict[pathlib.Path, int | str]) -> "Scan":
+        return cls(
+            {path: result for path, result in found.items() if isinstance(result, int)},
+            {path: result for path, result in found.items() if isinstance(result, str)},
+        )
 
-def length(path: str | os.PathLike, verify: bool = False) -> int:
-    """``check_speech``, called once per file and process. Raises AudioError."""
+
+def length_or_reason(path: pathlib.Path, verify: bool = False) -> int | str:
+    """Number of samples of a usable file, or the reason why it cannot be used; see ``check_speech``."""
     try:
-        status = os.stat(path)
-        key = os.fspath(path), status.st_mtime_ns, status.st_size
-    except (OSError, ValueError):  # check_speech says what is wrong
         return check_speech(path, verify)
-    return known_length(*key, verify)
-
-
-@functools.cache
-def known_length(path: str, mtime_ns: int, size: int, verify: bool) -> int:
-    return check_speech(path, verify)
-
-
-def length_or_reason(path: pathlib.Path, verify: bool) -> int | str:
-    """Number of samples of a usable file, or the reason why it cannot be used."""
-    try:
-        return length(path, verify)
     except AudioError as error:
         return str(error)
 
 
-def scan(paths: Iterable[pathlib.Path], jobs: int | None, what: str, verify: bool = False) -> Scan:
-    """Checks files with ``jobs`` threads (None: one per core) and a progress bar labelled ``what``.
+def each_in_threads(
+    function: Callable[[pathlib.Path], Any], paths: Iterable[pathlib.Path], jobs: int | None, what: str
+) -> Iterator[tuple[pathlib.Path, Any]]:
+    """Yields each path with ``function(path)``, in order, computed by ``jobs`` threads (None: one per core).
 
-    Only headers are read, so most truncated compressed files are not noticed; ``verify`` decodes every file to its end.
-    Threads are enough, because libsndfile runs without Python's lock, and work the same on every operating system.
+    what: the label of the progress bar. Threads are enough, because libsndfile runs without Python's lock, and work
+    the same on every operating system.
     """
     paths = list(paths)
     with contextlib.ExitStack() as stack:
         pool = concurrent.futures.ThreadPoolExecutor(jobs or os.cpu_count() or 1)
         stack.callback(pool.shutdown, cancel_futures=True)  # Ctrl-C does not wait for all files
-        results = pool.map(functools.partial(length_or_reason, verify=verify), paths)
+        results = pool.map(function, paths)
         bar = tqdm(results, total=len(paths), desc=what, unit="file", dynamic_ncols=True, disable=None)
-        found = list(zip(paths, bar, strict=True))
-    return Scan(
-        {path: result for path, result in found if isinstance(result, int)},
-        {path: result for path, result in found if isinstance(result, str)},
-    )
+        yield from zip(paths, bar, strict=True)
+
+
+def scan(paths: Iterable[pathlib.Path], jobs: int | None, what: str) -> Scan:
+    """Checks files by their headers, see ``each_in_threads``; ``verified.verify_audio`` decodes them."""
+    return Scan.of(dict(each_in_threads(length_or_reason, paths, jobs, what)))

@@ -38,6 +38,7 @@ from s3prl_ofa.superb.downstream.checkpoints import (
     SafeSaves,
     check_free,
     held,
+    initial_states,
     make_folder,
     newest_readable,
     past_checkpoints,
@@ -298,7 +299,7 @@ class Experiment:
             others = [*["repeat"] * self.repeat_auto, *["cache_gb"] * (self.cache_gb is not None)]
             given = ", ".join(f"--{option_name(name)}" for name in (*self.rate, *others))
             raise UsageError(f"{given} needs the upstream ofa_wav2vec2, found {args.upstream}")
-        settle_labels(args, config, self.past)
+        settle_labels(args, config, self.past or (args.init_ckpt and initial_states(args.init_ckpt)))
         if args.downstream in configs.S3PRL_DOWNSTREAM.values():
             configs.patch_ctc_loaders()
         secure_caches(args.downstream, expdir)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.io.files import atomic_path, cache_folder
 from s3prl_ofa.io.locks import InUse, locked
 from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.model.ofa import ExtractOutput, OFAWav2Vec2
@@ -274,7 +274,7 @@ def cache_for(runner: Any, folder: str | os.PathLike, limit_gb: float) -> Featur
 
 
 def default_folder() -> pathlib.Path:
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache", "s3prl_ofa", "features")
+    return cache_folder() / "features"
 
 
 def wanted_layers(selection: str, layer: int | None, last: int) -> tuple[int, ...]:

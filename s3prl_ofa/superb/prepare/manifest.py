@@ -1,9 +1,40 @@
-"""fairseq's manifests: which audio to pretrain on."""
+"""For pretraining: the manifests from which fairseq trains and validates."""
 
 import pathlib
 import random
 
-from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.io.audio import SAMPLE_RATE, find_audio
+from s3prl_ofa.io.files import atomic_path, printable
+from s3prl_ofa.superb.prepare.output import Output
+
+
+def write_manifests(output: Output, audio: pathlib.Path, valid_fraction: float, seed: int) -> None:
+    """train.tsv and valid.tsv of all audio below a folder. Raises UsageError where only one of the two exists."""
+    if not audio.is_dir():
+        raise UsageError(f"there is no folder {audio}")
+    if not 0 <= valid_fraction < 1:
+        raise UsageError(f"--valid-fraction must be at least 0 and below 1, found {valid_fraction:g}")
+    paths = [output.folder / f"{part}.tsv" for part in ("train", "valid")]
+    there = [path for path in paths if path.exists()]
+    if there == paths and not output.force:
+        output.keep(*paths)
+        return
+    if there and not output.force:
+        # the two are one division of the files: a new half need not fit the old one
+        missing = next(path for path in paths if path not in there)
+        raise UsageError(f"{there[0]} already exists, {missing.name} does not; --force replaces both")
+    root = audio.resolve()
+    if reason := unlistable(str(root)):
+        raise UsageError(f"{printable(root)}: {reason}")
+    found = find_audio(root)
+    strange = {path: reason for path in found if (reason := unlistable(path.relative_to(root).as_posix()))}
+    output.left_out |= strange
+    samples = output.usable((path for path in found if path not in strange), root.name)
+    for path, files in zip(paths, divide(list(samples), valid_fraction, seed).values(), strict=True):
+        write_manifest(path, root, {file: samples[file] for file in files})
+        hours = sum(samples[file] for file in files) / SAMPLE_RATE / 3600
+        print(f"{path}: {len(files)} files, {hours:.2f} hours")
 
 
 def divide(files: list[pathlib.Path], valid_fraction: float, seed: int) -> dict[str, list[pathlib.Path]]:
@@ -26,7 +57,7 @@ def unlistable(name: str) -> str | None:
 
 
 def write_manifest(path: pathlib.Path, root: pathlib.Path, samples: dict[pathlib.Path, int]) -> None:
-    """The root in the first line, then a line of path below it, tab and samples for every file."""
+    """The root in the first line, then a line for every file: its path below the root, a tab and its samples."""
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(f"{root}\n")
         file.writelines(f"{audio.relative_to(root).as_posix()}\t{count}\n" for audio, count in samples.items())

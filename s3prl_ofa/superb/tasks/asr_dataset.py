@@ -5,7 +5,6 @@ transcript to its dictionary, although the size of the output layer is already f
 """
 
 import pathlib
-from collections.abc import Container
 from typing import Any
 
 import pandas
@@ -14,31 +13,16 @@ from s3prl.downstream.asr.dataset import HALF_BATCHSIZE_TIME, SAMPLE_RATE, Seque
 from s3prl.downstream.asr.dictionary import Dictionary
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.tasks.corpora import (
-    WORD_END,
-    Found,
-    chapters,
-    check_audio,
-    composed,
-    letters,
-    read_chapters,
-    refuse_unknown,
-    report_left_out,
-)
+from s3prl_ofa.superb.tasks.corpora import WORD_END, Corpus, chapters, characters, nfc, read_chapters, refuse_unknown
 
 MAKE_BUCKET = "`s3prl-ofa prepare bucket --librispeech ROOT --out DIR`"
-CURE = (
+REMEDY = (
     "correct the transcripts, or train with a vocabulary of your own: `s3prl-ofa prepare vocabulary --librispeech ROOT "
     "--out DIR` makes it, --vocabulary DIR/char.dict uses it"
 )
 
 
-def unknown_letters(text: str, known: Container[str]) -> set[str]:
-    """The labels of a transcript that are not known; a ``|`` in the text would be taken for the end of a word."""
-    return {letter for letter in letters(text) if letter not in known} | ({WORD_END} & set(text))
-
-
-def read_table(path: pathlib.Path) -> pandas.DataFrame:
+def read_bucket_file(path: pathlib.Path) -> pandas.DataFrame:
     """The columns file_path and length of a bucket file. Raises UsageError if it is missing or lacks them."""
     if not path.is_file():
         raise UsageError(f"there is no {path}; {MAKE_BUCKET} makes it")
@@ -68,33 +52,38 @@ class AsrDataset(SequenceDataset):
     ) -> None:
         self.dictionary, self.libri_root, self.sample_rate = dictionary, libri_root, SAMPLE_RATE
         self.split_sets = [datarc[split]] if isinstance(datarc[split], str) else datarc[split]
-        root = pathlib.Path(libri_root)
-        table = pandas.concat([read_table(pathlib.Path(bucket_file, f"{name}.csv")) for name in self.split_sets])
+        root, bucket = pathlib.Path(libri_root), pathlib.Path(bucket_file)
+        table = pandas.concat([read_bucket_file(bucket / f"{name}.csv") for name in self.split_sets])
         table = table.sort_values(by=["length"], ascending=False)  # not stable, so the order depends on this very call
-        listed = {root / row.file_path: row for row in table.itertuples()}
-        places = {path.parent for path in listed if path.parent.is_dir()}
-        places.update(*(chapters(root / name) for name in self.split_sets if (root / name).is_dir()))
-        found = check_audio(read_chapters(sorted(places)), split)
-        there = {utterance.audio: utterance for utterance in found.utterances}
-        used = {path: there[path] for path in listed if path in there}
-        named = there.keys() | found.left_out.keys()  # those without audio by their path without a suffix
-        gone = [path for path in listed if path not in named and path.parent / composed(path.stem) not in named]
-        found.left_out.update(dict.fromkeys(gone, f"listed in {bucket_file}, but not there"))
-        new = there.keys() - listed.keys()
-        found.left_out.update(dict.fromkeys(new, f"not listed in {bucket_file}; {MAKE_BUCKET} --force lists it"))
-        report_left_out(Found(list(used.values()), found.left_out), f"{root / '+'.join(self.split_sets)}")
+        rows = {root / row.file_path: row for row in table.itertuples()}
+        folders = {path.parent for path in rows if path.parent.is_dir()}
+        folders.update(*(chapters(root / name) for name in self.split_sets if (root / name).is_dir()))
+        corpus = read_chapters(sorted(folders)).with_usable_audio(split, bucket.parent)
+        usable = {utterance.audio: utterance for utterance in corpus.utterances}
+        used = {path: usable[path] for path in rows if path in usable}
+        found = usable.keys() | corpus.left_out.keys()  # those without audio by their path without a suffix
+        gone = [path for path in rows if path not in found and path.parent / nfc(path.stem) not in found]
+        new = usable.keys() - rows.keys()
+        reasons = dict.fromkeys(gone, f"listed in {bucket_file}, but missing")
+        reasons |= dict.fromkeys(new, f"not listed in {bucket_file}; {MAKE_BUCKET} --force lists it")
+        corpus = Corpus(list(used.values()), corpus.left_out | reasons)
+        corpus.report_left_out(f"{root / '+'.join(self.split_sets)}")
 
         known = dictionary.indices
-        unknown = {utterance: unknown_letters(utterance.text, known) for utterance in used.values()}
-        refuse_unknown(unknown, "characters that the vocabulary lacks", CURE)
+        # a | in a text would be taken for the end of a word
+        unknown = {
+            utterance: (set(characters(utterance.text)) - known.keys()) | ({WORD_END} & set(utterance.text))
+            for utterance in corpus.utterances
+        }
+        refuse_unknown(unknown, "characters that the vocabulary lacks", REMEDY)
         self.Y = {
-            listed[path].file_path: torch.tensor([*map(known.__getitem__, letters(utterance.text)), dictionary.eos()])
-            for path, utterance in used.items()
+            rows[path].file_path: torch.tensor([*map(known.__getitem__, characters(used[path].text)), dictionary.eos()])
+            for path in used
         }
         self.X: list[list[str]] = []
-        rows = [listed[path] for path in used]
-        for start in range(0, len(rows), bucket_size):
-            batch = rows[start : start + bucket_size]
+        kept = [rows[path] for path in used]
+        for start in range(0, len(kept), bucket_size):
+            batch = kept[start : start + bucket_size]
             names = [row.file_path for row in batch]
             if len(names) == bucket_size >= 2 and max(row.length for row in batch) > HALF_BATCHSIZE_TIME:
                 self.X += [names[: bucket_size // 2], names[bucket_size // 2 :]]
@@ -102,5 +91,5 @@ class AsrDataset(SequenceDataset):
                 self.X.append(names)
 
     def _parse_x_name(self, x: str) -> str:
-        """The key of an utterance's labels; S3PRL's own cuts the name at its first dot."""
+        """The key of an utterance's labels; S3PRL's method cuts the name at its first dot."""
         return x

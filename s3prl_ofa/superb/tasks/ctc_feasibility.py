@@ -6,7 +6,8 @@ has no alignment; S3PRL's ``zero_infinity`` then gives it a loss of zero, and no
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,15 @@ import torch
 from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.io.audio import AudioError, load_audio
-from s3prl_ofa.io.scan import length
+from s3prl_ofa.io.audio import load_speech
+from s3prl_ofa.io.verified import verify_audio
 from s3prl_ofa.model.cif import plan_cif
 from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.model.ofa import OFAWav2Vec2
 from s3prl_ofa.model.rate import mix, solve_lambd, wanted_frames
-from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM
-from s3prl_ofa.superb.tasks.labels import PLACES, labelled
+from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
+from s3prl_ofa.superb.tasks.configs import CORPUS
+from s3prl_ofa.superb.tasks.labels import labelled
 from s3prl_ofa.superb.upstream.rate_options import NATIVE, RateOptions
 
 MAX_INFEASIBLE = 0.01  # of the training utterances
@@ -82,12 +84,14 @@ def check_ctc(downstream: str, config: dict[str, Any], upstream: Any) -> CtcChec
     are used. At lambd 0 and for upsampled frames the audio itself is not needed.
     """
     downstream = S3PRL_DOWNSTREAM.get(downstream, downstream)
-    if downstream not in PLACES:
+    if downstream not in CORPUS:
         return None
     labels = labelled(downstream, config, "train")
     if not labels:
         raise UsageError("the training set is empty")
-    utterances = [Utterance(path, of_file(path, decoded_length), frames_needed(ids)) for path, ids in labels]
+    # the dataset has verified them, so nothing is decoded here
+    samples = verify_audio((pathlib.Path(path) for path, _ in labels), None, "training set").samples
+    utterances = [Utterance(path, samples[pathlib.Path(path)], frames_needed(ids)) for path, ids in labels]
     sample, weights = choose(utterances)
     frames = count_frames(upstream.model, upstream.options, sample)
     check = judge(sample, weights, frames, upstream.options.repeat)
@@ -114,18 +118,6 @@ def largest_lambd(
     first = int(np.searchsorted(below, MAX_INFEASIBLE * below[-1], side="right"))  # that must have its frames
     hundredths = math.floor(100 * limits[order[first]] + 1e-9)
     return hundredths / 100 if hundredths > 0 else None
-
-
-def decoded_length(path: str) -> int:
-    return length(path, verify=True)  # the dataset has asked for it already
-
-
-def of_file(path: str, read: Callable[[str], Any]) -> Any:
-    """``read(path)``. Raises UsageError naming the file if it cannot be used as audio."""
-    try:
-        return read(path)
-    except AudioError as error:
-        raise UsageError(f"{path}: {error}") from None
 
 
 def frames_needed(labels: Sequence[int]) -> int:
@@ -171,7 +163,7 @@ def count_frames(model: OFAWav2Vec2, options: RateOptions, utterances: list[Utte
         unknown = [index for index in unknown if utterances[index].needed > options.repeat * counts[index]]
     with tqdm(total=len(unknown), desc="frames", unit="utterance", dynamic_ncols=True, leave=False) as bar:
         for batch in batches(utterances, unknown):
-            waves = [torch.from_numpy(of_file(utterances[i].path, load_audio)) for i in batch]
+            waves = [torch.from_numpy(load_speech(utterances[i].path)) for i in batch]
             alpha, lengths = model.alpha(waves)
             if period_ms is None:
                 lambd = torch.full_like(alpha[:, 0], options.lambd)

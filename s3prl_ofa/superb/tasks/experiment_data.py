@@ -1,4 +1,4 @@
-"""The data of an experiment: where it is now, and the splits that it can be trained and evaluated on."""
+"""The data of an existing experiment: where it is now, and the splits that can be trained and evaluated on."""
 
 import logging
 import os
@@ -11,24 +11,23 @@ import yaml
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.resources import folder
-from s3prl_ofa.superb.tasks.configs import PLACEHOLDER, S3PRL_DOWNSTREAM, DataRoots
+from s3prl_ofa.superb.compat.task_names import ASR, PR, S3PRL_DOWNSTREAM
+from s3prl_ofa.superb.tasks.configs import CONFIGS, CORPUS, PLACEHOLDER, VOCABULARY, expert_section
 from s3prl_ofa.superb.tasks.corpora import split_names
-from s3prl_ofa.superb.tasks.labels import KEPT, OUR_CORPORA, PLACES
+from s3prl_ofa.superb.tasks.data_roots import DataRoots
+from s3prl_ofa.superb.tasks.labels import OUR_CORPORA, STORED
 
 logger = logging.getLogger(__name__)
 
 TASKS = {name: task for task, name in S3PRL_DOWNSTREAM.items()}
-CONFIGS = "downstream_configs"
 ROOTS = ("librispeech", "voxceleb1")  # later placeholders are filled from these folders
-SPLITS = ("train", "dev", "test")  # filled by --splits; sid has no others
-LIBRISPEECH = {"asr": ("datarc", "libri_root"), "ctc": ("corpus", "path")}  # where S3PRL's config has splits and root
-VOCABULARIES = [f"downstream_expert.{section}.{key}" for section, key in PLACES.values()]
+SPLITS = ("train", "dev", "test")  # filled by --splits
 
 
 def known(downstream: str, config: dict[str, Any]) -> bool:
     """Whether this is one of SUPERB's three tasks, on its own corpus; S3PRL's ctc has others."""
-    corpus = (config.get("downstream_expert") or {}).get("corpus") or {}
-    return downstream in TASKS and (downstream != "ctc" or str(corpus.get("name")).lower() in OUR_CORPORA)
+    corpus = expert_section(config, "corpus")
+    return downstream in TASKS and (downstream != PR or str(corpus.get("name")).lower() in OUR_CORPORA)
 
 
 def refill(
@@ -49,7 +48,7 @@ def refill(
         asked = any(given.get(option) for option in options_of(name))
         if asked or read and name not in SPLITS and missing(stored):
             try:
-                section[key] = getattr(DataRoots(given, False), name)()
+                section[key] = DataRoots(given, False).value(name)
             except UsageError as error:
                 gone = f"the experiment's {', '.join(parts(stored))} is no longer there"
                 raise error if asked else UsageError(f"{gone}: {error}") from None
@@ -57,11 +56,11 @@ def refill(
             given[name] = section[key]
         if section[key] != stored:
             logger.info("%s: %s in place of %s", where, section[key], stored)
-    expert, kept = section_of(config, f"downstream_expert.{KEPT}")
-    for where in () if kept in expert else VOCABULARIES:  # experiments from before vocabularies were stored
-        section, key = section_of(config, where)
-        if key in section and missing(section[key]) and not overridden(where, override):
-            section[key] = moved_vocabulary(section[key], where)
+    if STORED not in (config.get("downstream_expert") or {}):  # experiments from before vocabularies were stored
+        for where in (f"downstream_expert.{section}.{key}" for section, key in VOCABULARY.values()):
+            section, key = section_of(config, where)
+            if key in section and missing(section[key]) and not overridden(where, override):
+                section[key] = moved_vocabulary(section[key], where)
 
 
 def placeholders(task: str) -> Iterator[tuple[str, str]]:
@@ -103,7 +102,7 @@ def parts(value: Any) -> list[str]:
 
 
 def missing(value: Any) -> bool:
-    """Whether a path, or one of several, is not there."""
+    """Whether a path, or one of several, does not exist."""
     return not all(os.path.exists(path) for path in parts(value))
 
 
@@ -119,27 +118,23 @@ def moved_vocabulary(stored: Any, where: str) -> str:
 
 
 def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: str) -> None:
-    """Raises UsageError if a split that a training or an evaluation (``-t``) reads is not there.
+    """Raises UsageError if a split that a training or an evaluation (``-t``) of asr or pr reads does not exist.
 
     ``-t`` may also be any split of LibriSpeech, or several joined by +; these are added to the config. For inference it
     is a file.
     """
-    if mode == "inference" and not os.path.isfile(evaluated):
-        raise UsageError(f"-m inference -t {evaluated}: there is no such file")
-    if mode == "inference" or not known(downstream, config):
+    if mode == "inference":
+        if not os.path.isfile(evaluated):
+            raise UsageError(f"-m inference -t {evaluated}: there is no such file")
         return
-    also = (config.get("runner") or {}).get("eval_dataloaders") or []
-    wanted = ["train", *parts(also)] if mode == "train" else [evaluated]
-    if downstream not in LIBRISPEECH:
-        for split in wanted:
-            if split not in SPLITS:
-                raise UsageError(f"{TASKS[downstream]} has no split {split}; it has {', '.join(SPLITS)}")
+    if downstream not in CORPUS or not known(downstream, config):
         return
-    name, root = LIBRISPEECH[downstream]
-    section = (config.get("downstream_expert") or {}).get(name) or {}
+    name, root = CORPUS[downstream]
+    section = expert_section(config, name)
     if root not in section:  # tables of utterances name the files
         return
-    for split in wanted:
+    also = (config.get("runner") or {}).get("eval_dataloaders") or []
+    for split in ["train", *parts(also)] if mode == "train" else [evaluated]:
         if mode == "evaluate" and split == "train" and split in section:
             raise UsageError(
                 f"-t train would score the batches of training, in which S3PRL leaves out or repeats utterances: "
@@ -150,7 +145,7 @@ def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: 
             section[split] = split.split("+")
         for part in parts(section[split]):
             check_folder(part, pathlib.Path(str(section[root])), named)
-            if downstream == "asr":
+            if downstream == ASR:
                 check_bucket(part, section[root], pathlib.Path(str(section.get("bucket_file"))))
 
 

@@ -1,4 +1,4 @@
-"""The labels of asr and pr: a vocabulary that is stored with its model, and data without labels beyond it.
+"""The labels of asr and pr: a vocabulary that is stored with its model, and no labels in the data beyond it.
 
 S3PRL's configs name a vocabulary file, whose lines number the labels. A model is useless without the vocabulary that it
 was trained with, so the file's content is stored in the config of every checkpoint.
@@ -12,36 +12,32 @@ from typing import Any
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path
-from s3prl_ofa.superb.downstream.checkpoints import initial_states
-from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM
+from s3prl_ofa.superb.compat.task_names import ASR, PR
+from s3prl_ofa.superb.tasks.configs import CORPUS, VOCABULARY, expert_section
 from s3prl_ofa.superb.tasks.corpora import read_lines
 
 logger = logging.getLogger(__name__)
 
-ASR, PR = S3PRL_DOWNSTREAM["asr"], S3PRL_DOWNSTREAM["pr"]
-PLACES = {ASR: ("datarc", "dict_path"), PR: ("text", "vocab_file")}  # of the vocabulary, below downstream_expert
-DATA = {ASR: "datarc", PR: "corpus"}  # of the splits
 OUR_CORPORA = ("librispeech", "libriphone")  # of ctc; a checkout of S3PRL has others
-KEPT = "vocabulary"  # the key below downstream_expert
+STORED = "vocabulary"  # the key below downstream_expert of the vocabulary's content
 FILE = "vocabulary.txt"  # in the experiment's folder
 OUTPUT = "model.linear.bias"  # of the downstream models of these tasks, one number per label
 
 
-def settle_labels(args: argparse.Namespace, config: dict[str, Any], past: dict[str, Any] | None) -> None:
+def settle_labels(args: argparse.Namespace, config: dict[str, Any], trained: dict[str, Any] | None) -> None:
     """Settles the vocabulary of a run of asr or pr, and checks its data; other tasks are left as they are.
 
-    config: changed in place. past: the checkpoint to resume from. Nothing is written for a new training whose data
-    cannot be used. Raises UsageError as ``keep_vocabulary`` and ``check_labels`` do.
+    config: changed in place. trained: the checkpoint whose weights are used, if any. Nothing is written for a new
+    training whose data cannot be used. Raises UsageError as ``store_vocabulary`` and ``check_labels`` do.
     """
-    trained = past or (initial_states(args.init_ckpt) if args.init_ckpt else None)
     if trained:
-        keep_vocabulary(args.downstream, config, pathlib.Path(args.expdir), trained)
+        store_vocabulary(args.downstream, config, pathlib.Path(args.expdir), trained)
     check_labels(args, config, trained)
     if not trained:
-        keep_vocabulary(args.downstream, config, pathlib.Path(args.expdir), None)
+        store_vocabulary(args.downstream, config, pathlib.Path(args.expdir), None)
 
 
-def keep_vocabulary(downstream: str, config: dict[str, Any], expdir: pathlib.Path, trained: dict | None) -> None:
+def store_vocabulary(downstream: str, config: dict[str, Any], expdir: pathlib.Path, trained: dict | None) -> None:
     """Puts the vocabulary into ``config``, which checkpoints hold, and into the experiment's folder.
 
     trained: the checkpoint whose weights are used, if any; its vocabulary is used, whatever the config says. Raises
@@ -50,31 +46,31 @@ def keep_vocabulary(downstream: str, config: dict[str, Any], expdir: pathlib.Pat
     if not has_vocabulary(downstream, config):
         return
     expert = config["downstream_expert"]
-    named = pathlib.Path(file_of(downstream, config))
-    kept = (((trained or {}).get("Config") or {}).get("downstream_expert") or {}).get(KEPT)
-    expert[KEPT] = kept if isinstance(kept, str) else read_vocabulary(named)
+    named = vocabulary_file(downstream, config)
+    stored = (((trained or {}).get("Config") or {}).get("downstream_expert") or {}).get(STORED)
+    expert[STORED] = stored if isinstance(stored, str) else read_vocabulary(named)
     with atomic_path(expdir / FILE) as temporary:
-        temporary.write_text(expert[KEPT], encoding="utf-8")
-    if named.is_file() and read_vocabulary(named) == expert[KEPT]:
-        return
+        temporary.write_text(expert[STORED], encoding="utf-8")
     if named.is_file():
+        if read_vocabulary(named) == expert[STORED]:
+            return
         logger.warning(
             "%s is not used: the model was trained with another vocabulary, which its checkpoint holds", named
         )
-    section, key = PLACES[downstream]
+    section, key = VOCABULARY[downstream]
     expert[section][key] = str(expdir / FILE)
 
 
 def has_vocabulary(downstream: str, config: dict[str, Any]) -> bool:
     """Whether the config names a vocabulary; for subwords S3PRL has a binary model instead."""
-    section, key = PLACES.get(downstream, ("", ""))
-    values = (config.get("downstream_expert") or {}).get(section) or {}
+    section, key = VOCABULARY.get(downstream, ("", ""))
+    values = expert_section(config, section)
     return key in values and (downstream == ASR or values.get("mode") in ("character", "word"))
 
 
-def file_of(downstream: str, config: dict[str, Any]) -> str:
-    section, key = PLACES[downstream]
-    return config["downstream_expert"][section][key]
+def vocabulary_file(downstream: str, config: dict[str, Any]) -> pathlib.Path:
+    section, key = VOCABULARY[downstream]
+    return pathlib.Path(config["downstream_expert"][section][key])
 
 
 def read_vocabulary(path: pathlib.Path) -> str:
@@ -93,21 +89,21 @@ def read_vocabulary(path: pathlib.Path) -> str:
 def check_labels(args: argparse.Namespace, config: dict[str, Any], trained: dict | None) -> None:
     """Reads the splits that a run of asr or pr trains on and scores, so that bad data ends it now and not hours later.
 
-    trained: see ``keep_vocabulary``. Raises UsageError for labels that the vocabulary lacks, for splits without a
+    trained: see ``store_vocabulary``. Raises UsageError for labels that the vocabulary lacks, for splits without a
     usable utterance or asr's training with only one, and for weights that belong to another number of labels. Before a
-    training it is a warning where the test split has such labels or none to use.
+    training, a test split with such labels or no usable utterance is only a warning.
     """
-    expert = config.get("downstream_expert") or {}
-    data = expert.get(DATA.get(args.downstream, "")) or {}
+    data = expert_section(config, CORPUS.get(args.downstream, ("",))[0])
     if not data or (args.downstream == PR and str(data.get("name")).lower() not in OUR_CORPORA):
         return
     vocabulary = load_vocabulary(args.downstream, config)
     size = len(vocabulary) if args.downstream == ASR else vocabulary.vocab_size
     output = ((trained or {}).get("Downstream") or {}).get(OUTPUT)
     if output is not None and len(output) != size:
+        file = vocabulary_file(args.downstream, config)
         raise UsageError(
-            f"the trained model has {len(output)} labels, but the vocabulary {file_of(args.downstream, config)} makes "
-            f"{size}: it is not the one that the model was trained with"
+            f"the trained model has {len(output)} labels, but the vocabulary {file} makes {size}: "
+            f"it is not the one that the model was trained with"
         )
     runner = config.get("runner") or {}
     training = [runner.get("train_dataloader", "train"), *runner.get("eval_dataloaders", [])]
@@ -125,21 +121,24 @@ def check_labels(args: argparse.Namespace, config: dict[str, Any], trained: dict
 
 
 def load_vocabulary(downstream: str, config: dict[str, Any]) -> Any:
-    """S3PRL's dictionary for asr, its text encoder for pr. Raises UsageError for a file that is not one."""
-    path = file_of(downstream, config)
+    """S3PRL's dictionary for asr, its text encoder for pr. Raises UsageError for a file that is not a vocabulary."""
+    path = vocabulary_file(downstream, config)
     if has_vocabulary(downstream, config):
-        read_vocabulary(pathlib.Path(path))
+        read_vocabulary(path)
     if downstream == PR:
         text = importlib.import_module("s3prl.downstream.ctc.text")
         return text.load_text_encoder(**config["downstream_expert"]["text"])
     try:
-        return importlib.import_module("s3prl.downstream.asr.dictionary").Dictionary.load(path)
+        return importlib.import_module("s3prl.downstream.asr.dictionary").Dictionary.load(str(path))
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"{path}: expected lines of a symbol and a count, each symbol once ({error})") from None
 
 
 def labelled(downstream: str, config: dict[str, Any], split: str) -> list[tuple[str, list[int]]]:
-    """(audio path, label ids) of a split, through the dataset that S3PRL trains on, which raises UsageError."""
+    """(audio path, label ids) of each utterance of a split, from the dataset that S3PRL trains on.
+
+    Raises UsageError as that dataset does.
+    """
     expert = config["downstream_expert"]
     vocabulary = load_vocabulary(downstream, config)
     if downstream == ASR:

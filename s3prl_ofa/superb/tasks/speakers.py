@@ -1,8 +1,8 @@
-"""Speaker identification's list: the files of train, dev and test, and a label for every speaker in it.
+"""Speaker identification in S3PRL: the files of a list's train, dev and test, and a label for every speaker in it.
 
 S3PRL's SID knows only VoxCeleb1's 1251 speakers: it takes labels from the numbers in their names, and its search for
 the files of a list is so slow that it caches the result in a pickle. Here its dataset gets files and labels from us.
-For VoxCeleb1's speakers the labels are S3PRL's own; other speakers get a label each, kept in the experiment's config.
+VoxCeleb1's speakers keep their labels in S3PRL; other speakers get a label each, stored in the experiment's config.
 """
 
 import argparse
@@ -10,67 +10,19 @@ import importlib
 import logging
 import os
 import pathlib
-import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 from s3prl_ofa.errors import UsageError, listed
-from s3prl_ofa.io.scan import scan
-from s3prl_ofa.superb.tasks.corpora import read_lines
+from s3prl_ofa.io.verified import verify_audio
+from s3prl_ofa.superb.tasks.configs import expert_section
+from s3prl_ofa.superb.tasks.speaker_lists import PARTS, Entry, read_list, speaker_folders, speaker_of
 
 logger = logging.getLogger(__name__)
 
 DOWNSTREAMS = ("voxceleb1", "voxceleb1_framelevel")  # S3PRL's tasks that read such a list
-PARTS = {"train": 1, "dev": 2, "test": 3}  # as a list's first column says it
-LINE = re.compile(r"([123])\s+(?=\S)((?!\.\.?/)[^/\r\n]+/[^\r\n]+)")
 VOXCELEB1 = [f"id{number}" for number in range(10001, 11252)]  # a speaker's label is its index, as in S3PRL
-LAYOUT = "ROOT/*/wav/SPEAKER/... as in VoxCeleb1, ROOT/SPEAKER/FILE or ROOT/SPEAKER/RECORDING/FILE"
-MAKE_LIST = "`s3prl-ofa prepare voxceleb1` makes a list of the files that are there"
-
-
-class Listed(NamedTuple):
-    """A file of a list: its part (1, 2 or 3) and the line that says so, counted from 1."""
-
-    part: int
-    line: int
-
-
-def speaker_of(name: str) -> str:
-    return name.split("/")[0]
-
-
-def parse_line(line: str) -> tuple[int, str] | None:
-    """(part, file) of a line PART SPEAKER/...; None for any other line. The file may contain spaces."""
-    found = LINE.fullmatch(line.strip())
-    return (int(found[1]), found[2]) if found else None
-
-
-def read_list(path: pathlib.Path) -> dict[str, Listed]:
-    """The files of a list of lines PART SPEAKER/.... Raises UsageError naming the list, and the line that is wrong."""
-    listed: dict[str, Listed] = {}
-    for number, line in read_lines(path):
-        found = parse_line(line)
-        if found is None:
-            raise UsageError(
-                f"{path}, line {number}: expected 1 (train), 2 (dev) or 3 (test) and a file SPEAKER/..., "
-                f"found {line[:80]!r}"
-            )
-        part, name = found
-        if name in listed:
-            raise UsageError(f"{path}, line {number}: {name} is already in line {listed[name].line}")
-        listed[name] = Listed(part, number)
-    return listed
-
-
-def speaker_folders(root: pathlib.Path) -> list[pathlib.Path]:
-    """The folders that hold a folder for each speaker: ``root/*/wav`` as in VoxCeleb1, or ``root`` itself.
-
-    Raises UsageError when neither holds one.
-    """
-    found = sorted({speaker.parent for speaker in root.glob("*/wav/*/")})
-    if not found and ((root / "wav").is_dir() or next(root.glob("*/"), None) is None):
-        raise UsageError(f"{root} holds no folders of speakers; expected {LAYOUT}")
-    return found or [root]
+MAKE_LIST = "`s3prl-ofa prepare voxceleb1` makes a list of the files that exist"
 
 
 def feed_s3prl(args: argparse.Namespace, config: dict[str, Any], trained: dict[str, Any] | None) -> None:
@@ -80,26 +32,30 @@ def feed_s3prl(args: argparse.Namespace, config: dict[str, Any], trained: dict[s
     VoxCeleb1's are put into ``config`` (``downstream_expert.datarc.speakers``, by label), and so into the checkpoints.
     Raises UsageError when the list cannot be used.
     """
-    datarc = data_of(config)
+    datarc = expert_section(config, "datarc")
     if missing := [key for key in ("file_path", "meta_data") if key not in datarc]:
         raise UsageError(f"the config's downstream_expert.datarc has no {missing[0]}")
     path, root = pathlib.Path(datarc["meta_data"]), pathlib.Path(datarc["file_path"])
     if not path.is_file():
         raise UsageError(f"there is no speaker list {path}; {MAKE_LIST}")
-    listed = read_list(path)
-    own = data_of(config if trained is None else trained).get("speakers")
-    if own is None and trained is None:
-        names = sorted(set(map(speaker_of, listed)))
-        own = None if set(names) <= set(VOXCELEB1) else names
+    entries = read_list(path)
+    speakers = expert_section(config if trained is None else trained, "datarc").get("speakers")
+    if speakers is None and trained is None:
+        names = sorted(set(map(speaker_of, entries)))
+        speakers = None if set(names) <= set(VOXCELEB1) else names
     datarc.pop("speakers", None)
-    if own is not None:
-        datarc["speakers"] = own
-    labels = labels_of(VOXCELEB1 if own is None else own)
+    if speakers is not None:
+        datarc["speakers"] = speakers
+    labels = labels_of(VOXCELEB1 if speakers is None else speakers)
     splits = splits_used(args, config)
     # a training checks the whole list, so that its test does not fail hours later for a missing file
     parts = {PARTS[split] for split in (PARTS if args.mode == "train" else splits)}
-    wanted = {name: entry for name, entry in listed.items() if entry.part in parts}
-    check_known(path, wanted, labels)
+    wanted = {name: entry for name, entry in entries.items() if entry.part in parts}
+    if unknown := named(name for name in wanted if speaker_of(name) not in labels):
+        raise UsageError(
+            f"{path} has speakers that are not among the model's {len(labels)} (such as {next(iter(labels))}): "
+            f"{in_lines(unknown, entries)}; remove their lines, or train a new experiment on this list"
+        )
     usable = usable_files(path, root, wanted)
     files = {
         split: [(file, labels[speaker_of(name)]) for name, file in usable.items() if wanted[name].part == part]
@@ -108,17 +64,10 @@ def feed_s3prl(args: argparse.Namespace, config: dict[str, Any], trained: dict[s
     if empty := [split for split in splits if not files[split]]:
         raise UsageError(f"{path} lists no usable file of {empty[0]} (a line that begins with {PARTS[empty[0]]})")
     if args.mode == "train":
-        check_trained(path, listed, set(usable), own is not None)
+        check_trained(path, entries, usable, speakers is not None)
     counts = ", ".join(f"{len(files[split])} {split}" for split in splits)
     logger.info("%s: %s files, %d labels", path, counts, len(labels))
     patch_dataset(list(labels), files)
-
-
-def data_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The config's ``downstream_expert.datarc``, empty if it has none."""
-    expert = config.get("downstream_expert")
-    datarc = expert.get("datarc") if isinstance(expert, dict) else None
-    return datarc if isinstance(datarc, dict) else {}
 
 
 def labels_of(speakers: Any) -> dict[str, int]:
@@ -137,71 +86,55 @@ def splits_used(args: argparse.Namespace, config: dict[str, Any]) -> list[str]:
     if args.mode == "train":
         used = [runner.get("train_dataloader", "train"), *runner.get("eval_dataloaders", [])]
     if unknown := [split for split in used if split not in PARTS]:
-        raise UsageError(f"sid has the splits {', '.join(PARTS)}, found {unknown[0]}")
+        raise UsageError(f"sid has no split {unknown[0]}; it has {', '.join(PARTS)}")
     return [split for split in PARTS if split in used]
 
 
-def check_known(path: pathlib.Path, wanted: dict[str, Listed], labels: dict[str, int]) -> None:
-    """Raises UsageError naming the speakers of a list that the model has no label for."""
-    unknown = lines_of_speakers(wanted, lambda speaker: speaker not in labels)
-    if unknown:
-        raise UsageError(
-            f"{path} has speakers that are not among the model's {len(labels)} (such as "
-            f"{next(iter(labels))}): {shown(unknown)}; remove their lines, or train a new experiment on this list"
-        )
+def check_trained(path: pathlib.Path, entries: dict[str, Entry], usable: Iterable[str], has_labels: bool) -> None:
+    """Raises UsageError for speakers in any part of a list that have no usable training file.
 
-
-def check_trained(path: pathlib.Path, listed: dict[str, Listed], usable: set[str], own: bool) -> None:
-    """Reports the speakers in any part of a list that have no usable training file: UsageError for own speakers.
-
-    For VoxCeleb1's it is a warning, because S3PRL has labels for them whether they are in a list or not.
+    has_labels: whether the labels are those of the list. VoxCeleb1's only give a warning, because S3PRL has labels for
+    them whether they are in a list or not.
     """
-    trained = {speaker_of(name) for name in usable if listed[name].part == PARTS["train"]}
-    untrained = lines_of_speakers(listed, lambda speaker: speaker not in trained)
-    if untrained:
-        found = f"{path} has speakers without a usable training file: {shown(untrained)}"
-        if own:
+    trained = {speaker_of(name) for name in usable if entries[name].part == PARTS["train"]}
+    if untrained := named(name for name in entries if speaker_of(name) not in trained):
+        found = f"{path} has speakers without a usable training file: {in_lines(untrained, entries)}"
+        if has_labels:
             raise UsageError(f"{found}; give each a line that begins with 1, or remove its lines")
         logger.warning("%s; they cannot be recognised", found)
 
 
-def lines_of_speakers(listed: dict[str, Listed], chosen: Callable[[str], bool]) -> dict[str, int]:
-    """The speakers of a list that are ``chosen``, each with its first line."""
-    lines: dict[str, int] = {}
-    for name, entry in listed.items():
-        if chosen(speaker_of(name)):
-            lines.setdefault(speaker_of(name), entry.line)
-    return lines
+def named(names: Iterable[str]) -> dict[str, str]:
+    """The first file of each speaker, by the speaker."""
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(speaker_of(name), name)
+    return first
 
 
-def shown(lines: dict[str, int]) -> str:
-    """Some of the names, each with its line."""
-    return listed(f"{name} (line {line})" for name, line in lines.items())
+def in_lines(files: dict[str, str], entries: dict[str, Entry]) -> str:
+    """Some of the keys of ``files``, each with the line of its file."""
+    return listed(f"{key} (line {entries[name].line})" for key, name in files.items())
 
 
-def usable_files(path: pathlib.Path, root: pathlib.Path, wanted: dict[str, Listed]) -> dict[str, str]:
+def usable_files(path: pathlib.Path, root: pathlib.Path, wanted: dict[str, Entry]) -> dict[str, str]:
     """The path of every file of a list that can be used; the others are left out and logged.
 
     Raises UsageError naming the lines whose files are missing.
     """
     folders = speaker_folders(root)
-    files, missing = {}, {}
-    for name, entry in wanted.items():
+    files: dict[str, pathlib.Path] = {}
+    for name in wanted:
         places = (os.path.join(folder, name) for folder in folders)
-        file = next((place for place in places if os.path.lexists(place)), None)
-        if file is None:
-            missing[name] = entry.line
-        else:
+        if file := next((place for place in places if os.path.lexists(place)), None):
             files[name] = pathlib.Path(file)
-    if missing:
-        raise UsageError(f"{path} lists files that are not in {root}: {shown(missing)}; {MAKE_LIST}")
-    found = scan(files.values(), None, "speech files", verify=True)
-    bad = {f"{file}: {found.bad[file]}": wanted[name].line for name, file in files.items() if file in found.bad}
-    if bad:
-        logger.warning(
-            "%s: %d of %d files cannot be used and are left out: %s", path, len(bad), len(wanted), shown(bad)
-        )
-    return {name: str(file) for name, file in files.items() if file in found.samples}
+    if missing := {name: name for name in wanted if name not in files}:
+        raise UsageError(f"{path} lists files that are not in {root}: {in_lines(missing, wanted)}; {MAKE_LIST}")
+    audio = verify_audio(files.values(), None, "speech files", path.parent)
+    if bad := {f"{file}: {audio.bad[file]}": name for name, file in files.items() if file in audio.bad}:
+        shown = in_lines(bad, wanted)
+        logger.warning("%s: %d of %d files cannot be used and are left out: %s", path, len(bad), len(wanted), shown)
+    return {name: str(file) for name, file in files.items() if file in audio.samples}
 
 
 def patch_dataset(speakers: list[str], files: dict[str, list[tuple[str, int]]]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM
+from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
 from s3prl_ofa.superb.upstream.rate_options import NATIVE, UPSAMPLED, RateOptions
 
 

@@ -1,118 +1,127 @@
-"""``s3prl-ofa prepare`` and the audio that it leaves out: every file is named with its reason."""
+"""``s3prl-ofa prepare audio``: a copy of a corpus that the tasks can read, whatever its audio was."""
 
 import pathlib
-import sys
 
 import numpy as np
 import pytest
 import soundfile
-from superb_corpora import make_corpora, noise
+from superb_corpora import make_librispeech, noise
 
 from s3prl_ofa import cli
-from s3prl_ofa.guidance.layout import read_manifest
+from s3prl_ofa.io.audio import load_audio
+from s3prl_ofa.superb.prepare import audio
 
 
 @pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
+def corpus(tmp_path) -> pathlib.Path:
+    """A LibriSpeech of other rates, channels and formats."""
+    make_librispeech(tmp_path)
+    folder = tmp_path / "LibriSpeech" / "train-mini" / "11" / "22"
+    soundfile.write(folder / "11-22-0000.flac", np.stack([noise(2.0, 0)] * 2, 1), 16_000)
+    soundfile.write(folder / "11-22-0001.flac", noise(3.0, 1), 48_000)
+    soundfile.write(folder / "11-22-0002.wav", noise(3.0, 2), 44_100, subtype="FLOAT")
+    soundfile.write(folder / "11-22-0003.ogg", noise(2.0, 3), 8_000)
+    for name in ("11-22-0002.flac", "11-22-0003.flac"):
+        (folder / name).unlink()
+    (tmp_path / "LibriSpeech" / "SPEAKERS.TXT").write_text("11 | F\n")
+    return tmp_path / "LibriSpeech"
+
+
+@pytest.fixture
+def out(tmp_path) -> pathlib.Path:
+    return tmp_path / "copy"
 
 
 def prepare(*arguments) -> int:
     return cli.main(["prepare", *map(str, arguments)])
 
 
-def reasons(out: pathlib.Path) -> dict[str, str]:
-    """What bad_audio.tsv says, by the last part of each path; every line has one tab."""
-    rows = [line.split("\t") for line in (out / "bad_audio.tsv").read_text("utf-8").splitlines()]
-    return {path.rpartition("/")[2]: reason for path, reason in rows}
+def test_a_copy_that_every_command_reads(corpus, out, tmp_path, capsys):
+    """Audio becomes 16 kHz mono as ``extract`` reads it, transcripts and lists come along, nothing is left out."""
+    assert prepare("bucket", "--librispeech", corpus, "--out", tmp_path / "before") == 1
+    assert "`s3prl-ofa prepare audio CORPUS --out DIR`" in capsys.readouterr().err
+    assert prepare("audio", corpus, "--out", out) == 0
+    assert f"{out}: 10 audio files converted, 4 other files copied" in capsys.readouterr().out
+    assert (out / "SPEAKERS.TXT").read_text() == "11 | F\n"
+    for source in corpus.rglob("11-22-*.*"):
+        if source.suffix == ".txt":
+            assert (out / source.relative_to(corpus)).read_text() == source.read_text()
+            continue
+        copy = (out / source.relative_to(corpus)).with_suffix(".wav" if source.suffix == ".wav" else ".flac")
+        info = soundfile.info(copy)
+        assert (info.samplerate, info.channels, info.subtype) == (16_000, 1, "PCM_16")
+        wave = load_audio(source)
+        np.testing.assert_allclose(soundfile.read(copy, dtype="float32")[0], wave, atol=2**-15)
+        if soundfile.info(source).samplerate == 16_000:  # nothing is lost of what was right
+            np.testing.assert_array_equal(soundfile.read(copy, dtype="float32")[0], wave)
+    assert prepare("bucket", "--librispeech", out, "--out", tmp_path / "after") == 0
 
 
-def write_all(folder: pathlib.Path, *names: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        soundfile.write(folder / name, noise(0.2, 0), 16_000, format="WAV")
-
-
-def test_what_is_too_short(tmp_path, out):
-    """400 samples are used, 399 are not: they would end a training in the middle."""
-    write_all(tmp_path / "audio", "a.wav", "b.wav")
-    for samples in (300, 399, 400):
-        soundfile.write(tmp_path / "audio" / f"{samples}.wav", noise(samples / 16_000, 1), 16_000)
-    assert prepare("manifest", tmp_path / "audio", "--out", out) == 1
-    assert reasons(out) == {
-        f"{samples}.wav": f"{samples} samples; at least 400 are needed (25 ms)" for samples in (300, 399)
-    }
-
-
-@pytest.mark.parametrize("what", ["bucket", "voxceleb1", "manifest"])
-def test_verify_decodes_all_of_it(tmp_path, out, what, monkeypatch, capsys):
-    """A FLAC damaged in its middle passes by its header; with --verify it is decoded, left out and named."""
-    make_corpora(tmp_path / "data")
-    bad = next((tmp_path / "data" / "LibriSpeech" / "dev-mini").rglob("*.flac"))
-    arguments = ["bucket", "--librispeech", tmp_path / "data"]
-    if what == "voxceleb1":
-        files = sorted((tmp_path / "data" / "VoxCeleb1").rglob("*.wav"))
-        soundfile.write(files[0], noise(2.0, 1), 16_000, format="FLAC")
-        bad, arguments = files[0], ["voxceleb1", "--voxceleb1", tmp_path / "data"]
-    elif what == "manifest":
-        arguments = ["manifest", tmp_path / "data" / "LibriSpeech"]
-    content = bad.read_bytes()
-    bad.write_bytes(content[: len(content) // 2] + bytes(200) + content[len(content) // 2 + 200 :])
-    assert prepare(*arguments, "--out", tmp_path / "unverified") == 0
+def test_it_resumes(corpus, out, capsys):
+    """Files that exist are kept, --force replaces them; the first killed run leaves no half of a file."""
+    assert prepare("audio", corpus, "--out", out) == 0
+    paths = sorted(out.rglob("*.flac"))
+    paths[0].unlink()
+    times = {path: path.stat().st_mtime_ns for path in paths[1:]}
     capsys.readouterr()
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert prepare(*arguments, "--out", out, "--verify") == 1
-    assert "100%" in capsys.readouterr().err
-    assert list(reasons(out)) == [bad.name] and reasons(out)[bad.name].startswith("damaged")
-    listed = [path for path in out.rglob("*.*") if path.name != "bad_audio.tsv"]
-    assert listed and not any(bad.name in path.read_text() for path in listed)
+    assert prepare("audio", corpus, "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert "1 audio files converted, 9 kept (--force converts them again), 0 other files copied" in printed
+    assert {path: path.stat().st_mtime_ns for path in paths[1:]} == times
+    assert prepare("audio", corpus, "--out", out, "--force") == 0
+    assert "10 audio files converted, 4 other files copied" in capsys.readouterr().out
 
 
-def test_other_formats_rates_and_closed_folders(tmp_path, out, closed_folders):
-    """Formats that soundfile does not read, folders that cannot be searched and absurd rates are left out and named."""
-    write_all(tmp_path / "audio", "a.wav", "b.wav")
-    for name in ("c.m4a", "d.amr", "e.webm"):
-        (tmp_path / "audio" / name).write_bytes(b"no audio")
-    soundfile.write(tmp_path / "audio" / "f.wav", np.zeros(2000, np.int16), 2)
-    write_all(tmp_path / "audio" / "closed", "g.wav")
-    assert prepare("manifest", tmp_path / "audio", "--out", out) == 1
-    found = reasons(out)
-    assert set(found) == {"c.m4a", "d.amr", "e.webm", "f.wav", "closed"}
-    assert all(f"ffmpeg -i {name}" in found[name] for name in ("c.m4a", "d.amr", "e.webm"))
-    assert "Permission denied" in found["closed"] and "2 Hz" in found["f.wav"]
+def test_what_is_not_copied_is_named(corpus, out, monkeypatch, closed_folders):
+    """Damaged, short and foreign audio, files at another scale, second versions and archives."""
+    folder = corpus / "train-mini" / "11" / "22"
+    content = (folder / "11-22-0004.flac").read_bytes()
+    (folder / "11-22-0004.flac").write_bytes(content[: len(content) // 2])
+    soundfile.write(folder / "11-22-0005.flac", noise(0.02, 1), 16_000)
+    (folder / "11-22-0000.aac").write_bytes(b"no audio")
+    (folder / "11-22-0006.m4a").write_bytes(b"no audio")
+    soundfile.write(folder / "11-22-0007.wav", 32_768 * noise(1.0, 1), 16_000, subtype="FLOAT")
+    (corpus / "closed").mkdir()
+    (corpus / ".hidden.flac").write_bytes(b"")
+    (corpus / "archive.tar.gz").write_bytes(bytes((1 << 20) + 1))
+    monkeypatch.setattr(audio, "LARGEST_COPIED", 1 << 20)
+    assert prepare("audio", corpus, "--out", out) == 1
+    rows = [line.split("\t") for line in (out / "bad_audio.tsv").read_text().splitlines()]
+    found = {pathlib.Path(path).name: reason for path, reason in rows}
+    for name, words in {
+        "11-22-0004.flac": "damaged",
+        "11-22-0005.flac": "320 samples; at least 400",
+        "11-22-0000.aac": "11-22-0000.flac beside it has the same name in the copy",
+        "11-22-0006.m4a": "ffmpeg -i 11-22-0006.m4a",
+        "11-22-0007.wav": "expected -1 to 1",
+        "closed": "a folder that cannot be searched",
+        "archive.tar.gz": "not audio, and above 1 MiB",
+    }.items():
+        assert words in found.pop(name)
+    assert not found and not [path for path in out.rglob(".*")]
+    (corpus / "train-mini" / "11" / "22" / "11-22-0007.wav").unlink()
+    assert len(list(out.rglob("*.flac"))) == 7 and len(list(out.rglob("*.wav"))) == 1
 
 
-def test_names_that_no_manifest_can_hold(tmp_path, out, capsys):
-    """Tabs, line breaks and white space at the start of a name are left out and named on one line; what is listed is
-    what is there."""
-    bad = ["a\nb.wav", "a\tb.wav", "a\rb.wav", "line\r\n9\t5.wav", " first.wav", "\x0bfirst.wav"]
-    good = ["in the middle.wav", "é ДЖ 你.wav", "next\x85line.wav", "a b c.wav"]
-    write_all(tmp_path / "audio", *bad, *good)
-    assert prepare("manifest", tmp_path / "audio", "--out", out, "--valid-fraction", 0.25) == 1
-    assert set(reasons(out)) == {
-        r"a\nb.wav",
-        r"a\tb.wav",
-        r"a\rb.wav",
-        r"line\r\n9\t5.wav",
-        " first.wav",
-        r"\x0bfirst.wav",
-    }
-    said = capsys.readouterr().err
-    assert said.count("left out: ") == 6 and said.count("rename it\n") == 6
-    listed = []
-    for part in ("train", "valid"):
-        root, rows = read_manifest(out / f"{part}.tsv")
-        listed += [name for name, samples in rows if (root / name).is_file() and samples == 3200]
-        # fairseq's own way of reading it
-        with open(out / f"{part}.tsv") as file:
-            assert file.readline().strip() == str(root)
-            assert [line.strip().split("\t")[0] for line in file] == [name for name, _ in rows]
-    assert sorted(listed) == sorted(good)
-
-
-def test_a_root_that_no_manifest_can_hold(tmp_path, out, capsys):
-    """The folder's own path stands in the first line."""
-    write_all(tmp_path / "my\naudio", "a.wav")
-    assert prepare("manifest", tmp_path / "my\naudio", "--out", out) == 2
-    assert r"my\naudio: its path holds a tab or a line break, rename it" in capsys.readouterr().err
-    assert not out.exists()
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere", "--out", "copy"], "there is no folder nowhere"),
+        (["LibriSpeech", "--out", "LibriSpeech/copy"], "expected a folder outside LibriSpeech"),
+        (["LibriSpeech/train-mini", "--out", "LibriSpeech"], "expected a folder outside"),
+        (["empty", "--out", "copy"], "empty holds no audio files"),
+        (["useless", "--out", "copy"], "useless: none of 1 audio files can be used, the first"),
+    ],
+)
+def test_bad_use_is_one_line(arguments, words, corpus, tmp_path, monkeypatch, capsys):
+    """What was found and expected, status 2, nothing written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "useless").mkdir()
+    (tmp_path / "useless" / "a.wav").write_bytes(b"")
+    (tmp_path / "useless" / "a.txt").write_text("A")
+    before = sorted(tmp_path.rglob("*"))
+    assert prepare("audio", *arguments) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert words in message and "Traceback" not in message
+    assert sorted(tmp_path.rglob("*")) == before

@@ -18,8 +18,8 @@ from s3prl_ofa.io.scan import scan
 from s3prl_ofa.superb.prepare.g2p import LetterToSound, phone_names
 from s3prl_ofa.superb.prepare.lexicon import pronounce
 from s3prl_ofa.superb.prepare.manifest import divide
-from s3prl_ofa.superb.prepare.voxceleb1 import make_list
-from s3prl_ofa.superb.tasks.speakers import read_list
+from s3prl_ofa.superb.prepare.speaker_list import make_list
+from s3prl_ofa.superb.tasks.speaker_lists import read_list
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_all_makes_what_the_tasks_read(corpora, out, capsys):
 
 
 def test_nothing_is_overwritten_without_force(corpora, out, capsys):
-    """What is there is kept, and said; --force makes it anew; an unfinished run goes on where it stopped."""
+    """What exists is kept, with a message; --force replaces it; an unfinished run resumes where it stopped."""
     command = ["bucket", "--librispeech", corpora / "LibriSpeech", "--out", out]
     assert prepare(*command) == 0
     (out / "bucket" / "dev-mini.csv").write_text("mine")
@@ -72,7 +72,7 @@ def test_nothing_is_overwritten_without_force(corpora, out, capsys):
     capsys.readouterr()
     assert prepare(*command) == 0
     printed = capsys.readouterr().out
-    assert printed.count("kept (--force makes it anew)") == 2 and "test-mini.csv: 2 utterances" in printed
+    assert printed.count("kept (--force replaces it)") == 2 and "test-mini.csv: 2 utterances" in printed
     assert (out / "bucket" / "dev-mini.csv").read_text() == "mine"
     assert prepare(*command, "--force", "--splits", "dev-mini") == 0
     assert (out / "bucket" / "dev-mini.csv").read_text() != "mine"
@@ -206,14 +206,14 @@ def test_manifest_is_fairseqs(tmp_path, out, make_wave, capsys):
 
 @pytest.mark.parametrize("there", ["train.tsv", "valid.tsv"])
 def test_half_a_manifest_is_not_overwritten(there, tmp_path, out, make_wave, capsys):
-    """Where one of the two files is, it is named and kept; --force makes both anew."""
+    """Where only one of the two files exists, it is named and kept; --force replaces both."""
     (tmp_path / "audio").mkdir()
     for index in range(4):
         soundfile.write(tmp_path / "audio" / f"{index}.wav", make_wave(0.1), 16_000)
     out.mkdir()
     (out / there).write_text("mine")
     assert prepare("manifest", tmp_path / "audio", "--out", out) == 2
-    assert f"{out / there} is there already" in capsys.readouterr().err
+    assert f"{out / there} already exists" in capsys.readouterr().err
     assert (out / there).read_text() == "mine" and len(list(out.iterdir())) == 1
     assert prepare("manifest", tmp_path / "audio", "--out", out, "--force") == 0
     assert (out / there).read_text() != "mine" and len(list(out.iterdir())) == 2
@@ -225,7 +225,7 @@ def test_origins_are_not_overwritten(corpora, out, capsys):
     (out / "lexicon_origin.tsv").write_text("mine")
     command = ["lexicon", "--librispeech", corpora, "--out", out, "--lexicon", corpora / "prepared" / "lexicon.txt"]
     assert prepare(*command) == 2
-    assert "lexicon_origin.tsv is there already" in capsys.readouterr().err
+    assert "lexicon_origin.tsv already exists" in capsys.readouterr().err
     assert (out / "lexicon_origin.tsv").read_text() == "mine"
     assert prepare(*command, "--force") == 0
     assert (out / "lexicon_origin.tsv").read_text() != "mine"

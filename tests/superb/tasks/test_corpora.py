@@ -11,6 +11,7 @@ from superb_corpora import make_librispeech, noise
 
 from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.io import verified
 from s3prl_ofa.superb.tasks import configs, corpora, labels
 
 APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        \x00\x02\x00\x00\x00\x09\xb0\xff\xfe"
@@ -289,16 +290,16 @@ def test_lexicons_of_any_editor(tmp_path):
         corpora.read_lexicon([path])
 
 
-def test_capitals():
+def test_upper_case():
     """Upper case is Unicode's, and a letter with its accents is one label however it was typed."""
-    assert corpora.capitals("straße, привет, cafe\u0301, 你好") == "STRASSE, ПРИВЕТ, CAFÉ, 你好"
+    assert corpora.upper_case("straße, привет, cafe\u0301, 你好") == "STRASSE, ПРИВЕТ, CAFÉ, 你好"
 
 
 @pytest.mark.parametrize("task", ["asr", "pr"])
 @pytest.mark.parametrize("damage", ["FLAC", "NaN"])
 def test_audio_is_decoded_before_a_training(task, damage, root, chapter, caplog):
-    """What only decoding shows ends no training hours later: the file is left out and named at the start, whether or
-    not ``prepare --verify`` was asked."""
+    """What only decoding shows ends no training hours later: the file is left out and named at the start, as
+    ``prepare`` leaves it out."""
     before = used_by(task, root)
     path = chapter / "11-22-0001.flac"
     if damage == "FLAC":
@@ -310,9 +311,19 @@ def test_audio_is_decoded_before_a_training(task, damage, root, chapter, caplog)
         soundfile.write(path, wave, 16_000, format="WAV", subtype="FLOAT")
     assert used_by(task, root) == {name: ids for name, ids in before.items() if name != path.name}
     assert "1 of 6 utterances are left out" in caplog.text and path.name in caplog.text
-    assert prepared(root, "bucket", "--verify") == 1
-    assert prepared(root, "lexicon", "--verify", "--lexicon", root / "prepared" / "lexicon.txt") == 1
+    assert prepared(root, "bucket") == 1
+    assert prepared(root, "lexicon", "--lexicon", root / "prepared" / "lexicon.txt") == 1
     assert path.name not in used_by(task, root)
+
+
+@pytest.mark.parametrize("task", ["asr", "pr"])
+def test_what_prepare_has_decoded_is_not_decoded_again(task, root, monkeypatch):
+    """A task finds beside the files of ``prepare`` which audio is whole, also without the cache of who made them."""
+    assert prepared(root, "bucket") == 0
+    monkeypatch.setattr(verified, "verdicts", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root / "another"))
+    monkeypatch.setattr(verified, "decode", None)
+    assert len(used_by(task, root)) == 6
 
 
 def test_a_split_without_transcripts_is_named(root, chapter, capsys):

@@ -18,7 +18,8 @@ from superb_corpora import make_voxceleb1, noise
 import s3prl_ofa.superb  # noqa: F401  readies S3PRL for today's stack
 from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.tasks.speakers import VOXCELEB1, feed_s3prl, read_list
+from s3prl_ofa.superb.tasks.speaker_lists import read_list
+from s3prl_ofa.superb.tasks.speakers import VOXCELEB1, feed_s3prl
 
 OWN = {"id10001": "alice", "id10002": "118"}  # new names for the made-up corpus's speakers
 
@@ -215,7 +216,7 @@ def test_lists_that_cannot_be_used(change, words, own):
 
 def test_odd_splits_and_configs(own):
     """A split that sid does not have, a config without data and labels that are none are refused."""
-    with pytest.raises(UsageError, match="train, dev, test, found nonesuch"):
+    with pytest.raises(UsageError, match="sid has no split nonesuch; it has train, dev, test"):
         feed(own, "evaluate", "nonesuch", trained=config_of(own))
     with pytest.raises(UsageError, match="datarc has no file_path"):
         feed_s3prl(argparse.Namespace(mode="train"), {"downstream_expert": None}, None)
@@ -232,7 +233,21 @@ def test_lists_are_read_as_people_write_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["4 a/b.wav", "1", "a/b.wav", "1 b.wav", "1 /a/b.wav", "1 ../b.wav", "train a/b.wav", "01 a/b"]
+    "line",
+    [
+        "4 a/b.wav",
+        "1",
+        "a/b.wav",
+        "1 b.wav",
+        "1 a/",
+        "1 /a/b.wav",
+        "1 ../b.wav",
+        "1 a/../b/u.wav",
+        "1 a/./b.wav",
+        "1 a/v/..",
+        "train a/b.wav",
+        "01 a/b",
+    ],
 )
 def test_malformed_lines_are_named(line, tmp_path):
     """A line that is something else: file, line number, what was expected and what was found."""

@@ -1,1 +1,1 @@
-"""The folder that ``register.add_corpora`` adds to the path of ``s3prl.downstream.ctc``, for the ``corpus`` in it."""
+"""Holds the package ``corpus`` that ``registration.add_corpora`` adds to ``s3prl.downstream.ctc``."""

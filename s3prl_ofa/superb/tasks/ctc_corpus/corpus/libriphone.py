@@ -1,10 +1,11 @@
-"""LibriSpeech in phones, for SUPERB's PR."""
+"""LibriSpeech in phones, for SUPERB's phone recognition."""
 
+import pathlib
 from collections.abc import Sequence
 
 from s3prl.downstream.ctc.corpus.librispeech import LibriDataset
 
-from s3prl_ofa.superb.tasks.corpora import Utterance, capitals, lexicon_entries, refuse_unknown
+from s3prl_ofa.superb.tasks.corpora import Utterance, lexicon_entries, refuse_unknown, upper_case
 
 MAKE_LEXICON = (
     "`s3prl-ofa prepare lexicon` makes a lexicon of all words of a corpus, with --lexicon FILE for those that it "
@@ -26,6 +27,7 @@ class LibriPhoneDataset(LibriDataset):
         self, split: str | Sequence[str], tokenizer, bucket_size: int, lexicon: str | Sequence[str], **corpus
     ) -> None:
         self.lexicon_files = [lexicon] if isinstance(lexicon, str) else list(lexicon)
+        self.prepared = next((pathlib.Path(file).parent for file in self.lexicon_files), None)
         self.lexicon: dict[str, list[str]] = {}
         self.places: dict[str, str] = {}  # the file and line of each word
         for place, word, phones in lexicon_entries(self.lexicon_files):
@@ -35,20 +37,16 @@ class LibriPhoneDataset(LibriDataset):
 
     def check(self, utterances: list[Utterance]) -> None:
         """Raises UsageError for words without a pronunciation, and for words with phones that have no label."""
-        words = {utterance: set(capitals(utterance.text).split()) for utterance in utterances}
+        words = {utterance: set(upper_case(utterance.text).split()) for utterance in utterances}
         files = ", ".join(map(str, self.lexicon_files))
-        missing = {utterance: own - self.lexicon.keys() for utterance, own in words.items()}
+        missing = {utterance: found - self.lexicon.keys() for utterance, found in words.items()}
         refuse_unknown(missing, f"words without a pronunciation in {files}", MAKE_LEXICON)
         phones = {word: " ".join(self.lexicon[word]) for word in set().union(*words.values())}
-        strange = {
-            word: f"{word} ({text}, {self.places[word]})"
-            for word, text in phones.items()
-            if self.tokenizer.unk_idx in self.tokenizer.encode(text)
-        }
-        unknown = {utterance: {strange[word] for word in own & strange.keys()} for utterance, own in words.items()}
+        strange = {word: f"{word} ({text}, {self.places[word]})" for word, text in phones.items() if self.lacks(text)}
+        unknown = {utterance: {strange[word] for word in found & strange.keys()} for utterance, found in words.items()}
         refuse_unknown(unknown, "words with phones that the config's vocab_file lacks", MAKE_VOCABULARY)
 
     def labels(self, text: str) -> list[int]:
-        """The ids of a transcript's phones and of the end sign."""
-        words = capitals(text).split()
+        """The ids of a transcript's phones and of the end-of-sequence symbol."""
+        words = upper_case(text).split()
         return self.tokenizer.encode(" ".join(phone for word in words for phone in self.lexicon[word]))

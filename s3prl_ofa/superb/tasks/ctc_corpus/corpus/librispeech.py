@@ -1,4 +1,4 @@
-"""LibriSpeech for ``s3prl.downstream.ctc``: what its ``data.create_dataset`` asks of a corpus."""
+"""LibriSpeech for ``s3prl.downstream.ctc``, with what its ``data.create_dataset`` expects of a corpus."""
 
 import csv
 import pathlib
@@ -7,15 +7,7 @@ from collections.abc import Sequence
 from torch.utils.data import Dataset
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.tasks.corpora import (
-    Found,
-    Utterance,
-    check_audio,
-    read_lines,
-    read_usable,
-    refuse_unknown,
-    report_left_out,
-)
+from s3prl_ofa.superb.tasks.corpora import Corpus, Utterance, read_lines, read_usable, refuse_unknown
 
 USE_VOCABULARY = "correct the transcripts, or train with a vocabulary that has them (--vocabulary FILE)"
 
@@ -26,9 +18,12 @@ class LibriDataset(Dataset):
     split: names of folders below ``path``; or, with ``csv_dir``, the name of a file in it with the columns wav_path and
     transcription, the other form that S3PRL's configs use. bucket_size: 1 gives (audio path, label ids) for an index,
     more gives a list of so many neighbours beginning there. file_list, text: all paths and all label ids, in order.
-    Utterances that cannot be used are left out and logged. Raises UsageError if a split is missing or has none that
-    can be used, and for labels that the tokenizer does not know.
+    prepared: the output folder of ``prepare``, if there is one. Utterances that cannot be used are left out and logged.
+    Raises UsageError if a split is missing or has none that can be used, and for labels that the tokenizer does not
+    know.
     """
+
+    prepared: pathlib.Path | None = None
 
     def __init__(
         self,
@@ -43,10 +38,10 @@ class LibriDataset(Dataset):
         self.tokenizer = tokenizer
         self.bucket_size = bucket_size
         if csv_dir is not None:
-            utterances = read_table(pathlib.Path(csv_dir, str(split)))
+            utterances = read_transcription_table(pathlib.Path(csv_dir, str(split)))
         elif path is not None:
             names = [split] if isinstance(split, str) else split
-            utterances = read_usable(pathlib.Path(path, name) for name in names)
+            utterances = read_usable((pathlib.Path(path, name) for name in names), self.prepared)
         else:
             raise UsageError("the config's corpus has neither a path nor a csv_dir")
         self.check(utterances)
@@ -55,14 +50,16 @@ class LibriDataset(Dataset):
         self.file_list = [audio for audio, _ in labelled]
         self.text = [labels for _, labels in labelled]
 
+    def lacks(self, text: str) -> bool:
+        """Whether the tokenizer has no label for a part of a text."""
+        return self.tokenizer.unk_idx in self.tokenizer.encode(text)
+
     def check(self, utterances: list[Utterance]) -> None:
         """Raises UsageError for characters, or words with a tokenizer of words, that have no label."""
 
         def unknown(text: str) -> set[str]:
-            if self.tokenizer.unk_idx not in self.tokenizer.encode(text):
-                return set()
             pieces = text if self.tokenizer.token_type == "character" else text.split()
-            return {piece for piece in pieces if self.tokenizer.unk_idx in self.tokenizer.encode(piece)}
+            return set(filter(self.lacks, pieces)) if self.lacks(text) else set()
 
         found = {utterance: unknown(utterance.text) for utterance in utterances}
         refuse_unknown(found, "labels that the config's vocab_file lacks", USE_VOCABULARY)
@@ -83,12 +80,12 @@ class LibriDataset(Dataset):
         return list(zip(self.file_list[start:stop], self.text[start:stop], strict=True))
 
 
-def read_table(path: pathlib.Path) -> list[Utterance]:
+def read_transcription_table(path: pathlib.Path) -> list[Utterance]:
     """The usable utterances of a CSV. Raises UsageError when the file or one of its two columns is missing."""
     if not path.is_file():
         raise UsageError(f"there is no table of utterances {path}")
     read_lines(path)  # raises UsageError if it is not UTF-8
-    found = Found()
+    corpus = Corpus()
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, restval="")
         if not {"wav_path", "transcription"} <= set(reader.fieldnames or ()):
@@ -96,9 +93,9 @@ def read_table(path: pathlib.Path) -> list[Utterance]:
         for row in reader:
             audio, source = pathlib.Path(row["wav_path"]), f"{path}, line {reader.line_num}"
             if row["transcription"].strip():
-                found.utterances.append(Utterance(audio, row["transcription"], source))
+                corpus.utterances.append(Utterance(audio, row["transcription"], source))
             else:
-                found.left_out[audio] = f"no text in {source}"
-    found = check_audio(found, path.name)
-    report_left_out(found, str(path))
-    return found.utterances
+                corpus.left_out[audio] = f"no text in {source}"
+    corpus = corpus.with_usable_audio(path.name)
+    corpus.report_left_out(str(path))
+    return corpus.utterances

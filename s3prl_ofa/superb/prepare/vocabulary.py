@@ -1,0 +1,36 @@
+"""For asr and pr: vocabularies of a corpus's own characters and of a lexicon's own phones, in place of SUPERB's."""
+
+import pathlib
+from collections import Counter
+
+from s3prl_ofa.superb.prepare.output import Output
+from s3prl_ofa.superb.tasks.corpora import WORD_END, characters, corpus_root, read_lexicon, refuse_unknown
+
+
+def write_vocabularies(output: Output, librispeech: str, splits: list[str] | None, lexicons: list[str]) -> None:
+    """fairseq's dictionary for asr: lines of a character and its count, the most frequent first.
+
+    With lexicons also lines of one phone each, in alphabetical order, for pr.
+    """
+    root = corpus_root(librispeech, "--librispeech", "LibriSpeech")
+
+    def write_characters(path: pathlib.Path) -> str:
+        found = [utterance for utterance, _ in output.usable_utterances(root, splits)]
+        refuse_unknown(
+            {utterance: {WORD_END} & set(utterance.text) for utterance in found},
+            "the label between words in their text",
+            "remove it",
+        )
+        counts = Counter(character for utterance in found for character in characters(utterance.text))
+        lines = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        path.write_text("".join(f"{character} {count}\n" for character, count in lines), "utf-8")
+        return f"{len(lines)} characters of {len(found)} utterances"
+
+    def write_phones(path: pathlib.Path) -> str:
+        phones = sorted({phone for pronunciation in read_lexicon(lexicons).values() for phone in pronunciation})
+        path.write_text("".join(f"{phone}\n" for phone in phones), "utf-8")
+        return f"{len(phones)} phones"
+
+    if lexicons:
+        output.write("phoneme.txt", write_phones)
+    output.write("char.dict", write_characters)

@@ -1,0 +1,108 @@
+"""Where a task's data is: the paths and splits that fill the placeholders of its config, from the options of a run."""
+
+import pathlib
+
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.superb.tasks.corpora import corpus_root, split_names
+from s3prl_ofa.superb.tasks.speaker_lists import SPEAKER_LISTS, speaker_folders
+
+SUPERB_SPLITS = ("train-clean-100", "dev-clean", "test-clean")
+# what a mini config trains, validates and tests on: the first of these whose folders all exist
+MINI_SPLITS = (
+    ("train-mini", "dev-mini", "test-mini"),
+    ("train-clean-5", "dev-clean-2", "dev-clean-2"),
+    SUPERB_SPLITS,
+)
+PLACEHOLDERS = ("librispeech", "voxceleb1", "bucket", "lexicon", "speaker_list", "train", "dev", "test")
+
+
+class DataRoots:
+    """The values of a config's placeholders; each is looked up only when a config holds it.
+
+    given: the options of the run: librispeech, voxceleb1, prepared (the output folder of ``s3prl-ofa prepare all``),
+    bucket, lexicon, speaker_list (each also found below ``prepared``) and splits ("TRAIN,DEV,TEST", several joined by
+    +); an option that was not given is missing or None. Every method raises UsageError naming the option to give.
+    """
+
+    def __init__(self, given: dict[str, str | None], mini: bool) -> None:
+        self.given = given
+        self.mini = mini
+
+    def value(self, placeholder: str) -> str | list[str]:
+        """The value of one of ``PLACEHOLDERS``."""
+        return getattr(self, placeholder)()
+
+    def librispeech(self) -> str:
+        return str(corpus_root(self.given.get("librispeech"), "--librispeech", "LibriSpeech"))
+
+    def voxceleb1(self) -> str:
+        root = corpus_root(self.given.get("voxceleb1"), "--voxceleb1", "VoxCeleb1")
+        speaker_folders(root)
+        return str(root)
+
+    def bucket(self) -> str:
+        return self.given_or_prepared("bucket", "bucket", "s3prl-ofa prepare bucket --librispeech ROOT --out DIR")
+
+    def lexicon(self) -> list[str]:
+        if self.given.get("lexicon"):
+            return [existing(name, "--lexicon") for name in self.given["lexicon"].split(",")]
+        make = "s3prl-ofa prepare lexicon --librispeech ROOT --out DIR"
+        return [self.given_or_prepared("lexicon", "lexicon.txt", make)]
+
+    def speaker_list(self) -> str:
+        if not self.given.get("speaker_list"):
+            # a prepared list holds only files that exist, so it takes precedence over the corpus's own
+            folders = [self.given.get("prepared"), self.voxceleb1()]
+            for path in (pathlib.Path(folder, name) for folder in folders if folder for name in SPEAKER_LISTS):
+                if path.is_file():
+                    return str(path.resolve())
+        make = "s3prl-ofa prepare voxceleb1 --voxceleb1 ROOT --out DIR"
+        return self.given_or_prepared("speaker_list", SPEAKER_LISTS[0], make)
+
+    def given_or_prepared(self, name: str, file_name: str, make: str) -> str:
+        """The path that the option ``name`` gives, or else ``file_name`` below ``prepared``."""
+        option = "--" + name.replace("_", "-")
+        if self.given.get(name):
+            return existing(self.given[name], option)
+        if self.given.get("prepared"):
+            path = pathlib.Path(existing(self.given["prepared"], "--prepared"), file_name)
+            if path.exists():
+                return str(path)
+            raise UsageError(f"--prepared {self.given['prepared']} holds no {file_name}; `{make}` makes it")
+        raise UsageError(f"this task needs {option} PATH or --prepared DIR; `{make}` makes what it reads")
+
+    def splits(self) -> tuple[list[str], ...]:
+        """The folders to train on, to select the checkpoint by and to test on."""
+        root = pathlib.Path(self.librispeech())
+        if self.given.get("splits"):
+            splits = tuple(part.split("+") for part in self.given["splits"].split(","))
+            if len(splits) != 3:
+                raise UsageError(f"--splits must be TRAIN,DEV,TEST, found {self.given['splits']}")
+        else:
+            choices = MINI_SPLITS if self.mini else (SUPERB_SPLITS,)
+            complete = (names for names in choices if all((root / name).is_dir() for name in names))
+            splits = tuple([name] for name in next(complete, choices[0]))
+        for name in sum(splits, []):
+            if not (root / name).is_dir():
+                raise UsageError(
+                    f"there is no split {name} in {root}; it has {', '.join(split_names(root)) or 'no split'}: "
+                    f"choose with --splits TRAIN,DEV,TEST{'' if self.mini else ' or --mini'}"
+                )
+        return splits
+
+    def train(self) -> list[str]:
+        return self.splits()[0]
+
+    def dev(self) -> list[str]:
+        return self.splits()[1]
+
+    def test(self) -> list[str]:
+        return self.splits()[2]
+
+
+def existing(path: str, option: str) -> str:
+    """The absolute path. Raises UsageError naming the option where there is nothing."""
+    found = pathlib.Path(path).expanduser()
+    if not found.exists():
+        raise UsageError(f"{option} {path}: there is no such file or folder")
+    return str(found.resolve())
