@@ -27,11 +27,11 @@ from s3prl_ofa.superb.tasks.labels import labelled
 from s3prl_ofa.superb.upstream.rate_options import NATIVE, RateOptions
 
 MAX_INFEASIBLE = 0.01  # of the training utterances
-# A large corpus is sampled: so many of each stratum, the strata made by labels a second. Utterances whose labels do not
-# fit are those with the most labels a second, so the first strata are thin, and little is lost in the last.
+# A large corpus is sampled: so many utterances of each stratum, the strata made by labels per second. Utterances whose
+# labels do not fit are those with the most labels per second, so the first strata are thin, and little is lost in the
+# last.
 STRATA = (0.005, 0.02, 0.1, 1.0)  # where each stratum ends, as a share of the corpus, densest first
-SAMPLES_A_STRATUM = 32
-BATCH_SECONDS = 60.0  # of audio at a time
+SAMPLES_PER_STRATUM = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Utterance:
 
 @dataclasses.dataclass(frozen=True)
 class CtcCheck:
-    """What the check found.
+    """The result of the check.
 
     utterances: of the training set. checked: those whose frames were counted; the rest is estimated from them.
     infeasible: utterances with fewer frames than CTC needs, with the given ``repeat``. needed_repeat: the smallest
     repeat that leaves at most 1% of them. largest_lambd: the largest lambd, in hundredths, that leaves at most 1% of
     them with the given repeat, of lambds up to the one of the check; None where none does, and where that one was 0,
-    above 1 or no lambd. frame_period_ms: the mean period of the frames that CTC sees.
+    above 1 or not given. frame_period_ms: the mean period of the frames that CTC sees.
     """
 
     utterances: int
@@ -68,20 +68,20 @@ class CtcCheck:
 
     def __str__(self) -> str:
         sampled = f" (estimated from {self.checked})" if self.checked < self.utterances else ""
-        share = 100 * self.infeasible / self.utterances
         found = (
-            f"{self.infeasible} of {self.utterances} training utterances{sampled}, {share:.1f}%, have fewer frames "
-            f"than CTC needs for their labels at {self.frame_period_ms:.1f} ms a frame"
+            f"{self.infeasible} of {self.utterances} training utterances{sampled}, "
+            f"{self.infeasible / self.utterances:.1%}, have fewer frames than CTC needs for their labels "
+            f"at {self.frame_period_ms:.1f} ms per frame"
         )
-        cure = f"; --repeat {self.needed_repeat} would do, --repeat auto chooses it"
-        return found + cure if self.too_many else found
+        remedy = f"; --repeat {self.needed_repeat} would do, --repeat auto chooses it"
+        return found + remedy * self.too_many
 
 
 def check_ctc(downstream: str, config: dict[str, Any], upstream: Any) -> CtcCheck | None:
     """Checks the training set of asr or pr; None for another task.
 
-    config: as ``tasks.resolve_config`` gives it. upstream: an ``UpstreamExpert``, of which ``model`` and ``options``
-    are used. At lambd 0 and for upsampled frames the audio itself is not needed.
+    config: as ``resolve_config`` gives it. upstream: an ``UpstreamExpert``, of which ``model`` and ``options`` are
+    used. At lambd 0 and for upsampled frames the audio itself is not needed.
     """
     downstream = S3PRL_DOWNSTREAM.get(downstream, downstream)
     if downstream not in CORPUS:
@@ -106,7 +106,7 @@ def largest_lambd(
 ) -> float | None:
     """See CtcCheck. frames: of each utterance at ``options.lambd``. fine: its 20 ms frames.
 
-    Of T fine frames T - lambd (T - A) are left, down to a whole number, where A is the sum of alpha. T - A is at most
+    Of T fine frames T - lambd (T - A) are left, rounded down, where A is the sum of alpha. T - A is at most
     (T - frames) / options.lambd, so an utterance has the frames it needs up to the lambd that is found with that.
     """
     limits = []
@@ -126,21 +126,19 @@ def frames_needed(labels: Sequence[int]) -> int:
 
 
 def choose(utterances: list[Utterance]) -> tuple[list[Utterance], list[float]]:
-    """The utterances to look at, and how many of the corpus each stands for."""
-    if len(utterances) <= SAMPLES_A_STRATUM * len(STRATA):
+    """A sample of utterances, and how many of the corpus each represents; all of a small corpus."""
+    if len(utterances) <= SAMPLES_PER_STRATUM * len(STRATA):
         return utterances, [1.0] * len(utterances)
     ranked = sorted(utterances, key=lambda utterance: -utterance.needed / max(utterance.samples, 1))
-    drawn, weights, start = [], [], 0
-    for end in (round(share * len(ranked)) for share in STRATA):
-        stratum = ranked[start:end]
-        start = end
-        if not stratum:
-            continue
-        count = min(SAMPLES_A_STRATUM, len(stratum))
-        taken = [stratum[int((index + 0.5) * len(stratum) / count)] for index in range(count)]  # evenly spaced
-        drawn += taken
-        weights += [len(stratum) / len(taken)] * len(taken)
-    return drawn, weights
+    ends = [round(share * len(ranked)) for share in STRATA]
+    sample, weights = [], []
+    for start, end in zip([0, *ends], ends, strict=False):
+        count = min(SAMPLES_PER_STRATUM, end - start)
+        sample += [
+            ranked[start + int((index + 0.5) * (end - start) / count)] for index in range(count)
+        ]  # evenly spaced
+        weights += [(end - start) / count for _ in range(count)]
+    return sample, weights
 
 
 @torch.no_grad()
@@ -148,49 +146,31 @@ def count_frames(model: OFAWav2Vec2, options: RateOptions, utterances: list[Utte
     """The frames that the upstream will give for each utterance, before any repetition.
 
     Only the front end and the predictor of the model are run, and not even these where the number is known without: at
-    20 ms, and for a frame period whose frames are enough (when it is out of reach there are more of them).
+    20 ms, and for a frame period whose frames are enough (if it cannot be reached, there are more of them).
     """
     counts = [model.config.num_frames(utterance.samples) for utterance in utterances]
-    period_ms = options.frame_period_ms
     if options.frames == NATIVE and options.pool:
         return [-(-count // options.pool) for count in counts]
-    if options.frames != NATIVE or not (options.lambd or period_ms):
+    if options.frames != NATIVE or not (options.lambd or options.frame_period_ms):
         return counts
     unknown = list(range(len(utterances)))
-    if period_ms is not None:
+    if options.frame_period_ms is not None:
         seconds = torch.tensor([utterance.samples / SAMPLE_RATE for utterance in utterances], dtype=torch.float64)
-        counts = wanted_frames(seconds, torch.full_like(seconds, period_ms), torch.tensor(counts)).tolist()
+        periods = torch.full_like(seconds, options.frame_period_ms)
+        counts = wanted_frames(seconds, periods, torch.tensor(counts)).tolist()
         unknown = [index for index in unknown if utterances[index].needed > options.repeat * counts[index]]
-    with tqdm(total=len(unknown), desc="frames", unit="utterance", dynamic_ncols=True, leave=False) as bar:
-        for batch in batches(utterances, unknown):
-            waves = [torch.from_numpy(load_speech(utterances[i].path)) for i in batch]
-            alpha, lengths = model.alpha(waves)
-            if period_ms is None:
-                lambd = torch.full_like(alpha[:, 0], options.lambd)
-            else:
-                lambd, _ = solve_lambd(torch.tensor([counts[i] for i in batch]).to(lengths), alpha.sum(1), lengths)
-            found = plan_cif(mix(alpha, lambd), lengths).lengths.tolist()
-            for index, count in zip(batch, found, strict=True):
-                counts[index] = count
-            bar.update(len(batch))
+    for index in tqdm(unknown, desc="frames", unit="utterance", dynamic_ncols=True, leave=False):
+        alpha, lengths = model.alpha([torch.from_numpy(load_speech(utterances[index].path))])
+        if options.frame_period_ms is None:
+            lambd = torch.full_like(alpha[:, 0], options.lambd)
+        else:
+            lambd, _ = solve_lambd(torch.tensor([counts[index]]).to(lengths), alpha.sum(1), lengths)
+        counts[index] = plan_cif(mix(alpha, lambd), lengths).lengths.item()
     return counts
 
 
-def batches(utterances: list[Utterance], indices: list[int]) -> list[list[int]]:
-    """The indices of utterances of similar length, together at most ``BATCH_SECONDS``, or one that is longer."""
-    found: list[list[int]] = []
-    total = 0
-    for index in sorted(indices, key=lambda index: utterances[index].samples):
-        total += utterances[index].samples
-        if not found or total > BATCH_SECONDS * SAMPLE_RATE:
-            found.append([])
-            total = utterances[index].samples
-        found[-1].append(index)
-    return found
-
-
 def judge(sample: list[Utterance], weights: list[float], frames: list[int], repeat: int) -> CtcCheck:
-    """Counts, weighting each utterance of the sample with those it stands for."""
+    """Sums up the sample, each utterance weighted by how many it represents."""
     total = sum(weights)
     repeats = [-(-utterance.needed // count) for utterance, count in zip(sample, frames, strict=True)]
 
@@ -198,6 +178,6 @@ def judge(sample: list[Utterance], weights: list[float], frames: list[int], repe
         return sum(weight for weight, needed in zip(weights, repeats, strict=True) if needed > times)
 
     enough = next(times for times in range(1, max(repeats) + 1) if infeasible(times) <= MAX_INFEASIBLE * total)
-    milliseconds = sum(w * 1000 * utterance.samples / SAMPLE_RATE for w, utterance in zip(weights, sample, strict=True))
+    seconds = sum(weight * item.samples for weight, item in zip(weights, sample, strict=True)) / SAMPLE_RATE
     seen = sum(weight * count * repeat for weight, count in zip(weights, frames, strict=True))
-    return CtcCheck(round(total), len(sample), round(infeasible(repeat)), repeat, enough, milliseconds / seen)
+    return CtcCheck(round(total), len(sample), round(infeasible(repeat)), repeat, enough, 1000 * seconds / seen)
