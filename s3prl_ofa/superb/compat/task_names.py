@@ -1,4 +1,4 @@
 """SUPERB's three tasks, and the names that they have in S3PRL."""
 
 S3PRL_DOWNSTREAM = {"asr": "asr", "pr": "ctc", "sid": "voxceleb1"}
-ASR, PR, SID = S3PRL_DOWNSTREAM.values()
+ASR, PR = S3PRL_DOWNSTREAM["asr"], S3PRL_DOWNSTREAM["pr"]

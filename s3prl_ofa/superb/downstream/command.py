@@ -213,7 +213,7 @@ class Experiment:
             path, self.past = newest_readable(past)
             args.past_exp, args.auto_resume = os.path.abspath(path), False
             stored, roots = self.past["Args"], {name: ours[name] for name in ROOTS}
-            if experiment_data.known(stored.downstream, self.past["Config"]):
+            if configs.is_superb(stored.downstream, self.past["Config"]):
                 read = args.mode != "inference"
                 experiment_data.refill(stored.downstream, self.past["Config"], roots, args.override, read)
                 roots = {"vocabulary": roots["vocabulary"]}  # a model keeps its own

@@ -12,6 +12,7 @@ from s3prl_ofa.superb.prepare.manifest import write_manifests
 from s3prl_ofa.superb.prepare.output import Output
 from s3prl_ofa.superb.prepare.speaker_list import write_speaker_list
 from s3prl_ofa.superb.prepare.vocabulary import write_vocabularies
+from s3prl_ofa.superb.tasks.corpora import corpus_root
 from s3prl_ofa.superb.tasks.speaker_lists import SPEAKER_LISTS
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -99,19 +100,23 @@ def run(args: argparse.Namespace) -> int:
     if args.jobs is not None and args.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, found {args.jobs}")
     output = Output(args.out, args.force, args.jobs, getattr(args, "verify", False))
-    if args.what == "all" and not (args.librispeech or args.voxceleb1):
+    librispeech = voxceleb1 = None
+    if getattr(args, "librispeech", None):
+        librispeech = corpus_root(args.librispeech, "--librispeech", "LibriSpeech")
+    if getattr(args, "voxceleb1", None):
+        voxceleb1 = corpus_root(args.voxceleb1, "--voxceleb1", "VoxCeleb1")
+    if args.what == "all" and not (librispeech or voxceleb1):
         raise UsageError("give --librispeech ROOT, --voxceleb1 ROOT or both")
-    wanted = {args.what} if args.what != "all" else {"bucket", "lexicon"} if args.librispeech else set()
-    if "bucket" in wanted:
-        write_bucket_files(output, args.librispeech, args.splits)
-    if "lexicon" in wanted:
-        write_lexicon(output, args.librispeech, args.lexicon)
-    if "vocabulary" in wanted:
-        write_vocabularies(output, args.librispeech, args.splits, args.lexicon)
-    if "voxceleb1" in wanted or args.what == "all" and args.voxceleb1:
-        write_speaker_list(output, args.voxceleb1, args.list, args.seed)
-    if "manifest" in wanted:
+    if args.what == "bucket" or args.what == "all" and librispeech:
+        write_bucket_files(output, librispeech, args.splits)
+    if args.what == "lexicon" or args.what == "all" and librispeech:
+        write_lexicon(output, librispeech, args.lexicon)
+    if args.what == "voxceleb1" or args.what == "all" and voxceleb1:
+        write_speaker_list(output, voxceleb1, args.list, args.seed)
+    if args.what == "vocabulary":
+        write_vocabularies(output, librispeech, args.splits, args.lexicon)
+    if args.what == "manifest":
         write_manifests(output, args.audio, args.valid_fraction, args.seed)
-    if "audio" in wanted:
+    if args.what == "audio":
         convert_corpus(output, args.corpus)
     return output.report()

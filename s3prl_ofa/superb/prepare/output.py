@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io import verified
+from s3prl_ofa.io.audio import ALL_SUFFIXES
 from s3prl_ofa.io.files import atomic_path, printable
-from s3prl_ofa.superb.tasks.corpora import Utterance, folders, has_audio, read_split, split_names
+from s3prl_ofa.superb.tasks.corpora import Utterance, read_split, split_names, splits_with
 
 REPORT = "bad_audio.tsv"
 SHOWN_BAD_FILES = 20
@@ -70,8 +71,8 @@ class Output:
         if wanted:
             return wanted
         reason = "no split: it holds speaker/chapter/ with audio, but no *.trans.txt beside it"
-        others = (folder for folder in folders(librispeech) if folder.name not in names and has_audio(folder))
-        self.left_out |= dict.fromkeys(others, reason)
+        silent = [name for name in splits_with(librispeech, *ALL_SUFFIXES) if name not in names]
+        self.left_out |= {librispeech / name: reason for name in silent}
         return names
 
     def write(self, name: str, write: Callable[[pathlib.Path], str]) -> None:

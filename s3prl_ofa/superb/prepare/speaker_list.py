@@ -7,7 +7,6 @@ from collections import defaultdict
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.audio import find_audio
 from s3prl_ofa.superb.prepare.output import Output
-from s3prl_ofa.superb.tasks.corpora import corpus_root
 from s3prl_ofa.superb.tasks.speaker_lists import (
     LAYOUT,
     PARTS,
@@ -22,9 +21,8 @@ TRAIN, DEV, TEST = PARTS.values()
 HELD_OUT = 0.1  # of every speaker's files, for validation and for test each
 
 
-def write_speaker_list(output: Output, voxceleb1: str, given: pathlib.Path | None, seed: int) -> None:
+def write_speaker_list(output: Output, root: pathlib.Path, given: pathlib.Path | None, seed: int) -> None:
     """Lines of a part (1 train, 2 dev, 3 test) and a file, only of files that exist and can be used."""
-    root = corpus_root(voxceleb1, "--voxceleb1", "VoxCeleb1")
     official = given or next((root / name for name in SPEAKER_LISTS if (root / name).is_file()), None)
     if official and not official.is_file():
         raise UsageError(f"--list {official}: there is no such file")

@@ -4,18 +4,19 @@ import pathlib
 from collections import Counter
 
 from s3prl_ofa.superb.prepare.output import Output
-from s3prl_ofa.superb.tasks.corpora import WORD_END, characters, corpus_root, read_lexicon, refuse_unknown
+from s3prl_ofa.superb.tasks.corpora import WORD_END, characters, read_lexicon, refuse_unknown
 
 
-def write_vocabularies(output: Output, librispeech: str, splits: list[str] | None, lexicons: list[str]) -> None:
+def write_vocabularies(
+    output: Output, librispeech: pathlib.Path, splits: list[str] | None, lexicons: list[str]
+) -> None:
     """fairseq's dictionary for asr: lines of a character and its count, the most frequent first.
 
     With lexicons also lines of one phone each, in alphabetical order, for pr.
     """
-    root = corpus_root(librispeech, "--librispeech", "LibriSpeech")
 
     def write_characters(path: pathlib.Path) -> str:
-        found = [utterance for utterance, _ in output.usable_utterances(root, splits)]
+        found = [utterance for utterance, _ in output.usable_utterances(librispeech, splits)]
         refuse_unknown(
             {utterance: {WORD_END} & set(utterance.text) for utterance in found},
             "the label between words in their text",

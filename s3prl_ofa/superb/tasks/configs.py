@@ -21,6 +21,7 @@ PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 # below downstream_expert: the section and key of the vocabulary, and those of the corpus, whose section has the splits
 VOCABULARY = {ASR: ("datarc", "dict_path"), PR: ("text", "vocab_file")}
 CORPUS = {ASR: ("datarc", "libri_root"), PR: ("corpus", "path")}
+CTC_CORPORA = ("librispeech", "libriphone")  # a checkout of S3PRL has others
 
 
 def resolve_config(downstream: str, config: str | None, mini: bool, roots: dict[str, str | None]) -> dict[str, Any]:
@@ -95,6 +96,12 @@ def expert_section(config: dict[str, Any], name: str) -> dict[str, Any]:
     expert = config.get("downstream_expert")
     section = expert.get(name) if isinstance(expert, dict) else None
     return section if isinstance(section, dict) else {}
+
+
+def is_superb(downstream: str, config: dict[str, Any]) -> bool:
+    """Whether this is one of SUPERB's three tasks, in S3PRL's name, on its own corpus; S3PRL's ctc has others."""
+    corpus = str(expert_section(config, "corpus").get("name")).lower()
+    return downstream in S3PRL_DOWNSTREAM.values() and (downstream != PR or corpus in CTC_CORPORA)
 
 
 def scale_specaug(config: dict[str, Any], frame_period_ms: float) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 
 from s3prl_ofa.errors import UsageError, listed
-from s3prl_ofa.io.audio import ALL_SUFFIXES, OTHER_SUFFIXES, SUFFIXES
+from s3prl_ofa.io.audio import OTHER_SUFFIXES, SUFFIXES
 from s3prl_ofa.io.files import printable
 from s3prl_ofa.io.verified import verify_audio
 
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 SHOWN = 3  # utterances or files that one message names
 SHOWN_LABELS = 20
+TRANSCRIPT = ".trans.txt"
 WORD_END = "|"  # asr's label after each word
 PRONUNCIATION_NUMBER = re.compile(r"\(\d+\)$")  # after a word, in cmudict
 
@@ -98,28 +99,23 @@ def chapters(split: pathlib.Path) -> Iterator[pathlib.Path]:
     return (chapter for speaker in folders(split) for chapter in folders(speaker))
 
 
-def transcripts(chapter: pathlib.Path) -> list[pathlib.Path]:
-    return [path for path in listing(chapter) if path.name.endswith(".trans.txt")]
+def splits_with(librispeech: pathlib.Path, *suffixes: str) -> list[str]:
+    """The sub-folders whose chapters hold files with such suffixes; a warning names those that cannot be read."""
+
+    def holds(split: pathlib.Path) -> bool:
+        try:
+            files = (path for chapter in chapters(split) for path in listing(chapter))
+            return any(path.name.lower().endswith(suffixes) for path in files)
+        except UsageError as error:
+            warn_once(str(error))
+            return False
+
+    return [split.name for split in folders(librispeech) if holds(split)]
 
 
 def split_names(librispeech: pathlib.Path) -> list[str]:
-    """The sub-folders that hold transcripts, such as train-clean-100; a warning names those that cannot be read."""
-    return [split.name for split in folders(librispeech) if has_transcripts(split)]
-
-
-def has_transcripts(split: pathlib.Path) -> bool:
-    try:
-        return any(transcripts(chapter) for chapter in chapters(split))
-    except UsageError as error:
-        warn_once(str(error))
-        return False
-
-
-def has_audio(split: pathlib.Path) -> bool:
-    try:
-        return any(path.suffix.lower() in ALL_SUFFIXES for chapter in chapters(split) for path in listing(chapter))
-    except UsageError:  # has_transcripts has warned of it
-        return False
+    """The sub-folders that hold transcripts, such as train-clean-100."""
+    return splits_with(librispeech, TRANSCRIPT)
 
 
 def read_usable(splits: Iterable[pathlib.Path], prepared: pathlib.Path | None = None) -> list[Utterance]:
@@ -156,17 +152,17 @@ def read_chapters(chapters: Iterable[pathlib.Path]) -> Corpus:
     """
     corpus = Corpus()
     for chapter in chapters:
+        files = listing(chapter)
         # of several files of an utterance, the first by name in a readable format counts
-        files = listing(chapter)[::-1]
         audio = {
             nfc(path.stem): path
             for suffixes in (OTHER_SUFFIXES, SUFFIXES)
-            for path in files
+            for path in files[::-1]
             if path.suffix.lower() in suffixes
         }
         texts: dict[str, tuple[str, str]] = {}
         conflicts: dict[str, str] = {}
-        for path in transcripts(chapter):
+        for path in (path for path in files if path.name.lower().endswith(TRANSCRIPT)):
             for number, line in read_lines(path):
                 name, *words = line.split()
                 name = nfc(name)

@@ -13,7 +13,8 @@ MINI_SPLITS = (
     ("train-clean-5", "dev-clean-2", "dev-clean-2"),
     SUPERB_SPLITS,
 )
-PLACEHOLDERS = ("librispeech", "voxceleb1", "bucket", "lexicon", "speaker_list", "train", "dev", "test")
+SPLITS = ("train", "dev", "test")
+PLACEHOLDERS = ("librispeech", "voxceleb1", "bucket", "lexicon", "speaker_list", *SPLITS)
 
 
 class DataRoots:
@@ -30,6 +31,8 @@ class DataRoots:
 
     def value(self, placeholder: str) -> str | list[str]:
         """The value of one of ``PLACEHOLDERS``."""
+        if placeholder in SPLITS:
+            return self.splits()[SPLITS.index(placeholder)]
         return getattr(self, placeholder)()
 
     def librispeech(self) -> str:
@@ -72,7 +75,7 @@ class DataRoots:
         raise UsageError(f"this task needs {option} PATH or --prepared DIR; `{make}` makes what it reads")
 
     def splits(self) -> tuple[list[str], ...]:
-        """The folders to train on, to select the checkpoint by and to test on."""
+        """The folders of each of ``SPLITS``."""
         root = pathlib.Path(self.librispeech())
         if self.given.get("splits"):
             splits = tuple(part.split("+") for part in self.given["splits"].split(","))
@@ -89,15 +92,6 @@ class DataRoots:
                     f"choose with --splits TRAIN,DEV,TEST{'' if self.mini else ' or --mini'}"
                 )
         return splits
-
-    def train(self) -> list[str]:
-        return self.splits()[0]
-
-    def dev(self) -> list[str]:
-        return self.splits()[1]
-
-    def test(self) -> list[str]:
-        return self.splits()[2]
 
 
 def existing(path: str, option: str) -> str:

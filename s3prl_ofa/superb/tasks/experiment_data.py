@@ -11,23 +11,16 @@ import yaml
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.resources import folder
-from s3prl_ofa.superb.compat.task_names import ASR, PR, S3PRL_DOWNSTREAM
-from s3prl_ofa.superb.tasks.configs import CONFIGS, CORPUS, PLACEHOLDER, VOCABULARY, expert_section
+from s3prl_ofa.superb.compat.task_names import ASR, S3PRL_DOWNSTREAM
+from s3prl_ofa.superb.tasks.configs import CONFIGS, CORPUS, PLACEHOLDER, VOCABULARY, expert_section, is_superb
 from s3prl_ofa.superb.tasks.corpora import split_names
-from s3prl_ofa.superb.tasks.data_roots import DataRoots
-from s3prl_ofa.superb.tasks.labels import OUR_CORPORA, STORED
+from s3prl_ofa.superb.tasks.data_roots import SPLITS, DataRoots
+from s3prl_ofa.superb.tasks.labels import STORED
 
 logger = logging.getLogger(__name__)
 
 TASKS = {name: task for task, name in S3PRL_DOWNSTREAM.items()}
 ROOTS = ("librispeech", "voxceleb1")  # later placeholders are filled from these folders
-SPLITS = ("train", "dev", "test")  # filled by --splits
-
-
-def known(downstream: str, config: dict[str, Any]) -> bool:
-    """Whether this is one of SUPERB's three tasks, on its own corpus; S3PRL's ctc has others."""
-    corpus = expert_section(config, "corpus")
-    return downstream in TASKS and (downstream != PR or str(corpus.get("name")).lower() in OUR_CORPORA)
 
 
 def refill(
@@ -35,9 +28,9 @@ def refill(
 ) -> None:
     """Changes the paths in an experiment's config to where its data is now.
 
-    downstream: S3PRL's name of a task that is ``known``. given: as DataRoots takes it; it replaces what the config has.
-    override: S3PRL's ``-o``, which is applied later and wins. read: whether the run reads the corpus. Raises UsageError
-    naming the option where the corpus is neither where the config says nor given.
+    downstream: S3PRL's name of a task for which ``is_superb`` holds. given: as DataRoots takes it; it replaces what the
+    config has. override: S3PRL's ``-o``, which is applied later and wins. read: whether the run reads the corpus.
+    Raises UsageError naming the option where the corpus is neither where the config says nor given.
     """
     given = dict(given)
     for where, name in placeholders(TASKS[downstream]):
@@ -45,7 +38,8 @@ def refill(
         if key not in section or overridden(where, override):
             continue
         stored = section[key]
-        asked = any(given.get(option) for option in options_of(name))
+        options = (name,) if name in ROOTS else ("splits",) if name in SPLITS else (name, "prepared")
+        asked = any(given.get(option) for option in options)
         if asked or read and name not in SPLITS and missing(stored):
             try:
                 section[key] = DataRoots(given, False).value(name)
@@ -74,13 +68,6 @@ def placeholders(task: str) -> Iterator[tuple[str, str]]:
             yield where, found[1]
 
     yield from below(yaml.safe_load((folder(CONFIGS) / f"{task}.yaml").read_text("utf-8")), "")
-
-
-def options_of(name: str) -> tuple[str, ...]:
-    """The options that fill a placeholder."""
-    if name in ROOTS:
-        return (name,)
-    return ("splits",) if name in SPLITS else (name, "prepared")
 
 
 def section_of(config: dict[str, Any], where: str) -> tuple[dict[str, Any], str]:
@@ -127,11 +114,11 @@ def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: 
         if not os.path.isfile(evaluated):
             raise UsageError(f"-m inference -t {evaluated}: there is no such file")
         return
-    if downstream not in CORPUS or not known(downstream, config):
+    if downstream not in CORPUS or not is_superb(downstream, config):
         return
-    name, root = CORPUS[downstream]
+    name, key = CORPUS[downstream]
     section = expert_section(config, name)
-    if root not in section:  # tables of utterances name the files
+    if key not in section:  # tables of utterances name the files
         return
     also = (config.get("runner") or {}).get("eval_dataloaders") or []
     for split in ["train", *parts(also)] if mode == "train" else [evaluated]:
@@ -140,23 +127,16 @@ def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: 
                 f"-t train would score the batches of training, in which S3PRL leaves out or repeats utterances: "
                 f"-t {'+'.join(parts(section['train']))} scores each once"
             )
-        named = [key for key, value in section.items() if key in SPLITS or isinstance(value, list) and key != "lexicon"]
+        named = [k for k, value in section.items() if k in SPLITS or isinstance(value, list) and k != "lexicon"]
         if split not in named:
             section[split] = split.split("+")
+        root, bucket = pathlib.Path(str(section[key])), pathlib.Path(str(section.get("bucket_file")))
         for part in parts(section[split]):
-            check_folder(part, pathlib.Path(str(section[root])), named)
-            if downstream == ASR:
-                check_bucket(part, section[root], pathlib.Path(str(section.get("bucket_file"))))
-
-
-def check_folder(split: str, root: pathlib.Path, named: list[str]) -> None:
-    if not (root / split).is_dir():
-        there = ", ".join(split_names(root)) if root.is_dir() else "nothing"
-        raise UsageError(f"there is no split {split} in {root}; it has {there}, and the config {', '.join(named)}")
-
-
-def check_bucket(split: str, root: str, bucket: pathlib.Path) -> None:
-    """Raises UsageError for a split without a bucket file, which S3PRL would leave out with a warning."""
-    if not (bucket / f"{split}.csv").is_file():
-        make = f"s3prl-ofa prepare bucket --librispeech {root} --splits {split} --out {bucket.parent}"
-        raise UsageError(f"{bucket} holds no {split}.csv; `{make}` makes it")
+            if not (root / part).is_dir():
+                there = ", ".join(split_names(root)) if root.is_dir() else "nothing"
+                raise UsageError(
+                    f"there is no split {part} in {root}; it has {there}, and the config {', '.join(named)}"
+                )
+            if downstream == ASR and not (bucket / f"{part}.csv").is_file():  # S3PRL would leave it out with a warning
+                make = f"s3prl-ofa prepare bucket --librispeech {root} --splits {part} --out {bucket.parent}"
+                raise UsageError(f"{bucket} holds no {part}.csv; `{make}` makes it")

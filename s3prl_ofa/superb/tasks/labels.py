@@ -13,12 +13,11 @@ from typing import Any
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.superb.compat.task_names import ASR, PR
-from s3prl_ofa.superb.tasks.configs import CORPUS, VOCABULARY, expert_section
+from s3prl_ofa.superb.tasks.configs import CORPUS, VOCABULARY, expert_section, is_superb
 from s3prl_ofa.superb.tasks.corpora import read_lines
 
 logger = logging.getLogger(__name__)
 
-OUR_CORPORA = ("librispeech", "libriphone")  # of ctc; a checkout of S3PRL has others
 STORED = "vocabulary"  # the key below downstream_expert of the vocabulary's content
 FILE = "vocabulary.txt"  # in the experiment's folder
 OUTPUT = "model.linear.bias"  # of the downstream models of these tasks, one number per label
@@ -94,7 +93,7 @@ def check_labels(args: argparse.Namespace, config: dict[str, Any], trained: dict
     training, a test split with such labels or no usable utterance is only a warning.
     """
     data = expert_section(config, CORPUS.get(args.downstream, ("",))[0])
-    if not data or (args.downstream == PR and str(data.get("name")).lower() not in OUR_CORPORA):
+    if not data or not is_superb(args.downstream, config):
         return
     vocabulary = load_vocabulary(args.downstream, config)
     size = len(vocabulary) if args.downstream == ASR else vocabulary.vocab_size

@@ -10,7 +10,7 @@ import importlib
 import logging
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 from s3prl_ofa.errors import UsageError, listed
@@ -40,9 +40,8 @@ def feed_s3prl(args: argparse.Namespace, config: dict[str, Any], trained: dict[s
         raise UsageError(f"there is no speaker list {path}; {MAKE_LIST}")
     entries = read_list(path)
     speakers = expert_section(config if trained is None else trained, "datarc").get("speakers")
-    if speakers is None and trained is None:
-        names = sorted(set(map(speaker_of, entries)))
-        speakers = None if set(names) <= set(VOXCELEB1) else names
+    if speakers is None and trained is None and not set(map(speaker_of, entries)) <= set(VOXCELEB1):
+        speakers = sorted(set(map(speaker_of, entries)))
     datarc.pop("speakers", None)
     if speakers is not None:
         datarc["speakers"] = speakers
@@ -51,10 +50,10 @@ def feed_s3prl(args: argparse.Namespace, config: dict[str, Any], trained: dict[s
     # a training checks the whole list, so that its test does not fail hours later for a missing file
     parts = {PARTS[split] for split in (PARTS if args.mode == "train" else splits)}
     wanted = {name: entry for name, entry in entries.items() if entry.part in parts}
-    if unknown := named(name for name in wanted if speaker_of(name) not in labels):
+    if unknown := lines_of(wanted, lambda speaker: speaker not in labels):
         raise UsageError(
             f"{path} has speakers that are not among the model's {len(labels)} (such as {next(iter(labels))}): "
-            f"{in_lines(unknown, entries)}; remove their lines, or train a new experiment on this list"
+            f"{unknown}; remove their lines, or train a new experiment on this list"
         )
     usable = usable_files(path, root, wanted)
     files = {
@@ -63,8 +62,13 @@ def feed_s3prl(args: argparse.Namespace, config: dict[str, Any], trained: dict[s
     }
     if empty := [split for split in splits if not files[split]]:
         raise UsageError(f"{path} lists no usable file of {empty[0]} (a line that begins with {PARTS[empty[0]]})")
-    if args.mode == "train":
-        check_trained(path, entries, usable, speakers is not None)
+    trained_speakers = {speaker_of(name) for name in usable if wanted[name].part == PARTS["train"]}
+    untrained = lines_of(entries, lambda speaker: speaker not in trained_speakers)
+    if untrained and args.mode == "train":
+        found = f"{path} has speakers without a usable training file: {untrained}"
+        if speakers is not None:
+            raise UsageError(f"{found}; give each a line that begins with 1, or remove its lines")
+        logger.warning("%s; they cannot be recognised", found)  # S3PRL has labels for them, listed or not
     counts = ", ".join(f"{len(files[split])} {split}" for split in splits)
     logger.info("%s: %s files, %d labels", path, counts, len(labels))
     patch_dataset(list(labels), files)
@@ -90,31 +94,12 @@ def splits_used(args: argparse.Namespace, config: dict[str, Any]) -> list[str]:
     return [split for split in PARTS if split in used]
 
 
-def check_trained(path: pathlib.Path, entries: dict[str, Entry], usable: Iterable[str], has_labels: bool) -> None:
-    """Raises UsageError for speakers in any part of a list that have no usable training file.
-
-    has_labels: whether the labels are those of the list. VoxCeleb1's only give a warning, because S3PRL has labels for
-    them whether they are in a list or not.
-    """
-    trained = {speaker_of(name) for name in usable if entries[name].part == PARTS["train"]}
-    if untrained := named(name for name in entries if speaker_of(name) not in trained):
-        found = f"{path} has speakers without a usable training file: {in_lines(untrained, entries)}"
-        if has_labels:
-            raise UsageError(f"{found}; give each a line that begins with 1, or remove its lines")
-        logger.warning("%s; they cannot be recognised", found)
-
-
-def named(names: Iterable[str]) -> dict[str, str]:
-    """The first file of each speaker, by the speaker."""
-    first: dict[str, str] = {}
-    for name in names:
-        first.setdefault(speaker_of(name), name)
-    return first
-
-
-def in_lines(files: dict[str, str], entries: dict[str, Entry]) -> str:
-    """Some of the keys of ``files``, each with the line of its file."""
-    return listed(f"{key} (line {entries[name].line})" for key, name in files.items())
+def lines_of(entries: dict[str, Entry], chosen: Callable[[str], bool]) -> str:
+    """Some of the speakers of a list that are ``chosen``, each with its first line; empty where there is none."""
+    lines: dict[str, int] = {}
+    for name, entry in entries.items():
+        lines.setdefault(speaker_of(name), entry.line)
+    return listed(f"{speaker} (line {line})" for speaker, line in lines.items() if chosen(speaker))
 
 
 def usable_files(path: pathlib.Path, root: pathlib.Path, wanted: dict[str, Entry]) -> dict[str, str]:
@@ -128,13 +113,14 @@ def usable_files(path: pathlib.Path, root: pathlib.Path, wanted: dict[str, Entry
         places = (os.path.join(folder, name) for folder in folders)
         if file := next((place for place in places if os.path.lexists(place)), None):
             files[name] = pathlib.Path(file)
-    if missing := {name: name for name in wanted if name not in files}:
-        raise UsageError(f"{path} lists files that are not in {root}: {in_lines(missing, wanted)}; {MAKE_LIST}")
+    if missing := listed(f"{name} (line {entry.line})" for name, entry in wanted.items() if name not in files):
+        raise UsageError(f"{path} lists files that are not in {root}: {missing}; {MAKE_LIST}")
     audio = verify_audio(files.values(), None, "speech files", path.parent)
-    if bad := {f"{file}: {audio.bad[file]}": name for name, file in files.items() if file in audio.bad}:
-        shown = in_lines(bad, wanted)
+    bad = {file: (audio.bad[file], wanted[name].line) for name, file in files.items() if file in audio.bad}
+    if bad:
+        shown = listed(f"{file}: {reason} (line {line})" for file, (reason, line) in bad.items())
         logger.warning("%s: %d of %d files cannot be used and are left out: %s", path, len(bad), len(wanted), shown)
-    return {name: str(file) for name, file in files.items() if file in audio.samples}
+    return {name: str(file) for name, file in files.items() if file not in bad}
 
 
 def patch_dataset(speakers: list[str], files: dict[str, list[tuple[str, int]]]) -> None:

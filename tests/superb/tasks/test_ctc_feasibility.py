@@ -8,7 +8,7 @@ import soundfile
 import torch
 from superb_corpora import SENTENCES, SPLITS, make_corpora, noise
 
-from s3prl_ofa.errors import UsageError
+from s3prl_ofa.io.audio import AudioError
 from s3prl_ofa.superb.tasks import configs
 from s3prl_ofa.superb.tasks.ctc_feasibility import (
     CtcCheck,
@@ -163,7 +163,7 @@ def test_a_damaged_file_is_named(upstream, utterances):
     path = pathlib.Path(utterances[2].path)
     path.write_bytes(path.read_bytes()[:-2000])
     expert = upstream(lambd=0.5)
-    with pytest.raises(UsageError, match=f"{path}: cut short"):
+    with pytest.raises(AudioError, match=f"{path}: cut short"):
         count_frames(expert.model, expert.options, utterances)
 
 

@@ -161,7 +161,7 @@ def test_vocabularies_of_another_installation(config):
 def test_other_corpora_of_ctc_are_left_alone():
     """S3PRL's ctc also does slot filling, on a corpus that is not LibriSpeech and has splits of its own."""
     config = {"downstream_expert": {"corpus": {"name": "snips", "path": "/gone", "train": ["train"], "test": ["test"]}}}
-    assert not experiment_data.known("ctc", config) and not experiment_data.known("diarization", {})
+    assert not configs.is_superb("ctc", config) and not configs.is_superb("diarization", {})
     experiment_data.check_splits("ctc", config, "evaluate", "test")
 
 
