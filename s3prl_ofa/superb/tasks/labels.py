@@ -42,10 +42,10 @@ def store_vocabulary(downstream: str, config: dict[str, Any], expdir: pathlib.Pa
     trained: the checkpoint whose weights are used, if any; its vocabulary is used, whatever the config says. Raises
     UsageError when there is none.
     """
-    if not has_vocabulary(downstream, config):
+    named = vocabulary_file(downstream, config)
+    if named is None:
         return
     expert = config["downstream_expert"]
-    named = vocabulary_file(downstream, config)
     stored = (((trained or {}).get("Config") or {}).get("downstream_expert") or {}).get(STORED)
     expert[STORED] = stored if isinstance(stored, str) else read_vocabulary(named)
     with atomic_path(expdir / FILE) as temporary:
@@ -60,16 +60,12 @@ def store_vocabulary(downstream: str, config: dict[str, Any], expdir: pathlib.Pa
     expert[section][key] = str(expdir / FILE)
 
 
-def has_vocabulary(downstream: str, config: dict[str, Any]) -> bool:
-    """Whether the config names a vocabulary; for subwords S3PRL has a binary model instead."""
+def vocabulary_file(downstream: str, config: dict[str, Any]) -> pathlib.Path | None:
+    """The vocabulary that the config names; None if it names none, as for subwords, for which S3PRL has a model."""
     section, key = VOCABULARY.get(downstream, ("", ""))
     values = expert_section(config, section)
-    return key in values and (downstream == ASR or values.get("mode") in ("character", "word"))
-
-
-def vocabulary_file(downstream: str, config: dict[str, Any]) -> pathlib.Path:
-    section, key = VOCABULARY[downstream]
-    return pathlib.Path(config["downstream_expert"][section][key])
+    named = key in values and (downstream == ASR or values.get("mode") in ("character", "word"))
+    return pathlib.Path(values[key]) if named else None
 
 
 def read_vocabulary(path: pathlib.Path) -> str:
@@ -99,7 +95,7 @@ def check_labels(args: argparse.Namespace, config: dict[str, Any], trained: dict
     size = len(vocabulary) if args.downstream == ASR else vocabulary.vocab_size
     output = ((trained or {}).get("Downstream") or {}).get(OUTPUT)
     if output is not None and len(output) != size:
-        file = vocabulary_file(args.downstream, config)
+        file = vocabulary_file(args.downstream, config) or "of its subwords"
         raise UsageError(
             f"the trained model has {len(output)} labels, but the vocabulary {file} makes {size}: "
             f"it is not the one that the model was trained with"
@@ -122,7 +118,7 @@ def check_labels(args: argparse.Namespace, config: dict[str, Any], trained: dict
 def load_vocabulary(downstream: str, config: dict[str, Any]) -> Any:
     """S3PRL's dictionary for asr, its text encoder for pr. Raises UsageError for a file that is not a vocabulary."""
     path = vocabulary_file(downstream, config)
-    if has_vocabulary(downstream, config):
+    if path:
         read_vocabulary(path)
     if downstream == PR:
         text = importlib.import_module("s3prl.downstream.ctc.text")
