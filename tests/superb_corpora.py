@@ -1,4 +1,4 @@
-"""Small made-up corpora, laid out as LibriSpeech and VoxCeleb1 are, for tests that run S3PRL's tasks."""
+"""Small synthetic corpora with the layout of LibriSpeech and VoxCeleb1, for tests that run S3PRL's tasks."""
 
 import pathlib
 
@@ -22,7 +22,7 @@ SPEAKERS = ("id10001", "id10002")
 
 
 def noise(seconds: float, seed: int) -> np.ndarray:
-    """A wave (samples,) whose loudness comes and goes, so that frames differ."""
+    """A wave (samples,) of varying loudness, so that its frames differ."""
     samples = round(seconds * SAMPLE_RATE)
     envelope = 0.55 + 0.45 * np.sin(2 * np.pi * 3 * np.arange(samples) / SAMPLE_RATE)
     return (0.1 * envelope * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)

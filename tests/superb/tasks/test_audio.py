@@ -48,7 +48,7 @@ BAD = {
 
 
 def wave_of(task: str, path: pathlib.Path) -> np.ndarray:
-    """The wave (samples,) of a file as S3PRL's own dataset of the task gives it."""
+    """The wave (samples,) of a file, from S3PRL's dataset of the task."""
     registration.register()
     module = importlib.import_module(MODULES[task])
     if task == "asr":
@@ -62,7 +62,7 @@ def wave_of(task: str, path: pathlib.Path) -> np.ndarray:
 
 @pytest.mark.parametrize("task", MODULES)
 def test_tasks_refuse_what_prepare_leaves_out(task, tmp_path):
-    """S3PRL's datasets give a good file as it is; of a bad one they say in one sentence which it is and why."""
+    """S3PRL's datasets return a good file unchanged; for a bad one, one sentence names the file and the reason."""
     path = tmp_path / "a.flac"
     soundfile.write(path, noise(1.0, 0), 16_000)
     np.testing.assert_array_equal(wave_of(task, path), soundfile.read(path, dtype="float32")[0])
@@ -89,7 +89,7 @@ def test_other_tasks_keep_torchaudio(tmp_path, monkeypatch):
     assert native.torchaudio.load is shims.load_checked
 
 
-def test_the_stand_in_for_torchaudio_names_the_file(tmp_path):
+def test_the_replacement_of_torchaudio_load_names_the_file(tmp_path):
     """Other rates, channels and lengths are read; what is damaged, missing or cut short is named."""
     path = tmp_path / "a.flac"
     for write, shape, rate in ((write_stereo, (2, 16_000), 16_000), (write_fast, (1, 16_000), 48_000)):
@@ -115,7 +115,9 @@ def test_the_command_says_which_file(tmp_path, monkeypatch, capsys, workers):
     """A FLAC damaged in its middle after all were checked ends a training with one line that names it, also from a
     loader's worker."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(scan, "check_speech", lambda path, verify: check_speech(path))  # as if it was whole by then
+    monkeypatch.setattr(
+        scan, "check_speech", lambda path, verify: check_speech(path)
+    )  # as if it was whole at that time
     make_corpora(tmp_path / "data")
     path = next((tmp_path / "data" / "LibriSpeech" / "train-mini").rglob("*.flac"))
     write_damaged(path)

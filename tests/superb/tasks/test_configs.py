@@ -10,7 +10,7 @@ import soundfile
 import yaml
 from superb_corpora import PHONES, SENTENCES, noise
 
-import s3prl_ofa.superb  # noqa: F401  readies S3PRL for today's stack
+import s3prl_ofa.superb  # noqa: F401  prepares S3PRL for today's stack
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.resources import folder
 from s3prl_ofa.superb.tasks import configs
@@ -26,7 +26,7 @@ def roots(corpora):
 
 @pytest.fixture
 def corpus_module():
-    """Imports a module of ``s3prl.downstream.ctc.corpus`` afresh."""
+    """Imports a module of ``s3prl.downstream.ctc.corpus`` again."""
     configs.patch_ctc_loaders()
 
     def load(name: str):
@@ -45,7 +45,7 @@ def phone_tokenizer():
 
 @pytest.mark.parametrize("task", configs.S3PRL_DOWNSTREAM)
 def test_mini_configs_find_everything(task, roots):
-    """The mini configs need no more than data roots: splits, lists and vocabularies are found, nothing stays open."""
+    """The mini configs need only data roots: splits, lists and vocabularies are found, and no placeholder is left."""
     config = configs.resolve_config(task, None, True, roots)
     assert "${" not in str(config)
     expert = config["downstream_expert"]
@@ -83,7 +83,7 @@ def test_full_configs_have_superbs_settings():
 
 
 def test_vocabularies_are_those_of_s3prl():
-    """The label ids are S3PRL's own, so that its trained downstream models fit."""
+    """The label ids are S3PRL's, so that its trained downstream models fit."""
     dictionary = importlib.import_module("s3prl.downstream.asr.dictionary").Dictionary.load(str(CONFIGS / "char.dict"))
     assert "".join(dictionary.symbols[4:]) == "|ETAONIHSRDLUMCWFGYPBVK'XJQZ"
     phones = (CONFIGS / "phoneme.txt").read_text().split()
@@ -102,7 +102,7 @@ def test_vocabularies_are_those_of_s3prl():
     ],
 )
 def test_missing_data_names_the_option(task, without, option, roots):
-    """A root that the config needs and was not given is asked for by the name of its option; so is a folder gone."""
+    """A root that the config needs, but that was not given or does not exist, is named by its option."""
     with pytest.raises(UsageError, match=re.escape(option)):
         configs.resolve_config(task, None, True, {**roots, without: None})
     with pytest.raises(UsageError, match=f"--{without} .*no such"):
@@ -110,7 +110,7 @@ def test_missing_data_names_the_option(task, without, option, roots):
 
 
 def test_splits_are_checked_and_chosen(roots):
-    """The full configs want SUPERB's splits and say what is there instead; --splits chooses, + joins."""
+    """The full configs want SUPERB's splits and otherwise list those of the corpus; --splits chooses, + joins."""
     with pytest.raises(
         UsageError, match="no split train-clean-100 .*dev-mini, test-mini, train-mini.*--splits.*--mini"
     ):
@@ -124,14 +124,14 @@ def test_splits_are_checked_and_chosen(roots):
         configs.resolve_config("asr", None, True, {**roots, "splits": "nonesuch,dev-mini,test-mini"})
 
 
-def test_a_folder_that_holds_the_corpus_will_do(corpora, roots):
+def test_the_parent_folder_of_the_corpus_is_accepted(corpora, roots):
     """--librispeech may also be the folder above LibriSpeech."""
     config = configs.resolve_config("asr", None, True, {**roots, "librispeech": str(corpora)})
     assert config["downstream_expert"]["datarc"]["libri_root"] == str(corpora / "LibriSpeech")
 
 
 def test_the_list_of_the_corpus_is_found(corpora, roots, tmp_path):
-    """SID finds VoxCeleb1's own list in its root; a prepared one goes before it, a given one before both."""
+    """SID finds VoxCeleb1's own list in its root; a prepared one takes precedence over it, a given one over both."""
     root = tmp_path / "VoxCeleb1"
     root.mkdir()
     (root / "dev").symlink_to(corpora / "VoxCeleb1" / "dev")
@@ -150,7 +150,7 @@ def test_the_list_of_the_corpus_is_found(corpora, roots, tmp_path):
 
 
 def test_own_configs_are_used_as_they_are(roots, tmp_path):
-    """A config by path is taken as it stands; placeholders are filled, S3PRL's relative vocabulary paths found."""
+    """A config given by path is used as it is; placeholders are filled, S3PRL's relative vocabulary paths found."""
     path = tmp_path / "own.yaml"
     own = {"runner": {"total_steps": 3}, "downstream_expert": {"corpus": {"path": "${librispeech}/train-mini"}}}
     own["downstream_expert"]["text"] = {"vocab_file": "downstream/ctc/vocab/phoneme.txt"}
@@ -174,7 +174,7 @@ def test_own_configs_are_used_as_they_are(roots, tmp_path):
         ("downstream_expert: {text: {vocab_file: nowhere.txt}}", "no vocabulary nowhere.txt"),
     ],
 )
-def test_bad_configs_are_said(text, words, tmp_path):
+def test_bad_configs_are_reported(text, words, tmp_path):
     """A config that cannot be used is named with what is wrong in it."""
     path = tmp_path / "bad.yaml"
     path.write_text(text)
@@ -182,7 +182,7 @@ def test_bad_configs_are_said(text, words, tmp_path):
         configs.resolve_config("pr", str(path), False, {})
 
 
-def test_unknown_tasks_and_files_are_said():
+def test_unknown_tasks_and_files_are_reported():
     """Without a config only the three tasks are known; a config must exist."""
     with pytest.raises(UsageError, match="asr, pr, sid, found emotion"):
         configs.resolve_config("emotion", None, False, {})
@@ -191,7 +191,7 @@ def test_unknown_tasks_and_files_are_said():
 
 
 def test_specaug_covers_the_same_speech_at_any_rate():
-    """Widths along time shrink with the number of frames, those along the features and the config given stay."""
+    """Widths along time shrink with the number of frames; those along the features and the given config stay."""
     config = {"specaug": {"time_warp_window": 5, "time_mask_width_range": [0, 40], "freq_mask_width_range": [0, 50]}}
     assert configs.scale_specaug(config, 20.0) == config
     scaled = configs.scale_specaug(config, 80.0)["specaug"]
@@ -205,7 +205,7 @@ def test_specaug_covers_the_same_speech_at_any_rate():
 
 
 def test_all_loaders_have_the_configs_workers(roots, tmp_path):
-    """S3PRL's ctc forgets num_workers after its first loader and starts 12 workers for the others: not here."""
+    """S3PRL's ctc forgets num_workers after its first loader and starts 12 workers for the others; not here."""
     configs.patch_ctc_loaders()
     configs.patch_ctc_loaders()
     expert = importlib.import_module("s3prl.downstream.ctc.expert")
@@ -217,7 +217,7 @@ def test_all_loaders_have_the_configs_workers(roots, tmp_path):
 
 
 def test_phone_labels(corpora, corpus_module, phone_tokenizer):
-    """PR's labels are the lexicon's phones with stress and the end sign, longest first; buckets are always full."""
+    """PR's labels are the lexicon's phones with stress and the end symbol, longest first; buckets are always full."""
     dataset_class = corpus_module("libriphone").LibriPhoneDataset
     lexicon = [str(corpora / "prepared" / "lexicon.txt")]
     dataset = dataset_class(["train-mini"], phone_tokenizer, 1, path=str(corpora / "LibriSpeech"), lexicon=lexicon)
@@ -236,7 +236,7 @@ def test_phone_labels(corpora, corpus_module, phone_tokenizer):
 
 
 def test_words_and_phones_unknown(corpora, corpus_module, phone_tokenizer, tmp_path):
-    """A word without pronunciation and a phone without label stop the run, named, with what to do."""
+    """A word without a pronunciation and a phone without a label stop the run with their names and what to do."""
     dataset_class = corpus_module("libriphone").LibriPhoneDataset
     lexicon = tmp_path / "lexicon.txt"
     place = {"path": str(corpora / "LibriSpeech"), "lexicon": [str(lexicon)]}
@@ -280,7 +280,7 @@ def test_characters_from_wav_and_table(corpus_module, tmp_path, caplog):
     assert "2 of 3 utterances are left out" in caplog.text and "1-2-1.wav (no such file)" in caplog.text
 
 
-def test_corpora_of_a_checkout_stay_within_reach(corpus_module, monkeypatch, tmp_path):
+def test_corpora_of_a_checkout_are_still_found(corpus_module, monkeypatch, tmp_path):
     """In a source checkout of S3PRL its other ctc corpora are still found beside ours."""
     ctc = importlib.import_module("s3prl.downstream.ctc")
     (tmp_path / "corpus").mkdir()

@@ -1,4 +1,4 @@
-"""LibriSpeech-like folders as people have them: one parser, the same usable utterances for every command."""
+"""LibriSpeech-like folders as users have them: one parser, the same usable utterances for every command."""
 
 import csv
 import importlib
@@ -36,7 +36,7 @@ def nothing_was_logged_before():
 
 
 def edit(chapter, change):
-    """Has the transcript of a chapter changed by a function of its bytes."""
+    """Changes the transcript of a chapter by a function of its bytes."""
     path = chapter / "11-22.trans.txt"
     path.write_bytes(change(path.read_bytes()))
 
@@ -47,7 +47,7 @@ def config(task, root, **roots):
 
 
 def used_by(task, root, split="train") -> dict[str, list[int]]:
-    """Label ids by the name of the audio file, of a split of asr or pr."""
+    """The label ids of a split of asr or pr, by the name of the audio file."""
     found = labels.labelled(configs.S3PRL_DOWNSTREAM[task], config(task, root), split)
     return {pathlib.Path(path).name: ids for path, ids in found}
 
@@ -90,7 +90,7 @@ def test_transcripts_of_any_editor(task, change, root, chapter):
 
 @pytest.mark.parametrize("task", ["asr", "pr"])
 def test_files_of_macos_are_ignored(task, root, chapter):
-    """``._*`` and ``.DS_Store`` beside transcripts, audio and splits are nothing to any reader."""
+    """No reader takes ``._*`` and ``.DS_Store`` beside transcripts, audio and splits for data."""
     before = used_by(task, root)
     for name in ("._11-22.trans.txt", "._11-22-0000.flac", ".DS_Store", ".hidden.trans.txt"):
         (chapter / name).write_bytes(APPLE_DOUBLE)
@@ -106,7 +106,7 @@ def test_files_of_macos_are_ignored(task, root, chapter):
 
 @pytest.mark.parametrize("task", ["asr", "pr"])
 def test_dots_in_names(task, root, chapter):
-    """Utterances whose names differ after a dot are told apart, each with its own labels."""
+    """Utterances whose names differ only after a dot are kept apart, each with its labels."""
     before = used_by(task, root)
     for index, name in enumerate(("11-22.1", "11-22.2")):
         (chapter / f"11-22-000{index}.flac").rename(chapter / f"{name}.flac")
@@ -118,7 +118,7 @@ def test_dots_in_names(task, root, chapter):
 
 
 def test_any_format_of_audio(root, chapter):
-    """Each utterance may have a format of its own; of one in two formats the first by name is used, once."""
+    """Each utterance may have another format; of one in two formats, the first by name is used, once."""
     wave, rate = soundfile.read(chapter / "11-22-0000.flac")
     (chapter / "11-22-0000.flac").unlink()
     soundfile.write(chapter / "11-22-0000.WAV", wave, rate)
@@ -130,7 +130,7 @@ def test_any_format_of_audio(root, chapter):
 
 
 def spoil(chapter) -> dict[str, str]:
-    """Makes utterances unusable; gives the reason by the name that is left out."""
+    """Makes utterances unusable; returns the reasons by the names that are left out."""
     soundfile.write(chapter / "11-22-0000.flac", np.stack([noise(2.0, 0)] * 2, 1), 16_000)
     soundfile.write(chapter / "11-22-0001.flac", noise(2.0, 0), 48_000)
     soundfile.write(chapter / "11-22-0002.flac", np.zeros(300, np.float32), 16_000)
@@ -150,7 +150,7 @@ def spoil(chapter) -> dict[str, str]:
 
 
 def test_every_command_leaves_out_the_same(root, chapter, caplog, capsys):
-    """What is unusable is left out, named and counted by prepare and by the readers of asr and pr alike."""
+    """Prepare and the readers of asr and pr leave out, name and count the same unusable files."""
     reasons = spoil(chapter)
     assert prepared(root, "bucket") == 1 and "7 files were left out" in capsys.readouterr().err
     report = dict(line.split("\t") for line in (root / "prepared" / "bad_audio.tsv").read_text().splitlines())
@@ -182,7 +182,7 @@ def test_an_old_bucket_file_does_not_hide_what_has_changed(root, chapter, caplog
 
 
 def test_formats_that_cannot_be_read_are_named(root, chapter, caplog):
-    """An utterance in such a format is left out like others, with how to convert it."""
+    """An utterance in such a format is left out, and the message says how to convert it."""
     (chapter / "11-22-0003.flac").unlink()
     (chapter / "11-22-0003.m4a").write_bytes(b"\0\0\0 ftypM4A ")
     assert prepared(root, "bucket") == 1 and len(in_bucket(root)) == 5
@@ -201,7 +201,7 @@ def test_nothing_usable_is_an_error(root, chapter):
 
 @pytest.mark.parametrize("task", ["asr", "pr"])
 def test_two_texts_for_one_utterance(task, root, chapter, caplog):
-    """An utterance with two different texts is left out with both lines; S3PRL would take the last in silence."""
+    """An utterance with two different texts is left out with both lines; S3PRL would silently take the last."""
     edit(chapter, lambda text: text + b"11-22-0000 A DOG SAT\n")
     assert "11-22-0000.flac" not in used_by(task, root)
     assert "has different texts in " in caplog.text and f" and {chapter}/11-22.trans.txt, line 7" in caplog.text
@@ -239,7 +239,7 @@ def test_other_encodings(reader, encoded, line, root, chapter, capsys):
     ],
 )
 def test_bad_bucket_files(content, words, root):
-    """A table that is missing or something else is refused; S3PRL passes over a missing one."""
+    """A table that is missing or no table is refused; S3PRL skips a missing one."""
     path = root / "prepared" / "bucket" / "train-mini.csv"
     path.unlink()
     if content is not None:
@@ -251,7 +251,7 @@ def test_bad_bucket_files(content, words, root):
 @pytest.mark.parametrize("bucket_size", [1, 2, 4, 5, 6, 32])
 @pytest.mark.parametrize("split", ["train", "dev-clean"])
 def test_batches_and_labels_are_those_of_s3prl(split, bucket_size, root):
-    """On a clean corpus batches, their order, waves, labels and names are S3PRL's own."""
+    """On a clean corpus the batches, their order, waves, labels and names are S3PRL's."""
     module = importlib.import_module("s3prl.downstream.asr.dataset")
     expert = importlib.import_module("s3prl.downstream.asr.expert")
     datarc = config("asr", root)["downstream_expert"]["datarc"]
@@ -267,7 +267,7 @@ def test_batches_and_labels_are_those_of_s3prl(split, bucket_size, root):
 
 
 def test_every_utterance_is_scored(root):
-    """S3PRL drops a last batch of one: from training, as it does, but not from what is scored."""
+    """A last batch of one utterance is dropped from training, as in S3PRL, but not from scoring."""
     expert = importlib.import_module("s3prl.downstream.asr.expert")
     datarc = {**config("asr", root)["downstream_expert"]["datarc"], "dev-clean": ["train-mini"]}
     dictionary = expert.Dictionary.load(datarc["dict_path"])
@@ -279,7 +279,7 @@ def test_every_utterance_is_scored(root):
 
 
 def test_lexicons_of_any_editor(tmp_path):
-    """A lexicon may begin with a byte order mark and letters in parts; other encodings are refused."""
+    """A lexicon may have a byte order mark and decomposed letters; other encodings are refused."""
     path = tmp_path / "lexicon.txt"
     path.write_bytes("\ufeffcafe\u0301\tK AE0 F EY1\r\n\r\nCAT  K AE1 T\r\n".encode())
     assert corpora.read_lexicon([path]) == {"CAFÉ": ["K", "AE0", "F", "EY1"], "CAT": ["K", "AE1", "T"]}
@@ -298,8 +298,8 @@ def test_upper_case():
 @pytest.mark.parametrize("task", ["asr", "pr"])
 @pytest.mark.parametrize("damage", ["FLAC", "NaN"])
 def test_audio_is_decoded_before_a_training(task, damage, root, chapter, caplog):
-    """What only decoding shows ends no training hours later: the file is left out and named at the start, as
-    ``prepare`` leaves it out."""
+    """A fault that only decoding shows does not end a training hours later: the file is left out and named at the
+    start, as by ``prepare``."""
     before = used_by(task, root)
     path = chapter / "11-22-0001.flac"
     if damage == "FLAC":
@@ -318,7 +318,7 @@ def test_audio_is_decoded_before_a_training(task, damage, root, chapter, caplog)
 
 @pytest.mark.parametrize("task", ["asr", "pr"])
 def test_what_prepare_has_decoded_is_not_decoded_again(task, root, monkeypatch):
-    """A task finds beside the files of ``prepare`` which audio is whole, also without the cache of who made them."""
+    """The record beside the files of ``prepare`` spares a task the decoding, also with an empty cache folder."""
     assert prepared(root, "bucket") == 0
     monkeypatch.setattr(verified, "verdicts", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "another"))
@@ -327,7 +327,7 @@ def test_what_prepare_has_decoded_is_not_decoded_again(task, root, monkeypatch):
 
 
 def test_a_split_without_transcripts_is_named(root, chapter, capsys):
-    """A folder of speech whose transcripts are missing, or have another name, is no split: prepare says so."""
+    """A folder of speech whose transcripts are missing, or have another name, is not a split, and prepare says so."""
     (chapter / "11-22.trans.txt").rename(chapter / "11-22.TXT")
     assert prepared(root, "bucket") == 1
     told = capsys.readouterr().err
@@ -337,7 +337,7 @@ def test_a_split_without_transcripts_is_named(root, chapter, capsys):
 
 @pytest.mark.parametrize("task", ["asr", "pr"])
 def test_accents_in_names_match_in_either_form(task, root, chapter):
-    """macOS takes accents in the names of files apart; transcripts mostly have them as one with their letter."""
+    """macOS decomposes accented letters in file names; transcripts mostly have them composed."""
     before = used_by(task, root)["11-22-0001.flac"]
     (chapter / "11-22-0001.flac").rename(chapter / "11-\u0065\u0301-0001.flac")
     edit(chapter, lambda text: text.replace(b"11-22-0001", "11-\u00e9-0001".encode()))

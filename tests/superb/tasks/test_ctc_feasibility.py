@@ -40,7 +40,7 @@ def upstream(golden_checkpoint):
 
 @pytest.fixture
 def utterances(tmp_path):
-    """Five waves of different lengths; their labels would need more frames than there are."""
+    """Five waves of different lengths; their labels need more frames than they have."""
     found = []
     for index in range(5):
         path = tmp_path / f"{index}.wav"
@@ -51,7 +51,7 @@ def utterances(tmp_path):
 
 @pytest.mark.parametrize(("labels", "frames"), [([], 0), ([4], 1), ([4, 4], 3), ([4, 5, 4], 3), ([4, 4, 4, 5, 5], 8)])
 def test_frames_that_ctc_needs(labels, frames):
-    """A frame a label, and a blank between equal neighbours; PyTorch's CTC loss agrees, finite just there."""
+    """A frame per label, and a blank between equal neighbours; PyTorch's CTC loss is finite from there on."""
     assert frames_needed(labels) == frames
     if labels:
         for count, finite in ((frames, True), (frames - 1, False)):
@@ -102,13 +102,13 @@ def test_judging():
     again = judge(sample, weights, [20] * 100, repeat=2)
     assert (again.infeasible, again.too_many, again.frame_period_ms) == (1, False, 25.0)
     assert "--repeat" not in str(again)
-    # one in a hundred is 1%, and is let through
+    # one in a hundred is 1%, which is accepted
     assert not judge(sample[1:] + sample[:1], weights, [40] * 100, repeat=1).too_many
     assert judge([Utterance("", 16_000, 100)], [1.0], [7], repeat=1).needed_repeat == 15
 
 
 def test_large_corpora_are_sampled_without_bias():
-    """Of 20,000 utterances 128 are looked at, the densest above all; the numbers come out right all the same."""
+    """Of 20,000 utterances 128 are checked, mostly the densest; the estimates are right all the same."""
     utterances = [Utterance(str(index), 16_000 * 10, 100 + index // 100) for index in range(20_000)]
     sample, weights = choose(utterances)
     assert len(sample) == 128 and round(sum(weights)) == 20_000
@@ -123,7 +123,7 @@ def test_large_corpora_are_sampled_without_bias():
 
 @pytest.mark.parametrize("task", ["asr", "pr"])
 def test_labels_are_those_that_s3prl_trains_on(task, roots, upstream):
-    """Letters with | and the end sign for asr, phones and the end sign for pr, of the training split."""
+    """Letters with | and the end symbol for asr, phones and the end symbol for pr, of the training split."""
     config = configs.resolve_config(task, None, True, roots)
     check = check_ctc(task, config, upstream(lambd=0.5))
     assert isinstance(check, CtcCheck) and not check.too_many
@@ -136,7 +136,7 @@ def test_labels_are_those_that_s3prl_trains_on(task, roots, upstream):
 
 
 def test_rates_that_lose_labels_are_found(roots, upstream):
-    """At a long frame period most sentences do not fit; the repeat that is named is the smallest that does."""
+    """At a long frame period most sentences do not fit; the repeat in the message is the smallest that works."""
     config = configs.resolve_config("asr", None, True, roots)
     check = check_ctc("asr", config, upstream(lambd=1.9))
     assert check.too_many and check.infeasible > 1 and check.needed_repeat > 1
@@ -148,7 +148,7 @@ def test_rates_that_lose_labels_are_found(roots, upstream):
 
 @pytest.mark.parametrize("task", ["asr", "pr"])
 def test_files_that_cannot_be_used_are_not_counted(task, tmp_path, upstream, caplog):
-    """A file without a frame is left out and named before anything divides by its frames."""
+    """A file too short for a frame is left out and named before anything divides by its frames."""
     make_corpora(tmp_path)
     short = tmp_path / "LibriSpeech" / "train-mini" / "11" / "22" / "11-22-0003.flac"
     soundfile.write(short, noise(2.0, 3)[:300], 16_000)
@@ -159,7 +159,7 @@ def test_files_that_cannot_be_used_are_not_counted(task, tmp_path, upstream, cap
 
 
 def test_a_damaged_file_is_named(upstream, utterances):
-    """Audio that cannot be read is an error of one kind, with the file's name."""
+    """Audio that can no longer be read is an AudioError that names the file."""
     path = pathlib.Path(utterances[2].path)
     path.write_bytes(path.read_bytes()[:-2000])
     expert = upstream(lambd=0.5)

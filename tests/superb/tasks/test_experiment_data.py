@@ -29,7 +29,7 @@ def run(mode: str, *options: str) -> int:
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory) -> pathlib.Path:
-    """Experiments asr, pr and sid, whose data was in ``old`` when they were trained, and since is in ``new``."""
+    """Experiments asr, pr and sid; their data was in ``old`` when they were trained, and is in ``new`` now."""
     root = tmp_path_factory.mktemp("moved")
     make_corpora(root / "old")
     for task in ("asr", "pr", "sid"):
@@ -70,7 +70,7 @@ def test_data_that_has_moved_is_given_again(moved, task, options, capfd):
 @pytest.mark.parametrize("task", ["asr", "sid"])
 @pytest.mark.parametrize("how", ["-e", "-a"])
 def test_a_training_resumes_on_data_that_has_moved(moved, task, how, tmp_path):
-    """-e and -a go on where the data is now, and keep that with the experiment."""
+    """-e and -a resume with the data where it is now, and store that with the experiment."""
     experiment = str(shutil.copytree(moved / task, tmp_path / task))
     place = (
         ["-e", experiment] if how == "-e" else ["-a", "-p", experiment, "-d", task, "-u", "ofa_wav2vec2", "-k", CKPT]
@@ -81,7 +81,7 @@ def test_a_training_resumes_on_data_that_has_moved(moved, task, how, tmp_path):
 
 @pytest.mark.parametrize("task", ["asr", "pr"])
 def test_other_splits_are_evaluated(moved, task):
-    """--splits chooses what ``test`` is, -t any folder of the corpus, or several; it names what was measured."""
+    """--splits chooses what ``test`` is, -t any folder of the corpus or several, and the results are named after it."""
     given = ["-e", str(moved / task), *data(moved / "new")]
     assert run("evaluate", *given, "--splits", "dev-mini,test-mini,train-mini+dev-mini") == 0
     assert utterances(moved / task, "test") == 8
@@ -102,14 +102,14 @@ def test_other_splits_are_evaluated(moved, task):
         ("sid", "train-mini", ["sid has no split train-mini; it has train, dev, test"]),
     ],
 )
-def test_a_split_that_is_not_there(moved, task, split, words, capfd):
-    """The message lists the splits that there are; SUPERB's training batches are no split to score."""
+def test_a_split_that_does_not_exist(moved, task, split, words, capfd):
+    """The message lists the existing splits; SUPERB's training batches are not a split to score."""
     assert run("evaluate", "-e", str(moved / task), *data(moved / "new"), "-t", split) == 2
     message = capfd.readouterr().err.splitlines()[-1]
     assert all(word in message for word in words), message
 
 
-def test_bucket_lengths_of_a_split_are_asked_for(moved, capfd, tmp_path):
+def test_a_missing_bucket_file_is_reported(moved, capfd, tmp_path):
     """asr needs a bucket file of each folder that it reads; S3PRL would leave out the folder with a warning."""
     prepared = shutil.copytree(moved / "new" / "prepared", tmp_path / "prepared")
     (prepared / "bucket" / "dev-mini.csv").unlink()
@@ -123,7 +123,7 @@ def test_bucket_lengths_of_a_split_are_asked_for(moved, capfd, tmp_path):
 
 
 def test_a_file_is_transcribed_without_the_corpus(moved, capfd):
-    """Inference reads no corpus, so none is asked for."""
+    """Inference reads no corpus, so it needs none."""
     wave = next((moved / "new" / "LibriSpeech" / "test-mini").rglob("*.flac"))
     assert run("inference", "-e", str(moved / "asr"), "-t", str(wave)) == 0
     assert run("inference", "-e", str(moved / "asr")) == 2
@@ -132,7 +132,7 @@ def test_a_file_is_transcribed_without_the_corpus(moved, capfd):
 
 @pytest.fixture
 def config(moved):
-    """The config of the asr experiment, with all that it needs in place."""
+    """The config of the asr experiment, with the paths of its data now."""
     found = {"downstream_expert": config_of(moved / "asr")}
     experiment_data.refill(
         "asr", found, {"librispeech": str(moved / "new"), "prepared": str(moved / "new/prepared")}, ""
@@ -141,10 +141,10 @@ def config(moved):
 
 
 def test_vocabularies_of_another_installation(config):
-    """Ours is found by name where the installation was elsewhere, and S3PRL's, which is the same; a user's own is not
-    mistaken for it."""
+    """Our vocabulary is found by name if the installation was elsewhere, and takes the place of S3PRL's equal one; a
+    user's vocabulary is not mistaken for it."""
     datarc = config["downstream_expert"]["datarc"]
-    del config["downstream_expert"]["vocabulary"]  # an experiment from before it was kept
+    del config["downstream_expert"]["vocabulary"]  # an experiment from before it was stored
     ours = str(folder("downstream_configs") / "char.dict")
     for stored in ("/gone/site-packages/s3prl_ofa/downstream_configs/char.dict", "./downstream/asr/char.dict"):
         datarc["dict_path"] = stored
@@ -159,14 +159,14 @@ def test_vocabularies_of_another_installation(config):
 
 
 def test_other_corpora_of_ctc_are_left_alone():
-    """S3PRL's ctc also does slot filling, on a corpus that is not LibriSpeech and has splits of its own."""
+    """S3PRL's ctc also does slot filling, on another corpus with other splits."""
     config = {"downstream_expert": {"corpus": {"name": "snips", "path": "/gone", "train": ["train"], "test": ["test"]}}}
     assert not configs.is_superb("ctc", config) and not configs.is_superb("diarization", {})
     experiment_data.check_splits("ctc", config, "evaluate", "test")
 
 
 def test_overrides_win(config):
-    """What -o sets is neither filled nor looked for, and a key that only begins alike is not meant."""
+    """What -o sets is neither filled nor checked; a key that only begins alike is not affected."""
     datarc = config["downstream_expert"]["datarc"]
     datarc["libri_root"] = "/gone"
     experiment_data.refill("asr", config, {}, "args.seed=1,, config.downstream_expert.datarc.libri_root = /new")
@@ -176,8 +176,8 @@ def test_overrides_win(config):
 
 
 @pytest.mark.parametrize("task", configs.S3PRL_DOWNSTREAM)
-def test_all_that_a_config_is_filled_with_is_refilled(task):
-    """Each placeholder of our configs, mini ones too, stands alone at a key that an experiment keeps."""
+def test_every_placeholder_can_be_refilled(task):
+    """Each placeholder of our configs, mini ones too, is the whole value of a key that an experiment stores."""
     wanted = dict(experiment_data.placeholders(task))
     mini = yaml.safe_load((folder("downstream_configs") / f"{task}_mini.yaml").read_text())
     for text in (str(mini), (folder("downstream_configs") / f"{task}.yaml").read_text().split("runner:")[1]):

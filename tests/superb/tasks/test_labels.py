@@ -1,4 +1,4 @@
-"""Labels: none beyond the vocabulary, vocabularies of one's own, and each kept with its model."""
+"""Labels: none outside the vocabulary, custom vocabularies, and each stored with its model."""
 
 import importlib
 
@@ -40,7 +40,7 @@ def transcript(root, split="train-mini"):
 
 
 def append_word(root, word, split="train-mini"):
-    """Puts a word to the end of the first line of a split; gives the utterance."""
+    """Appends a word to the first line of a split; returns the utterance's name."""
     first, *others = transcript(root, split).read_text("utf-8").splitlines()
     transcript(root, split).write_text("\n".join([f"{first} {word}", *others]) + "\n", "utf-8")
     return first.split()[0]
@@ -58,8 +58,8 @@ def stored(path):
     ("word", "shown"),
     [("1984", "1 4 8 9"), ("привет", "В Е И П Р Т"), ("你好", "你 好"), ("A|B", "|"), ("A\u200bB", r"'\u200b'")],
 )
-def test_characters_beyond_the_vocabulary(word, shown, root, run, capsys):
-    """asr: refused before training with characters, utterances, file, line and cure; the vocabulary does not grow."""
+def test_characters_outside_the_vocabulary(word, shown, root, run, capsys):
+    """asr: refused before training with characters, utterances, file, line and remedy; the vocabulary does not grow."""
     utterance = append_word(root, word)
     assert run("train", "asr") == 2
     message = capsys.readouterr().err.splitlines()[-1]
@@ -71,7 +71,7 @@ def test_characters_beyond_the_vocabulary(word, shown, root, run, capsys):
 
 @pytest.mark.parametrize("word", ["1984", "привет", "你好"])
 def test_words_without_phones(word, root, run, capsys):
-    """pr: refused before training with words, utterances, file, line and cure."""
+    """pr: refused before training with words, utterances, file, line and remedy."""
     utterance = append_word(root, word)
     assert run("train", "pr") == 2
     message = capsys.readouterr().err.splitlines()[-1]
@@ -83,8 +83,8 @@ def test_words_without_phones(word, root, run, capsys):
     assert not (root / "exp").exists()
 
 
-def test_phones_beyond_the_vocabulary(root, run, capsys):
-    """pr: phones without a label, refused likewise."""
+def test_phones_outside_the_vocabulary(root, run, capsys):
+    """pr: phones without a label are refused likewise."""
     lexicon = root / "prepared" / "lexicon.txt"
     lexicon.write_text(lexicon.read_text().replace("HH AE1 T", "HH AE T"))
     assert run("train", "pr") == 2
@@ -95,8 +95,8 @@ def test_phones_beyond_the_vocabulary(root, run, capsys):
 
 @pytest.mark.parametrize("task", ["asr", "pr"])
 def test_development_and_test_sets_are_checked_too(task, root, run, capsys, caplog):
-    """What a training evaluates on is checked before it starts; what is wrong with the test set is a
-    warning then, and an error when it is scored."""
+    """The splits that a training evaluates on are checked before it starts; a fault of the test set is a warning then,
+    and an error when it is scored."""
     before = transcript(root, "dev-mini").read_bytes()
     append_word(root, "1984", "dev-mini")
     assert run("train", task) == 2
@@ -113,7 +113,7 @@ def test_development_and_test_sets_are_checked_too(task, root, run, capsys, capl
 
 
 def test_one_utterance_is_too_few_for_asr(root, run, capsys):
-    """S3PRL trains on no batch of one, so a single utterance would give none: said before anything is written."""
+    """S3PRL skips batches of one, so a single utterance would leave none: refused before anything is written."""
     for path in sorted(transcript(root).parent.glob("*.flac"))[1:]:
         path.unlink()
     assert run("train", "asr") == 2
@@ -122,8 +122,8 @@ def test_one_utterance_is_too_few_for_asr(root, run, capsys):
     assert run("train", "pr") == 0
 
 
-def test_a_vocabulary_of_ones_own(root, run, capsys):
-    """prepare vocabulary counts the characters of the corpus; a model of them is trained and scored."""
+def test_a_custom_vocabulary(root, run, capsys):
+    """prepare vocabulary counts the characters of the corpus; a model with these labels is trained and scored."""
     for split in ("train-mini", "test-mini"):
         append_word(root, "straße 1984 你好", split)
     assert prepare_vocabulary(root, "--out", root / "own") == 0
@@ -146,7 +146,7 @@ def test_a_vocabulary_of_ones_own(root, run, capsys):
 
 
 def test_a_vocabulary_is_found_below_prepared(root):
-    """What prepare vocabulary wrote to the folder of --prepared is used; else, and for own files, nothing changes."""
+    """The vocabulary that prepare wrote to the folder of --prepared is used; otherwise ours is."""
     given = {"librispeech": str(root / "LibriSpeech"), "prepared": str(root / "prepared")}
 
     def found(task, section, key):
@@ -161,8 +161,8 @@ def test_a_vocabulary_is_found_below_prepared(root):
     assert phones == sorted({phone for text in PHONES.values() for phone in text.split()})
 
 
-def test_phones_of_ones_own(root, run):
-    """A lexicon with its own phones trains pr with a vocabulary made of it."""
+def test_custom_phones(root, run):
+    """A lexicon with other phones trains pr with a vocabulary made from it."""
     (root / "own.txt").write_text("".join(f"{word} {' '.join(word.lower())}\n" for word in PHONES))
     assert prepare_vocabulary(root, "--out", root / "own", "--lexicon", root / "own.txt") == 0
     assert run("train", "pr", "--lexicon", "own.txt", "--vocabulary", "own/phoneme.txt") == 0
@@ -172,7 +172,7 @@ def test_phones_of_ones_own(root, run):
 
 
 def test_a_word_end_in_a_transcript_makes_no_vocabulary(root, tmp_path, capsys):
-    """``|`` in a text would pass for the end of a word: named instead of counted."""
+    """``|`` in a text would be taken for the end of a word: refused by name instead of counted."""
     append_word(root, "A|B")
     assert prepare_vocabulary(root, "--out", tmp_path / "own") == 2
     assert f"{transcript(root)}, line 1" in capsys.readouterr().err and not (tmp_path / "own" / "char.dict").exists()
@@ -180,7 +180,7 @@ def test_a_word_end_in_a_transcript_makes_no_vocabulary(root, tmp_path, capsys):
 
 @pytest.mark.parametrize("change", ["permuted", "gone", "moved"])
 def test_a_model_keeps_its_vocabulary(change, root, run, caplog, capsys):
-    """A changed, lost or moved vocabulary permutes no labels: the checkpoint's own counts, and that is logged."""
+    """A changed, lost or moved vocabulary file permutes no labels: the checkpoint's is used, which is logged."""
     assert prepare_vocabulary(root, "--out", root / "own") == 0
     assert run("train", "asr", "--vocabulary", "own/char.dict") == 0
     kept = (root / "own" / "char.dict").read_text()
@@ -207,15 +207,15 @@ def test_a_model_keeps_its_vocabulary(change, root, run, caplog, capsys):
     assert (root / folder / "vocabulary.txt").read_text() == kept
 
 
-def test_another_vocabulary_counts_for_nothing(root, run, caplog):
-    """--vocabulary with -e is not passed over in silence: the labels of a trained model stay what they were."""
+def test_another_vocabulary_has_no_effect(root, run, caplog):
+    """--vocabulary with -e is not ignored silently: a warning says that a trained model keeps its labels."""
     assert run("train", "pr") == 0
     assert run("evaluate", "pr", "-e", "exp", "--vocabulary", "prepared/lexicon.txt") == 0
     assert "--vocabulary has no effect" in caplog.text
 
 
 def test_weights_alone_bring_their_vocabulary(root, run):
-    """-i takes the weights with their vocabulary, whatever the config says."""
+    """-i uses the weights with their vocabulary, whatever the config says."""
     assert prepare_vocabulary(root, "--out", root / "own") == 0
     assert run("train", "asr", "--vocabulary", "own/char.dict") == 0
     (root / "exp").rename(root / "trained")
@@ -225,7 +225,7 @@ def test_weights_alone_bring_their_vocabulary(root, run):
 
 @pytest.mark.parametrize("task", ["asr", "pr"])
 def test_an_output_layer_of_another_vocabulary(task, root, run, capsys):
-    """Weights for another number of labels, of an experiment that kept no vocabulary, are refused in a sentence."""
+    """Weights for another number of labels, of an experiment that stored no vocabulary, are refused in one sentence."""
     assert run("train", task) == 0
     states = stored("exp/states-2.ckpt")
     del states["Config"]["downstream_expert"]["vocabulary"]
@@ -251,7 +251,7 @@ def test_an_output_layer_of_another_vocabulary(task, root, run, capsys):
     ],
 )
 def test_bad_vocabularies(content, words, root):
-    """A vocabulary that is none is refused, and one without the end of words."""
+    """A file that is not a vocabulary is refused, and one without the end of words."""
     (root / "own.dict").write_bytes(content)
     given = {"librispeech": str(root / "LibriSpeech"), "prepared": str(root / "prepared")}
     config = configs.resolve_config("asr", None, True, {**given, "vocabulary": str(root / "own.dict")})

@@ -1,4 +1,4 @@
-"""Speaker identification's list: which files and labels S3PRL's SID gets from us."""
+"""Speaker identification: the files and labels that S3PRL's SID gets from us."""
 
 import argparse
 import hashlib
@@ -15,18 +15,18 @@ import torch
 from paths import CKPT
 from superb_corpora import make_voxceleb1, noise
 
-import s3prl_ofa.superb  # noqa: F401  readies S3PRL for today's stack
+import s3prl_ofa.superb  # noqa: F401  prepares S3PRL for today's stack
 from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.tasks.speaker_lists import read_list
 from s3prl_ofa.superb.tasks.speakers import VOXCELEB1, feed_s3prl
 
-OWN = {"id10001": "alice", "id10002": "118"}  # new names for the made-up corpus's speakers
+OWN = {"id10001": "alice", "id10002": "118"}  # new names for the synthetic corpus's speakers
 
 
 @pytest.fixture
 def corpus(tmp_path):
-    """VoxCeleb1 of two made-up speakers; its list is ``prepared/veri_test_class.txt``."""
+    """VoxCeleb1 of two synthetic speakers; its list is ``prepared/veri_test_class.txt``."""
     make_voxceleb1(tmp_path)
     return tmp_path
 
@@ -62,7 +62,7 @@ def config_of(corpus: pathlib.Path, **datarc) -> dict:
 
 
 def feed(corpus, mode="train", split="test", trained=None, **datarc) -> dict:
-    """Feeds S3PRL for a run; returns the config as the experiment keeps it."""
+    """Feeds S3PRL for a run; returns the config as the experiment stores it."""
     config = config_of(corpus, **datarc)
     feed_s3prl(argparse.Namespace(mode=mode, evaluate_split=split), config, trained)
     return config
@@ -88,7 +88,7 @@ def train(corpus, folder, *options, steps=2) -> int:
 
 
 def runner(steps: int) -> str:
-    """-o: so many steps, with an evaluation and a checkpoint after every second one."""
+    """-o: this many steps, with an evaluation and a checkpoint after every second one."""
     every = [f"config.runner.{name}=2" for name in ("eval_step", "save_step", "log_step")]
     return ",,".join([f"config.runner.total_steps={steps}", *every])
 
@@ -98,7 +98,7 @@ def stored(folder, step=2) -> dict:
 
 
 def test_voxceleb1s_labels_are_s3prls(corpus, voxceleb1, tmp_path):
-    """Files, their order, labels, names and the number of classes are those of S3PRL's own code."""
+    """Files, their order, labels, names and the number of classes are those of S3PRL's code."""
     spec = importlib.util.spec_from_file_location("untouched", voxceleb1.__file__)
     untouched = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(untouched)
@@ -117,7 +117,7 @@ def test_voxceleb1s_labels_are_s3prls(corpus, voxceleb1, tmp_path):
 
 
 def test_own_speakers_get_the_labels_of_their_list(own, voxceleb1):
-    """Speakers of any name: a class for each, labels by name, kept in the config."""
+    """Speakers of any name: a class for each, labels in the order of names, stored in the config."""
     config = feed(own)
     assert config["downstream_expert"]["datarc"]["speakers"] == ["118", "alice"]
     assert labels(voxceleb1, own) == {"118": 0, "alice": 1}
@@ -137,7 +137,7 @@ def test_speakers_below_the_root(own, voxceleb1):
 
 
 def test_an_evaluation_uses_the_trained_labels(own, voxceleb1):
-    """Another list of some of the speakers does not move their labels; a speaker that is not known is refused."""
+    """Another list of some of the speakers does not change their labels; an unknown speaker is refused."""
     trained = feed(own)
     list_of(own).write_text("3 alice/video/00000.wav\n")
     assert feed(own, "evaluate", trained=trained)["downstream_expert"]["datarc"]["speakers"] == ["118", "alice"]
@@ -160,7 +160,7 @@ def test_speakers_without_training_files(own, caplog):
     list_of(own).write_text(lines)
     with pytest.raises(UsageError, match=r"speakers without a usable training file: 118 \(line 5\); give each"):
         feed(own)
-    list_of(own).write_text(lines.replace("2 118/", "3 118/"))  # to be tested on later
+    list_of(own).write_text(lines.replace("2 118/", "3 118/"))  # of the test split, which is read later
     with pytest.raises(UsageError, match=r"training file: 118 \(line 5\)"):
         feed(own)
     feed(own, "evaluate", trained=config_of(own, speakers=["118", "alice"]))
@@ -171,7 +171,7 @@ def test_speakers_without_training_files(own, caplog):
 
 
 def test_unusable_files_are_left_out_and_named(own, voxceleb1, caplog):
-    """What S3PRL cannot read is counted and named at the start with its line, before an evaluation for its split."""
+    """Unusable files are counted and named with their lines at the start, for an evaluation those of its split."""
     folder = own / "VoxCeleb1/dev/wav/alice/video"
     soundfile.write(folder / "00000.wav", noise(1.0, 1), 48_000)
     (folder / "00003.wav").write_bytes(b"")
@@ -208,14 +208,14 @@ def test_unusable_files_are_left_out_and_named(own, voxceleb1, caplog):
     ],
 )
 def test_lists_that_cannot_be_used(change, words, own):
-    """Missing list, files, folders and parts are said before anything is trained, with the line and the cure."""
+    """A missing list, file, folder or part is reported before anything is trained, with the line and the remedy."""
     change(own)
     with pytest.raises(UsageError, match=words):
         feed(own)
 
 
 def test_odd_splits_and_configs(own):
-    """A split that sid does not have, a config without data and labels that are none are refused."""
+    """A split that sid does not have, a config without data and labels that are not labels are refused."""
     with pytest.raises(UsageError, match="sid has no split nonesuch; it has train, dev, test"):
         feed(own, "evaluate", "nonesuch", trained=config_of(own))
     with pytest.raises(UsageError, match="datarc has no file_path"):
@@ -225,7 +225,7 @@ def test_odd_splits_and_configs(own):
             feed(own, speakers=wrong)
 
 
-def test_lists_are_read_as_people_write_them(tmp_path):
+def test_lists_of_any_editor(tmp_path):
     """A BOM, blank lines, CRLF, tabs and names with spaces."""
     path = tmp_path / "list.txt"
     path.write_bytes("\ufeff1 id1/a.wav\r\n\r\n  2\tal ice/b c.wav \r\n \n3   id1/v/c.wav".encode())
@@ -250,7 +250,7 @@ def test_lists_are_read_as_people_write_them(tmp_path):
     ],
 )
 def test_malformed_lines_are_named(line, tmp_path):
-    """A line that is something else: file, line number, what was expected and what was found."""
+    """A malformed line: file, line number, what was expected and what was found."""
     path = tmp_path / "list.txt"
     path.write_text(f"1 a/a.wav\n\n{line}\n")
     expected = f"list.txt, line 3: expected 1 (train), 2 (dev) or 3 (test) and a file SPEAKER/..., found {line!r}"
@@ -259,7 +259,7 @@ def test_malformed_lines_are_named(line, tmp_path):
 
 
 def test_a_file_is_listed_once(tmp_path):
-    """A file in two parts would be tested on and trained on."""
+    """A file in two parts would be both trained and tested on."""
     path = tmp_path / "list.txt"
     path.write_text("1 a/a.wav\n3 a/a.wav\n")
     with pytest.raises(UsageError, match="line 2: a/a.wav is already in line 1"):
@@ -303,7 +303,7 @@ def test_initial_weights_bring_their_labels(own, tmp_path):
 
 
 class Hostile:
-    """Makes the file that it names when it is unpickled."""
+    """Creates the file that it names when it is unpickled."""
 
     def __init__(self, marker: pathlib.Path) -> None:
         self.marker = marker
@@ -313,7 +313,7 @@ class Hostile:
 
 
 def test_pickles_are_never_opened(corpus, tmp_path, voxceleb1, monkeypatch):
-    """An experiment from elsewhere with pickled file lists, S3PRL's own among them, resumes and runs none of them."""
+    """A foreign experiment with pickled file lists, S3PRL's among them, is resumed without running any of them."""
     monkeypatch.setattr(voxceleb1, "CACHE_PATH", str(tmp_path / "cache"))
     exp, marker = tmp_path / "exp", tmp_path / "marker"
     assert train(corpus, exp) == 0
