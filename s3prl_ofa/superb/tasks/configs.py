@@ -98,6 +98,14 @@ def expert_section(config: dict[str, Any], name: str) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
+def splits_of(config: dict[str, Any], mode: str, evaluated: str) -> list[str]:
+    """The splits that a training trains and evaluates on, or the one of an evaluation; inference reads none."""
+    runner = config.get("runner") or {}
+    also = runner.get("eval_dataloaders") or []
+    training = [runner.get("train_dataloader", "train"), *([also] if isinstance(also, str) else also)]
+    return {"train": training, "evaluate": [evaluated]}.get(mode, [])
+
+
 def is_superb(downstream: str, config: dict[str, Any]) -> bool:
     """Whether this is one of SUPERB's three tasks, in S3PRL's name, on its own corpus; S3PRL's ctc has others."""
     corpus = str(expert_section(config, "corpus").get("name")).lower()

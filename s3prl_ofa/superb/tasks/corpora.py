@@ -118,6 +118,14 @@ def split_names(librispeech: pathlib.Path) -> list[str]:
     return splits_with(librispeech, TRANSCRIPT)
 
 
+def split_folder(librispeech: pathlib.Path, split: str, remark: str = "") -> pathlib.Path:
+    """The folder of a split. Raises UsageError that lists the existing splits, with the remark, where there is none."""
+    if not (librispeech / split).is_dir():
+        names = split_names(librispeech) if librispeech.is_dir() else []
+        raise UsageError(f"there is no split {split} in {librispeech}; it has {', '.join(names) or 'no split'}{remark}")
+    return librispeech / split
+
+
 def read_usable(splits: Iterable[pathlib.Path], prepared: pathlib.Path | None = None) -> list[Utterance]:
     """The usable utterances of these splits. The others are counted in the log, where the first of them are named.
 
@@ -136,10 +144,7 @@ def read_split(split: pathlib.Path) -> Corpus:
 
     Raises UsageError when the folder is missing or holds no transcripts, and for a transcript that is not UTF-8.
     """
-    if not split.is_dir():
-        there = ", ".join(split_names(split.parent)) if split.parent.is_dir() else "nothing"
-        raise UsageError(f"there is no split {split.name} in {split.parent}; it has {there or 'no split'}")
-    corpus = read_chapters(chapters(split))
+    corpus = read_chapters(chapters(split_folder(split.parent, split.name)))
     if not (corpus.utterances or corpus.left_out):
         raise UsageError(f"{split} holds no speaker/chapter/*.trans.txt with utterances")
     return corpus

@@ -3,7 +3,7 @@
 import pathlib
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.tasks.corpora import corpus_root, split_names
+from s3prl_ofa.superb.tasks.corpora import corpus_root, split_folder
 from s3prl_ofa.superb.tasks.speaker_lists import SPEAKER_LISTS, speaker_folders
 
 SUPERB_SPLITS = ("train-clean-100", "dev-clean", "test-clean")
@@ -44,13 +44,12 @@ class DataRoots:
         return str(root)
 
     def bucket(self) -> str:
-        return self.given_or_prepared("bucket", "bucket", "s3prl-ofa prepare bucket --librispeech ROOT --out DIR")
+        return self.given_or_prepared("bucket", "bucket", "bucket --librispeech")
 
     def lexicon(self) -> list[str]:
         if self.given.get("lexicon"):
             return [existing(name, "--lexicon") for name in self.given["lexicon"].split(",")]
-        make = "s3prl-ofa prepare lexicon --librispeech ROOT --out DIR"
-        return [self.given_or_prepared("lexicon", "lexicon.txt", make)]
+        return [self.given_or_prepared("lexicon", "lexicon.txt", "lexicon --librispeech")]
 
     def speaker_list(self) -> str:
         if not self.given.get("speaker_list"):
@@ -59,12 +58,11 @@ class DataRoots:
             for path in (pathlib.Path(folder, name) for folder in folders if folder for name in SPEAKER_LISTS):
                 if path.is_file():
                     return str(path.resolve())
-        make = "s3prl-ofa prepare voxceleb1 --voxceleb1 ROOT --out DIR"
-        return self.given_or_prepared("speaker_list", SPEAKER_LISTS[0], make)
+        return self.given_or_prepared("speaker_list", SPEAKER_LISTS[0], "voxceleb1 --voxceleb1")
 
-    def given_or_prepared(self, name: str, file_name: str, make: str) -> str:
+    def given_or_prepared(self, name: str, file_name: str, product: str) -> str:
         """The path that the option ``name`` gives, or else ``file_name`` below ``prepared``."""
-        option = "--" + name.replace("_", "-")
+        option, make = "--" + name.replace("_", "-"), f"s3prl-ofa prepare {product} ROOT --out DIR"
         if self.given.get(name):
             return existing(self.given[name], option)
         if self.given.get("prepared"):
@@ -86,11 +84,7 @@ class DataRoots:
             complete = (names for names in choices if all((root / name).is_dir() for name in names))
             splits = tuple([name] for name in next(complete, choices[0]))
         for name in sum(splits, []):
-            if not (root / name).is_dir():
-                raise UsageError(
-                    f"there is no split {name} in {root}; it has {', '.join(split_names(root)) or 'no split'}: "
-                    f"choose with --splits TRAIN,DEV,TEST{'' if self.mini else ' or --mini'}"
-                )
+            split_folder(root, name, f": choose with --splits TRAIN,DEV,TEST{'' if self.mini else ' or --mini'}")
         return splits
 
 

@@ -12,8 +12,16 @@ import yaml
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.resources import folder
 from s3prl_ofa.superb.compat.task_names import ASR, S3PRL_DOWNSTREAM
-from s3prl_ofa.superb.tasks.configs import CONFIGS, CORPUS, PLACEHOLDER, VOCABULARY, expert_section, is_superb
-from s3prl_ofa.superb.tasks.corpora import split_names
+from s3prl_ofa.superb.tasks.configs import (
+    CONFIGS,
+    CORPUS,
+    PLACEHOLDER,
+    VOCABULARY,
+    expert_section,
+    is_superb,
+    splits_of,
+)
+from s3prl_ofa.superb.tasks.corpora import split_folder
 from s3prl_ofa.superb.tasks.data_roots import SPLITS, DataRoots
 from s3prl_ofa.superb.tasks.labels import STORED
 
@@ -120,8 +128,7 @@ def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: 
     section = expert_section(config, name)
     if key not in section:  # tables of utterances name the files
         return
-    also = (config.get("runner") or {}).get("eval_dataloaders") or []
-    for split in ["train", *parts(also)] if mode == "train" else [evaluated]:
+    for split in splits_of(config, mode, evaluated):
         if mode == "evaluate" and split == "train" and split in section:
             raise UsageError(
                 f"-t train would score the batches of training, in which S3PRL leaves out or repeats utterances: "
@@ -132,11 +139,7 @@ def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: 
             section[split] = split.split("+")
         root, bucket = pathlib.Path(str(section[key])), pathlib.Path(str(section.get("bucket_file")))
         for part in parts(section[split]):
-            if not (root / part).is_dir():
-                there = ", ".join(split_names(root)) if root.is_dir() else "nothing"
-                raise UsageError(
-                    f"there is no split {part} in {root}; it has {there}, and the config {', '.join(named)}"
-                )
+            split_folder(root, part, f", and the config {', '.join(named)}")
             if downstream == ASR and not (bucket / f"{part}.csv").is_file():  # S3PRL would leave it out with a warning
                 make = f"s3prl-ofa prepare bucket --librispeech {root} --splits {part} --out {bucket.parent}"
                 raise UsageError(f"{bucket} holds no {part}.csv; `{make}` makes it")

@@ -13,7 +13,7 @@ from typing import Any
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.superb.compat.task_names import ASR, PR
-from s3prl_ofa.superb.tasks.configs import CORPUS, VOCABULARY, expert_section, is_superb
+from s3prl_ofa.superb.tasks.configs import CORPUS, VOCABULARY, expert_section, is_superb, splits_of
 from s3prl_ofa.superb.tasks.corpora import read_lines
 
 logger = logging.getLogger(__name__)
@@ -100,15 +100,14 @@ def check_labels(args: argparse.Namespace, config: dict[str, Any], trained: dict
             f"the trained model has {len(output)} labels, but the vocabulary {file} makes {size}: "
             f"it is not the one that the model was trained with"
         )
-    runner = config.get("runner") or {}
-    training = [runner.get("train_dataloader", "train"), *runner.get("eval_dataloaders", [])]
-    for split in {"train": training, "evaluate": [args.evaluate_split]}.get(args.mode, []):
+    splits = splits_of(config, args.mode, args.evaluate_split)
+    for split in splits:
         if split in data:
             found = labelled(args.downstream, config, split)
             if split == "train" and args.downstream == ASR and len(found) == 1 < data.get("batch_size", 1):
                 path = found[0][0]
                 raise UsageError(f"{path} is the only utterance to train on; S3PRL skips a batch of one: give more")
-    if args.mode == "train" and "test" in data and "test" not in training:
+    if args.mode == "train" and "test" in data and "test" not in splits:
         try:
             labelled(args.downstream, config, "test")
         except UsageError as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 from s3prl_ofa.errors import UsageError, listed
 from s3prl_ofa.io.verified import verify_audio
-from s3prl_ofa.superb.tasks.configs import expert_section
+from s3prl_ofa.superb.tasks.configs import expert_section, splits_of
 from s3prl_ofa.superb.tasks.speaker_lists import PARTS, Entry, read_list, speaker_folders, speaker_of
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,9 @@ def feed_s3prl(args: argparse.Namespace, config: dict[str, Any], trained: dict[s
     if speakers is not None:
         datarc["speakers"] = speakers
     labels = labels_of(VOXCELEB1 if speakers is None else speakers)
-    splits = splits_used(args, config)
+    splits = splits_of(config, args.mode, args.evaluate_split)
+    if unknown := [split for split in splits if split not in PARTS]:
+        raise UsageError(f"sid has no split {unknown[0]}; it has {', '.join(PARTS)}")
     # a training checks the whole list, so that its test does not fail hours later for a missing file
     parts = {PARTS[split] for split in (PARTS if args.mode == "train" else splits)}
     wanted = {name: entry for name, entry in entries.items() if entry.part in parts}
@@ -81,17 +83,6 @@ def labels_of(speakers: Any) -> dict[str, int]:
         if len(labels) == len(speakers) > 0:
             return labels
     raise UsageError("the config's downstream_expert.datarc.speakers must be a list of different names")
-
-
-def splits_used(args: argparse.Namespace, config: dict[str, Any]) -> list[str]:
-    """The splits that a run reads: train and those that it evaluates on, or the one of an evaluation."""
-    runner = config.get("runner") or {}
-    used = [args.evaluate_split] if args.mode == "evaluate" else []
-    if args.mode == "train":
-        used = [runner.get("train_dataloader", "train"), *runner.get("eval_dataloaders", [])]
-    if unknown := [split for split in used if split not in PARTS]:
-        raise UsageError(f"sid has no split {unknown[0]}; it has {', '.join(PARTS)}")
-    return [split for split in PARTS if split in used]
 
 
 def lines_of(entries: dict[str, Entry], chosen: Callable[[str], bool]) -> str:
