@@ -95,13 +95,14 @@ def recall(prepared: pathlib.Path | None) -> None:
 
 
 def read(record: pathlib.Path) -> dict[File, int]:
+    """The samples of the files in a record; empty where there is none."""
     found: dict[File, int] = {}
     try:
         lines = record.read_bytes().split(b"\n")
     except OSError:
         return found
     for line in lines:
-        with contextlib.suppress(ValueError, TypeError, RecursionError):
+        with contextlib.suppress(ValueError, TypeError, OverflowError, RecursionError):
             path, *numbers = json.loads(line)
             size, mtime_ns, samples = (int(number) for number in numbers)
             found[str(path), size, mtime_ns] = samples

@@ -89,7 +89,15 @@ def test_lines_that_cannot_be_read_are_skipped(files, decoded, cache):
     verify_audio(files, 1, "audio")
     record = cache / RECORD
     lines = record.read_bytes().splitlines(keepends=True)
-    hostile = [b"\xff\xfe\x00\n", b"[" * 100_000 + b"\n", b"{}\n", b'["a", 1, 2]\n', b'[1, "x", null, 3]\n', b"3\n"]
+    hostile = [
+        b"\xff\xfe\x00\n",
+        b"[" * 100_000 + b"\n",
+        b"{}\n",
+        b'["a", 1, 2]\n',
+        b'[1, "x", null, 3]\n',
+        b"3\n",
+        b'["a", Infinity, NaN, 1]\n',
+    ]
     record.write_bytes(b"".join([*hostile, *lines[:-1], lines[-1][: len(lines[-1]) // 2]]))
     decoded.clear()
     for _ in range(2):

@@ -1,7 +1,6 @@
 """A copy of a corpus in the form that the tasks and pretraining read: 16 kHz, mono, 16 bit."""
 
 import pathlib
-import shutil
 
 import numpy as np
 import soundfile
@@ -84,7 +83,12 @@ def copy_others(output: Output, root: pathlib.Path, target: pathlib.Path, folder
             if path.stat().st_size > LARGEST_COPIED:
                 output.left_out[path] = f"not audio, and above {LARGEST_COPIED >> 20} MiB: copy it if you need it"
                 continue
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                output.left_out[path] = f"cannot be read ({error.strerror})"
+                continue
             with atomic_path(copy) as temporary:
-                shutil.copyfile(path, temporary)
+                temporary.write_bytes(content)
             copied += 1
     return copied
