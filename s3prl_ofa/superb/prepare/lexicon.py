@@ -11,7 +11,7 @@ from s3prl_ofa.errors import UsageError, listed
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.superb.prepare.g2p import LetterToSound, phone_names
 from s3prl_ofa.superb.prepare.output import Output
-from s3prl_ofa.superb.tasks.corpora import lexicon_entries
+from s3prl_ofa.superb.tasks.corpora import read_lexicon
 
 GIVEN, CMUDICT, PREDICTED = "given lexicon", "cmudict", "g2p_en"
 POSSESSIVE = "'S"
@@ -39,19 +39,16 @@ def write_lexicon(output: Output, librispeech: pathlib.Path, lexicons: list[str]
 
 
 def read_given(files: Iterable[str | pathlib.Path], words: Collection[str]) -> dict[str, list[str]]:
-    """The phones of those ``words`` that the lexicons have, from the first line of each word.
+    """The phones of those ``words`` that the lexicons have.
 
-    Raises UsageError naming the line when a phone is not in the vocabulary; see also ``lexicon_entries``.
+    Raises UsageError naming the line when a phone is not in the vocabulary; see also ``read_lexicon``.
     """
     known = set(phone_names())
-    lexicon: dict[str, list[str]] = {}
-    for place, word, phones in lexicon_entries(files):
-        if word not in words or word in lexicon:
-            continue
+    lexicon = {word: entry for word, entry in read_lexicon(files).items() if word in words}
+    for word, (phones, source) in lexicon.items():
         if strange := [phone for phone in phones if phone not in known]:
-            raise UsageError(f"{place}: {word} has the phone {strange[0]}; expected phones of cmudict, such as AH0")
-        lexicon[word] = phones
-    return lexicon
+            raise UsageError(f"{source}: {word} has the phone {strange[0]}; expected phones of cmudict, such as AH0")
+    return {word: entry.phones for word, entry in lexicon.items()}
 
 
 def pronounce(words: Iterable[str], given: dict[str, list[str]]) -> dict[str, tuple[list[str], str]]:

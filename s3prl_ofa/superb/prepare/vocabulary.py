@@ -28,7 +28,7 @@ def write_vocabularies(
         return f"{len(lines)} characters of {len(found)} utterances"
 
     def write_phones(path: pathlib.Path) -> str:
-        phones = sorted({phone for pronunciation in read_lexicon(lexicons).values() for phone in pronunciation})
+        phones = sorted({phone for entry in read_lexicon(lexicons).values() for phone in entry.phones})
         path.write_text("".join(f"{phone}\n" for phone in phones), "utf-8")
         return f"{len(phones)} phones"
 

@@ -13,6 +13,7 @@ import pathlib
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
 
 from s3prl_ofa.errors import UsageError, listed
 from s3prl_ofa.io.audio import OTHER_SUFFIXES, SUFFIXES
@@ -34,6 +35,13 @@ class Utterance:
 
     audio: pathlib.Path
     text: str
+    source: str
+
+
+class Pronunciation(NamedTuple):
+    """phones: of a word. source: the file and line that they come from."""
+
+    phones: list[str]
     source: str
 
 
@@ -239,13 +247,14 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def lexicon_entries(files: Iterable[str | pathlib.Path]) -> Iterator[tuple[str, str, list[str]]]:
-    """Yields (place, word in upper case, phones) for every line WORD PHONES; the place is "FILE, line N".
+def read_lexicon(files: Iterable[str | pathlib.Path]) -> dict[str, Pronunciation]:
+    """The first pronunciation of every word, in upper case, in lexicons of lines WORD PHONES.
 
     Word and phones may be separated by spaces or tabs. As in cmudict, ``;;;`` begins a comment line, ``#`` a comment
     after the phones, and WORD(2) is another pronunciation of WORD. Raises UsageError when a file is missing or not in
     UTF-8, and for a word without phones.
     """
+    lexicon: dict[str, Pronunciation] = {}
     for path in map(pathlib.Path, files):
         if not path.is_file():
             raise UsageError(f"there is no lexicon {path}; `s3prl-ofa prepare lexicon` makes one")
@@ -254,15 +263,8 @@ def lexicon_entries(files: Iterable[str | pathlib.Path]) -> Iterator[tuple[str, 
                 continue
             word, *phones = line.split()
             comment = (index for index, phone in enumerate(phones) if phone.startswith("#"))
-            phones = phones[: next(comment, None)]
-            if not phones:
-                raise UsageError(f"{path}, line {number}: the word {word} has no phones")
-            yield f"{path}, line {number}", upper_case(PRONUNCIATION_NUMBER.sub("", word)), phones
-
-
-def read_lexicon(files: Iterable[str | pathlib.Path]) -> dict[str, list[str]]:
-    """The first pronunciation of every word, in upper case; see ``lexicon_entries``."""
-    lexicon: dict[str, list[str]] = {}
-    for _, word, phones in lexicon_entries(files):
-        lexicon.setdefault(word, phones)
+            pronunciation = Pronunciation(phones[: next(comment, None)], f"{path}, line {number}")
+            if not pronunciation.phones:
+                raise UsageError(f"{pronunciation.source}: the word {word} has no phones")
+            lexicon.setdefault(upper_case(PRONUNCIATION_NUMBER.sub("", word)), pronunciation)
     return lexicon

@@ -38,7 +38,9 @@ def test_lexicons_of_any_kind(lexicon):
         "\ufeff;;; # CMUdict\r\n\r\nA  AH0\r\nA(2)\tEY1\r\ncat\tK AE1 T # animal, small\r\n"
         "CAT K AA1 T\r\n;;;\r\nDOG(1) D AO1 G\r\nDOG D AA1 G\r\n'TIS  T IH1 Z \r\nCAFE\u0301 K AE0 F EY1\r\n"
     )
-    assert read_lexicon([path]) == {
+    lexicon = read_lexicon([path])
+    assert lexicon["CAFÉ"].source == f"{path}, line 11"
+    assert {word: entry.phones for word, entry in lexicon.items()} == {
         "A": ["AH0"],
         "CAT": ["K", "AE1", "T"],
         "DOG": ["D", "AO1", "G"],

@@ -278,18 +278,6 @@ def test_every_utterance_is_scored(root):
     assert counts == {"train": 5, "dev-clean": 6}
 
 
-def test_lexicons_of_any_editor(tmp_path):
-    """A lexicon may have a byte order mark and decomposed letters; other encodings are refused."""
-    path = tmp_path / "lexicon.txt"
-    path.write_bytes("\ufeffcafe\u0301\tK AE0 F EY1\r\n\r\nCAT  K AE1 T\r\n".encode())
-    assert corpora.read_lexicon([path]) == {"CAFÉ": ["K", "AE0", "F", "EY1"], "CAT": ["K", "AE1", "T"]}
-    path.write_text(";;; cmudict\nCAT(2) K AE0 T # rare\nCAT K AE1 T\n")
-    assert corpora.read_lexicon([path]) == {"CAT": ["K", "AE0", "T"]}
-    path.write_bytes(b"CAT K AE1 T\nCAF\xc9 K AE0 F EY1\n")
-    with pytest.raises(UsageError, match="lexicon.txt, line 2: not UTF-8 text"):
-        corpora.read_lexicon([path])
-
-
 def test_upper_case():
     """Upper case is Unicode's, and a letter with its accents is one label however it was typed."""
     assert corpora.upper_case("straße, привет, cafe\u0301, 你好") == "STRASSE, ПРИВЕТ, CAFÉ, 你好"

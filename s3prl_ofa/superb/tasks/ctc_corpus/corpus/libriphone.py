@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from s3prl.downstream.ctc.corpus.librispeech import LibriDataset
 
-from s3prl_ofa.superb.tasks.corpora import Utterance, lexicon_entries, refuse_unknown, upper_case
+from s3prl_ofa.superb.tasks.corpora import Utterance, read_lexicon, refuse_unknown, upper_case
 
 MAKE_LEXICON = (
     "`s3prl-ofa prepare lexicon` makes a lexicon of all words of a corpus, with --lexicon FILE for those that it "
@@ -28,11 +28,7 @@ class LibriPhoneDataset(LibriDataset):
     ) -> None:
         self.lexicon_files = [lexicon] if isinstance(lexicon, str) else list(lexicon)
         self.prepared = next((pathlib.Path(file).parent for file in self.lexicon_files), None)
-        self.lexicon: dict[str, list[str]] = {}
-        self.places: dict[str, str] = {}  # the file and line of each word
-        for place, word, phones in lexicon_entries(self.lexicon_files):
-            if self.lexicon.setdefault(word, phones) is phones:
-                self.places[word] = place
+        self.lexicon = read_lexicon(self.lexicon_files)
         super().__init__(split, tokenizer, bucket_size, **corpus)
 
     def check(self, utterances: list[Utterance]) -> None:
@@ -41,12 +37,14 @@ class LibriPhoneDataset(LibriDataset):
         files = ", ".join(map(str, self.lexicon_files))
         missing = {utterance: found - self.lexicon.keys() for utterance, found in words.items()}
         refuse_unknown(missing, f"words without a pronunciation in {files}", MAKE_LEXICON)
-        phones = {word: " ".join(self.lexicon[word]) for word in set().union(*words.values())}
-        strange = {word: f"{word} ({text}, {self.places[word]})" for word, text in phones.items() if self.lacks(text)}
+        phones = {word: " ".join(self.lexicon[word].phones) for word in set().union(*words.values())}
+        strange = {
+            word: f"{word} ({text}, {self.lexicon[word].source})" for word, text in phones.items() if self.lacks(text)
+        }
         unknown = {utterance: {strange[word] for word in found & strange.keys()} for utterance, found in words.items()}
         refuse_unknown(unknown, "words with phones that the config's vocab_file lacks", MAKE_VOCABULARY)
 
     def labels(self, text: str) -> list[int]:
         """The ids of a transcript's phones and of the end-of-sequence symbol."""
         words = upper_case(text).split()
-        return self.tokenizer.encode(" ".join(phone for word in words for phone in self.lexicon[word]))
+        return self.tokenizer.encode(" ".join(phone for word in words for phone in self.lexicon[word].phones))
