@@ -50,9 +50,9 @@ def divide(files: list[pathlib.Path], valid_fraction: float, seed: int) -> dict[
 def unlistable(name: str) -> str | None:
     """Why a path cannot be in a manifest, whose lines fairseq strips and splits at tabs; None if it can."""
     if any(character in name for character in "\t\n\r"):
-        return "its path holds a tab or a line break, rename it"
+        return "its path holds a tab or a line break; rename it"
     if name != name.strip():
-        return "its path begins or ends with white space, rename it"
+        return "its path begins or ends with white space; rename it"
     return None
 
 

@@ -61,7 +61,7 @@ def find_files(root: pathlib.Path, left_out: dict[pathlib.Path, str]) -> dict[st
             if parse_line(f"{TRAIN} {name}") == (TRAIN, name):
                 files.setdefault(name, path)
             else:
-                reason = "its name cannot be in a list, rename it" if "/" in name else "in no speaker's folder"
+                reason = "its name cannot be in a list; rename it" if "/" in name else "in no speaker's folder"
                 left_out[path] = reason
     deep = next((path for name, path in files.items() if name.count("/") > 2), None)
     if not files or deep and folders == [root]:

@@ -334,7 +334,7 @@ def test_files_of_nobody_are_left_out(corpora, out, capsys):
     (wav / "118/video/._00004.wav").write_bytes(b"\0")
     assert prepare("voxceleb1", "--voxceleb1", corpora, "--out", out) == 1
     printed = capsys.readouterr().err
-    assert "lost.wav: in no speaker's folder" in printed and "its name cannot be in a list, rename it" in printed
+    assert "lost.wav: in no speaker's folder" in printed and "its name cannot be in a list; rename it" in printed
     assert "2 files were left out" in printed
     assert len(read_list(out / "veri_test_class.txt")) == 8
     official = corpora / "VoxCeleb1" / "iden_split.txt"

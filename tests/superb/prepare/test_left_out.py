@@ -148,5 +148,5 @@ def test_a_root_that_no_manifest_can_hold(tmp_path, out, capsys):
     """The folder's own path is in the first line."""
     write_all(tmp_path / "my\naudio", "a.wav")
     assert prepare("manifest", tmp_path / "my\naudio", "--out", out) == 2
-    assert r"my\naudio: its path holds a tab or a line break, rename it" in capsys.readouterr().err
+    assert r"my\naudio: its path holds a tab or a line break; rename it" in capsys.readouterr().err
     assert not out.exists()
