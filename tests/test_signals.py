@@ -148,7 +148,7 @@ def test_handlers_are_put_back(fake):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     fake(lambda arguments: seen.append(signal.getsignal(signal.SIGTERM)))()
     assert callable(seen[0]) and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    code = "import signal, s3prl_ofa, s3prl_ofa.superb, s3prl_ofa.pretrain, s3prl_ofa.sweep.command; "
+    code = "import signal, s3prl_ofa, s3prl_ofa.superb, s3prl_ofa.pretrain, s3prl_ofa.sweep.run.command; "
     code += "assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

@@ -12,7 +12,7 @@ from s3prl_ofa.io.output_folder import check_settings
 from s3prl_ofa.superb.compat.plain_names import check_config
 from s3prl_ofa.superb.tasks.configs import resolve_config
 from s3prl_ofa.superb.upstream.rate_options import read_model_config
-from s3prl_ofa.sweep.reading import read_grid
+from s3prl_ofa.sweep.grid.parsing import read_grid
 
 # each line holds the one before nine times: 9 ** 12 values
 BOMB = "a: &a [1]\n" + "".join(

@@ -9,12 +9,12 @@ from sweep_rows import grid_rows, row, write_sweep
 
 from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.sweep.check import prepare
-from s3prl_ofa.sweep.folder import described
-from s3prl_ofa.sweep.grid import Rates
-from s3prl_ofa.sweep.reading import grid_from, to_yaml
-from s3prl_ofa.sweep.summary import LEARNT, summarize
-from s3prl_ofa.sweep.work import chosen_checkpoint, train_arguments
+from s3prl_ofa.sweep.grid.parsing import grid_from, to_yaml
+from s3prl_ofa.sweep.grid.schema import Rates
+from s3prl_ofa.sweep.grid.validation import prepare
+from s3prl_ofa.sweep.job import described
+from s3prl_ofa.sweep.report.aggregation import LEARNT, summarize
+from s3prl_ofa.sweep.run.worker import chosen_checkpoint, train_arguments
 
 DATARC = "downstream_expert.datarc"
 GRID = {

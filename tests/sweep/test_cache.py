@@ -8,10 +8,10 @@ import yaml
 from paths import CKPT
 
 from s3prl_ofa import cli
-from s3prl_ofa.sweep.folder import FEATURES
-from s3prl_ofa.sweep.reading import grid_from, to_yaml
+from s3prl_ofa.sweep.grid.parsing import grid_from, to_yaml
+from s3prl_ofa.sweep.job import FEATURES
 from s3prl_ofa.sweep.results import Results
-from s3prl_ofa.sweep.work import cache_arguments
+from s3prl_ofa.sweep.run.worker import cache_arguments
 
 DATARC = "downstream_expert.datarc"
 

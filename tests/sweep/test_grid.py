@@ -9,9 +9,9 @@ from paths import CKPT
 from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.resources import folder
-from s3prl_ofa.sweep.check import divisor, prepare
-from s3prl_ofa.sweep.launch import Launcher
-from s3prl_ofa.sweep.reading import UniqueKeys, grid_from, read_grid, to_yaml
+from s3prl_ofa.sweep.grid.parsing import UniqueKeys, grid_from, read_grid, to_yaml
+from s3prl_ofa.sweep.grid.validation import divisor, prepare
+from s3prl_ofa.sweep.run.launcher import Launcher
 
 SID = str(folder("downstream_configs") / "sid_mini.yaml")
 

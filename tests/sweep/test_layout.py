@@ -13,12 +13,12 @@ from sweep_rows import row
 from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.locks import locked
-from s3prl_ofa.sweep.check import prepare
-from s3prl_ofa.sweep.folder import described, write_json
-from s3prl_ofa.sweep.layout import lay_out
-from s3prl_ofa.sweep.reading import grid_from
+from s3prl_ofa.sweep.grid.parsing import grid_from
+from s3prl_ofa.sweep.grid.validation import prepare
+from s3prl_ofa.sweep.job import described, write_json
+from s3prl_ofa.sweep.report.aggregation import summarize
 from s3prl_ofa.sweep.results import Results
-from s3prl_ofa.sweep.summary import summarize
+from s3prl_ofa.sweep.run.consistency import lay_out
 
 ONE, TWO = "sid_tiny_lambd0_seed1", "sid_tiny_lambd0_seed2"
 

@@ -10,11 +10,12 @@ import pytest
 
 from s3prl_ofa.io.files import DiskFull
 from s3prl_ofa.signals import Terminated
-from s3prl_ofa.sweep import point, work
-from s3prl_ofa.sweep.folder import write_json
-from s3prl_ofa.sweep.grid import Executor
-from s3prl_ofa.sweep.launch import Ended, Launcher, ended
+from s3prl_ofa.sweep.grid.schema import Executor
+from s3prl_ofa.sweep.job import write_json
 from s3prl_ofa.sweep.results import Results
+from s3prl_ofa.sweep.run import process as point
+from s3prl_ofa.sweep.run import worker as work
+from s3prl_ofa.sweep.run.launcher import Ended, Launcher, ended
 
 POINT = {"task": "sid", "model": "tiny", "upstream": "ofa_wav2vec2", "checkpoint": None, "rate": "lambd", "value": 0.0}
 SETTINGS = {

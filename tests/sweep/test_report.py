@@ -11,10 +11,10 @@ from paths import ROOT
 from sweep_rows import grid_rows, row, write_sweep
 
 from s3prl_ofa import cli
-from s3prl_ofa.sweep.plots import PLOTS, draw_all
+from s3prl_ofa.sweep.report.aggregation import summarize
+from s3prl_ofa.sweep.report.plots import PLOTS, draw_all
+from s3prl_ofa.sweep.report.tables import markdown, overview, reach_rows
 from s3prl_ofa.sweep.results import Results
-from s3prl_ofa.sweep.summary import summarize
-from s3prl_ofa.sweep.tables import markdown, overview, reach_rows
 
 CAPTIONS = {plot.stem: plot.caption for plot in PLOTS}
 STEMS = ("score_frame_period", "score_macs", "score_speed")
@@ -168,7 +168,7 @@ def test_series_and_marks(sweep, tmp_path):
     """One panel a task, with a curve of our model, one of pooling, a mark of the baseline, and error bars."""
     from matplotlib.figure import Figure
 
-    from s3prl_ofa.sweep.plots import draw
+    from s3prl_ofa.sweep.report.plots import draw
 
     figure = Figure()
     draw(figure, PLOTS[0], summarize(sweep, 0.05))
@@ -187,7 +187,7 @@ def test_repeated_frames_are_marked(tmp_path):
     """Where CTC had to see frames more than once the mark is hollow, as such a score is not of the rate alone."""
     from matplotlib.figure import Figure
 
-    from s3prl_ofa.sweep.plots import REPEATED, draw
+    from s3prl_ofa.sweep.report.plots import REPEATED, draw
 
     rows = [row("pr", "lambd", lambd, 1, repeat=repeat) for lambd, repeat in ((0.0, 1), (0.5, 1), (1.0, 2))]
     figure = Figure()

@@ -10,9 +10,9 @@ import pytest
 from sweep_rows import row, write_sweep
 
 from s3prl_ofa import cli
+from s3prl_ofa.sweep.report.aggregation import summarize
+from s3prl_ofa.sweep.report.rows import NEEDED, NULLABLE
 from s3prl_ofa.sweep.results import Results
-from s3prl_ofa.sweep.rows import NEEDED, NULLABLE
-from s3prl_ofa.sweep.summary import summarize
 
 GOOD = [row("sid", "lambd", lambd, seed) for lambd in (0.0, 0.5, 1.0) for seed in (1, 2)]
 BAD = row("sid", "lambd", 0.75, 1, point="bad")

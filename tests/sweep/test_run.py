@@ -15,8 +15,8 @@ from paths import ROOT
 
 from s3prl_ofa import cli
 from s3prl_ofa.io.locks import locked
-from s3prl_ofa.sweep.command import SWEEP_LOCK
 from s3prl_ofa.sweep.results import Results
+from s3prl_ofa.sweep.run.command import SWEEP_LOCK
 
 CKPT = str(ROOT / "tests" / "golden" / "ref_tiny.pt")
 KILLER = pathlib.Path(__file__).parent / "killer"

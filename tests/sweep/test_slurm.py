@@ -9,9 +9,9 @@ from paths import CKPT
 from submitit import SlurmJob
 
 from s3prl_ofa import cli
-from s3prl_ofa.sweep import launch
-from s3prl_ofa.sweep.grid import Executor
+from s3prl_ofa.sweep.grid.schema import Executor
 from s3prl_ofa.sweep.results import Results
+from s3prl_ofa.sweep.run import launcher as launch
 
 ROOT = pathlib.Path(cli.__file__).parent
 DATARC = "downstream_expert.datarc"

@@ -15,7 +15,7 @@ from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.upstream import task_frames
 from s3prl_ofa.superb.upstream.rate_options import RateOptions, read_model_config
-from s3prl_ofa.sweep.reading import grid_from
+from s3prl_ofa.sweep.grid.parsing import grid_from
 
 SAMPLE_RATE = 16_000  # Hz
 HOP = 320  # samples

@@ -18,7 +18,7 @@ from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, FRAMES, NATIVE, RateOptions, real, whole
 from s3prl_ofa.superb.upstream.task_frames import refusal, usual_frames
-from s3prl_ofa.sweep.grid import (
+from s3prl_ofa.sweep.grid.schema import (
     AUTO,
     DATA,
     KINDS,

@@ -10,10 +10,10 @@ from typing import Any
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
-from s3prl_ofa.sweep.folder import GRID, POINTS
-from s3prl_ofa.sweep.reading import read_grid
+from s3prl_ofa.sweep.grid.parsing import read_grid
+from s3prl_ofa.sweep.job import GRID, POINTS
+from s3prl_ofa.sweep.report.rows import Fault, read_rows
 from s3prl_ofa.sweep.results import FAILED, FILE, FINISHED, Results, Row
-from s3prl_ofa.sweep.rows import Fault, read_rows
 
 VARIABLE, LEARNT, FIXED, BASELINE = "variable", "adaptive", "pooling", "baseline"  # what a setting is compared as
 KINDS = (VARIABLE, LEARNT, FIXED, BASELINE)

@@ -13,14 +13,14 @@ from tqdm import tqdm
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.io.locks import InUse, is_locked, locked
-from s3prl_ofa.sweep.check import prepare
-from s3prl_ofa.sweep.folder import FAILURE, LOCK, LOG, POINTS, RESULT, read_json, tail
-from s3prl_ofa.sweep.grid import Grid
-from s3prl_ofa.sweep.launch import Launcher
-from s3prl_ofa.sweep.layout import Prepared, lay_out
-from s3prl_ofa.sweep.point import KILLED, recover
-from s3prl_ofa.sweep.reading import read_grid
+from s3prl_ofa.sweep.grid.parsing import read_grid
+from s3prl_ofa.sweep.grid.schema import Grid
+from s3prl_ofa.sweep.grid.validation import prepare
+from s3prl_ofa.sweep.job import FAILURE, LOCK, LOG, POINTS, RESULT, read_json, tail
 from s3prl_ofa.sweep.results import FAILED, FILE, FINISHED, Results
+from s3prl_ofa.sweep.run.consistency import Prepared, lay_out
+from s3prl_ofa.sweep.run.launcher import Launcher
+from s3prl_ofa.sweep.run.process import KILLED, recover
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     except UsageError as error:
         raise UsageError(f"{args.grid}: {error}") from None
     if args.dry_run:
-        from s3prl_ofa.sweep.estimate import dry_run
+        from s3prl_ofa.sweep.run.estimate import dry_run
 
         return dry_run(prepared, out, launcher)
     return sweep(grid, prepared, out.absolute(), launcher, args.retry)

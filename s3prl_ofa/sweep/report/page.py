@@ -5,8 +5,8 @@ import html
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from s3prl_ofa.sweep.summary import Summary, percent
-from s3prl_ofa.sweep.tables import (
+from s3prl_ofa.sweep.report.aggregation import Summary, percent
+from s3prl_ofa.sweep.report.tables import (
     HEADER,
     NOTHING,
     WRONG,

@@ -23,7 +23,7 @@ from s3prl_ofa.superb.compat.plain_names import check_config, is_split
 from s3prl_ofa.superb.registration import URL_SCHEMES
 from s3prl_ofa.superb.tasks.configs import resolve_config
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, whole
-from s3prl_ofa.sweep.grid import KNOWN, OURS, Grid, Point, Task
+from s3prl_ofa.sweep.grid.schema import KNOWN, OURS, Grid, Point, Task
 
 logger = logging.getLogger(__name__)
 

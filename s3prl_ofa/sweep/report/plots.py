@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path
-from s3prl_ofa.sweep.summary import BASELINE, FIXED, KINDS, LEARNT, VARIABLE, Setting, Spread, Summary, percent
+from s3prl_ofa.sweep.report.aggregation import (
+    BASELINE,
+    FIXED,
+    KINDS,
+    LEARNT,
+    VARIABLE,
+    Setting,
+    Spread,
+    Summary,
+    percent,
+)
 
 # Okabe and Ito's colours, which can be told apart by everybody (https://jfly.uni-koeln.de/color/)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from s3prl_ofa.io.locks import locked
 from s3prl_ofa.signals import termination, wait_for
-from s3prl_ofa.sweep.folder import (
+from s3prl_ofa.sweep.job import (
     CACHE_GB,
     FAILURE,
     LOCK,
@@ -27,8 +27,8 @@ from s3prl_ofa.sweep.folder import (
     tail,
     write_json,
 )
-from s3prl_ofa.sweep.provenance import provenance
 from s3prl_ofa.sweep.results import FAILED, FINISHED, Results
+from s3prl_ofa.sweep.run.provenance import provenance
 
 FROM_OUTSIDE = ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")
 FROM_OUTSIDE += ("SIGUSR1", "SIGUSR2", "SIGXCPU")  # with these Slurm and submitit announce the end of a job
@@ -95,7 +95,7 @@ def run_process(arguments: list[str], log: pathlib.Path, gpu: str | None, thread
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
-    command = [sys.executable, "-m", "s3prl_ofa.sweep.work", *arguments]
+    command = [sys.executable, "-m", "s3prl_ofa.sweep.run.worker", *arguments]
     with log.open("a", encoding="utf-8") as file:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, pass_fds=[lock.fileno()]

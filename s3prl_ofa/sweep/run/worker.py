@@ -1,4 +1,4 @@
-"""The process of a point: ``python -m s3prl_ofa.sweep.work FOLDER`` trains, evaluates on dev and test, writes the row.
+"""The process of a point: ``python -m s3prl_ofa.sweep.run.worker FOLDER`` trains, evaluates on dev and test, writes the row.
 
 ``--cache-gb GB`` after it lets frozen upstreams use the sweep's cache of features. Each step leaves its file when it is
 done, and only then, so that after a kill at any moment another process does what is left. All three are s3prl_ofa's
@@ -24,7 +24,8 @@ from s3prl_ofa.superb.downstream import command
 from s3prl_ofa.superb.downstream.checkpoints import states_files
 from s3prl_ofa.superb.downstream.metrics import measured_path
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
-from s3prl_ofa.sweep.folder import (
+from s3prl_ofa.sweep.grid.schema import OURS
+from s3prl_ofa.sweep.job import (
     CACHE_GB,
     CONFIG,
     EXPERIMENT,
@@ -38,9 +39,8 @@ from s3prl_ofa.sweep.folder import (
     read_json,
     write_json,
 )
-from s3prl_ofa.sweep.grid import OURS
-from s3prl_ofa.sweep.provenance import provenance
 from s3prl_ofa.sweep.results import FINISHED, Row
+from s3prl_ofa.sweep.run.provenance import provenance
 
 COMMAND = "s3prl-ofa run_downstream"
 TRAIN = f"{COMMAND} -a -m train"  # how a training begins in the log

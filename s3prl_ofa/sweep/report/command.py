@@ -7,11 +7,11 @@ import re
 from typing import Any
 
 from s3prl_ofa.io.files import atomic_path
-from s3prl_ofa.sweep.page import page
-from s3prl_ofa.sweep.plots import PLOTS, draw_all
+from s3prl_ofa.sweep.report.aggregation import summarize
+from s3prl_ofa.sweep.report.page import page
+from s3prl_ofa.sweep.report.plots import PLOTS, draw_all
+from s3prl_ofa.sweep.report.tables import WRONG, fault_lines, markdown, reach_rows, stand
 from s3prl_ofa.sweep.results import Row
-from s3prl_ofa.sweep.summary import summarize
-from s3prl_ofa.sweep.tables import WRONG, fault_lines, markdown, reach_rows, stand
 
 PERCENT = re.compile(r"(\d+(?:\.\d+)?)(%?)")
 FOLDER = "report"

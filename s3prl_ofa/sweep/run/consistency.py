@@ -14,9 +14,9 @@ from typing import Any
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.io.locks import is_locked
-from s3prl_ofa.sweep.folder import FAILURE, GRID, LOCK, LOG, POINT, POINTS, RESULT, described, read_json, write_json
-from s3prl_ofa.sweep.grid import Grid
-from s3prl_ofa.sweep.reading import to_yaml
+from s3prl_ofa.sweep.grid.parsing import to_yaml
+from s3prl_ofa.sweep.grid.schema import Grid
+from s3prl_ofa.sweep.job import FAILURE, GRID, LOCK, LOG, POINT, POINTS, RESULT, described, read_json, write_json
 from s3prl_ofa.sweep.results import FILE, FINISHED, Results, Row
 
 Settings = dict[str, Any]  # of a point, as check.prepare makes them

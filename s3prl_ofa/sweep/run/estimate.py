@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from s3prl_ofa.io.locks import locked
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
-from s3prl_ofa.sweep.folder import LOCK, LOG, POINT, POINTS, RESULT, read_json, write_json
-from s3prl_ofa.sweep.grid import OURS
-from s3prl_ofa.sweep.launch import Launcher
-from s3prl_ofa.sweep.layout import Prepared, check_fits
-from s3prl_ofa.sweep.point import CommandFailed, CommandKilled, run_process
-from s3prl_ofa.sweep.work import PROBE, PROBE_STEPS
+from s3prl_ofa.sweep.grid.schema import OURS
+from s3prl_ofa.sweep.job import LOCK, LOG, POINT, POINTS, RESULT, read_json, write_json
+from s3prl_ofa.sweep.run.consistency import Prepared, check_fits
+from s3prl_ofa.sweep.run.launcher import Launcher
+from s3prl_ofa.sweep.run.process import CommandFailed, CommandKilled, run_process
+from s3prl_ofa.sweep.run.worker import PROBE, PROBE_STEPS
 
 
 @dataclasses.dataclass(frozen=True)

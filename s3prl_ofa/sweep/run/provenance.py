@@ -22,7 +22,7 @@ def provenance() -> dict[str, Any]:
 
 def git_commit() -> str | None:
     """Of the project, where it is run from a checkout; with -dirty where files differ from it."""
-    root = pathlib.Path(__file__).resolve().parents[2]
+    root = pathlib.Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]

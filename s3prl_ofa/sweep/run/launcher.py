@@ -17,10 +17,10 @@ import torch
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.locks import is_locked
 from s3prl_ofa.signals import put_off
-from s3prl_ofa.sweep.folder import LOCK
-from s3prl_ofa.sweep.grid import Executor
-from s3prl_ofa.sweep.point import KILLED, PointRun
+from s3prl_ofa.sweep.grid.schema import Executor
+from s3prl_ofa.sweep.job import LOCK
 from s3prl_ofa.sweep.results import FAILED
+from s3prl_ofa.sweep.run.process import KILLED, PointRun
 
 SUBMITIT = "submitit"  # the folder for what it writes
 CONTROLLER_LOG = "controllers.log"

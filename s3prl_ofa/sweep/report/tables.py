@@ -6,9 +6,9 @@ import pathlib
 from collections.abc import Sequence
 
 from s3prl_ofa.superb.upstream.task_frames import usual_frames
-from s3prl_ofa.sweep.grid import usual_repeat
+from s3prl_ofa.sweep.grid.schema import usual_repeat
+from s3prl_ofa.sweep.report.aggregation import BASELINE, KINDS, Setting, Spread, Summary, percent
 from s3prl_ofa.sweep.results import FILE
-from s3prl_ofa.sweep.summary import BASELINE, KINDS, Setting, Spread, Summary, percent
 
 NOTHING = "nothing to compare"
 WRONG = f"What is wrong in {FILE}"

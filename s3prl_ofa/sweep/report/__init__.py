@@ -1,0 +1,1 @@
+"""``s3prl-ofa report``: the rows of a sweep, aggregated into tables, plots and a page."""
