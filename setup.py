@@ -19,7 +19,7 @@ EXTRAS = {
     "pretrain": ["fairseq-fixed==0.12.3.1"],
     # S3PRL's newer `s3prl-main` recipes import these too, and pkg_resources, which left setuptools with 81.
     "recipes": ["sed_eval", "setuptools<81", "tensorboard"],
-    "sweep": ["matplotlib", "submitit"],
+    "sweep": ["jinja2", "matplotlib", "pydantic>=2", "submitit"],
 }
 EXTRAS["all"] = sorted(set(sum(EXTRAS.values(), [])))
 EXTRAS["test"] = [*EXTRAS["all"], "pytest", "pytest-cov", "pytest-xdist", "ruff", "wheel"]
@@ -44,7 +44,7 @@ setup(
     packages=[*find_packages(include=["s3prl_ofa", "s3prl_ofa.*"]), *OUTSIDE],
     package_dir=OUTSIDE,
     package_data={
-        "s3prl_ofa": ["**/*.yaml", "**/*.txt", "**/*.dict", "**/*.json"],
+        "s3prl_ofa": ["**/*.jinja", "**/*.yaml", "**/*.txt", "**/*.dict", "**/*.json"],
         "s3prl_ofa.demo": ["*.safetensors", "*.csv", "*.sh", "audio/**/*"],
         "s3prl_ofa.downstream_configs": ["**/*.yaml", "**/*.txt", "**/*.dict", "**/*.json"],
     },

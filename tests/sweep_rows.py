@@ -27,7 +27,7 @@ def row(task: str, rate: str | None, value: float | None, seed: int, model: str 
         "value": value,
         "frames": "native" if rate else None,
         "seed": seed,
-        "asked_repeat": 1 if rate else None,
+        "asked_repeat": (1 if task == "sid" else "auto") if rate else None,
         "repeat": 1 if rate else None,
         "learning_rate": 0.001,
         "steps": 500,
@@ -35,6 +35,7 @@ def row(task: str, rate: str | None, value: float | None, seed: int, model: str 
         "higher_is_better": higher,
         "unit": unit,
         "checkpoint_sha256": "0" * 64,
+        "config_sha256": "1" * 64,
         "score": score,
         "dev_score": score,
         "frame_period_ms": period,
@@ -63,8 +64,9 @@ def grid_rows() -> list[dict]:
 
 
 def write_sweep(folder: pathlib.Path, rows: list[dict], missing: tuple[str, ...] = ()) -> pathlib.Path:
-    """A sweep's folder with these rows, and folders of points that have none."""
+    """A sweep's folder with these rows, and points of its grid that have none."""
     for name in (*(row["point"] for row in rows), *missing):
         (folder / "points" / name).mkdir(parents=True, exist_ok=True)
+        (folder / "points" / name / "point.json").write_text("{}")
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder

@@ -1,30 +1,137 @@
-"""What lies in the folder of a point, and how it is written: light, as every process of a sweep reads it.
+"""A point of a sweep: its settings, its folder and its row, as one value.
 
-point.json       what the point is, with S3PRL's whole config; written before it is run for the first time
+The folder's name ends in a hash of the settings that decide the training, so that a folder never mixes trainings:
+
+point.json       the settings, with S3PRL's whole config; only while the last grid of the sweep has the point
 config.yaml      that config, for S3PRL
 experiment/      S3PRL's folder
 run.log          the commands and what they printed
 trained.json     training is done
-result.json      everything is done: the row
-failed.json      a command failed: the row that says so
+result.json      the point's row: it has finished or failed
 """
 
+import dataclasses
+import functools
+import hashlib
 import json
 import os
 import pathlib
 from typing import Any
 
 from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.superb.tasks.configs import CTC_TASKS
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE
+from s3prl_ofa.superb.upstream.task_frames import usual_frames
 
-GRID = "grid.yaml"  # the grid in full, as it was run last
+OFA = "ofa_wav2vec2"  # the upstream whose rates are compared
+AUTO = "auto"  # as often as CTC needs each frame
+RATE_NAMES = {"lambd": "lambd{:g}", "frame_period_ms": "{:g}ms", "pool": "pool{:g}", ADAPTIVE: "adaptive{:g}"}
+FINISHED, FAILED = "finished", "failed"  # states of a row
 POINTS = "points"  # the folder of the points' folders
-FEATURES = "features"  # beside it, the cache of features
-CACHE_GB = "--cache-gb"  # of work.py and of run_downstream
+FEATURES = "features"  # beside it, the feature cache
 LOCK = ".point.lock"
 POINT, CONFIG, EXPERIMENT, LOG = "point.json", "config.yaml", "experiment", "run.log"
-TRAINED, RESULT, FAILURE = "trained.json", "result.json", "failed.json"
-NO_ROOM = 74  # exit status of a point's process on a full disk, as in sysexits.h; the point can be resumed
+TRAINED, RESULT = "trained.json", "result.json"
+HASH_LENGTH = 8
+IN_ROW = {"repeat": "asked_repeat", "dev": "dev_split", "test": "test_split"}  # settings with another name in a row
+# settings without a part in the training: a change of these only needs another evaluation
+SCORING = ("metric", "higher_is_better", "unit", "dev_split", "test_split")
 TAIL = 5  # lines of a log that are shown
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Point:
+    """One combination of what a grid varies; a baseline has no rate, frames or repeat.
+
+    learning_rate, lambd_start: None for the config's and for the default of run_downstream.
+    """
+
+    task: str
+    model: str
+    upstream: str
+    checkpoint: str | None
+    rate: str | None = None
+    value: float | None = None
+    lambd_start: float | None = None
+    frames: str | None = None
+    repeat: int | str | None = None
+    learning_rate: float | None
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """Whatever is not the task's default is spelled out, regardless of what else the grid holds."""
+        parts = [self.task, self.model]
+        if self.rate is not None:
+            parts.append(RATE_NAMES[self.rate].format(self.value))
+        if self.lambd_start is not None:
+            parts.append(f"start{self.lambd_start:g}")
+        if self.frames not in (None, usual_frames(self.task)):
+            parts.append(self.frames)
+        if self.repeat not in (None, usual_repeat(self.task)) and self.frames == NATIVE:
+            parts.append(f"repeat{self.repeat}")
+        if self.learning_rate is not None:
+            parts.append(f"lr{self.learning_rate:g}")
+        return "_".join([*parts, f"seed{self.seed}"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job(Point):
+    """A point that can be run.
+
+    config: S3PRL's whole config. config_sha256: of the config without its learning rate, which all points of a task
+    share. checkpoint_sha256: None for a URL and for no checkpoint. unit: what turns a score into percent.
+    """
+
+    checkpoint_sha256: str | None
+    lambd_max: float | None
+    config: dict[str, Any]
+    config_sha256: str
+    metric: str
+    higher_is_better: bool
+    unit: float
+    dev: str | None
+    test: str
+    device: str
+
+    @property
+    def settings(self) -> Row:
+        """What the point's row says of it, whatever becomes of it."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("config", "device")]
+        return {
+            **{IN_ROW.get(name, name): getattr(self, name) for name in names},
+            "learning_rate": (self.config.get("optimizer") or {}).get("lr"),
+            "steps": self.config["runner"]["total_steps"],
+        }
+
+    @functools.cached_property
+    def name(self) -> str:
+        """Of the point's folder, and in its row."""
+        ignored = {"model", *SCORING} | ({"checkpoint"} if self.checkpoint_sha256 else set())
+        deciding = {key: value for key, value in self.settings.items() if key not in ignored}
+        digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+        return f"{self.label}-{digest[:HASH_LENGTH]}"
+
+    def row(self, state: str, **found: Any) -> Row:
+        return {"point": self.name, "state": state, **self.settings, **found}
+
+    def state(self, row: Row | None) -> str | None:
+        """FINISHED or FAILED where the row is of this point and scored as the point is now; else None."""
+        is_current = row is not None and all(row.get(key) == self.settings[key] for key in SCORING)
+        return row["state"] if is_current else None
+
+    def save(self, folder: pathlib.Path) -> None:
+        write_json(folder / POINT, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, folder: pathlib.Path) -> "Job":
+        return cls(**read_json(folder / POINT))
+
+
+def usual_repeat(task: str) -> int | str:
+    return AUTO if task in CTC_TASKS else 1
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -32,7 +139,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes the file for good: what it says is done is on the disk before."""
+    """Writes the file durably: what it says is done is on the disk before it."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
         file.write("\n")
@@ -41,25 +148,6 @@ def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
 
 
 def tail(log: pathlib.Path) -> list[str]:
-    """The last lines of a log, without what progress bars left."""
+    """The last lines of a log, without those of progress bars."""
     text = log.read_text("utf-8", errors="replace").replace("\r", "\n") if log.exists() else ""
     return [line for line in text.splitlines() if line.strip() and "it/s]" not in line and "s/it]" not in line][-TAIL:]
-
-
-def described(settings: dict[str, Any]) -> dict[str, Any]:
-    """What the row of a point holds whatever becomes of it: the keys of the grid."""
-    config = settings["config"]
-    asked = {key: value for key, value in settings["point"].items() if key not in ("learning_rate", "repeat")}
-    return {
-        "point": settings["name"],
-        "state": None,
-        **asked,
-        "asked_repeat": settings["point"]["repeat"],
-        "learning_rate": (config.get("optimizer") or {}).get("lr"),
-        "lambd_max": settings.get("lambd_max"),
-        "steps": config["runner"]["total_steps"],
-        "metric": settings["metric"],
-        "higher_is_better": settings["higher_is_better"],
-        "unit": settings["unit"],
-        "checkpoint_sha256": settings["checkpoint_sha256"],
-    }

@@ -1,6 +1,7 @@
 """The process of a point: how its end is told, and what its row holds whatever interrupted it. Nothing is trained."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -11,31 +12,40 @@ import pytest
 from s3prl_ofa.io.files import DiskFull
 from s3prl_ofa.signals import Terminated
 from s3prl_ofa.sweep.grid.schema import Executor
-from s3prl_ofa.sweep.job import write_json
-from s3prl_ofa.sweep.results import Results
-from s3prl_ofa.sweep.run import process as point
-from s3prl_ofa.sweep.run import worker as work
+from s3prl_ofa.sweep.job import Job
+from s3prl_ofa.sweep.results import collect
+from s3prl_ofa.sweep.run import process, worker
 from s3prl_ofa.sweep.run.launcher import Ended, Launcher, ended
 
-POINT = {"task": "sid", "model": "tiny", "upstream": "ofa_wav2vec2", "checkpoint": None, "rate": "lambd", "value": 0.0}
-SETTINGS = {
-    "name": "p",
-    "point": {**POINT, "frames": "native", "repeat": 1, "learning_rate": None, "seed": 1},
-    "config": {"optimizer": {"lr": 0.1}, "runner": {"total_steps": 4}},
-    "metric": "acc",
-    "higher_is_better": True,
-    "unit": 100,
-    "dev": "dev",
-    "test": "test",
-    "device": "cpu",
-    "checkpoint_sha256": None,
-}
+JOB = Job(
+    task="sid",
+    model="tiny",
+    upstream="ofa_wav2vec2",
+    checkpoint=None,
+    rate="lambd",
+    value=0.0,
+    frames="native",
+    repeat=1,
+    learning_rate=None,
+    seed=1,
+    checkpoint_sha256=None,
+    lambd_max=None,
+    config={"optimizer": {"lr": 0.1}, "runner": {"total_steps": 4}},
+    config_sha256="1" * 64,
+    metric="acc",
+    higher_is_better=True,
+    unit=100,
+    dev="dev",
+    test="test",
+    device="cpu",
+)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    folder = tmp_path / "points" / "p"
-    write_json(folder / "point.json", SETTINGS)
+    folder = tmp_path / "points" / JOB.name
+    JOB.save(folder)
+    assert Job.load(folder) == JOB
     return folder
 
 
@@ -59,9 +69,9 @@ def test_how_a_point_ended(code, state, words, folder, tmp_path, monkeypatch):
     shell = tmp_path / "shell"
     shell.write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path}/process.py\n")
     shell.chmod(0o755)
-    monkeypatch.setattr(point.sys, "executable", str(shell))
-    assert point.run_point(folder, None, 1, None) == state
-    rows = Results(tmp_path).rows()
+    monkeypatch.setattr(process.sys, "executable", str(shell))
+    assert process.run_point(folder, None, 1, None) == state
+    rows = list(collect(tmp_path).values())
     assert [row["error"] for row in rows] == ([] if words is None else [words])
     for row in rows:
         assert row["state"] == "failed" and row["duration_s"] > 0 and row["finished"] and row["versions"]["torch"]
@@ -73,23 +83,23 @@ def test_a_full_disk_is_not_the_points_failure(folder, monkeypatch, capsys):
     def call(arguments):
         raise DiskFull(28, "No space left on device", "/full/states-2.ckpt")
 
-    monkeypatch.setattr(work, "call", call)
-    assert work.main([str(folder)]) == 74
+    monkeypatch.setattr(worker, "run_downstream", call)
+    assert worker.main([str(folder)]) == 74
     said = capsys.readouterr().err
     assert said.startswith("s3prl-ofa run_downstream: error: /full/states-2.ckpt: no room") and said.count("\n") == 1
 
 
 def test_a_job_whose_grid_has_gone(tmp_path):
     """A job that waited in a queue while the grid became another one runs nothing."""
-    assert point.run_point(tmp_path / "points" / "p", None, 1, None) == "killed"
-    assert not Results(tmp_path).rows()
+    assert process.run_point(tmp_path / "points" / "p", None, 1, None) == "killed"
+    assert not collect(tmp_path)
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_a_row_does_not_depend_on_a_kill_after_training(interrupted, folder, monkeypatch):
     """Memory and duration are those of training and evaluation, in one process or in two."""
     clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr(work.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(worker.time, "monotonic", lambda: float(next(clock)))
     memory = {"train": 900.0, "dev": 300.0, "test": 200.0}
     (folder / "experiment").mkdir()
     (folder / "run.log").touch()
@@ -101,18 +111,20 @@ def test_a_row_does_not_depend_on_a_kill_after_training(interrupted, folder, mon
             calls.append(split)
             raise KeyboardInterrupt
         calls.append(split)
-        found = {key: 1.0 for key in work.COPIED} | {"frames": 10, "options": {"repeat": 1}, "scores": {"acc": 0.5}}
+        found = {"device": "x", "frames": 10, "options": {"repeat": 1}, "scores": {"acc": 0.5, "loss": 2.0}}
         path = folder / "experiment" / f"measured_{split}.json"
         path.write_text(json.dumps({**found, "peak_memory_mb": memory[split]}))
 
-    monkeypatch.setattr(work, "call", call)
+    monkeypatch.setattr(worker, "run_downstream", call)
     if interrupted:
         with pytest.raises(KeyboardInterrupt):
-            work.work(folder, SETTINGS, [])
-    work.work(folder, SETTINGS, [])
+            worker.work(folder, JOB, [])
+    worker.work(folder, JOB, [])
     assert calls == ["train", *["dev"] * interrupted, "dev", "test"]
     row = json.loads((folder / "result.json").read_text())
-    assert row["peak_memory_mb"] == 900.0 and row["duration_s"] == 20.0
+    assert row["peak_memory_mb"] == 900.0 and row["duration_s"] == 20.0 and row["score"] == 0.5
+    worker.work(folder, dataclasses.replace(JOB, metric="loss"), [])  # whose metric was a slip
+    assert json.loads((folder / "result.json").read_text())["score"] == 2.0 and calls[-1] == "test"
 
 
 @pytest.mark.parametrize(("executor", "ends"), [("local", True), ("slurm", False)])
@@ -125,11 +137,11 @@ def test_sigterm_within_a_job(executor, ends, monkeypatch):
         return "finished"
 
     monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
-    monkeypatch.setattr(point, "run_point", run_point)
+    monkeypatch.setattr(process, "run_point", run_point)
     before = signal.signal(signal.SIGTERM, lambda *arguments: heard.append(arguments))
     try:
         with pytest.raises(Terminated) if ends else contextlib.nullcontext():
-            assert point.PointRun()("folder", None, 1) == "finished"
+            assert process.PointRun()("folder", None, 1) == "finished"
         assert len(heard) == (not ends)
         os.kill(os.getpid(), signal.SIGTERM)
         assert len(heard) == 1 + (not ends)
@@ -142,7 +154,7 @@ def test_a_workstation_has_no_time_limit(tmp_path):
     assert Launcher(Executor(hours=0.001), tmp_path).executor.parameters["timeout_min"] > 60 * 24 * 365
 
 
-class Job:
+class EndedJob:
     """What submitit gives for a job that ended with an error."""
 
     def __init__(self, error: Exception) -> None:
@@ -162,7 +174,7 @@ def test_what_kept_a_process_from_telling_its_end():
         f"OSError: disk gone\n\n{rule}\nYou can check full logs with 'job.stderr(0)' and 'job.stdout(0)'"
         "or at paths:\n  - /a/0_log.err\n  - /a/0_log.out"
     )
-    assert ended("p", Job(FailedJobError(text))) == Ended("p", "failed", "OSError: disk gone")
+    assert ended("p", EndedJob(FailedJobError(text))) == Ended("p", "failed", "OSError: disk gone")
     silent = UncompletedJobError("Job 7 (task: 0) has not produced any output\n  - /a/0_log.err")
-    assert ended("p", Job(silent)) == Ended("p", "killed")
-    assert ended("p", Job(ValueError(""))) == Ended("p", "failed", "ValueError")
+    assert ended("p", EndedJob(silent)) == Ended("p", "killed")
+    assert ended("p", EndedJob(ValueError(""))) == Ended("p", "failed", "ValueError")

@@ -13,8 +13,8 @@ from sweep_rows import grid_rows, row, write_sweep
 from s3prl_ofa import cli
 from s3prl_ofa.sweep.report.aggregation import summarize
 from s3prl_ofa.sweep.report.plots import PLOTS, draw_all
-from s3prl_ofa.sweep.report.tables import markdown, overview, reach_rows
-from s3prl_ofa.sweep.results import Results
+from s3prl_ofa.sweep.report.tables import markdown, overview
+from s3prl_ofa.sweep.results import collect
 
 CAPTIONS = {plot.stem: plot.caption for plot in PLOTS}
 STEMS = ("score_frame_period", "score_macs", "score_speed")
@@ -46,7 +46,7 @@ def test_files(sweep, capsys):
     with (out / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 9 * 2 + 1 and rows[0]["scores.wer"] == rows[0]["score"]
-    assert float(rows[0]["score"]) == Results(sweep).rows()[0]["score"]
+    assert float(rows[0]["score"]) == next(iter(collect(sweep).values()))["score"]
     for stem in STEMS:
         assert (out / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
         ElementTree.parse(out / f"{stem}.svg")
@@ -77,10 +77,9 @@ def test_overview(tmp_path):
     """A row a rate and a column a task, by kind and period; what a task does not have is empty, and frames that CTC had
     to see more than once are marked."""
     rows = [row("sid", "lambd", lambd, seed, score=0.6) for lambd in (0.0, 1.0) for seed in (1, 2)]
-    auto = {"asked_repeat": "auto"}
-    rows += [row("pr", "lambd", lambd, 1, score=0.2, **auto) for lambd in (0.0, 0.5)]
-    rows += [row("pr", "lambd", 1.0, 1, score=0.4, repeat=2, **auto), row("pr", None, None, 1, "mfcc", score=0.9)]
-    rows += [row("pr", "lambd", 1.0, 1, score=0.5, point="once"), row("sid", "pool", 2, 1, score=0.7)]
+    rows += [row("pr", "lambd", lambd, 1, score=0.2) for lambd in (0.0, 0.5)]
+    rows += [row("pr", "lambd", 1.0, 1, score=0.4, repeat=2), row("pr", None, None, 1, "mfcc", score=0.9)]
+    rows += [row("pr", "lambd", 1.0, 1, score=0.5, asked_repeat=1, point="once"), row("sid", "pool", 2, 1, score=0.7)]
     header, found = overview(summarize(write_sweep(tmp_path, rows), 0.05))
     assert header == ["rate", "frame period (ms)", "GMACs / s", "sid, accuracy (%)", "pr, PER (%)"]
     assert [(line[0], *line[-2:]) for line in found] == [
@@ -96,14 +95,15 @@ def test_overview(tmp_path):
 def test_mean_and_spread_over_seeds(sweep):
     """Score: mean and sample standard deviation over seeds, in percent; curves by frame period."""
     summary = summarize(sweep, 0.05)
-    setting = next(item for item in summary.of_task("sid") if item.value == 0.5)
+    sid = [setting for setting in summary.settings.itertuples() if setting.task == "sid"]
+    setting = next(item for item in sid if item.value == 0.5)
     scores = [100 * row("sid", "lambd", 0.5, seed)["score"] for seed in (1, 2)]
-    assert setting.score.mean == pytest.approx(sum(scores) / 2)
-    assert setting.score.deviation == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
-    assert setting.seeds == (1, 2) and setting.gmacs.mean == pytest.approx(0.9 + 1.6 * 20.1 / 32.3)
-    kinds = [(item.kind, item.frame_period_ms.mean) for item in summary.of_task("sid")]
+    assert setting.score == pytest.approx(sum(scores) / 2)
+    assert setting.deviation == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
+    assert setting.seeds == (1, 2) and setting.gmacs == pytest.approx(0.9 + 1.6 * 20.1 / 32.3)
+    kinds = [(item.kind, item.frame_period_ms) for item in sid]
     assert kinds == sorted(kinds, key=lambda item: ("variable pooling baseline".index(item[0]), item[1]))
-    assert [item.label for item in summary.of_task("sid")][4:] == ["lambd 1", "pool 2", "pool 3", "pool 4", "mfcc"]
+    assert [item.label for item in sid][4:] == ["lambd 1", "pool 2", "pool 3", "pool 4", "mfcc"]
 
 
 @pytest.mark.parametrize(("task", "best"), [("asr", 0.001), ("sid", 0.1)])
@@ -116,7 +116,7 @@ def test_learning_rate_is_chosen_on_dev(task, best, tmp_path):
     ]
     # run once, and lucky
     rows.append(row(task, "lambd", 0.0, 1, point="lucky", learning_rate=9.0, dev_score={"asr": 0.0, "sid": 1.0}[task]))
-    (setting,) = summarize(write_sweep(tmp_path, rows), 0.05).settings
+    (setting,) = summarize(write_sweep(tmp_path, rows), 0.05).settings.itertuples()
     assert (setting.learning_rate, setting.tried_rates, setting.seeds) == (best, 3, (1, 2))
 
 
@@ -147,12 +147,12 @@ def test_errors_may_grow(tmp_path):
 
 
 def test_curves_of_one_model_are_told_apart(tmp_path):
-    """Frames and repeats of which a task has several are named in its sentences, and only there."""
+    """Frames and repeats that are not the task's default are named in its sentences."""
     kinds = ({"frames": "upsampled"}, {"asked_repeat": 1}, {"asked_repeat": 2})
     rows = [row("pr", "lambd", lambd, 1, **kind, point=f"{lambd}{kind}") for lambd in (0.0, 0.5) for kind in kinds]
     rows.append(row("sid", "lambd", 0.0, 1))
-    found = {model for _, model, _ in reach_rows(summarize(write_sweep(tmp_path, rows), 0.05))}
-    assert found == {"tiny, upsampled", "tiny, native, repeat 1", "tiny, native, repeat 2", "tiny"}
+    found = [reach.curve for reach in summarize(write_sweep(tmp_path, rows), 0.05).reaches]
+    assert found == ["pr, tiny, repeat 1", "pr, tiny, repeat 2", "pr, tiny, upsampled", "sid, tiny"]
 
 
 def test_learnt_rates_alone(tmp_path, capsys):
@@ -238,7 +238,7 @@ def test_published_results():
 def test_published_rates_that_were_learnt():
     """So is the README's table of learnt rates."""
     readme = (ROOT / "README.md").read_text()
-    for found in Results(ROOT / "benchmarks" / "results" / "mini_librispeech" / "adaptive").rows():
+    for found in collect(ROOT / "benchmarks" / "results" / "mini_librispeech" / "adaptive").values():
         score = f"{'PER' if found['task'] == 'pr' else 'accuracy'} {100 * found['score']:.1f}%"
         if found["seed"] != 1:
             assert f"{found['frame_period_ms']:.1f} ms, {score}" in readme

@@ -6,13 +6,14 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 
+import pandas
 import pytest
 from sweep_rows import row, write_sweep
 
 from s3prl_ofa import cli
 from s3prl_ofa.sweep.report.aggregation import summarize
 from s3prl_ofa.sweep.report.rows import NEEDED, NULLABLE
-from s3prl_ofa.sweep.results import Results
+from s3prl_ofa.sweep.results import collect
 
 GOOD = [row("sid", "lambd", lambd, seed) for lambd in (0.0, 0.5, 1.0) for seed in (1, 2)]
 BAD = row("sid", "lambd", 0.75, 1, point="bad")
@@ -56,7 +57,7 @@ def test_rows_that_cannot_be_used(tmp_path, capsys):
             assert f"{name} (line {number}): {text}" in told
         assert f"6 of {6 + len(bad)} points are finished, {len(bad)} without a result yet" in told
         assert f"results.jsonl has {len(bad)} faults" in told
-    assert summarize(folder, 0.05).settings == without.settings
+    pandas.testing.assert_frame_equal(summarize(folder, 0.05).settings, without.settings)
 
 
 def test_missing_fields(tmp_path, capsys):
@@ -86,7 +87,7 @@ def test_measurements_that_cannot_be_used(tmp_path, capsys):
         for number, (_, text) in enumerate(MEASURED):
             assert f"bad{number} (line {number + 7}): {text}" in html.unescape(told)
         assert "12 of 12 points are finished" in told
-    found = {setting.value: setting.seeds for setting in summarize(folder, 0.05).settings}
+    found = {setting.value: setting.seeds for setting in summarize(folder, 0.05).settings.itertuples()}
     assert {0.75, 0.5} <= found.keys()
 
 
@@ -117,7 +118,7 @@ def test_lines_that_are_no_rows(tmp_path, capsys):
         for number in range(7, 12):
             assert f"results.jsonl, line {number}: not a row of a sweep" in told
         assert "6 of 6 points are finished, results.jsonl has 5 faults" in told
-    assert len(Results(folder).rows()) == 6
+    assert len(collect(folder)) == 6
 
 
 def test_rows_that_are_there_twice(tmp_path, capsys):

@@ -15,7 +15,7 @@ from paths import ROOT
 
 from s3prl_ofa import cli
 from s3prl_ofa.io.locks import locked
-from s3prl_ofa.sweep.results import Results
+from s3prl_ofa.sweep.results import collect, numbered_lines
 from s3prl_ofa.sweep.run.command import SWEEP_LOCK
 
 CKPT = str(ROOT / "tests" / "golden" / "ref_tiny.pt")
@@ -92,9 +92,10 @@ def left_of(group: int) -> list[str]:
 
 
 def points(out: pathlib.Path) -> dict[str, dict]:
-    rows = Results(out).rows()
-    assert len({row["point"] for row in rows}) == len(rows)
-    return {row["point"]: row for row in rows}
+    """The rows of results.jsonl by point, without the hash of its name; no row is there twice."""
+    rows = [row for _, row in numbered_lines(out)]
+    assert {row["point"]: row for row in rows} == collect(out) and len(rows) == len(collect(out))
+    return {row["point"].rpartition("-")[0]: row for row in rows}
 
 
 def same_of_any_run(rows: dict[str, dict]) -> dict[str, dict]:
@@ -123,14 +124,14 @@ def test_rows(undisturbed):
     assert slow["frame_period_ms"] == pytest.approx(20.1, abs=0.1)
     assert fast["frame_period_ms"] == pytest.approx(79.7, abs=3)
     assert slow["frame_count"] > 3 * fast["frame_count"] and slow["macs_per_second"] > fast["macs_per_second"]
-    assert {path.name for path in (undisturbed / "points").iterdir()} == rows.keys()
+    assert {path.name for path in (undisturbed / "points").iterdir()} == {row["point"] for row in rows.values()}
 
 
 def test_finished_points_are_not_run_again(undisturbed, capsys):
-    """The same sweep again has nothing to do and changes nothing; a row that got lost comes back."""
+    """The same sweep again has nothing to do and changes nothing; a row that got lost, or was cut off, comes back."""
     text = (undisturbed / "results.jsonl").read_bytes()
     logs = {path: path.stat().st_mtime_ns for path in undisturbed.glob("points/*/run.log")}
-    for lost in (b"", text.splitlines(keepends=True)[0]):
+    for lost in (b"", text.splitlines(keepends=True)[0], text[:100]):
         (undisturbed / "results.jsonl").write_bytes(text.removeprefix(lost))
         assert cli.main(["sweep", str(undisturbed.with_suffix(".yaml")), "--out", str(undisturbed)]) == 0
         assert sorted((undisturbed / "results.jsonl").read_bytes().splitlines()) == sorted(text.splitlines())
@@ -141,24 +142,25 @@ def test_finished_points_are_not_run_again(undisturbed, capsys):
 KILLS = (
     "states-4.ckpt before all",  # in training, in the middle of an epoch
     "measured_test.json before others",  # the point goes on alone, and the next sweep waits for it
-    "results.jsonl half all",  # of the second point's row
+    "results.jsonl before all",  # with the point's result
 )
 
 
 def test_killed_and_the_same(voices, undisturbed, tmp_path):
     """Killed with SIGKILL in training, in evaluation and in the middle of writing a row, and started again each time, a
-    sweep ends with the rows of the one that was not disturbed: same scores, none lost, none twice."""
+    sweep ends with the row of the one that was not disturbed: the same scores, not lost, not twice."""
     out = tmp_path / "sweep"
-    for kill in KILLS:
-        status, said = start(grid_of(voices), out, kill)
+    grid = grid_of(voices, rates={"lambd": 1})
+    for number, kill in enumerate(KILLS):
+        if number == 2:
+            (out / "results.jsonl").unlink()  # which the sweep writes at its start too
+        status, said = start(grid, out, kill)
         assert status == -signal.SIGKILL, said
-    assert not (out / "results.jsonl").read_bytes().endswith(b"\n")
-    status, said = start(grid_of(voices), out)
-    assert status == 0 and "2 of 2 points are finished" in said
-    found = points(out)
-    assert same_of_any_run(found) == same_of_any_run(points(undisturbed))
-    # the first point was trained in two goes, the second in one
-    assert [found[name]["attempts"] for name in sorted(found)] == [2, 1]
+    status, said = start(grid, out)
+    assert status == 0 and "1 of 1 points are finished" in said
+    found, expected = same_of_any_run(points(out)), same_of_any_run(points(undisturbed))
+    assert found == {name: expected[name] for name in ["sid_tiny_lambd1_seed1"]}
+    assert points(out)["sid_tiny_lambd1_seed1"]["attempts"] == 2  # it was trained in two goes
 
 
 @pytest.mark.slow
@@ -216,16 +218,6 @@ def test_no_folder(voices, tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_other_settings_in_the_same_folder(voices, undisturbed, tmp_path, capsys):
-    """A folder never holds a mixture: what a point was run with must be what the grid says."""
-    grid = grid_of(voices)
-    grid["tasks"]["sid"]["steps"] = 12
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
-    assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--out", str(undisturbed)]) == 2
-    said = capsys.readouterr().err
-    assert "config.runner.total_steps: 6, now 12" in said and "--out" in said
-
-
 def test_failed_and_tried_again(voices, tmp_path, capsys):
     """A point that fails is listed with the end of its log and status 1, is left alone the next time, and --retry runs
     it again; its row is then replaced. In this process, with submitit's debug executor."""
@@ -240,25 +232,13 @@ def test_failed_and_tried_again(voices, tmp_path, capsys):
         assert cli.main(command) == 1
         printed = capsys.readouterr().out
         assert "0 of 1 points are finished" in printed and "--retry" in printed
-        assert "sid_tiny_lambd1_seed1 failed: status 2" in printed and "lists files that are not in" in printed
         (row,) = points(tmp_path / "out").values()
+        assert f"{row['point']} failed: status 2" in printed and "lists files that are not in" in printed
         assert row["state"] == "failed" and row["log"] and row["value"] == 1
-    log = tmp_path / "out" / "points" / "sid_tiny_lambd1_seed1" / "run.log"
+    log = tmp_path / "out" / "points" / row["point"] / "run.log"
     assert log.read_text().count("$ s3prl-ofa run_downstream") == 1
     (tmp_path / "hidden").rename(hidden)
     assert cli.main([*command, "--retry"]) == 0
     (row,) = points(tmp_path / "out").values()
     assert row["state"] == "finished" and row["attempts"] == 2
     assert "1 of 1 points are finished" in capsys.readouterr().out
-
-
-def test_dry_run(voices, tmp_path, monkeypatch, capsys):
-    """The points, their number and an estimate; nothing is written where the sweep would be."""
-    monkeypatch.chdir(tmp_path)
-    pathlib.Path("my.yaml").write_text(yaml.safe_dump(grid_of(voices, seeds=[1, 2])))
-    assert cli.main(["sweep", "my.yaml", "--dry-run"]) == 0
-    printed = capsys.readouterr().out
-    assert "sid_tiny_lambd0_seed1\nsid_tiny_lambd1_seed1\nsid_tiny_lambd0_seed2\n" in printed
-    assert "4 points, 0 of them finished" in printed and "sid: 4 points of about " in printed
-    assert "in all, if every rate costs what the slowest does" in printed
-    assert [path.name for path in tmp_path.iterdir()] == ["my.yaml"]

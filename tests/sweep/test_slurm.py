@@ -10,8 +10,8 @@ from submitit import SlurmJob
 
 from s3prl_ofa import cli
 from s3prl_ofa.sweep.grid.schema import Executor
-from s3prl_ofa.sweep.results import Results
-from s3prl_ofa.sweep.run import launcher as launch
+from s3prl_ofa.sweep.results import collect
+from s3prl_ofa.sweep.run import launcher
 
 ROOT = pathlib.Path(cli.__file__).parent
 DATARC = "downstream_expert.datarc"
@@ -59,7 +59,7 @@ def cluster(tmp_path, monkeypatch):
         path.chmod(0o755)
     monkeypatch.setenv("CLUSTER", str(folder))
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    monkeypatch.setitem(launch.POLL_SECONDS, "slurm", 0.2)
+    monkeypatch.setitem(launcher.POLL_SECONDS, "slurm", 0.2)
     return folder
 
 
@@ -81,8 +81,8 @@ def test_a_sweep(cluster, tmp_path, capsys):
     path, out = tmp_path / "grid.yaml", tmp_path / "out"
     path.write_text(yaml.safe_dump(grid))
     assert cli.main(["sweep", str(path), "--out", str(out)]) == 0, capsys.readouterr()
-    (row,) = Results(out).rows()
-    assert row["point"] == "sid_tiny_lambd1_seed1" and row["state"] == "finished"
+    (row,) = collect(out).values()
+    assert row["point"].startswith("sid_tiny_lambd1_seed1-") and row["state"] == "finished"
     script = (cluster / "7.sh").read_text()
     wanted = ("--partition=gpu", "--time=120", "--gpus-per-node=1", "--cpus-per-task=1", "--mem=20GB")
     assert all(line in script for line in wanted), script
@@ -95,8 +95,8 @@ def test_a_job_that_ends_without_a_word(cluster, tmp_path, monkeypatch, capsys):
     """A node that dies leaves no result: the point is told as killed, and goes on with the same command."""
     monkeypatch.setattr(SlurmJob, "_results_timeout_s", 1)
     (cluster / "srun").write_text("#!/bin/bash\nkill -9 $PPID\n")
-    launcher = launch.Launcher(Executor(kind="slurm", cpus=2), tmp_path)
-    assert launcher.parallel == 64 and launcher.gpu[0] is None and launcher.threads == 2
+    runner = launcher.Launcher(Executor(kind="slurm", cpus=2), tmp_path)
+    assert runner.parallel == 64 and runner.gpu[0] is None and runner.threads == 2
     (tmp_path / "points" / "p").mkdir(parents=True)
-    (found,) = launcher.run({"p": tmp_path / "points" / "p"}, started=print)
-    assert found == launch.Ended("p", "killed")
+    (found,) = runner.run({"p": tmp_path / "points" / "p"}, started=print)
+    assert found == launcher.Ended("p", "killed")

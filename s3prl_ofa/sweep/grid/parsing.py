@@ -1,96 +1,46 @@
-"""Grids from YAML files and back.
+"""From a grid file to its points. What is wrong with the file alone is a UsageError here, one sentence that begins with
+the key, as in ``tasks.asr.repeat``; what needs checkpoints, data or S3PRL is checked in validation.py."""
 
-Everything that the file alone tells to be wrong is a UsageError here, one sentence that begins with the key, as in
-``tasks.asr.repeat``. What needs files, checkpoints or S3PRL is checked in check.py.
-"""
-
-import dataclasses
-import math
+import itertools
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import yaml
+from pydantic import ValidationError
 
 from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
-from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, FRAMES, NATIVE, RateOptions, real, whole
+from s3prl_ofa.errors import UsageError, shown
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE
 from s3prl_ofa.superb.upstream.task_frames import refusal, usual_frames
-from s3prl_ofa.sweep.grid.schema import (
-    AUTO,
-    DATA,
-    KINDS,
-    KNOWN,
-    LOWER_IS_BETTER,
-    RATES,
-    Axes,
-    Baseline,
-    Executor,
-    Grid,
-    Rates,
-    Task,
-    usual_repeat,
-)
-
-AXES = tuple(field.name for field in dataclasses.fields(Axes))
-TASK_KEYS = tuple(field.name for field in dataclasses.fields(Task) if field.name not in ("name", "axes"))
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")  # of a checkpoint, baseline or task: a part of a folder's name
-UNSET: Any = object()
-Convert = Callable[[Any], Any]  # raises ValueError with what was expected and found
+from s3prl_ofa.sweep.grid.schema import UNKNOWN_KEY, Grid, Rates, Task
+from s3prl_ofa.sweep.job import OFA, Point, usual_repeat
 
 
-class Section:
-    """A mapping of the file whose keys are known; ``where`` is its own key, empty for the whole file."""
+class Known(NamedTuple):
+    """What is known of a task. unit: what turns its scores into percent."""
 
-    def __init__(self, value: Any, where: str, keys: tuple[str, ...]) -> None:
-        self.where = where
-        if not isinstance(value, Mapping):
-            raise UsageError(f"{where or 'the grid'} must be a mapping of {', '.join(keys)}, found {value!r}")
-        self.values = dict(value)
-        for key in self.values:
-            if key not in keys:
-                raise UsageError(f"{self.key(key)} is no key of a grid; choices here: {', '.join(keys)}")
+    metric: str
+    higher_is_better: bool
+    dev: str
+    test: str
+    unit: float
 
-    def key(self, name: Any) -> str:
-        return f"{self.where}.{name}" if self.where else str(name)
 
-    def get(self, name: str, convert: Convert, default: Any = UNSET) -> Any:
-        """The value, converted; the default where the key is missing or empty."""
-        value = self.values.get(name)
-        if value is None:
-            if name in self.values and default is UNSET or default is UNSET:
-                raise UsageError(f"{self.key(name)} is missing")
-            return default
-        return self.converted(self.key(name), convert, value)
-
-    @staticmethod
-    def converted(key: str, convert: Convert, value: Any) -> Any:
-        try:
-            return convert(value)
-        except UsageError:
-            raise  # it names its key already
-        except ValueError as error:
-            raise UsageError(f"{key}: {error}") from None
-
-    def list(self, name: str, convert: Convert, default: Any = UNSET) -> tuple[Any, ...]:
-        """The values of a list, or of the one value in its place; none twice, and at least one."""
-        value = self.values.get(name)
-        if value is None and name not in self.values and default is not UNSET:
-            return default
-        items = value if isinstance(value, list) else [value]
-        if not items or value is None:
-            raise UsageError(f"{self.key(name)} is an empty list; leave it out or give at least one value")
-        found = [self.converted(self.key(name), convert, item) for item in items]
-        for index, item in enumerate(found):
-            if item in found[:index]:
-                raise UsageError(f"{self.key(name)} holds {item} twice; each point of a grid is run once")
-        return tuple(found)
+KNOWN = {
+    "asr": Known("wer", False, "dev-clean", "test-clean", 1),
+    "pr": Known("per", False, "dev", "test", 100),
+    "sid": Known("acc", True, "dev", "test", 100),
+}
+# words that make a metric an error
+LOWER_IS_BETTER = frozenset(("wer", "cer", "uer", "eer", "der", "mindcf", "loss", "nll", "ppl", "perplexity"))
+LOWER_IS_BETTER |= {"mse", "rmse", "mae", "mcd", "error", "errors", "err"}
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """YAML without a key that is there twice, of which PyYAML would take the last one without a word."""
+    """YAML that refuses a key given twice, of which PyYAML would silently take the last one."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -103,7 +53,7 @@ class UniqueKeys(yaml.SafeLoader):
 
 
 def read_grid(path: str | os.PathLike) -> Grid:
-    """The grid in a YAML file. Paths in it stay as they are; check.py makes them absolute."""
+    """The grid in a YAML file. Paths in it stay as they are; validation.py makes them absolute."""
     path = pathlib.Path(path)
     try:
         loaded = read_yaml(path.read_text("utf-8"), UniqueKeys)
@@ -118,95 +68,86 @@ def read_grid(path: str | os.PathLike) -> Grid:
 
 
 def grid_from(loaded: Any) -> Grid:
-    """The grid in what YAML gave."""
-    own = ("checkpoints", "tasks", "baselines", "data", "executor", "device", "mini", "out", "cache_gb")
-    section = Section(loaded, "", (*own, *AXES))
-    checkpoints = section.get("checkpoints", named_paths, {})
-    baselines = section.list("baselines", baseline, ())
-    if not checkpoints and not baselines:
+    """The grid in what YAML gave, with every setting of its tasks filled in."""
+    try:
+        grid = Grid.model_validate(loaded)
+    except ValidationError as error:
+        raise UsageError(sentence(error)) from None
+    if not grid.checkpoints and not grid.baselines:
         raise UsageError("checkpoints: give at least one, as NAME: PATH, or one of baselines")
-    taken = [*checkpoints, *(item.name for item in baselines)]
+    taken = [*grid.checkpoints, *(baseline.name for baseline in grid.baselines)]
     for name in taken:
         if taken.count(name) > 1:
-            raise UsageError(f"baselines: the name {name} is taken twice; give one a name of its own")
-    if checkpoints and "rates" not in section.values and not all_tasks_have_rates(section.values.get("tasks")):
-        raise UsageError(f"rates is missing: a mapping of {', '.join(RATES)}")
-    grid = Grid(
-        checkpoints=checkpoints,
-        tasks={},
-        baselines=baselines,
-        data=section.get("data", data, {}),
-        executor=section.get("executor", executor, Executor()),
-        device=section.get("device", text, "cuda"),
-        out=section.get("out", text, None),
-        cache_gb=section.get("cache_gb", positive, None),
-    )
-    mini = section.get("mini", boolean, False)
-    tasks = section.get("tasks", task_names)
-    read = {name: task_from(name, settings or {}, section, mini) for name, settings in tasks.items()}
-    return dataclasses.replace(grid, tasks=read)
+            raise UsageError(f"baselines: the name {name} is taken twice; give one another name")
+    return grid.model_copy(update={"tasks": {name: filled(name, task, grid) for name, task in grid.tasks.items()}})
 
 
-def all_tasks_have_rates(tasks: Any) -> bool:
-    settings = list(tasks.values()) if isinstance(tasks, Mapping) else []
-    return bool(settings) and all(isinstance(own, Mapping) and "rates" in own for own in settings)
+def sentence(error: ValidationError) -> str:
+    """The first of pydantic's errors, by its key."""
+    first = error.errors(include_url=False)[0]
+    context = first.get("ctx", {})
+    keys = [part for part in first["loc"] if isinstance(part, str) and part != "[key]"]
+    if first["type"] == UNKNOWN_KEY:
+        return f"{'.'.join([*keys, context['key']])} {first['msg']}"
+    key = ".".join(keys) or "the grid"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    if "error" in context:
+        return f"{key}: {context['error']}"
+    return f"{key} {re.sub('^[A-Z][a-z]+ ', '', first['msg'])}, found {shown(first['input'])}"  # Input should be ...
 
 
-def task_from(name: str, settings: Any, grid: Section, mini: bool) -> Task:
-    """One task, with the grid's axes where it has none of its own."""
-    section = Section(settings, f"tasks.{name}", (*TASK_KEYS, *AXES))
+def filled(name: str, task: Task, grid: Grid) -> Task:
+    """The task with the grid's axes, or the default ones, in place of what it does not give."""
     known = KNOWN.get(name)
-    config = section.get("config", text, None)
-    if known is None and config is None:
-        raise UsageError(f"tasks.{name}.config is missing; only {', '.join(KNOWN)} come with one")
-    metric = section.get("metric", text, known.metric if known else UNSET)
-    higher = known.higher_is_better if known and metric == known.metric else not is_error(metric)
-
-    def axis(key: str, convert: Convert, default: Any) -> tuple[Any, ...]:
-        return (section if key in section.values else grid).list(key, convert, default)
-
-    def rates_of(own: Section) -> Rates:
-        return rates(own.values.get("rates"), own.key("rates"))
-
-    axes = Axes(
-        rates=rates_of(section) if "rates" in section.values else rates_of(grid) if "rates" in grid.values else Rates(),
-        frames=axis("frames", one_of(FRAMES), (usual_frames(name),)),
-        repeat=axis("repeat", repeat, (usual_repeat(name),)),
-        learning_rates=axis("learning_rates", positive, (None,)),
-        seeds=axis("seeds", seed, (1,)),
-        lambd_starts=axis("lambd_starts", lambd_in_range, (None,)),
-    )
-    if reason := refusal(name):
-        if NATIVE in axes.frames:
-            raise UsageError(f"{(section if 'frames' in section.values else grid).key('frames')}: {reason}")
-        if "repeat" in section.values and axes.repeat != (1,):
-            raise UsageError(f"{section.key('repeat')}: {reason}, whose repeat is 1")
-        axes = dataclasses.replace(axes, repeat=(1,))
-    if axes.lambd_starts != (None,) and not axes.rates.adaptive:
-        key = section.key if "lambd_starts" in section.values else grid.key
-        raise UsageError(f"{key('lambd_starts')} is for adaptive rates, and {name} has none")
-    lambd_max = section.get("lambd_max", lambd_above_0, None)
-    if lambd_max is not None and not axes.rates.adaptive:
-        raise UsageError(f"{section.key('lambd_max')} is for adaptive rates, and {name} has none")
-    late = [start for start in axes.lambd_starts if None not in (start, lambd_max) and start > lambd_max]
-    if late:
-        raise UsageError(f"{section.key('lambd_max')} is {lambd_max:g}, and of lambd_starts {late[0]:g} is above it")
-    task = Task(
-        name=name,
-        axes=axes,
-        config=config,
-        mini=section.get("mini", boolean, mini),
-        steps=section.get("steps", at_least_one, None),
-        overrides=section.get("overrides", overrides, {}),
-        metric=metric,
-        higher_is_better=section.get("higher_is_better", boolean, higher),
-        lambd_max=lambd_max,
-        dev=section.get("dev", text, known.dev if known else None),
-        test=section.get("test", text, known.test if known else "test"),
-    )
-    if len(axes.learning_rates) > 1 and task.dev is None:
-        raise UsageError(f"tasks.{name}.dev is missing: the split on which the best of learning_rates is chosen")
+    for key in () if known else ("config", "metric"):
+        if getattr(task, key) is None:
+            raise UsageError(f"tasks.{name}.{key} is missing; only {', '.join(KNOWN)} come with one")
+    metric = task.metric or known.metric
+    is_usual = known is not None and metric == known.metric
+    defaults = {
+        "rates": Rates(),
+        "frames": (usual_frames(name),),
+        "repeat": (usual_repeat(name),),
+        "learning_rates": (None,),
+        "lambd_starts": (None,),
+        "seeds": (1,),
+        "mini": False,
+        "metric": metric,
+        "higher_is_better": known.higher_is_better if is_usual else not is_error(metric),
+        "dev": known and known.dev,
+        "test": known.test if known else "test",
+    }
+    filled_in = {
+        key: next((value for layer in (task, grid) if (value := getattr(layer, key, None)) is not None), default)
+        for key, default in defaults.items()
+    }
+    own = task.model_fields_set
+    if refusal(name) and "repeat" not in own:
+        filled_in["repeat"] = (1,)
+    task = task.model_copy(update=filled_in)
+    check_task(name, task, lambda key: f"tasks.{name}.{key}" if key in own else key)
+    if grid.checkpoints and not task.rates.pairs():
+        key = f"tasks.{name}.rates" if "rates" in own else "rates"
+        raise UsageError(f"{key} is missing: at least one of {', '.join(Rates.model_fields)} is expected")
     return task
+
+
+def check_task(name: str, task: Task, key: Callable[[str], str]) -> None:
+    """Raises UsageError for settings of a task that do not fit together. key: where the file gives a setting."""
+    if reason := refusal(name):
+        if NATIVE in task.frames:
+            raise UsageError(f"{key('frames')}: {reason}")
+        if task.repeat != (1,):
+            raise UsageError(f"{key('repeat')}: {reason}, whose repeat is 1")
+    for setting, default in () if task.rates.adaptive else (("lambd_starts", (None,)), ("lambd_max", None)):
+        if getattr(task, setting) != default:
+            raise UsageError(f"{key(setting)} is for adaptive rates, and {name} has none")
+    late = [start for start in task.lambd_starts if None not in (start, task.lambd_max) and start > task.lambd_max]
+    if late:
+        raise UsageError(f"{key('lambd_max')} is {task.lambd_max:g}, and of lambd_starts {late[0]:g} is above it")
+    if len(task.learning_rates) > 1 and task.dev is None:
+        raise UsageError(f"tasks.{name}.dev is missing: the split on which the best of learning_rates is chosen")
 
 
 def is_error(metric: str) -> bool:
@@ -215,180 +156,23 @@ def is_error(metric: str) -> bool:
     return words[-1:] == ["per"] or not LOWER_IS_BETTER.isdisjoint(words)  # per is also a word of its own
 
 
-def rates(value: Any, where: str) -> Rates:
-    """lambd, frame_period_ms, pool and adaptive, each one value or a list."""
-    adaptive = (
-        f"{where}: an adaptive lambd is given by the weight of the frame rate in its loss, as {{{ADAPTIVE}: 0.1}}"
-    )
-    if ADAPTIVE in (value if isinstance(value, list) else [value]):
-        raise UsageError(adaptive)
-    section = Section(value, where, RATES)
-    if not section.values:
-        raise UsageError(f"{where} is empty; give at least one of {', '.join(RATES)}")
-
-    def checked(key: str) -> Convert:
-        def convert(item: Any) -> float:
-            if item == ADAPTIVE:
-                raise UsageError(adaptive)
-            return getattr(RateOptions(**{key: item}), key)
-
-        return rate_weight if key == ADAPTIVE else convert
-
-    found = {}
-    for key in section.values:
-        try:
-            found[key] = section.list(key, checked(key))
-        except UsageError as error:  # RateOptions names the option without its place
-            raise UsageError(str(error) if where in str(error) else f"{where}.{error}") from None
-    return Rates(**found)
+def points_of(grid: Grid) -> list[Point]:
+    """All points, the first seed of everything before the second, so that a sweep that is stopped has a table."""
+    found = [point for name, task in grid.tasks.items() for point in task_points(grid, name, task)]
+    return sorted(found, key=lambda point: grid.tasks[point.task].seeds.index(point.seed))
 
 
-def named_paths(value: Any) -> dict[str, str]:
-    if not isinstance(value, Mapping) or not value:
-        raise ValueError(f"a mapping of NAME: PATH is expected, found {value!r}")
-    return {name_of(name): text(path) for name, path in value.items()}
-
-
-def baseline(value: Any) -> Baseline:
-    """``mfcc``, or a mapping with upstream and, where it wants one, checkpoint and name."""
-    if isinstance(value, str):
-        return Baseline(name_of(value.replace("_", "-")), value)
-    section = Section(value, "baselines", ("name", "upstream", "checkpoint"))
-    upstream = section.get("upstream", text)
-    name = section.get("name", name_of, upstream.replace("_", "-"))
-    return Baseline(name, upstream, section.get("checkpoint", text, None))
-
-
-def data(value: Any) -> dict[str, str]:
-    section = Section(value, "data", DATA)
-    return {key: section.get(key, text) for key in section.values}
-
-
-def executor(value: Any) -> Executor:
-    section = Section(value, "executor", tuple(field.name for field in dataclasses.fields(Executor)))
-    return Executor(
-        kind=section.get("kind", one_of(KINDS), "local"),
-        parallel=section.get("parallel", at_least_one, None),
-        gpus=section.get("gpus", not_negative, None),
-        cpus=section.get("cpus", at_least_one, None),
-        partition=section.get("partition", text, None),
-        hours=section.get("hours", positive, 24.0),
-        memory_gb=section.get("memory_gb", positive, None),
-        account=section.get("account", text, None),
-        qos=section.get("qos", text, None),
-        setup=section.list("setup", text, ()),
-    )
-
-
-def task_names(value: Any) -> dict[str, Any]:
-    """Tasks and their settings; a list of names stands for tasks without settings."""
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list | Mapping) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"names of tasks are expected, or a mapping as {{sid: {{steps: 500}}}}, found {value!r}")
-    return dict(names) if isinstance(names, Mapping) else dict.fromkeys(names)
-
-
-def overrides(value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"a mapping of the config's keys, as runner.eval_step: 50, is expected, found {value!r}")
-    return dict(value)
-
-
-def text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"text is expected, found {value!r}")
-    return value
-
-
-def name_of(value: Any) -> str:
-    value = str(value)
-    if not NAME.fullmatch(value):
-        raise ValueError(f"the name {value!r} becomes part of a folder's: letters, digits, . + - only")
-    return value
-
-
-def boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"true or false is expected, found {value!r}")
-    return value
-
-
-def at_least_one(value: Any) -> int:
-    number = whole(value)
-    if number is None or number < 1:
-        raise ValueError(f"a whole number of at least 1 is expected, found {value!r}")
-    return number
-
-
-def not_negative(value: Any) -> int:
-    number = whole(value)
-    if number is None or number < 0:
-        raise ValueError(f"a whole number of at least 0 is expected, found {value!r}")
-    return number
-
-
-seed = not_negative
-
-
-def positive(value: Any) -> float:
-    number = real(value)
-    if number is None or not 0 < number < math.inf:
-        raise ValueError(f"a number above 0 is expected, found {value!r}")
-    return number
-
-
-def rate_weight(value: Any) -> float:
-    number = real(value)
-    if number is None or not 0 <= number < math.inf:
-        raise ValueError(f"a weight of at least 0 is expected, found {value!r}")
-    return number
-
-
-def lambd_in_range(value: Any) -> float:
-    number = real(value)
-    if number is None or not 0 <= number <= 1:
-        raise ValueError(f"a lambd in [0, 1] is expected, found {value!r}")
-    return number
-
-
-def lambd_above_0(value: Any) -> float:
-    if value == 0:
-        raise ValueError(f"a lambd in (0, 1] is expected, found {value!r}")
-    return lambd_in_range(value)
-
-
-def repeat(value: Any) -> int | str:
-    if value == AUTO:
-        return AUTO
-    number = whole(value)
-    if number is None or number < 1:
-        raise ValueError(f"a whole number of at least 1 or {AUTO} is expected, found {value!r}")
-    return number
-
-
-def one_of(choices: tuple[str, ...]) -> Convert:
-    def convert(value: Any) -> str:
-        if value not in choices:
-            raise ValueError(f"one of {', '.join(choices)} is expected, found {value!r}")
-        return value
-
-    return convert
-
-
-def to_yaml(grid: Grid) -> str:
-    """The grid in full: ``grid_from`` reads the same back."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value):
-            return {key: plain(item) for key, item in vars(value).items() if item not in (None, (), {})}
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, tuple) else value
-
-    found = plain(grid)
-    for task in found["tasks"].values():
-        del task["name"]
-        axes = task.pop("axes")
-        axes = {key: values for key, values in axes.items() if values != [None]}
-        task.update(axes)
-    return yaml.safe_dump(found, sort_keys=False)
+def task_points(grid: Grid, name: str, task: Task) -> Iterator[Point]:
+    for learning_rate, seed in itertools.product(task.learning_rates, task.seeds):
+        common = {"task": name, "learning_rate": learning_rate, "seed": seed}
+        for (model, checkpoint), (rate, value), frames in itertools.product(
+            grid.checkpoints.items(), task.rates.pairs(), task.frames
+        ):
+            # a repeat is for native frames; upsampled ones are as many as at 20 ms
+            repeats = task.repeat if frames == NATIVE else (1,)
+            starts = task.lambd_starts if rate == ADAPTIVE else (None,)
+            for repeat, start in itertools.product(repeats, starts):
+                ofa = {"model": model, "upstream": OFA, "checkpoint": checkpoint, "rate": rate, "value": value}
+                yield Point(**common, **ofa, lambd_start=start, frames=frames, repeat=repeat)
+        for baseline in grid.baselines:
+            yield Point(**common, model=baseline.name, upstream=baseline.upstream, checkpoint=baseline.checkpoint)

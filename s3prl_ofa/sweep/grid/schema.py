@@ -1,179 +1,186 @@
-"""What a sweep varies, as dataclasses, and the points that come of it. reading.py makes them from a YAML file."""
+"""Which keys a grid file may hold and what each may be, as pydantic models."""
 
-import dataclasses
-import itertools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from s3prl_ofa.superb.tasks.configs import CTC_TASKS
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE, RATE_KEYS
-from s3prl_ofa.superb.upstream.task_frames import usual_frames
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-OURS = "ofa_wav2vec2"
-AUTO = "auto"  # the repeat that CTC needs
-DATA = ("librispeech", "voxceleb1", "prepared", "bucket", "lexicon", "speaker_list", "splits")
-KINDS = ("local", "slurm", "debug")
+from s3prl_ofa.errors import shown
+from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
+from s3prl_ofa.model.rate import MAX_LAMBD
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, MIN_POOL, real, whole
+from s3prl_ofa.sweep.job import AUTO
 
-
-@dataclasses.dataclass(frozen=True)
-class Known:
-    """What is known of a task. unit: what its scores are multiplied by to be percent."""
-
-    metric: str
-    higher_is_better: bool
-    dev: str
-    test: str
-    unit: float
+UNKNOWN_KEY = "unknown_key"  # pydantic's type of such an error
+ItemT = TypeVar("ItemT")
 
 
-KNOWN = {
-    "asr": Known("wer", False, "dev-clean", "test-clean", 1),
-    "pr": Known("per", False, "dev", "test", 100),
-    "sid": Known("acc", True, "dev", "test", 100),
-}
-RATES = (*RATE_KEYS, ADAPTIVE)
-RATE_NAMES = {"lambd": "lambd{:g}", "frame_period_ms": "{:g}ms", "pool": "pool{:g}", ADAPTIVE: "adaptive{:g}"}
-# words of a metric's name that tell it to be an error
-LOWER_IS_BETTER = frozenset(("wer", "cer", "uer", "eer", "der", "mindcf", "loss", "nll", "ppl", "perplexity"))
-LOWER_IS_BETTER |= {"mse", "rmse", "mae", "mcd", "error", "errors", "err"}
+def listed(value: Any) -> tuple[Any, ...]:
+    """The values of a list, or the one value in its place."""
+    items = value if isinstance(value, list | tuple) else [value]
+    if not items or value is None:
+        raise ValueError("at least one value is expected, found none")
+    return tuple(items)
 
 
-@dataclasses.dataclass(frozen=True)
-class Rates:
-    """Of our own model: lambd in [0, 2), mean frame periods in ms, average pooling of so many 20 ms frames, and weights
-    of the frame rate with which the task learns its own lambd."""
-
-    lambd: tuple[float, ...] = ()
-    frame_period_ms: tuple[float, ...] = ()
-    pool: tuple[int, ...] = ()
-    adaptive: tuple[float, ...] = ()
-
-    def __iter__(self) -> Iterator[tuple[str, float]]:
-        return ((key, value) for key in RATES for value in getattr(self, key))
+def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ValueError(f"{value} is there twice; each point of a grid is run once")
+    return values
 
 
-@dataclasses.dataclass(frozen=True)
-class Baseline:
-    """Another upstream of S3PRL's; checkpoint: for those that want one (``-k``)."""
-
-    name: str
-    upstream: str
-    checkpoint: str | None = None
+def number(value: Any) -> Any:
+    """YAML 1.1 takes ``1e-1``, without a point, for text."""
+    return real(value) if isinstance(value, str) and real(value) is not None else value
 
 
-@dataclasses.dataclass(frozen=True)
-class Axes:
-    """What is varied. A repeat of "auto" is what CTC needs at the rate; a learning rate of None is the config's, and a
-    start of None, of adaptive rates alone, run_downstream's."""
-
-    rates: Rates
-    frames: tuple[str, ...]
-    repeat: tuple[int | str, ...]
-    learning_rates: tuple[float | None, ...]
-    lambd_starts: tuple[float | None, ...]
-    seeds: tuple[int, ...]
+def check_repeat(value: Any) -> int | str:
+    if value != AUTO and (whole(value) or 0) < 1:
+        raise ValueError(f"a whole number of at least 1 or {AUTO} is expected, found {shown(value)}")
+    return value
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """A task and its own settings; ``axes`` are the grid's with the task's own in their place."""
-
-    name: str
-    axes: Axes
-    config: str | None
-    mini: bool
-    steps: int | None
-    overrides: dict[str, Any]
-    metric: str
-    higher_is_better: bool
-    lambd_max: float | None  # of adaptive rates
-    dev: str | None
-    test: str
+def named_tasks(value: Any) -> dict[str, Any]:
+    """Tasks and their settings, from a mapping or from names alone."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | Mapping) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"names of tasks are expected, or a mapping as {{sid: {{steps: 500}}}}, found {shown(value)}")
+    return (
+        {name: settings or {} for name, settings in names.items()}
+        if isinstance(names, Mapping)
+        else dict.fromkeys(names, {})
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class Executor:
+OneOrMore = Annotated[tuple[ItemT, ...], BeforeValidator(listed), AfterValidator(distinct)]
+Text = Annotated[str, Field(pattern=r"\S")]
+Name = Annotated[str, BeforeValidator(str), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")]  # a part of a folder's name
+Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Number = Annotated[float, BeforeValidator(number)]
+Positive = Annotated[Number, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A mapping with known keys. A key without a value counts as not given, but for a list, which cannot be empty."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def check_keys(cls, value: Any) -> Any:
+        choices = ", ".join(cls.model_fields)
+        if not isinstance(value, Mapping):
+            raise ValueError(f"a mapping of {choices} is expected, found {shown(value)}")
+        for key in value:
+            if key not in cls.model_fields:
+                context = {"key": str(key), "choices": choices}
+                raise PydanticCustomError(UNKNOWN_KEY, "is no key of a grid; choices here: {choices}", context)
+        return {key: item for key, item in value.items() if item is not None or key in {*AXES, *Rates.model_fields}}
+
+
+class Rates(Section):
+    """Of OFA checkpoints: lambd, mean frame periods in ms, average pooling of so many 20 ms frames, and weights of the
+    frame rate with which the task learns its own lambd."""
+
+    lambd: OneOrMore[Annotated[Number, Field(ge=0, lt=MAX_LAMBD)]] = ()
+    frame_period_ms: OneOrMore[Annotated[Number, Field(ge=MIN_FRAME_PERIOD_MS)]] = ()
+    pool: OneOrMore[Annotated[int, Field(ge=MIN_POOL)]] = ()
+    adaptive: OneOrMore[Annotated[Number, Field(ge=0)]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def check_adaptive(cls, value: Any) -> Any:
+        for item in value.values() if isinstance(value, Mapping) else [value]:
+            if ADAPTIVE in (item if isinstance(item, list) else [item]):
+                raise ValueError(
+                    f"an adaptive lambd is given by the weight of the frame rate in its loss, as {{{ADAPTIVE}: 0.1}}"
+                )
+        return value
+
+    def pairs(self) -> list[tuple[str, float]]:
+        """(kind of rate, value)"""
+        return [(key, value) for key in type(self).model_fields for value in getattr(self, key)]
+
+
+class Axes(Section):
+    """What is varied. None in place of a learning rate is the config's, in place of a start run_downstream's."""
+
+    rates: Rates | None = None
+    frames: OneOrMore[Literal["upsampled", "native"]] | None = None
+    repeat: OneOrMore[Annotated[int | str, BeforeValidator(check_repeat)]] | None = None
+    learning_rates: OneOrMore[Positive] | None = None
+    lambd_starts: OneOrMore[Annotated[Number, Field(ge=0, le=1)]] | None = None
+    seeds: OneOrMore[NotNegative] | None = None
+
+
+AXES = tuple(Axes.model_fields)
+
+
+class Task(Axes):
+    """A task's settings; axes that it does not give are those of the grid."""
+
+    config: Text | None = None
+    mini: bool | None = None
+    steps: Count | None = None
+    overrides: dict[str, Any] = {}  # of the config's keys, as runner.eval_step: 50
+    metric: Text | None = None
+    higher_is_better: bool | None = None
+    lambd_max: Annotated[Number, Field(gt=0, le=1)] | None = None  # of adaptive rates
+    dev: Text | None = None
+    test: Text | None = None
+
+
+class Baseline(Section):
+    """Another upstream of S3PRL; checkpoint: for those that need one (``-k``)."""
+
+    upstream: Text
+    name: Name
+    checkpoint: Text | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def add_name(cls, value: Any) -> Any:
+        given = {"upstream": value} if isinstance(value, str) else value
+        upstream = given.get("upstream") if isinstance(given, Mapping) else None
+        return {"name": upstream.replace("_", "-"), **given} if isinstance(upstream, str) else given
+
+
+class Data(Section):
+    librispeech: Text | None = None
+    voxceleb1: Text | None = None
+    prepared: Text | None = None
+    bucket: Text | None = None
+    lexicon: Text | None = None
+    speaker_list: Text | None = None
+    splits: Text | None = None
+
+
+class Executor(Section):
     """Who runs the points. parallel: how many at a time. gpus: local, how many of the machine's GPUs are dealt out, one
-    a point; slurm, GPUs a point. cpus: threads a point. The rest is for slurm."""
+    per point; slurm, GPUs per point. cpus: threads per point. The rest is for slurm."""
 
-    kind: str = "local"
-    parallel: int | None = None
-    gpus: int | None = None
-    cpus: int | None = None
-    partition: str | None = None
-    hours: float = 24.0
-    memory_gb: float | None = None
-    account: str | None = None
-    qos: str | None = None
-    setup: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """One training and its evaluation. Its name is the folder's; a baseline has no rate, frames or repeat."""
-
-    task: str
-    model: str
-    upstream: str
-    checkpoint: str | None
-    rate: str | None
-    value: float | None
-    frames: str | None
-    repeat: int | str | None
-    learning_rate: float | None
-    seed: int
-    lambd_start: float | None = None
-
-    @property
-    def name(self) -> str:
-        """What differs from the task's usual is said, whatever else the grid holds: the same point, the same name."""
-        parts = [self.task, self.model]
-        if self.rate is not None:
-            parts.append(RATE_NAMES[self.rate].format(self.value))
-        if self.lambd_start is not None:
-            parts.append(f"start{self.lambd_start:g}")
-        if self.frames not in (None, usual_frames(self.task)):
-            parts.append(self.frames)
-        if self.repeat not in (None, usual_repeat(self.task)) and self.frames == NATIVE:
-            parts.append(f"repeat{self.repeat}")
-        if self.learning_rate is not None:
-            parts.append(f"lr{self.learning_rate:g}")
-        return "_".join([*parts, f"seed{self.seed}"])
+    kind: Literal["local", "slurm", "debug"] = "local"
+    parallel: Count | None = None
+    gpus: NotNegative | None = None
+    cpus: Count | None = None
+    partition: Text | None = None
+    hours: Positive = 24.0
+    memory_gb: Positive | None = None
+    account: Text | None = None
+    qos: Text | None = None
+    setup: OneOrMore[Text] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    checkpoints: dict[str, str]
-    tasks: dict[str, Task]
-    baselines: tuple[Baseline, ...]
-    data: dict[str, str]
-    executor: Executor
-    device: str
-    out: str | None
-    cache_gb: float | None = None  # for features of frozen upstreams, of all points together
-
-    def points(self) -> list[Point]:
-        """All points, the first seed of everything before the second, so that a sweep that is stopped has a table."""
-        found = [point for task in self.tasks.values() for point in task_points(self, task)]
-        seeds = {task.name: task.axes.seeds for task in self.tasks.values()}
-        return sorted(found, key=lambda point: seeds[point.task].index(point.seed))
-
-
-def task_points(grid: Grid, task: Task) -> Iterator[Point]:
-    axes = task.axes
-    for learning_rate, seed in itertools.product(axes.learning_rates, axes.seeds):
-        for (model, checkpoint), (rate, value), frames in itertools.product(
-            grid.checkpoints.items(), axes.rates, axes.frames
-        ):
-            # a repeat is for native frames; upsampled ones are as many as at 20 ms
-            repeats = axes.repeat if frames == NATIVE else (1,)
-            starts = axes.lambd_starts if rate == ADAPTIVE else (None,)
-            for repeat, start in itertools.product(repeats, starts):
-                yield Point(task.name, model, OURS, checkpoint, rate, value, frames, repeat, learning_rate, seed, start)
-        for baseline in grid.baselines:
-            given = (baseline.name, baseline.upstream, baseline.checkpoint)
-            yield Point(task.name, *given, None, None, None, None, learning_rate, seed)
-
-
-def usual_repeat(task: str) -> int | str:
-    return AUTO if task in CTC_TASKS else 1
+class Grid(Axes):
+    checkpoints: dict[Name, Text] = {}
+    baselines: OneOrMore[Baseline] = ()
+    data: Data = Data()
+    executor: Executor = Executor()
+    device: Text = "cuda"
+    mini: bool = False
+    out: Text | None = None
+    cache_gb: Positive | None = None  # for features of frozen upstreams, of all points together
+    tasks: Annotated[dict[str, Task], BeforeValidator(named_tasks)]

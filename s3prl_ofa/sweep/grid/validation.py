@@ -1,4 +1,4 @@
-"""Whether a grid can be run: checkpoints, data, configs, tasks and baselines, all before anything is run.
+"""Whether a grid can be run: checkpoints, data, configs, tasks and baselines are checked before anything runs.
 
 Raises UsageError with one sentence that begins with the key of the grid.
 """
@@ -6,7 +6,7 @@ Raises UsageError with one sentence that begins with the key of the grid.
 import copy
 import hashlib
 import importlib
-import importlib.util
+import json
 import logging
 import os
 import pathlib
@@ -19,71 +19,76 @@ from s3prl_ofa.checkpoint import checkpoint_path, load
 from s3prl_ofa.device import AUTO
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
-from s3prl_ofa.superb.compat.plain_names import check_config, is_split
+from s3prl_ofa.resources import folder
+from s3prl_ofa.superb.compat.plain_names import check_config, check_downstream, is_split
 from s3prl_ofa.superb.registration import URL_SCHEMES
-from s3prl_ofa.superb.tasks.configs import resolve_config
+from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM, resolve_config
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, whole
-from s3prl_ofa.sweep.grid.schema import KNOWN, OURS, Grid, Point, Task
+from s3prl_ofa.sweep.grid.parsing import KNOWN, points_of
+from s3prl_ofa.sweep.grid.schema import Grid, Task
+from s3prl_ofa.sweep.job import OFA, Job, Point
 
 logger = logging.getLogger(__name__)
 
-WITH_CHECKPOINT = ("_local", "_url", "_custom")  # how upstreams of S3PRL's end that take one with -k
+WITH_CHECKPOINT = ("_local", "_url", "_custom")  # how S3PRL upstreams end that take one with -k
 EVERY = ("eval_step", "save_step", "log_step")  # of S3PRL's runner
-NUMBERS = {"rates": "value", "learning_rates": "learning_rate", "lambd_starts": "lambd_start"}  # in a point's name
+NUMBERS = {"value": "rates", "learning_rate": "learning_rates", "lambd_start": "lambd_starts"}  # in a point's label
 ROOT_OPTION = re.compile(r"(`[^`]*`)|--([a-z][a-z0-9-]*)")
 
 
-def prepare(grid: Grid) -> dict[str, dict[str, Any]]:
-    """What each point's folder is told, by the point's name; see point.py.
-
-    ``config`` is S3PRL's whole config, with the data's absolute paths; ``checkpoint_sha256`` keeps a folder from mixing
-    results of two checkpoints of one name.
-    """
-    check_device_name(grid.device)
-    for task in grid.tasks.values():
-        check_task(task)
-    check_baselines(grid)
-    digests = check_checkpoints(grid)
-    configs = {name: base_config(grid, task) for name, task in grid.tasks.items()}
-    prepared: dict[str, dict[str, Any]] = {}
-    for point in grid.points():
-        if point.name in prepared:
-            other = prepared[point.name]["point"]
-            key = next(key for key, field in NUMBERS.items() if other[field] != getattr(point, field))
-            raise UsageError(f"{key}: two points are both named {point.name}; their values differ too little")
-        task = grid.tasks[point.task]
-        known = KNOWN.get(point.task)
-        checkpoint = point.checkpoint and absolute(point.checkpoint)
-        prepared[point.name] = {
-            "name": point.name,
-            "point": {**vars(point), "checkpoint": checkpoint},
-            "metric": task.metric,
-            "higher_is_better": task.higher_is_better,
-            "lambd_max": task.lambd_max if point.rate == ADAPTIVE else None,
-            "unit": known.unit if known and task.metric == known.metric else 1,
-            "dev": task.dev,
-            "test": task.test,
-            "device": grid.device,
-            "checkpoint_sha256": digests.get(checkpoint),
-            "config": config_of(configs[point.task], point),
-        }
-    return prepared
-
-
-def check_device_name(name: str) -> None:
-    """Whether the device is there (device.resolve_device) only the machine that runs the points can tell."""
+def prepare(grid: Grid) -> dict[str, Job]:
+    """The points of a grid, ready to be run, by name."""
     try:
-        torch.device("cpu" if name == AUTO else name)
+        torch.device("cpu" if grid.device == AUTO else grid.device)  # only the machine that runs a point can tell whether it has the device
     except RuntimeError as error:
         raise UsageError(f"device: {str(error).splitlines()[0]}") from None
+    for name in grid.tasks:
+        try:
+            check_downstream(S3PRL_DOWNSTREAM.get(name, name))
+        except UsageError:
+            raise UsageError(f"tasks.{name}: neither {', '.join(KNOWN)} nor a task of S3PRL") from None
+    check_baselines(grid)
+    checkpoint_digests = check_checkpoints(grid)
+    configs = {name: base_config(grid, name, task) for name, task in grid.tasks.items()}
+    roots = list(grid.data.model_dump(exclude_none=True).values())
+    config_digests = {name: config_digest(config, roots) for name, config in configs.items()}
+    labels: dict[str, Point] = {}
+    jobs = {}
+    for point in points_of(grid):
+        if other := labels.get(point.label):
+            key = next(key for field, key in NUMBERS.items() if getattr(other, field) != getattr(point, field))
+            raise UsageError(f"{key}: two points are both named {point.label}; their values differ too little")
+        labels[point.label] = point
+        task, known = grid.tasks[point.task], KNOWN.get(point.task)
+        config = copy.deepcopy(configs[point.task])
+        if point.learning_rate is not None:
+            put(config, "optimizer.lr", point.learning_rate, f"tasks.{point.task}.learning_rates")
+        checkpoint = point.checkpoint and absolute(point.checkpoint)
+        job = Job(
+            **{**vars(point), "checkpoint": checkpoint},
+            checkpoint_sha256=checkpoint_digests.get(checkpoint),
+            lambd_max=task.lambd_max if point.rate == ADAPTIVE else None,
+            config=config,
+            config_sha256=config_digests[point.task],
+            metric=task.metric,
+            higher_is_better=task.higher_is_better,
+            unit=known.unit if known and task.metric == known.metric else 1,
+            dev=task.dev,
+            test=task.test,
+            device=grid.device,
+        )
+        jobs[job.name] = job
+    return jobs
 
 
-def check_task(task: Task) -> None:
-    if task.name in KNOWN:
-        return
-    folders = importlib.util.find_spec("s3prl.downstream").submodule_search_locations
-    if not any(pathlib.Path(folder, task.name, "expert.py").is_file() for folder in folders):
-        raise UsageError(f"tasks.{task.name}: neither {', '.join(KNOWN)} nor a task of S3PRL's")
+def config_digest(config: dict[str, Any], roots: list[str]) -> str:
+    """SHA-256 of a task's config without its learning rate. Of the path of a corpus only the last name counts, as it
+    may lie elsewhere on another machine."""
+    text = json.dumps({**config, "optimizer": {**(config.get("optimizer") or {}), "lr": None}}, sort_keys=True)
+    paths = {os.path.realpath(pathlib.Path(root).expanduser()) for root in roots}
+    for path in sorted({*paths, str(folder("downstream_configs"))}, key=len, reverse=True):
+        text = text.replace(json.dumps(path)[1:-1], os.path.basename(path))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_baselines(grid: Grid) -> None:
@@ -91,13 +96,13 @@ def check_baselines(grid: Grid) -> None:
         importlib.import_module("s3prl_ofa.superb")
         if baseline.upstream.startswith("_") or not hasattr(importlib.import_module("s3prl.hub"), baseline.upstream):
             raise UsageError(f"baselines: S3PRL has no upstream {baseline.upstream}")
-        if baseline.upstream.startswith(OURS):
+        if baseline.upstream.startswith(OFA):
             raise UsageError(f"baselines: {baseline.upstream} is what is compared; it belongs to checkpoints")
         if baseline.checkpoint is None and baseline.upstream.endswith(WITH_CHECKPOINT):
             want = f"{{upstream: {baseline.upstream}, checkpoint: PATH}}"
             raise UsageError(f"baselines: {baseline.upstream} takes a checkpoint, as {want}")
         if baseline.checkpoint and not exists(baseline.checkpoint):
-            raise UsageError(f"baselines: the checkpoint of {baseline.name}, {baseline.checkpoint}, is not there")
+            raise UsageError(f"baselines: the checkpoint of {baseline.name}, {baseline.checkpoint}, does not exist")
 
 
 def check_checkpoints(grid: Grid) -> dict[str, str | None]:
@@ -105,7 +110,7 @@ def check_checkpoints(grid: Grid) -> dict[str, str | None]:
     needs_compressor = any(
         rate == ADAPTIVE or rate == "lambd" and value > 0 or rate == "frame_period_ms" and value > MIN_FRAME_PERIOD_MS
         for task in grid.tasks.values()
-        for rate, value in task.axes.rates
+        for rate, value in task.rates.pairs()
     )
     for name, path in grid.checkpoints.items():
         if not exists(path):
@@ -121,7 +126,7 @@ def check_checkpoints(grid: Grid) -> dict[str, str | None]:
                 f"checkpoints.{name}: {path} has no compressor, so only lambd 0 and pool are possible rates"
             )
     paths = [*grid.checkpoints.values(), *(item.checkpoint for item in grid.baselines if item.checkpoint)]
-    return {absolute(path): None if path.startswith(URL_SCHEMES) else digest(pathlib.Path(path)) for path in paths}
+    return {path: None if path.startswith(URL_SCHEMES) else digest(pathlib.Path(path)) for path in map(absolute, paths)}
 
 
 def exists(path: str) -> bool:
@@ -142,17 +147,17 @@ def digest(path: pathlib.Path) -> str:
     return total.hexdigest()
 
 
-def base_config(grid: Grid, task: Task) -> dict[str, Any]:
+def base_config(grid: Grid, name: str, task: Task) -> dict[str, Any]:
     """S3PRL's config of a task with its data, steps and overrides, but the learning rate."""
+    where = f"tasks.{name}"
     try:
-        config = resolve_config(task.name, task.config, task.mini, dict(grid.data))
+        config = resolve_config(name, task.config, task.mini, grid.data.model_dump())
     except UsageError as error:
         # what run_downstream takes as an option is a key of data here
         said = ROOT_OPTION.sub(lambda found: found[1] or f"data.{found[2].replace('-', '_')}", str(error))
-        raise UsageError(f"tasks.{task.name}: {said}") from None
-    where = f"tasks.{task.name}"
+        raise UsageError(f"{where}: {said}") from None
     for key, value in task.overrides.items():
-        if key == "optimizer.lr" and task.axes.learning_rates != (None,):
+        if key == "optimizer.lr" and task.learning_rates != (None,):
             raise UsageError(f"{where}.overrides: optimizer.lr is varied by learning_rates already")
         if key == "runner.total_steps":
             raise UsageError(f"{where}.overrides: use {where}.steps for runner.total_steps")
@@ -168,7 +173,7 @@ def base_config(grid: Grid, task: Task) -> dict[str, Any]:
             raise UsageError(f"{where}: runner.{key} must be a whole number of at least 1, found {runner[key]!r}")
         # What is saved and evaluated last must be the last step.
         runner[key] = number if key == "total_steps" else divisor(runner["total_steps"], number)
-    check_scores(task, config.get("downstream_expert") or {})
+    check_scores(name, task, config.get("downstream_expert") or {})
     check_config(config, f"{where}: ")
     for key in ("dev", "test"):
         if not is_split(getattr(task, key) or key):
@@ -176,19 +181,19 @@ def base_config(grid: Grid, task: Task) -> dict[str, Any]:
     return config
 
 
-def check_scores(task: Task, expert: dict[str, Any]) -> None:
+def check_scores(name: str, task: Task, expert: dict[str, Any]) -> None:
     """That the config of a known task has the splits and the metric: what is missing would show after training only."""
-    if task.name not in KNOWN:
+    if name not in KNOWN:
         return
     splits, metrics = ["train", "dev", "test"], ["acc"]  # sid
-    if task.name == "asr":
+    if name == "asr":
         splits, metrics = [key for key, value in expert["datarc"].items() if isinstance(value, list)], ["wer", "uer"]
-    if task.name == "pr":
+    if name == "pr":
         metrics = expert.get("metric") or ["per"]
     for key, choices in {"dev": splits, "test": splits, "metric": [*metrics, "loss"]}.items():
         found = getattr(task, key)
         if found is not None and found not in choices:
-            raise UsageError(f"tasks.{task.name}.{key}: one of {', '.join(choices)} is expected, found {found}")
+            raise UsageError(f"tasks.{name}.{key}: one of {', '.join(choices)} is expected, found {found}")
 
 
 def divisor(steps: int, wanted: int) -> int:
@@ -206,10 +211,3 @@ def put(config: dict[str, Any], key: str, value: Any, where: str) -> None:
     if last not in section:
         logger.warning("%s: the config has no %s yet; it is added", where, key)
     section[last] = value
-
-
-def config_of(base: dict[str, Any], point: Point) -> dict[str, Any]:
-    config = copy.deepcopy(base)
-    if point.learning_rate is not None:
-        put(config, "optimizer.lr", point.learning_rate, f"tasks.{point.task}.learning_rates")
-    return config

@@ -1,104 +1,52 @@
-"""From the rows of a sweep to what is told about it: a setting's mean and spread over seeds, and how far a task can be
+"""From the rows of a sweep to what a report says: each setting's mean and spread over seeds, and how far a task can be
 compressed."""
 
 import dataclasses
+import itertools
 import math
 import pathlib
-import statistics
-from collections.abc import Callable, Iterable
 from typing import Any
 
+import pandas as pd
+
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
-from s3prl_ofa.sweep.grid.parsing import read_grid
-from s3prl_ofa.sweep.job import GRID, POINTS
-from s3prl_ofa.sweep.report.rows import Fault, read_rows
-from s3prl_ofa.sweep.results import FAILED, FILE, FINISHED, Results, Row
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE
+from s3prl_ofa.superb.upstream.task_frames import usual_frames
+from s3prl_ofa.sweep.job import FAILED, FINISHED, POINT, POINTS, Row, usual_repeat
+from s3prl_ofa.sweep.report.rows import NEEDED, NULLABLE, OPTIONAL, Fault, read_rows
+from s3prl_ofa.sweep.results import FILE
 
-VARIABLE, LEARNT, FIXED, BASELINE = "variable", "adaptive", "pooling", "baseline"  # what a setting is compared as
-KINDS = (VARIABLE, LEARNT, FIXED, BASELINE)
-GROUPED = ("task", "model", "rate", "value", "lambd_start", "frames", "asked_repeat")  # by what rows are grouped
-# and by this, which differs only where results of several sweeps were put together: how a variant is called
-VARIED = {"steps": "{} steps", "lambd_max": "lambd_max {}", "metric": "{}", "checkpoint_sha256": "checkpoint {:.8}"}
+VARIABLE, LEARNED, FIXED, BASELINE = "variable", "adaptive", "pooling", "baseline"  # what a setting is compared as
+KINDS = (VARIABLE, LEARNED, FIXED, BASELINE)
+KIND_OF_RATE = {"lambd": VARIABLE, "frame_period_ms": VARIABLE, "pool": FIXED, ADAPTIVE: LEARNED}
+LABELS = {"lambd": "lambd {:g}", "frame_period_ms": "{:g} ms", "pool": "pool {:g}", ADAPTIVE: "adaptive {:g}"}
+# In these, rows of one name differ only where trainings of several kinds are reported together; how each is named.
+VARIED = {
+    "steps": "{:.0f} steps",
+    "lambd_max": "lambd_max {:g}",
+    "metric": "{}",
+    "test_split": "on {}",
+    "checkpoint_sha256": "checkpoint {:.8}",
+}
+SIBLINGS = ["task", "kind", "model"]  # rows that are alike in these are compared
+GROUPED = [
+    *SIBLINGS,
+    "rate",
+    "value",
+    "lambd_start",
+    "frames",
+    "asked_repeat",
+    "variant",
+]  # rows that are alike in these differ in seed alone
+TEXTS = ["rate", "frames", "asked_repeat"]
+NUMBERS = ["value", "lambd_start", "lambd_max", "learning_rate", "steps", "unit", "score", "dev_score", "learnt_lambd"]
+NUMBERS += ["frame_period_ms", "peak_memory_mb"]
+RESCALED = {
+    "macs_per_second": ("gmacs", 1e-9),
+    "upstream_seconds_per_second": ("upstream_ms", 1e3),
+    "downstream_seconds_per_second": ("downstream_ms", 1e3),
+}
 NO_COMPRESSION_MS = 20.5  # up to this asked frame period a setting counts as 20 ms
-
-
-@dataclasses.dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation over seeds; the latter is NaN for one."""
-
-    mean: float
-    deviation: float
-
-    @classmethod
-    def of(cls, values: Iterable[float | None]) -> "Spread":
-        known = [value for value in values if value is not None]
-        if not known:
-            return cls(math.nan, math.nan)
-        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else math.nan)
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """A point of the grid without its seed, at the learning rate that is best on dev.
-
-    variant: what tells it from those of another training under the same name, mostly empty. score: in percent where the
-    task's is. frame_period_ms: as measured on the test split. gmacs: of the upstream, a second of audio. upstream_ms,
-    downstream_ms: wall time of a second of audio.
-    """
-
-    task: str
-    model: str
-    kind: str
-    rate: str | None
-    value: float | None
-    lambd_start: float | None
-    frames: str | None
-    repeats: tuple[int, ...]
-    asked_repeat: int | str | None
-    steps: int | None
-    variant: str
-    learning_rate: float | None
-    tried_rates: int
-    seeds: tuple[int, ...]
-    metric: str
-    higher_is_better: bool
-    unit: float
-    score: Spread
-    dev_score: Spread
-    learnt_lambd: Spread
-    frame_period_ms: Spread
-    gmacs: Spread
-    upstream_ms: Spread
-    downstream_ms: Spread
-    peak_memory_mb: Spread
-    devices: tuple[str, ...]
-
-    @property
-    def label(self) -> str:
-        """The rate, in words: lambd 0.5, 40 ms, pool 3, adaptive 0.1 (its weight; from 0.9: its start); a baseline's
-        upstream. With its variant, if there are several."""
-        variant = f", {self.variant}" if self.variant else ""
-        if self.rate is None:
-            return self.model + variant
-        name = {"lambd": "lambd {:g}", "frame_period_ms": "{:g} ms", "pool": "pool {:g}", ADAPTIVE: "adaptive {:g}"}
-        start = "" if self.lambd_start is None else f" from {self.lambd_start:g}"
-        return name[self.rate].format(self.value) + start + variant
-
-    @property
-    def metric_name(self) -> str:
-        name = {"acc": "accuracy"}.get(self.metric, self.metric.upper())
-        return f"{name} (%)" if self.unit == 100 or self.task == "asr" else name
-
-    @property
-    def is_uncompressed(self) -> bool:
-        return self.kind == VARIABLE and (
-            self.value == 0 if self.rate == "lambd" else (self.value or math.inf) <= NO_COMPRESSION_MS
-        )
-
-    @property
-    def total_ms(self) -> float:
-        return self.upstream_ms.mean + self.downstream_ms.mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,197 +55,174 @@ class Reach:
     within the tolerance. text: one sentence. limit: the worst score that is within it, None without a 20 ms point."""
 
     task: str
-    model: str
-    frames: str | None
-    asked_repeat: int | str | None
-    variant: str
+    curve: str  # task, model and what is unusual
     limit: float | None
     text: str
-    setting: Setting | None = None
-    base: Setting | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a report contains. missing: names of the grid's points without a row. faults: in the results' lines."""
+    """What a report contains. settings: see ``settings_of``. missing: names of the grid's points without a row.
+    faults: of the rows."""
 
     folder: pathlib.Path
     rows: list[Row]
-    settings: list[Setting]
+    settings: pd.DataFrame
     reaches: list[Reach]
-    failed: list[Row]
     missing: list[str]
     tolerance: float
     faults: list[Fault]
 
     @property
-    def tasks(self) -> list[str]:
-        return list(dict.fromkeys(setting.task for setting in self.settings))
-
-    def of_task(self, task: str) -> list[Setting]:
-        return [setting for setting in self.settings if setting.task == task]
-
-    @property
     def finished(self) -> list[Row]:
         return [row for row in self.rows if row["state"] == FINISHED]
 
+    @property
+    def failed(self) -> list[Row]:
+        return [row for row in self.rows if row["state"] == FAILED]
+
 
 def summarize(folder: pathlib.Path, tolerance: float) -> Summary:
-    """Raises UsageError where the folder holds no sweep, or none of whose points is finished."""
+    """Raises UsageError where the folder holds no sweep, or one without a finished point."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder; give the one that s3prl-ofa sweep wrote to")
-    names = names_of(folder)
-    rows, faults = read_rows(Results(folder))
+    rows, faults = read_rows(folder)
     finished = [row for row in rows if row["state"] == FINISHED]
+    wanted = sorted(path.parent.name for path in (folder / POINTS).glob(f"*/{POINT}"))
+    missing = [name for name in wanted if name not in {row["point"] for row in rows}]
     if not finished and not faults:
+        points = len(missing) + len(rows)
         nothing = f"no row in {FILE}" if (folder / FILE).exists() else f"neither {POINTS} nor {FILE}"
-        found = f"{len(names)} points, none of them finished" if names else nothing
+        found = f"{points} points, none of them finished" if points else nothing
         raise UsageError(f"{folder}: a sweep with finished points is expected, found {found}")
     settings = settings_of(finished)
-    missing = [name for name in names if name not in {row["point"] for row in rows}]
-    failed = [row for row in rows if row["state"] == FAILED]
-    return Summary(folder, rows, settings, reaches(settings, tolerance), failed, missing, tolerance, faults)
+    return Summary(folder, rows, settings, reaches(settings, tolerance), missing, tolerance, faults)
 
 
-def names_of(folder: pathlib.Path) -> list[str]:
-    """The points of the sweep's last grid; where that is not there, of all folders."""
-    if (folder / GRID).exists():
-        return [point.name for point in read_grid(folder / GRID).points()]
-    return sorted(path.name for path in (folder / POINTS).glob("*") if path.is_dir())
+def settings_of(rows: list[Row]) -> pd.DataFrame:
+    """A line per setting, a point of the grid without its seed, at the learning rate that is best on dev; ordered by
+    task, kind, model and frame period.
 
-
-def kind_of(row: Row) -> str:
-    if row["rate"] is None:
-        return BASELINE
-    return {"pool": FIXED, ADAPTIVE: LEARNT}.get(row["rate"], VARIABLE)
-
-
-def settings_of(rows: list[Row]) -> list[Setting]:
-    """Groups rows over seeds and takes the learning rate that is best on dev, ordered by task, model and period."""
-    groups: dict[tuple[Any, ...], dict[Any, list[Row]]] = {}
-    name_of = variants(rows)
-    for row in rows:
-        key = (*(row.get(name) for name in GROUPED), name_of(row))
-        groups.setdefault(key, {}).setdefault(row["learning_rate"], []).append(row)
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    found = [setting_of(best_learning_rate(by_rate), len(by_rate), key[-1]) for key, by_rate in groups.items()]
-    return sorted(
-        found,
-        key=lambda item: (
-            tasks.index(item.task),
-            KINDS.index(item.kind),
-            item.model,
-            item.frames or "",
-            str(item.asked_repeat),
-            item.variant,
-            item.frame_period_ms.mean,
-        ),
-    )
-
-
-def variants(rows: list[Row]) -> Callable[[Row], str]:
-    """What to call the variant of a row: the values in which rows of its task, kind and model differ and should not."""
-
-    def kin(row: Row) -> tuple[str, str, str]:
-        return row["task"], kind_of(row), row["model"]
-
-    values: dict[tuple[str, ...], set[Any]] = {}
-    for row in rows:
-        for key in VARIED:
-            values.setdefault((*kin(row), key), set()).add(row.get(key))
-
-    def name_of(row: Row) -> str:
-        several = [key for key in VARIED if len(values[(*kin(row), key)]) > 1 and row.get(key) is not None]
-        return ", ".join(VARIED[key].format(row[key]) for key in several)
-
-    return name_of
-
-
-def best_learning_rate(by_rate: dict[Any, list[Row]]) -> list[Row]:
-    """The rows of the learning rate with the best mean score on dev; of those run with most seeds, as one that has run
-    once may have been lucky."""
-    most = max(len(rows) for rows in by_rate.values())
-    candidates = [rows for rows in by_rate.values() if len(rows) == most]
-
-    def on_dev(rows: list[Row]) -> float:
-        mean = Spread.of(row["dev_score"] for row in rows).mean
-        return -math.inf if math.isnan(mean) else mean if rows[0]["higher_is_better"] else -mean
-
-    return max(candidates, key=on_dev)
-
-
-def setting_of(rows: list[Row], tried: int, variant: str) -> Setting:
-    first, unit = rows[0], rows[0]["unit"]
-
-    def spread(key: str, factor: float = 1.0) -> Spread:
-        return Spread.of(None if row[key] is None else factor * row[key] for row in rows)
-
-    return Setting(
-        task=first["task"],
-        model=first["model"],
-        kind=kind_of(first),
-        rate=first["rate"],
-        value=first["value"],
-        lambd_start=first.get("lambd_start"),
-        frames=first["frames"],
-        repeats=tuple(sorted({row["repeat"] for row in rows if row["repeat"] is not None})),
-        asked_repeat=first["asked_repeat"],
-        steps=first.get("steps"),
-        variant=variant,
-        learning_rate=first["learning_rate"],
-        tried_rates=tried,
-        seeds=tuple(sorted(row["seed"] for row in rows)),
-        metric=first["metric"],
-        higher_is_better=first["higher_is_better"],
-        unit=unit,
-        score=spread("score", unit),
-        dev_score=spread("dev_score", unit),
-        learnt_lambd=spread("learnt_lambd"),
-        frame_period_ms=spread("frame_period_ms"),
-        gmacs=spread("macs_per_second", 1e-9),
-        upstream_ms=spread("upstream_seconds_per_second", 1e3),
-        downstream_ms=spread("downstream_seconds_per_second", 1e3),
-        peak_memory_mb=spread("peak_memory_mb"),
-        devices=tuple(sorted({row["device"] for row in rows if row["device"]})),
-    )
-
-
-def reaches(settings: list[Setting], tolerance: float) -> list[Reach]:
-    """For every task and model, how far the frame period can be stretched."""
-    curves: dict[tuple[Any, ...], list[Setting]] = {}
-    for setting in settings:
-        if setting.kind == VARIABLE and math.isfinite(setting.frame_period_ms.mean):
-            key = (setting.task, setting.model, setting.frames, setting.asked_repeat, setting.variant)
-            curves.setdefault(key, []).append(setting)
-    return [reach(curve, tolerance) for curve in curves.values()]
-
-
-def reach(curve: list[Setting], tolerance: float) -> Reach:
-    """curve: by frame period, the shortest first."""
-    which = (curve[0].task, curve[0].model, curve[0].frames, curve[0].asked_repeat, curve[0].variant)
-    base = next((setting for setting in curve if setting.is_uncompressed), None)
-    if base is None:
-        return Reach(*which, None, "not known: there is no finished point at 20 ms (lambd 0)")
-    if base is curve[-1]:
-        return Reach(*which, None, "not known: there is no finished point beyond 20 ms")
-    change = tolerance * abs(base.score.mean) * (-1 if base.higher_is_better else 1)
-    limit = base.score.mean + change
-    last = base
-    for setting in curve[curve.index(base) :]:
-        within = setting.score.mean >= limit if base.higher_is_better else setting.score.mean <= limit
-        if not within:
-            break
-        last = setting
-    longest = " (the longest that was run)" if last is curve[-1] else ""
-    if last is base:
-        text = f"none of the longer periods stays within {percent(tolerance)} of {base.score.mean:.2f} at 20 ms"
-    else:
-        ratio = last.frame_period_ms.mean / base.frame_period_ms.mean
-        text = (
-            f"{last.frame_period_ms.mean:.1f} ms{longest}, {ratio:.2f} times fewer frames: {base.metric_name} "
-            f"{last.score.mean:.2f} against {base.score.mean:.2f} at 20 ms"
+    Columns: those of GROUPED, with empty text for None; score, deviation (sample standard deviation over seeds, NaN for
+    one; both in percent where the task's score is), means of learnt_lambd, frame_period_ms, gmacs (of the upstream, per
+    second of audio), upstream_ms, downstream_ms and total_ms (wall time per second
+    of audio) and peak_memory_mb; learning_rate,
+    tried_rates, steps, seeds, repeats, devices, metric_name, higher_is_better, label and detail.
+    """
+    frame = pd.DataFrame(rows, columns=[*NEEDED, *NULLABLE, *OPTIONAL], dtype=object)
+    for key, (name, factor) in RESCALED.items():
+        frame[name] = frame[key].astype(float) * factor
+    frame[NUMBERS] = frame[NUMBERS].astype(float)
+    frame["score"] *= frame["unit"]
+    frame[TEXTS] = frame[TEXTS].fillna("").astype(str)
+    frame["kind"] = frame["rate"].map(KIND_OF_RATE).fillna(BASELINE)
+    frame["variant"] = variants(frame)
+    means = ("learnt_lambd", "frame_period_ms", "gmacs", "upstream_ms", "downstream_ms", "peak_memory_mb")
+    firsts = ("learning_rate", "tried_rates", "steps", "metric", "higher_is_better", "unit")
+    settings = (
+        at_best_learning_rate(frame)
+        .groupby(GROUPED, dropna=False, sort=False)
+        .agg(
+            score=("score", "mean"),
+            deviation=("score", "std"),
+            **{name: (name, "mean") for name in means},
+            **{name: (name, "first") for name in firsts},
+            seeds=("seed", lambda seeds: tuple(sorted(seeds))),
+            repeats=("repeat", lambda repeats: tuple(sorted(set(repeats.dropna())))),
+            devices=("device", lambda devices: tuple(sorted(set(devices.dropna())))),
         )
-    return Reach(*which, limit, text, last, base)
+        .reset_index()
+    )
+    settings["total_ms"] = settings["upstream_ms"] + settings["downstream_ms"]
+    settings["metric_name"] = [metric_name(setting) for setting in settings.itertuples()]
+    settings["label"] = [label(setting) for setting in settings.itertuples()]
+    settings["detail"] = [detail(setting) for setting in settings.itertuples()]
+    tasks = list(frame["task"].unique())
+    settings["task_order"] = settings["task"].map(tasks.index)
+    settings["kind_order"] = settings["kind"].map(KINDS.index)
+    order = ["task_order", "kind_order", "model", "frames", "asked_repeat", "variant", "frame_period_ms"]
+    return settings.sort_values(order, kind="stable", ignore_index=True)
+
+
+def variants(frame: pd.DataFrame) -> list[str]:
+    """What to call the variant of each row: the values in which it differs from its siblings and should not."""
+
+    def named(key: str, template: str, siblings: list[str]) -> pd.Series:
+        count = frame.groupby(siblings, dropna=False)[key].transform(lambda values: values.nunique(dropna=False))
+        return frame[key].map(template.format, na_action="ignore").where((count > 1) & frame[key].notna(), "")
+
+    names = [named(key, template, SIBLINGS) for key, template in VARIED.items()]
+    names.append(named("config_sha256", "config {:.8}", [*SIBLINGS, *VARIED]))  # where nothing more telling differs
+    return [", ".join(filter(None, parts)) for parts in zip(*names, strict=True)]
+
+
+def at_best_learning_rate(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each setting's learning rate with the best mean score on dev; of those that were run with most seeds,
+    as one that was run once may have been lucky. tried_rates is added: how many there were."""
+    frame = frame.copy()
+    frame["setting"] = frame.groupby(GROUPED, dropna=False, sort=False).ngroup()
+    frame["trial"] = frame.groupby(["setting", "learning_rate"], dropna=False, sort=False).ngroup()
+    frame["tried_rates"] = frame.groupby("setting")["trial"].transform("nunique")
+    frame["runs"] = frame.groupby("trial")["seed"].transform("size")
+    frame["on_dev"] = frame["dev_score"].where(frame["higher_is_better"].astype(bool), -frame["dev_score"])
+    frame["on_dev"] = frame.groupby("trial")["on_dev"].transform("mean").fillna(-math.inf)
+    best = frame.sort_values(["runs", "on_dev", "trial"], ascending=[False, False, True]).groupby("setting")["trial"]
+    return frame[frame["trial"].isin(best.first())]
+
+
+def metric_name(setting: Any) -> str:
+    name = {"acc": "accuracy"}.get(setting.metric, setting.metric.upper())
+    return f"{name} (%)" if setting.unit == 100 or setting.task == "asr" else name
+
+
+def label(setting: Any) -> str:
+    """The rate: lambd 0.5, 40 ms, pool 3, adaptive 0.1 (its weight; from 0.9: its start); of a baseline its name."""
+    name = LABELS[setting.rate].format(setting.value) if setting.rate else setting.model
+    return name + ("" if math.isnan(setting.lambd_start) else f" from {setting.lambd_start:g}")
+
+
+def detail(setting: Any) -> str:
+    """What follows a label: frames and repeat where they are not the task's default, and the variant."""
+    is_baseline = setting.kind == BASELINE
+    frames = "" if is_baseline or setting.frames == usual_frames(setting.task) else f", {setting.frames}"
+    is_usual = setting.frames != NATIVE or setting.asked_repeat in ("", str(usual_repeat(setting.task)))
+    repeat = "" if is_usual else f", repeat {setting.asked_repeat}"
+    return frames + repeat + (f", {setting.variant}" if setting.variant else "")
+
+
+def reaches(settings: pd.DataFrame, tolerance: float) -> list[Reach]:
+    """For every task and model, how far the frame period can be stretched."""
+    measured = settings[(settings["kind"] == VARIABLE) & settings["frame_period_ms"].notna()]
+    return [
+        Reach(task, f"{task}, {model}{detail}", *reach(list(curve.itertuples()), tolerance))
+        for (task, model, detail), curve in measured.groupby(["task", "model", "detail"], sort=False)
+    ]
+
+
+def reach(curve: list[Any], tolerance: float) -> tuple[float | None, str]:
+    """The limit of the score, and a sentence. curve: settings, the shortest frame period first."""
+    base = next((index for index, setting in enumerate(curve) if is_uncompressed(setting)), None)
+    if base is None:
+        return None, "not known: there is no finished point at 20 ms (lambd 0)"
+    first, *longer = curve[base:]
+    if not longer:
+        return None, "not known: there is no finished point beyond 20 ms"
+    sign = -1 if first.higher_is_better else 1
+    limit = first.score + sign * tolerance * abs(first.score)
+    within = list(itertools.takewhile(lambda setting: sign * setting.score <= sign * limit, longer))
+    if not within:
+        return limit, f"none of the longer periods stays within {percent(tolerance)} of {first.score:.2f} at 20 ms"
+    last = within[-1]
+    longest = " (the longest that was run)" if last is curve[-1] else ""
+    ratio = last.frame_period_ms / first.frame_period_ms
+    return limit, (
+        f"{last.frame_period_ms:.1f} ms{longest}, {ratio:.2f} times fewer frames: {first.metric_name} "
+        f"{last.score:.2f} against {first.score:.2f} at 20 ms"
+    )
+
+
+def is_uncompressed(setting: Any) -> bool:
+    return setting.value == 0 if setting.rate == "lambd" else setting.value <= NO_COMPRESSION_MS
 
 
 def percent(share: float) -> str:

@@ -7,11 +7,11 @@ import re
 from typing import Any
 
 from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.sweep.job import Row
 from s3prl_ofa.sweep.report.aggregation import summarize
 from s3prl_ofa.sweep.report.page import page
 from s3prl_ofa.sweep.report.plots import PLOTS, draw_all
-from s3prl_ofa.sweep.report.tables import WRONG, fault_lines, markdown, reach_rows, stand
-from s3prl_ofa.sweep.results import Row
+from s3prl_ofa.sweep.report.tables import WRONG, completeness, fault_lines, markdown
 
 PERCENT = re.compile(r"(\d+(?:\.\d+)?)(%?)")
 FOLDER = "report"
@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
     captions = {plot.stem: plot.caption for plot in PLOTS}
     write_text(out / "report.md", markdown(summary, plots, captions))
     write_text(out / "report.html", page(summary, plots, captions))
-    print(stand(summary))
-    for task, model, text in reach_rows(summary):
-        print(f"{task}, {model}: {text}")
+    print(completeness(summary))
+    for reach in summary.reaches:
+        print(f"{reach.curve}: {reach.text}")
     if summary.faults:
         print("\n".join([f"\n{WRONG}:", *fault_lines(summary)]))
     print(f"\n{out / 'report.html'}, report.md, results.csv, {', '.join(f'{stem}.png/.svg' for stem in plots)}")

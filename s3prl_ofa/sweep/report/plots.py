@@ -1,26 +1,17 @@
-"""The plots of a report: score against frame period, cost and speed, one panel a task, as PNG and SVG."""
+"""The plots of a report: score against frame period, cost and speed, one panel per task, as PNG and SVG."""
 
 import math
 import pathlib
 import warnings
-from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import pandas as pd
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path
-from s3prl_ofa.sweep.report.aggregation import (
-    BASELINE,
-    FIXED,
-    KINDS,
-    LEARNT,
-    VARIABLE,
-    Setting,
-    Spread,
-    Summary,
-    percent,
-)
+from s3prl_ofa.sweep.report.aggregation import BASELINE, FIXED, LEARNED, VARIABLE, Summary, percent
 
-# Okabe and Ito's colours, which can be told apart by everybody (https://jfly.uni-koeln.de/color/)
+# Okabe and Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BASELINE_COLOURS = ("#333333", "#777777", "#999999", "#555555")
 BASELINE_MARKERS = ("*", "D", "^", "v", "P", "X")
@@ -56,12 +47,12 @@ REPEATED = "frames repeated for CTC"
 
 
 class Plot(NamedTuple):
-    """A figure: its file's stem, what its caption says, its x axis, and what is on it."""
+    """A figure: its file's stem, what its caption says, its x axis, and the column of the settings on that axis."""
 
     stem: str
     caption: str
     label: str
-    value: Callable[[Setting], float]
+    column: str
 
 
 PLOTS = (
@@ -69,25 +60,22 @@ PLOTS = (
         "score_frame_period",
         "Score against the mean frame period measured on the test split",
         "frame period (ms)",
-        lambda setting: setting.frame_period_ms.mean,
+        "frame_period_ms",
     ),
     Plot(
-        "score_macs",
-        "Score against the upstream's multiply-accumulates",
-        "upstream GMACs a second of audio",
-        lambda setting: setting.gmacs.mean,
+        "score_macs", "Score against the upstream's multiply-accumulates", "upstream GMACs per second of audio", "gmacs"
     ),
     Plot(
         "score_speed",
         "Score against the measured wall time of upstream and downstream model",
-        "wall time (ms a second of audio)",
-        lambda setting: setting.total_ms,
+        "wall time (ms per second of audio)",
+        "total_ms",
     ),
 )
 
 
 def draw_all(summary: Summary, folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Draws every plot of which there is something to see, and returns the SVG files by the plot's stem."""
+    """Draws every plot that has something to show, and returns the SVG files by the plot's stem."""
     try:
         import matplotlib
     except ImportError as error:
@@ -101,7 +89,7 @@ def draw_all(summary: Summary, folder: pathlib.Path) -> dict[str, pathlib.Path]:
         # of names in scripts that its font lacks: boxes in the plots, and the tables hold the names
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         for plot in PLOTS:
-            if not any(math.isfinite(plot.value(setting)) for setting in summary.settings):
+            if not summary.settings[plot.column].notna().any():
                 continue
             figure = Figure()
             FigureCanvasAgg(figure)
@@ -114,20 +102,27 @@ def draw_all(summary: Summary, folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def draw(figure: Any, plot: Plot, summary: Summary) -> None:
-    """One panel a task, one legend for all above them."""
-    tasks = summary.tasks
-    styles = styles_of(summary)
-    marks = 1 + any(is_repeated(setting) for setting in summary.settings)
+    """One panel per task, and above them one legend for all."""
+    settings = summary.settings
+    settings = settings.assign(series=series_of(settings))
+    styles = styles_of(settings)
+    marks = 1 + settings["repeats"].map(any_repeated).any()
     rows = math.ceil((len(styles) + marks) / LEGEND_COLUMNS)
     height = PANEL[1] + LEGEND_INCHES * rows
+    tasks = settings["task"].unique()
     figure.set_size_inches(PANEL[0] * max(len(tasks), 1.6), height)
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
-    for task, panel in zip(tasks, panels, strict=True):
-        draw_panel(panel, plot, summary, task, styles)
     handles = {}
-    for panel in panels:
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
+    for task, panel in zip(tasks, panels, strict=True):
+        shown = settings[(settings["task"] == task) & settings[plot.column].notna()]
+        limits = [reach.limit for reach in summary.reaches if reach.task == task and reach.limit is not None]
+        draw_panel(panel, plot, shown, styles)
+        if len(limits) == 1:  # of several models the lines would say nothing
+            text = f"{percent(summary.tolerance)} worse than at 20 ms"
+            panel.axhline(limits[0], color="#888888", linewidth=0.8, linestyle=":", zorder=1, label=text)
+        panel.set_title(task.upper() if len(task) <= 3 else task)
+        for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
     if REPEATED in handles:
         handles[REPEATED] = handles.pop(REPEATED)  # last
     figure.tight_layout(rect=(0, 0, 1, PANEL[1] / height), w_pad=1.4)
@@ -136,56 +131,45 @@ def draw(figure: Any, plot: Plot, summary: Summary) -> None:
     )
 
 
-def series_name(setting: Setting, summary: Summary) -> str:
-    """What the legend calls the curve or mark that a setting belongs to."""
-    if setting.kind == BASELINE:
-        return setting.label
-    models = {other.model for other in summary.settings if other.kind != BASELINE}
-    name = {VARIABLE: "compressed", LEARNT: "adaptive", FIXED: "average pooling"}[setting.kind]
-    name = f"{setting.model}, {name}" if len(models) > 1 else name
-    usual = {other.frames for other in summary.of_task(setting.task) if other.kind != BASELINE}
-    name = f"{name}, {setting.frames}" if len(usual) > 1 else name
-    repeats = {other.asked_repeat for other in summary.of_task(setting.task) if other.frames == setting.frames}
-    name = f"{name}, repeat {setting.asked_repeat}" if len(repeats) > 1 else name
-    return f"{name}, {setting.variant}" if setting.variant else name
+def series_of(settings: pd.DataFrame) -> pd.Series:
+    """What the legend calls the curve or mark that each setting belongs to."""
+    ours = {VARIABLE: "compressed", LEARNED: "adaptive", FIXED: "average pooling"}
+    several = settings.loc[settings["kind"] != BASELINE, "model"].nunique() > 1
+    return [
+        (f"{setting.model}, " * several + ours[setting.kind] if setting.kind in ours else setting.label)
+        + setting.detail
+        for setting in settings.itertuples()
+    ]
 
 
-def styles_of(summary: Summary) -> dict[str, dict[str, Any]]:
-    """Line, marker and colour of each series: pooling dashed; learnt rates and baselines as marks."""
+def styles_of(settings: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Line, marker and colour of each series: pooling dashed; learned rates and baselines as marks."""
+    kinds = {VARIABLE: ("-", "o"), LEARNED: ("none", "D"), FIXED: ((0, (3, 2)), "s")}
+    first = settings.sort_values("kind_order", kind="stable").drop_duplicates("series")
+    ours, baselines = first[first["kind"] != BASELINE], first[first["kind"] == BASELINE]
     styles: dict[str, dict[str, Any]] = {}
-    curves = marks = 0
-    for setting in sorted(summary.settings, key=lambda item: KINDS.index(item.kind)):
-        name = series_name(setting, summary)
-        if name in styles:
-            continue
-        if setting.kind == BASELINE:
-            colour = BASELINE_COLOURS[marks % len(BASELINE_COLOURS)]
-            marker = BASELINE_MARKERS[marks % len(BASELINE_MARKERS)]
-            styles[name] = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 6.5}
-            marks += 1
-        else:
-            line, marker = {VARIABLE: ("-", "o"), LEARNT: ("none", "D"), FIXED: ((0, (3, 2)), "s")}[setting.kind]
-            styles[name] = {"color": COLOURS[curves % len(COLOURS)], "marker": marker, "linestyle": line}
-            curves += 1
+    for index, (name, kind) in enumerate(zip(ours["series"], ours["kind"], strict=True)):
+        line, marker = kinds[kind]
+        styles[name] = {"color": COLOURS[index % len(COLOURS)], "marker": marker, "linestyle": line}
+    for index, name in enumerate(baselines["series"]):
+        colour, marker = (choices[index % len(choices)] for choices in (BASELINE_COLOURS, BASELINE_MARKERS))
+        styles[name] = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 6.5}
     return styles
 
 
-def is_repeated(setting: Setting) -> bool:
-    return any(repeat > 1 for repeat in setting.repeats)
+def any_repeated(repeats: tuple[int, ...]) -> bool:
+    return any(repeat > 1 for repeat in repeats)
 
 
-def draw_panel(panel: Any, plot: Plot, summary: Summary, task: str, styles: dict[str, dict[str, Any]]) -> None:
-    settings = [setting for setting in summary.of_task(task) if math.isfinite(plot.value(setting))]
-    series: dict[str, list[Setting]] = {}
-    for setting in settings:
-        series.setdefault(series_name(setting, summary), []).append(setting)
-    for name, members in series.items():
-        members = sorted(members, key=plot.value)
-        scores: list[Spread] = [setting.score for setting in members]
+def draw_panel(panel: Any, plot: Plot, settings: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
+    """settings: of one task, all with a value on the x axis."""
+    repeated = settings["repeats"].map(any_repeated).astype(bool)
+    for name, series in settings.groupby("series", sort=False):
+        series = series.sort_values(plot.column, kind="stable")
         panel.errorbar(
-            [plot.value(setting) for setting in members],
-            [score.mean for score in scores],
-            yerr=[score.deviation for score in scores],
+            series[plot.column],
+            series["score"],
+            yerr=series["deviation"],
             elinewidth=0.8,
             markeredgecolor="white",
             markeredgewidth=0.5,
@@ -194,19 +178,13 @@ def draw_panel(panel: Any, plot: Plot, summary: Summary, task: str, styles: dict
             **styles[name],
         )
         hollow = {**styles[name], "linestyle": "none", "markerfacecolor": "white", "zorder": 4}
-        repeated = [setting for setting in members if is_repeated(setting)]
-        panel.plot([plot.value(setting) for setting in repeated], [item.score.mean for item in repeated], **hollow)
-    if any(is_repeated(setting) for setting in settings):
-        label = {"marker": "o", "linestyle": "none", "color": "#555555", "markerfacecolor": "white", "label": REPEATED}
-        panel.plot([], [], **label)
-    limits = [reach.limit for reach in summary.reaches if reach.task == task and reach.limit is not None]
-    if len(limits) == 1:  # of several models the lines would say nothing
-        label = f"{percent(summary.tolerance)} worse than at 20 ms"
-        panel.axhline(limits[0], color="#888888", linewidth=0.8, linestyle=":", zorder=1, label=label)
-    panel.set_title(task.upper() if len(task) <= 3 else task)
+        marked = series[repeated[series.index]]
+        panel.plot(marked[plot.column], marked["score"], **hollow)
+    if repeated.any():
+        panel.plot([], [], marker="o", linestyle="none", color="#555555", markerfacecolor="white", label=REPEATED)
     panel.set_xlabel(plot.label)
-    if settings:
-        panel.set_ylabel(f"{settings[0].metric_name} {'↑' if settings[0].higher_is_better else '↓'}")
-    # a little to the left of 0, where a baseline that costs nearly nothing has its mark
-    panel.set_xlim(left=-0.04 * max([plot.value(setting) for setting in settings], default=1.0))
+    for setting in settings.head(1).itertuples():
+        panel.set_ylabel(f"{setting.metric_name} {'↑' if setting.higher_is_better else '↓'}")
+    # a little to the left of 0, where a baseline that costs next to nothing has its mark
+    panel.set_xlim(left=-0.04 * (settings[plot.column].max() if len(settings) else 1.0))
     panel.margins(y=0.12)

@@ -1,15 +1,17 @@
-"""Which rows of a results file a report can use. The rows are a sweep's, or were merged by hand from several."""
+"""Which rows a report can use: they are from one sweep, or were merged by hand from several."""
 
 import math
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from s3prl_ofa.errors import shown
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
-from s3prl_ofa.sweep.results import FAILED, FILE, FINISHED, Results, Row
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, RATE_KEYS
+from s3prl_ofa.sweep.job import FAILED, FINISHED, Row
+from s3prl_ofa.sweep.results import FILE, numbered_lines, point_results
 
 LARGEST = 1e15  # beyond it, means and deviations lose all digits or overflow
-RATES = ("lambd", "frame_period_ms", "pool", ADAPTIVE)
+RATES = (*RATE_KEYS, ADAPTIVE)
 
 
 class Kind(NamedTuple):
@@ -36,7 +38,8 @@ NEEDED = {"task": TEXT, "model": TEXT, "metric": TEXT, "seed": WHOLE, "score": N
 NEEDED |= {"higher_is_better": FLAG}
 NULLABLE = {"rate": RATE, "value": NUMBER, "frames": TEXT, "learning_rate": NUMBER}  # must be there, may be null
 OPTIONAL = {"asked_repeat": REPEAT, "repeat": WHOLE, "steps": WHOLE, "lambd_start": NUMBER, "lambd_max": NUMBER}
-OPTIONAL |= {"checkpoint_sha256": TEXT, "device": TEXT, "dev_score": NUMBER, "learnt_lambd": NUMBER}
+OPTIONAL |= {"checkpoint_sha256": TEXT, "config_sha256": TEXT, "test_split": TEXT, "device": TEXT}
+OPTIONAL |= {"dev_score": NUMBER, "learnt_lambd": NUMBER}
 OPTIONAL |= {"frame_period_ms": POSITIVE, "macs_per_second": COST, "peak_memory_mb": COST}
 OPTIONAL |= {"upstream_seconds_per_second": COST, "downstream_seconds_per_second": COST}
 
@@ -50,16 +53,19 @@ class Fault(NamedTuple):
     text: str
 
 
-def read_rows(results: Results) -> tuple[list[Row], list[Fault]]:
-    """One usable row per point, and what was wrong with others. Of several, the last finished one counts, or else the
-    last one."""
+def read_rows(out: pathlib.Path) -> tuple[list[Row], list[Fault]]:
+    """One usable row per point, of the results file and of the points' own results, and what was wrong with others. Of
+    several, the last finished one counts, or else the last one."""
+    lines = list(numbered_lines(out))
+    written = [row for _, row in lines]
+    lines += [(place, row) for place, row in point_results(out) if row not in written]
     found: dict[str, Row] = {}
     faults = []
-    for number, row in results.numbered():
+    for place, row in lines:
         if row is None:
-            faults.append(Fault(f"{FILE}, line {number}", "not a row of a sweep; cut off while it was written?"))
+            faults.append(Fault(f"{FILE}, {place}", "not a row of a sweep; cut off while it was written?"))
             continue
-        where = f"{row['point']} (line {number})"
+        where = f"{row['point']} ({place})"
         try:
             row, left_out = checked(row)
         except ValueError as error:

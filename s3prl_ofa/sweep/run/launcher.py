@@ -1,7 +1,6 @@
-"""Runs points through submitit, so many at a time: on this machine or on a Slurm cluster, by the same code."""
+"""Runs points through submitit, several at a time: on this machine or on a Slurm cluster, by the same code."""
 
 import contextlib
-import dataclasses
 import functools
 import math
 import os
@@ -10,7 +9,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,8 +17,7 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.locks import is_locked
 from s3prl_ofa.signals import put_off
 from s3prl_ofa.sweep.grid.schema import Executor
-from s3prl_ofa.sweep.job import LOCK
-from s3prl_ofa.sweep.results import FAILED
+from s3prl_ofa.sweep.job import FAILED, LOCK
 from s3prl_ofa.sweep.run.process import KILLED, PointRun
 
 SUBMITIT = "submitit"  # the folder for what it writes
@@ -28,12 +26,11 @@ POLL_SECONDS = {"local": 0.2, "debug": 0.0, "slurm": 10.0}
 SIGNAL_AGAIN_SECONDS = 10.0
 SLURM_PARALLEL = 64  # points at a time, unless the grid says
 SLURM_CPUS = 4
-ENDLESS_MINUTES = 60 * 24 * 365 * 10  # submitit wants a limit, and nobody shares this machine by the clock
+ENDLESS_MINUTES = 60 * 24 * 365 * 10  # submitit wants a time limit, and a local machine needs none
 
 
-@dataclasses.dataclass(frozen=True)
-class Ended:
-    """The end of a point: its name, its exit state, and what kept its process from telling it, if anything."""
+class Ended(NamedTuple):
+    """How a point ended: finished, failed or killed; error: why its process could not tell."""
 
     name: str
     state: str
@@ -41,7 +38,7 @@ class Ended:
 
 
 class Launcher:
-    """An executor of submitit's and the places in which it runs points; each place has a GPU, or none, of its own.
+    """A submitit executor and the slots in which it runs points; each slot has a GPU, or none.
 
     Raises UsageError where the settings cannot be met here. Nothing is written before the first point is submitted.
     """
@@ -54,8 +51,8 @@ class Launcher:
         self.parallel = settings.parallel or (SLURM_PARALLEL if on_slurm else max(1, len(gpus)))
         if settings.kind == "debug":
             self.parallel = 1
-        # of more places than GPUs, several share one
-        self.gpu = [None if on_slurm else gpus[place % len(gpus)] if gpus else "" for place in range(self.parallel)]
+        # of more slots than GPUs, several share one
+        self.gpu = [None if on_slurm else gpus[slot % len(gpus)] if gpus else "" for slot in range(self.parallel)]
         self.threads = settings.cpus or (SLURM_CPUS if on_slurm else max(1, (os.cpu_count() or 1) // self.parallel))
         self.folder = folder / SUBMITIT
 
@@ -81,32 +78,32 @@ class Launcher:
         executor.update_parameters(**parameters)
         return executor
 
-    def submit(self, folder: pathlib.Path, place: int) -> Any:
-        """A job of submitit's that runs the point in ``folder``."""
+    def submit(self, folder: pathlib.Path, slot: int) -> Any:
+        """A submitit job that runs the point in ``folder``."""
         executor = self.executor  # which makes the folder
         # What submitit starts here prints a traceback when it is interrupted, which says nothing about the point.
         with stderr_to(self.folder / CONTROLLER_LOG) if self.settings.kind == "local" else contextlib.nullcontext():
-            return executor.submit(PointRun(), str(folder), self.gpu[place], self.threads, self.cache_gb)
+            return executor.submit(PointRun(), str(folder), self.gpu[slot], self.threads, self.cache_gb)
 
     def run(self, folders: dict[str, pathlib.Path], started: Callable[[str], None]) -> Iterator[Ended]:
-        """Runs the points of these folders, by name, and gives each when it has ended.
+        """Runs the points of these folders, by name, and yields each when it has ended.
 
-        When the caller stops, those that run here are stopped too; those of a cluster go on, and what they find is
-        taken up by the next sweep.
+        When the caller stops, points on this machine are stopped too; those on a cluster run on, and the next sweep
+        collects their results.
         """
         waiting = deque(folders)
         running: dict[int, tuple[str, Any]] = {}
         try:
             while waiting or running:
-                for place in range(self.parallel):
-                    if waiting and place not in running:
+                for slot in range(self.parallel):
+                    if waiting and slot not in running:
                         name = waiting.popleft()
                         started(name)
                         with put_off():
-                            running[place] = (name, self.submit(folders[name], place))
-                for place, (name, job) in list(running.items()):
+                            running[slot] = (name, self.submit(folders[name], slot))
+                for slot, (name, job) in list(running.items()):
                     if job.done():
-                        del running[place]
+                        del running[slot]
                         yield ended(name, job)
                 time.sleep(POLL_SECONDS[self.settings.kind])
         finally:
@@ -141,7 +138,7 @@ def check_submitit(settings: Executor) -> None:
 
 @contextlib.contextmanager
 def stderr_to(path: pathlib.Path) -> Iterator[None]:
-    """Processes that are started within inherit this file as their stderr."""
+    """Processes that are started in the block inherit this file as their stderr."""
     kept = os.dup(2)
     with path.open("a") as file:
         os.dup2(file.fileno(), 2)
@@ -159,23 +156,20 @@ def ended(name: str, job: Any) -> Ended:
     if isinstance(error, UncompletedJobError) and not isinstance(error, FailedJobError):
         return Ended(name, KILLED)  # with no time to say anything
     if error is not None:
-        return Ended(name, FAILED, last_words(error))
+        # the last line of the traceback in submitit's error, before its rule and the paths of logs
+        lines = str(error).partition("You can check full logs")[0].splitlines()
+        last = next((line.strip() for line in reversed(lines) if line.strip("- ")), type(error).__name__)
+        return Ended(name, FAILED, last)
     return Ended(name, job.result())
-
-
-def last_words(error: BaseException) -> str:
-    """The exception at the end of the traceback that submitit's error holds, before its rule and the paths of logs."""
-    lines = str(error).partition("You can check full logs")[0].splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip("- ")), type(error).__name__)
 
 
 def local_gpus(settings: Executor) -> list[str]:
     """The GPUs to deal out, as CUDA_VISIBLE_DEVICES names them; all there are, unless the grid says how many."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = [str(index) for index in range(torch.cuda.device_count())] if visible is None else visible.split(",")
-    there = [name for name in there if name.strip()] if torch.cuda.is_available() else []
+    found = [str(index) for index in range(torch.cuda.device_count())] if visible is None else visible.split(",")
+    found = [name for name in found if name.strip()] if torch.cuda.is_available() else []
     if settings.kind == "slurm" or settings.gpus is None:
-        return there
-    if settings.gpus > len(there):
-        raise UsageError(f"executor.gpus is {settings.gpus}, and {len(there)} are here; choose as many or fewer")
-    return there[: settings.gpus]
+        return found
+    if settings.gpus > len(found):
+        raise UsageError(f"executor.gpus is {settings.gpus}, and {len(found)} are here; choose as many or fewer")
+    return found[: settings.gpus]

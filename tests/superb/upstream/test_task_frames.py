@@ -15,7 +15,7 @@ from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.upstream import task_frames
 from s3prl_ofa.superb.upstream.rate_options import RateOptions, read_model_config
-from s3prl_ofa.sweep.grid.parsing import grid_from
+from s3prl_ofa.sweep.grid.parsing import grid_from, points_of
 
 SAMPLE_RATE = 16_000  # Hz
 HOP = 320  # samples
@@ -69,7 +69,7 @@ def test_sweeps_know_the_frames_too(own):
     task = {"config": "sd.yaml", "metric": "der"}
     grid = {"checkpoints": {"tiny": CKPT}, "rates": {"lambd": 0.5}, "repeat": [1, 2]}
     grid["tasks"] = {"diarization": task, "fluent_commands": {"config": "ic.yaml", "metric": "acc"}}
-    found = {(point.task, point.frames, point.repeat) for point in grid_from(grid).points()}
+    found = {(point.task, point.frames, point.repeat) for point in points_of(grid_from(grid))}
     assert found == {
         ("diarization", "upsampled", 1),
         ("fluent_commands", "native", 1),

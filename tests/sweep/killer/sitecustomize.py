@@ -1,8 +1,8 @@
 """Python imports this at its start where its folder is in PYTHONPATH: kills a sweep's processes at a chosen moment.
 
 OFA_KILL is "FILE MOMENT WHOM". FILE: the name of a file that a process of the sweep is about to write. MOMENT: before
-or after it is in place, or half, in the middle of it (of a file that is appended to). WHOM: all of the process group,
-or others, all of it but the process that writes; or told, which sends SIGTERM to the sweep alone.
+or after it is in place. WHOM: all of the process group, or others, all of it but the process that writes; or told,
+which sends SIGTERM to the sweep alone.
 """
 
 import os
@@ -29,7 +29,7 @@ def kill(whom: str) -> None:
 
 if "OFA_KILL" in os.environ:
     file, moment, whom = os.environ["OFA_KILL"].split()
-    replace, write = os.replace, os.write
+    replace = os.replace
 
     def replace_and_kill(source, target, **options):
         hit = pathlib.Path(target).name == file
@@ -39,10 +39,4 @@ if "OFA_KILL" in os.environ:
         if hit and moment == "after":
             kill(whom)
 
-    def write_and_kill(descriptor, text):
-        if moment == "half" and os.path.basename(os.path.realpath(f"/proc/self/fd/{descriptor}")) == file:
-            write(descriptor, text[: len(text) // 2])
-            kill(whom)
-        return write(descriptor, text)
-
-    os.replace, os.write = replace_and_kill, write_and_kill
+    os.replace = replace_and_kill
