@@ -44,7 +44,7 @@ setup(
     packages=[*find_packages(include=["s3prl_ofa", "s3prl_ofa.*"]), *OUTSIDE],
     package_dir=OUTSIDE,
     package_data={
-        "s3prl_ofa": ["**/*.jinja", "**/*.yaml", "**/*.txt", "**/*.dict", "**/*.json"],
+        "s3prl_ofa": ["**/*.jinja", "**/*.mplstyle", "**/*.yaml", "**/*.txt", "**/*.dict", "**/*.json"],
         "s3prl_ofa.demo": ["*.safetensors", "*.csv", "*.sh", "audio/**/*"],
         "s3prl_ofa.downstream_configs": ["**/*.yaml", "**/*.txt", "**/*.dict", "**/*.json"],
     },

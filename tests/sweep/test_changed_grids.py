@@ -180,7 +180,7 @@ def test_dry_run(tmp_path, monkeypatch, capsys):
     assert cli.main(["sweep", "my.yaml", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("".join(f"{job.name}\n" for job in jobs.values()))
-    assert "4 points, 0 of them finished" in printed and "sid: 4 points; no estimate before" in printed
+    assert "4 points, 0 of them finished" in printed and "sid: 4 points; no estimate before one finishes" in printed
     assert "in all" not in printed and [path.name for path in tmp_path.iterdir()] == ["my.yaml"]
     done = [jobs[ONE].row("finished", duration_s=100.0), jobs["sid_mfcc_seed1"].row("finished", duration_s=20.0)]
     out = pathlib.Path("sweeps", "my")

@@ -125,7 +125,7 @@ BAD = {
     "no checkpoint": (lambda grid: grid.update(checkpoints={"a": __file__}), "checkpoints.a: "),
     "missing root": (lambda grid: grid["data"].pop("voxceleb1"), "tasks.sid: .*data.voxceleb1"),
     "root that is not there": (lambda grid: grid["data"].update(librispeech="no"), "tasks.asr: data.librispeech no"),
-    "unknown root": (lambda grid: grid["data"].update(libri="x"), "data.libri is no key"),
+    "unknown root": (lambda grid: grid["data"].update(libri="x"), "data.libri should be 'librispeech', "),
     "unknown upstream": (lambda grid: grid.update(baselines=["mfccc"]), "baselines: S3PRL has no upstream mfccc"),
     "missing baseline": (
         lambda grid: grid.update(baselines=[{"upstream": "hubert_local", "checkpoint": "no.pt"}]),

@@ -61,6 +61,7 @@ Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Number = Annotated[float, BeforeValidator(number)]
 Positive = Annotated[Number, Field(gt=0)]
+DataKey = Literal["librispeech", "voxceleb1", "prepared", "bucket", "lexicon", "speaker_list", "splits"]
 
 
 class Section(BaseModel):
@@ -148,16 +149,6 @@ class Baseline(Section):
         return {"name": upstream.replace("_", "-"), **given} if isinstance(upstream, str) else given
 
 
-class Data(Section):
-    librispeech: Text | None = None
-    voxceleb1: Text | None = None
-    prepared: Text | None = None
-    bucket: Text | None = None
-    lexicon: Text | None = None
-    speaker_list: Text | None = None
-    splits: Text | None = None
-
-
 class Executor(Section):
     """Who runs the points. parallel: how many at a time. gpus: local, how many of the machine's GPUs are dealt out, one
     per point; slurm, GPUs per point. cpus: threads per point. The rest is for slurm."""
@@ -177,7 +168,7 @@ class Executor(Section):
 class Grid(Axes):
     checkpoints: dict[Name, Text] = {}
     baselines: OneOrMore[Baseline] = ()
-    data: Data = Data()
+    data: dict[DataKey, Text] = {}
     executor: Executor = Executor()
     device: Text = "cuda"
     mini: bool = False

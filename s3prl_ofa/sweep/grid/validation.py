@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -50,8 +51,7 @@ def prepare(grid: Grid) -> dict[str, Job]:
     check_baselines(grid)
     checkpoint_digests = check_checkpoints(grid)
     configs = {name: base_config(grid, name, task) for name, task in grid.tasks.items()}
-    roots = list(grid.data.model_dump(exclude_none=True).values())
-    config_digests = {name: config_digest(config, roots) for name, config in configs.items()}
+    config_digests = {name: config_digest(config, grid.data.values()) for name, config in configs.items()}
     labels: dict[str, Point] = {}
     jobs = {}
     for point in points_of(grid):
@@ -81,7 +81,7 @@ def prepare(grid: Grid) -> dict[str, Job]:
     return jobs
 
 
-def config_digest(config: dict[str, Any], roots: list[str]) -> str:
+def config_digest(config: dict[str, Any], roots: Iterable[str]) -> str:
     """SHA-256 of a task's config without its learning rate. Of the path of a corpus only the last name counts, as it
     may lie elsewhere on another machine."""
     text = json.dumps({**config, "optimizer": {**(config.get("optimizer") or {}), "lr": None}}, sort_keys=True)
@@ -151,7 +151,7 @@ def base_config(grid: Grid, name: str, task: Task) -> dict[str, Any]:
     """S3PRL's config of a task with its data, steps and overrides, but the learning rate."""
     where = f"tasks.{name}"
     try:
-        config = resolve_config(name, task.config, task.mini, grid.data.model_dump())
+        config = resolve_config(name, task.config, task.mini, dict(grid.data))
     except UsageError as error:
         # what run_downstream takes as an option is a key of data here
         said = ROOT_OPTION.sub(lambda found: found[1] or f"data.{found[2].replace('-', '_')}", str(error))

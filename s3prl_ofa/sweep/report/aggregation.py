@@ -29,15 +29,8 @@ VARIED = {
     "checkpoint_sha256": "checkpoint {:.8}",
 }
 SIBLINGS = ["task", "kind", "model"]  # rows that are alike in these are compared
-GROUPED = [
-    *SIBLINGS,
-    "rate",
-    "value",
-    "lambd_start",
-    "frames",
-    "asked_repeat",
-    "variant",
-]  # rows that are alike in these differ in seed alone
+# rows that are alike in these differ in seed and learning rate alone
+GROUPED = [*SIBLINGS, "rate", "value", "lambd_start", "frames", "asked_repeat", "variant"]
 TEXTS = ["rate", "frames", "asked_repeat"]
 NUMBERS = ["value", "lambd_start", "lambd_max", "learning_rate", "steps", "unit", "score", "dev_score", "learnt_lambd"]
 NUMBERS += ["frame_period_ms", "peak_memory_mb"]
@@ -103,11 +96,10 @@ def settings_of(rows: list[Row]) -> pd.DataFrame:
     """A line per setting, a point of the grid without its seed, at the learning rate that is best on dev; ordered by
     task, kind, model and frame period.
 
-    Columns: those of GROUPED, with empty text for None; score, deviation (sample standard deviation over seeds, NaN for
-    one; both in percent where the task's score is), means of learnt_lambd, frame_period_ms, gmacs (of the upstream, per
-    second of audio), upstream_ms, downstream_ms and total_ms (wall time per second
-    of audio) and peak_memory_mb; learning_rate,
-    tried_rates, steps, seeds, repeats, devices, metric_name, higher_is_better, label and detail.
+    Columns: those of GROUPED, with empty text for None; score and deviation (sample standard deviation over seeds, NaN
+    for one), in percent where the task's score is; means of learnt_lambd, frame_period_ms, gmacs (of the upstream, per
+    second of audio), upstream_ms, downstream_ms and total_ms (wall time per second of audio) and peak_memory_mb;
+    learning_rate, tried_rates, steps, seeds, repeats, devices, metric_name, higher_is_better, label and detail.
     """
     frame = pd.DataFrame(rows, columns=[*NEEDED, *NULLABLE, *OPTIONAL], dtype=object)
     for key, (name, factor) in RESCALED.items():

@@ -15,31 +15,7 @@ from s3prl_ofa.sweep.report.aggregation import BASELINE, FIXED, LEARNED, VARIABL
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BASELINE_COLOURS = ("#333333", "#777777", "#999999", "#555555")
 BASELINE_MARKERS = ("*", "D", "^", "v", "P", "X")
-STYLE = {
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.labelsize": 8,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4.2,
-    "errorbar.capsize": 1.8,
-    "text.usetex": False,
-    "text.parse_math": False,  # a name may contain dollar signs
-    "svg.hashsalt": "s3prl-ofa",  # the same file from the same results
-    "savefig.dpi": 200,
-}
+STYLE = pathlib.Path(__file__).with_suffix(".mplstyle")
 PANEL = (2.5, 2.15)  # inches
 LEGEND_INCHES = 0.2  # a row of the legend
 LEGEND_COLUMNS = 5
@@ -85,7 +61,7 @@ def draw_all(summary: Summary, folder: pathlib.Path) -> dict[str, pathlib.Path]:
     from matplotlib.figure import Figure
 
     found = {}
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(fname=STYLE), warnings.catch_warnings():
         # of names in scripts that its font lacks: boxes in the plots, and the tables hold the names
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         for plot in PLOTS:
