@@ -37,7 +37,7 @@ def test_points():
 
 
 def test_a_point_through_s3prl(tmp_path):
-    """A point trains with its weight and is evaluated at what it learnt, which is in its row."""
+    """A point trains with its weight and is evaluated at what it learned, which is in its row."""
     path, out = tmp_path / "grid.yaml", tmp_path / "sweep"
     path.write_text(yaml.safe_dump(GRID))
     assert cli.main(["sweep", str(path), "--out", str(out)]) == 0
@@ -51,7 +51,7 @@ def test_a_point_through_s3prl(tmp_path):
 
 
 def test_in_a_report(tmp_path):
-    """Learnt rates are a kind of their own, at the period that was measured, off the curve of given rates."""
+    """Learned rates are a kind of their own, at the period that was measured, off the curve of given rates."""
     learnt = row("sid", "lambd", 0.5, 1) | {"rate": "adaptive", "value": 0.1, "point": "sid_tiny_adaptive0.1_seed1"}
     summary = summarize(write_sweep(tmp_path, [*grid_rows(), learnt]), tolerance=0.05)
     (setting,) = [setting for setting in summary.settings.itertuples() if setting.kind == LEARNED]
@@ -105,7 +105,7 @@ def test_a_bad_largest_lambd(settings, words):
 
 
 def test_starts_in_a_report(tmp_path):
-    """Learnt rates of two starts are two rows of the table, not two seeds of one."""
+    """Learned rates of two starts are two rows of the table, not two seeds of one."""
     learnt = [
         row("sid", "lambd", 0.5, 1)
         | {"rate": "adaptive", "value": 0.1, "lambd_start": start, "point": f"sid_tiny_adaptive0.1_start{start}_seed1"}
@@ -126,7 +126,7 @@ def test_bad_starts(start):
 
 
 def test_starts_without_an_adaptive_rate():
-    """Starts that nothing would begin at are refused by their key."""
+    """Starts without an adaptive rate are refused by their key."""
     grid = {"checkpoints": {"tiny": "tiny.pt"}, "tasks": ["sid"], "rates": {"lambd": 1}, "lambd_starts": [0.1]}
     with pytest.raises(UsageError, match="lambd_starts is for adaptive rates, and sid has none"):
         grid_from(grid)

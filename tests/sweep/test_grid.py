@@ -102,8 +102,8 @@ BAD = {
     "empty seeds": (lambda grid: grid.update(seeds=[]), "seeds: at least one value is expected"),
     "empty rate": (lambda grid: grid["rates"].update(pool=[]), "rates.pool: at least one value is expected"),
     "no rates": (lambda grid: grid.update(rates={}), "rates is missing: at least one of lambd,"),
-    "same seed twice": (lambda grid: grid.update(seeds=[1, 1]), "seeds: 1 is there twice"),
-    "same rate twice": (lambda grid: grid["rates"].update(lambd=[0.5, "5e-1"]), "rates.lambd: 0.5 is there twice"),
+    "same seed twice": (lambda grid: grid.update(seeds=[1, 1]), "seeds: 1 is given twice"),
+    "same rate twice": (lambda grid: grid["rates"].update(lambd=[0.5, "5e-1"]), "rates.lambd: 0.5 is given twice"),
     "nearly the same learning rate": (
         lambda grid: grid.update(learning_rates=[0.1, 0.10000001]),
         "learning_rates: two",
@@ -225,9 +225,9 @@ def test_no_room_for_features(size, good, tmp_path, monkeypatch, capsys):
 
 
 def test_a_key_that_is_there_twice(tmp_path):
-    """It is refused, by its name and place: PyYAML would take the last one."""
+    """It is refused by name and place: PyYAML would take the last one."""
     (tmp_path / "grid.yaml").write_text("seeds: 1\ntasks:\n  sid: {steps: 1}\n  sid: {steps: 2}\n")
-    with pytest.raises(UsageError, match=r"grid.yaml is not YAML: the key sid is there twice .*line 4, column 3"):
+    with pytest.raises(UsageError, match=r"grid.yaml is not YAML: the key sid is given twice .*line 4, column 3"):
         read_grid(tmp_path / "grid.yaml")
 
 
@@ -244,7 +244,7 @@ def test_scores_of_a_config(good):
 
 
 def test_keys_of_anchors(tmp_path):
-    """Anchors and merges are no keys that are there twice, at whatever depth."""
+    """Anchors and merges are no keys that are given twice, at whatever depth."""
     text = "a: &a\n  b: &b {c: 1, d: 2}\ne: {f: {g: {<<: *b, c: 3}}}\nh:\n  <<: *a\n  <<: {i: 1}\n  b: {<<: *b, d: 1}\n"
     read = yaml.load(text, UniqueKeys)
     assert read["e"]["f"]["g"] == {"c": 3, "d": 2} and read["h"]["b"] == {"c": 1, "d": 1}
@@ -270,7 +270,7 @@ def test_which_way_a_metric_is_better(metric, higher):
 
 
 def test_an_override_that_is_new_is_said(good, caplog):
-    """A key that the config does not have is added, and said, as it may be a slip."""
+    """A key that the config does not have is added with a warning, as it may be a typo."""
     good["tasks"]["sid"]["overrides"] = {"runner.eval_stp": 3}
     prepare(grid_from(good))
     assert "tasks.sid.overrides: the config has no runner.eval_stp yet" in caplog.text
@@ -300,7 +300,7 @@ def test_a_checkpoint_without_compressor(good, tmp_path):
 
 
 def test_packaged_grid():
-    """The grid for the five hours is what it is said to be."""
+    """The packaged grid for five hours of speech has the points that its comments promise."""
     points = points_of(read_grid(folder("downstream_configs") / "sweeps" / "mini.yaml"))
     assert len(points) == (3 * (5 + 3 + 1) + 1) * 2
     assert {point.task for point in points} == {"asr", "pr", "sid"}

@@ -1,4 +1,4 @@
-"""The process of a point: how its end is told, and what its row holds whatever interrupted it. Nothing is trained."""
+"""The process of a point: how its end is reported, and its row, whatever interrupted it. Nothing is trained."""
 
 import contextlib
 import dataclasses
@@ -63,7 +63,7 @@ def folder(tmp_path):
     ],
 )
 def test_how_a_point_ended(code, state, words, folder, tmp_path, monkeypatch):
-    """What was ended from outside goes on the next time; a crash of its own is a failure, with a row that says when,
+    """What was ended from outside is resumed the next time; a crash of its own is a failure, with a row that says when,
     after how long and with which versions."""
     (tmp_path / "process.py").write_text(code)
     shell = tmp_path / "shell"
@@ -165,7 +165,7 @@ class EndedJob:
 
 
 def test_what_kept_a_process_from_telling_its_end():
-    """The exception at the end of submitit's text is said, not the paths of its logs; no word at all is a kill."""
+    """The exception at the end of submitit's text is reported, not the paths of its logs; no word at all is a kill."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     rule = "-" * 22

@@ -74,8 +74,8 @@ def test_page_needs_nothing_else(sweep):
 
 
 def test_overview(tmp_path):
-    """A row a rate and a column a task, by kind and period; what a task does not have is empty, and frames that CTC had
-    to see more than once are marked."""
+    """A row per rate and a column per task, by kind and period; what a task does not have is empty, and frames
+    that CTC had to see more than once are marked."""
     rows = [row("sid", "lambd", lambd, seed, score=0.6) for lambd in (0.0, 1.0) for seed in (1, 2)]
     rows += [row("pr", "lambd", lambd, 1, score=0.2) for lambd in (0.0, 0.5)]
     rows += [row("pr", "lambd", 1.0, 1, score=0.4, repeat=2), row("pr", None, None, 1, "mfcc", score=0.9)]
@@ -156,7 +156,7 @@ def test_curves_of_one_model_are_told_apart(tmp_path):
 
 
 def test_learnt_rates_alone(tmp_path, capsys):
-    """Where each settled is in table and page; without a curve there is nothing to compare, and this is said."""
+    """Where each settled is in table and page; without a curve the report says that there is nothing to compare."""
     rows = [row("sid", "lambd", 0.5, 1) | {"rate": "adaptive", "value": 0.1, "learnt_lambd": 0.4149, "steps": 600}]
     assert cli.main(["report", str(write_sweep(tmp_path, rows))]) == 0
     for name in ("report.md", "report.html"):
@@ -165,7 +165,7 @@ def test_learnt_rates_alone(tmp_path, capsys):
 
 
 def test_series_and_marks(sweep, tmp_path):
-    """One panel a task, with a curve of our model, one of pooling, a mark of the baseline, and error bars."""
+    """One panel per task, with a curve of our model, one of pooling, a mark of the baseline, and error bars."""
     from matplotlib.figure import Figure
 
     from s3prl_ofa.sweep.report.plots import draw
@@ -207,7 +207,7 @@ def test_one_seed_and_no_costs(tmp_path):
 
 
 def test_bad_use(tmp_path, capsys):
-    """A folder without a sweep, one without a finished point, a tolerance that is none: a sentence and 2."""
+    """A folder without a sweep, one without a finished point, a bad tolerance: one sentence and status 2."""
     failed = write_sweep(tmp_path / "failed", [row("sid", "lambd", 0.0, 1, state="failed", error="x", log=[])])
     for arguments, words in (
         ([str(tmp_path / "none")], "there is no such folder"),
@@ -236,7 +236,7 @@ def test_published_results():
 
 
 def test_published_rates_that_were_learnt():
-    """So is the README's table of learnt rates."""
+    """So is the README's table of learned rates."""
     readme = (ROOT / "README.md").read_text()
     for found in collect(ROOT / "benchmarks" / "results" / "mini_librispeech" / "adaptive").values():
         score = f"{'PER' if found['task'] == 'pr' else 'accuracy'} {100 * found['score']:.1f}%"

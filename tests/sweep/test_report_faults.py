@@ -47,7 +47,7 @@ LEFT_OUT = {
 
 
 def test_rows_that_cannot_be_used(tmp_path, capsys):
-    """They are left out, and named with their line and what is wrong; the others are told as without them."""
+    """They are left out, and named with their line and what is wrong; the others are reported as without them."""
     without = summarize(write_sweep(tmp_path / "without", GOOD), 0.05)
     bad = [BAD | changes | {"point": name} for name, (changes, _) in LEFT_OUT.items()]
     folder = write_sweep(tmp_path / "with", [GOOD[0], *bad, *GOOD[1:]])
@@ -92,7 +92,7 @@ def test_measurements_that_cannot_be_used(tmp_path, capsys):
 
 
 def test_only_measurements_are_missing(tmp_path, capsys):
-    """Older results without costs, devices or repeats, and failed ones without a reason, are told as they are."""
+    """Older results without costs, devices or repeats, and failed ones without a reason, are reported as they are."""
     needed = ("point", "state", *NEEDED, *NULLABLE)
     rows = [{key: item[key] for key in needed} for item in GOOD]
     report(write_sweep(tmp_path, [*rows, {"point": "x", "state": "failed", "log": "no list"}]), capsys)
@@ -100,7 +100,7 @@ def test_only_measurements_are_missing(tmp_path, capsys):
 
 
 def test_as_pandas_writes_rows(tmp_path, capsys):
-    """NaN for an empty cell and 1.0 for a whole number are what they were, without a word."""
+    """NaN for an empty cell and 1.0 for a whole number are what they were, without a remark."""
     rows = [{**item, "steps": 500.0, "seed": float(item["seed"]), "repeat": 2.0} for item in GOOD]
     rows.append(row("sid", None, None, 1, "mfcc") | {"rate": math.nan, "value": math.nan, "frames": math.nan})
     told = report(write_sweep(tmp_path, rows), capsys)
@@ -139,7 +139,7 @@ def test_an_empty_file(tmp_path, capsys, lines, text):
 
 
 def test_nothing_but_faults(tmp_path, capsys):
-    """Also then there is a report, of what is wrong."""
+    """There is a report all the same, of what is wrong."""
     for told in report(write_sweep(tmp_path, [BAD | {"score": math.nan}]), capsys).values():
         assert "0 of 1 points are finished" in told and "has 1 fault:" in told and "bad (line 1): score" in told
     assert not list((tmp_path / "report").glob("*.svg"))

@@ -40,7 +40,7 @@ def voices(tmp_path_factory):
 
 
 def grid_of(voices, **changes) -> dict:
-    """Speaker identification at two rates: 6 steps on random pieces of a second, 5 batches an epoch."""
+    """Speaker identification at two rates: 6 steps on random pieces of a second, 5 batches per epoch."""
     datarc = {"train_batch_size": 4, "max_timestep": 16_000}
     overrides = {f"downstream_expert.datarc.{key}": value for key, value in datarc.items()}
     overrides |= {"runner.eval_step": 3, "runner.save_step": 2, "optimizer.lr": 0.02}
@@ -62,7 +62,7 @@ def command_of(grid: dict, out: pathlib.Path) -> list[str]:
 
 
 def start(grid: dict, out: pathlib.Path, kill: str | None = None) -> tuple[int, str]:
-    """Runs a sweep in a process group of its own, killed as sweep_killer says; its exit status and what it said."""
+    """Runs a sweep in its own process group, killed as killer/sitecustomize.py says; its exit status and output."""
     environment = dict(os.environ)
     if kill is not None:
         environment["OFA_KILL"] = kill
@@ -104,7 +104,7 @@ def same_of_any_run(rows: dict[str, dict]) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def undisturbed(voices, tmp_path_factory):
-    """A sweep that nobody disturbed, both points at once."""
+    """An undisturbed sweep, both points at once."""
     out = tmp_path_factory.mktemp("undisturbed") / "sweep"
     status, said = start(grid_of(voices, executor={"kind": "local", "cpus": 1, "parallel": 2}), out)
     assert status == 0, said
@@ -112,7 +112,7 @@ def undisturbed(voices, tmp_path_factory):
 
 
 def test_rows(undisturbed):
-    """A row a point with grid keys, scores, measured period, cost, speed, memory, versions and exit state."""
+    """A row per point with grid keys, scores, measured period, cost, speed, memory, versions and exit state."""
     rows = points(undisturbed)
     assert rows.keys() == {"sid_tiny_lambd0_seed1", "sid_tiny_lambd1_seed1"}
     slow, fast = rows["sid_tiny_lambd0_seed1"], rows["sid_tiny_lambd1_seed1"]
@@ -184,7 +184,7 @@ def test_terminated(voices, undisturbed, tmp_path, moment, workers):
 
 @pytest.mark.slow
 def test_killed_at_random_moments(voices, undisturbed, tmp_path):
-    """Killed with SIGKILL at moments that nobody chose, with its points or without them, a sweep ends the same."""
+    """Killed with SIGKILL at random moments, with its points or without them, a sweep ends the same."""
     out, seed = tmp_path / "sweep", random.SystemRandom().randrange(10**6)
     draw = random.Random(seed)
     command = command_of(grid_of(voices, executor={"kind": "local", "cpus": 1, "parallel": 2}), out)
@@ -211,7 +211,7 @@ def test_one_sweep_a_folder(voices, tmp_path, capsys):
 
 
 def test_no_folder(voices, tmp_path, capsys):
-    """A place where nothing can be written is bad use."""
+    """A folder that cannot be written is bad use."""
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid_of(voices)))
     (tmp_path / "file").write_text("")
     assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "file" / "out")]) == 2

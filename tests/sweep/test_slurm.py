@@ -92,7 +92,7 @@ def test_a_sweep(cluster, tmp_path, capsys):
 
 
 def test_a_job_that_ends_without_a_word(cluster, tmp_path, monkeypatch, capsys):
-    """A node that dies leaves no result: the point is told as killed, and goes on with the same command."""
+    """A node that dies leaves no result: the point is reported as killed, and the same command resumes it."""
     monkeypatch.setattr(SlurmJob, "_results_timeout_s", 1)
     (cluster / "srun").write_text("#!/bin/bash\nkill -9 $PPID\n")
     runner = launcher.Launcher(Executor(kind="slurm", cpus=2), tmp_path)

@@ -48,7 +48,7 @@ class UniqueKeys(yaml.SafeLoader):
         for index, key in enumerate(keys):
             if key in keys[:index] and key != "<<":
                 mark = node.value[index][0].start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key} is there twice", mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} is given twice", mark)
         return node
 
 

@@ -27,7 +27,7 @@ def listed(value: Any) -> tuple[Any, ...]:
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     for index, value in enumerate(values):
         if value in values[:index]:
-            raise ValueError(f"{value} is there twice; each point of a grid is run once")
+            raise ValueError(f"{value} is given twice; each point of a grid is run once")
     return values
 
 

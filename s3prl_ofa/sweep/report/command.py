@@ -11,7 +11,7 @@ from s3prl_ofa.sweep.job import Row
 from s3prl_ofa.sweep.report.aggregation import summarize
 from s3prl_ofa.sweep.report.page import page
 from s3prl_ofa.sweep.report.plots import PLOTS, draw_all
-from s3prl_ofa.sweep.report.tables import WRONG, completeness, fault_lines, markdown
+from s3prl_ofa.sweep.report.tables import FAULTS, completeness, fault_lines, markdown
 
 PERCENT = re.compile(r"(\d+(?:\.\d+)?)(%?)")
 FOLDER = "report"
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     for reach in summary.reaches:
         print(f"{reach.curve}: {reach.text}")
     if summary.faults:
-        print("\n".join([f"\n{WRONG}:", *fault_lines(summary)]))
+        print("\n".join([f"\n{FAULTS}:", *fault_lines(summary)]))
     print(f"\n{out / 'report.html'}, report.md, results.csv, {', '.join(f'{stem}.png/.svg' for stem in plots)}")
     return 0
 

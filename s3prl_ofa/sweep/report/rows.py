@@ -54,8 +54,8 @@ class Fault(NamedTuple):
 
 
 def read_rows(out: pathlib.Path) -> tuple[list[Row], list[Fault]]:
-    """One usable row per point, of the results file and of the points' own results, and what was wrong with others. Of
-    several, the last finished one counts, or else the last one."""
+    """One usable row per point, from the results file and the points' own results, and what is wrong with the others.
+    Of several, the last finished one counts, or else the last one."""
     lines = list(numbered_lines(out))
     written = [row for _, row in lines]
     lines += [(place, row) for place, row in point_results(out) if row not in written]

@@ -12,7 +12,7 @@ from s3prl_ofa.sweep.report.aggregation import BASELINE, Summary, percent
 from s3prl_ofa.sweep.results import FILE
 
 NOTHING = "nothing to compare"
-WRONG = f"What is wrong in {FILE}"
+FAULTS = f"Faults in {FILE}"
 COLUMNS: dict[str, Callable[[Any], str]] = {  # of the table of all settings
     "task": lambda setting: setting.task,
     "upstream": lambda setting: setting.model,
@@ -114,7 +114,7 @@ def markdown(summary: Summary, plots: dict[str, pathlib.Path], captions: dict[st
         lines += ["", f"![{captions[stem]}]({path.with_suffix('.png').name})", "", f"{captions[stem]}."]
     lines += ["", "## All settings", "", *markdown_table(*all_settings(summary))]
     if summary.faults:
-        lines += ["", f"## {WRONG}", "", *(f"* {plain(line)}" for line in fault_lines(summary))]
+        lines += ["", f"## {FAULTS}", "", *(f"* {plain(line)}" for line in fault_lines(summary))]
     if summary.failed:
         lines += ["", "## Failed", ""]
         for row in summary.failed:

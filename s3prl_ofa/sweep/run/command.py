@@ -1,4 +1,4 @@
-"""``s3prl-ofa sweep GRID.yaml``: runs what of a grid is not done yet."""
+"""``s3prl-ofa sweep GRID.yaml``: runs the points of a grid that are not done yet."""
 
 import argparse
 import contextlib
