@@ -81,15 +81,14 @@ def wheel(tmp_path_factory) -> pathlib.Path:
 
 
 def test_wheel_is_complete(wheel):
-    """Every module, the upstream folder, the task settings, the demo's audio and checkpoint are in the wheel; nothing
-    of the tests or benchmarks is."""
+    """Every file of the package, the upstream folder and the task settings are in the wheel; nothing of the tests or
+    benchmarks is."""
     names = set(zipfile.ZipFile(wheel).namelist())
-    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "s3prl_ofa").rglob("*.py")}
+    ours = [path for path in (ROOT / "s3prl_ofa").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    expected = {path.relative_to(ROOT).as_posix() for path in ours}
     for folder in ("upstream", "downstream_configs"):
         files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
         expected |= {f"s3prl_ofa/{path.relative_to(ROOT).as_posix()}" for path in files}
-    demo = [path for path in (ROOT / "s3prl_ofa" / "demo").rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    expected |= {path.relative_to(ROOT).as_posix() for path in demo}
     assert expected <= names, sorted(expected - names)
     assert all(name.startswith(("s3prl_ofa/", "s3prl_ofa-")) for name in names)
 

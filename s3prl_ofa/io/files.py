@@ -84,10 +84,10 @@ def no_room(error: BaseException | None) -> tuple[int, str | None] | None:
     return None
 
 
-def append(path: str | os.PathLike, content: bytes, sync: bool = False) -> None:
+def append(path: str | os.PathLike, content: bytes) -> None:
     """Appends to a file in one write. If there is no room, raises DiskFull and leaves the file as it was.
 
-    Only one process at a time may do so. sync: return only when the content is on the disk.
+    Only one process at a time may do so.
     """
     with writing(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -96,8 +96,6 @@ def append(path: str | os.PathLike, content: bytes, sync: bool = False) -> None:
             try:
                 if os.write(descriptor, content) < len(content):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                if sync:
-                    os.fsync(descriptor)
             except OSError:
                 os.ftruncate(descriptor, before)
                 raise

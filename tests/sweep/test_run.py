@@ -14,6 +14,7 @@ import yaml
 from paths import ROOT
 
 from s3prl_ofa import cli
+from s3prl_ofa.io import locks
 from s3prl_ofa.io.locks import locked
 from s3prl_ofa.sweep.results import collect, numbered_lines
 from s3prl_ofa.sweep.run.command import SWEEP_LOCK
@@ -206,6 +207,18 @@ def test_one_sweep_a_folder(voices, tmp_path, capsys):
         assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]) == 2
     assert "in use by another sweep" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir() if path.name != "submitit"] == [SWEEP_LOCK]
+
+
+def test_no_locks(voices, tmp_path, monkeypatch, capsys):
+    """A file system without locks is refused, as two sweeps could write the same results there."""
+
+    def refuse(file, operation):
+        raise OSError(37, "No locks available")
+
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid_of(voices)))
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]) == 2
+    assert "has no locks" in capsys.readouterr().err
 
 
 def test_no_folder(voices, tmp_path, capsys):

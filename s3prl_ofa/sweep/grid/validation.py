@@ -39,8 +39,8 @@ ROOT_OPTION = re.compile(r"(`[^`]*`)|--([a-z][a-z0-9-]*)")
 
 def prepare(grid: Grid) -> dict[str, Job]:
     """The points of a grid, ready to be run, by name."""
-    try:
-        torch.device("cpu" if grid.device == AUTO else grid.device)  # only the machine that runs a point can tell whether it has the device
+    try:  # whether it has the device only the machine that runs a point can tell
+        torch.device("cpu" if grid.device == AUTO else grid.device)
     except RuntimeError as error:
         raise UsageError(f"device: {str(error).splitlines()[0]}") from None
     for name in grid.tasks:

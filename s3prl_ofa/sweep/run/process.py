@@ -25,14 +25,6 @@ FROM_OUTSIDE += ("SIGUSR1", "SIGUSR2", "SIGXCPU")  # with these Slurm and submit
 KILLED = "killed"  # how a point ends that has no row yet: it is resumed the next time
 
 
-class PointFailed(Exception):
-    """The process of a point ended with an error of its own."""
-
-
-class PointKilled(Exception):
-    """The process of a point was ended from outside, or by a full disk."""
-
-
 class PointRun:
     """What an executor runs for a point. submitit calls ``checkpoint`` when Slurm takes the machine away."""
 
@@ -60,20 +52,17 @@ def run_point(folder: pathlib.Path, gpu: str | None, threads: int, cache_gb: flo
         if state := job.state(read_result(folder)):
             return state
         start = time.monotonic()
-        try:
-            run_process(folder, gpu, threads, cache_gb, lock)
-        except PointKilled:
-            return KILLED
-        except PointFailed as error:
-            seconds = time.monotonic() - start
-            found = {"error": str(error), "log": tail(folder / LOG), "duration_s": seconds, **provenance()}
+        state, error = run_process(folder, gpu, threads, cache_gb, lock)
+        if state == FAILED:
+            found = {"error": error, "log": tail(folder / LOG), "duration_s": time.monotonic() - start, **provenance()}
             write_json(folder / RESULT, job.row(FAILED, **found))
-            return FAILED
-    return FINISHED
+        return state
 
 
-def run_process(folder: pathlib.Path, gpu: str | None, threads: int, cache_gb: float | None, lock: IO[str]) -> None:
-    """Runs worker.py with its output added to the point's log. Raises PointFailed or PointKilled."""
+def run_process(
+    folder: pathlib.Path, gpu: str | None, threads: int, cache_gb: float | None, lock: IO[str]
+) -> tuple[str, str]:
+    """Runs worker.py with its output added to the point's log. Returns how it ended and, where it failed, why."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
@@ -88,11 +77,8 @@ def run_process(folder: pathlib.Path, gpu: str | None, threads: int, cache_gb: f
         status = 128 - status
     if status > 128 and status - 128 in set(signal.Signals):
         name = signal.Signals(status - 128).name
-        if name in FROM_OUTSIDE:
-            raise PointKilled
-        raise PointFailed(f"it crashed with {name}")  # by its own fault, such as a segmentation fault
-    if status == DISK_FULL:
-        raise PointKilled
-    if status:
-        last = (tail(folder / LOG) or ["it printed nothing"])[-1]
-        raise PointFailed(f"status {status}: {last}")
+        # by its own fault, such as a segmentation fault, or from outside
+        return (KILLED, "") if name in FROM_OUTSIDE else (FAILED, f"it crashed with {name}")
+    if status in (0, DISK_FULL):
+        return KILLED if status else FINISHED, ""
+    return FAILED, f"status {status}: {(tail(folder / LOG) or ['it printed nothing'])[-1]}"
