@@ -31,7 +31,7 @@ from s3prl_ofa.sweep.job import OFA, Job, Point
 
 logger = logging.getLogger(__name__)
 
-WITH_CHECKPOINT = ("_local", "_url", "_custom")  # how S3PRL upstreams end that take one with -k
+WITH_CHECKPOINT = ("_local", "_url", "_custom")  # endings of S3PRL upstreams that take a checkpoint (-k)
 EVERY = ("eval_step", "save_step", "log_step")  # of S3PRL's runner
 NUMBERS = {"value": "rates", "learning_rate": "learning_rates", "lambd_start": "lambd_starts"}  # in a point's label
 ROOT_OPTION = re.compile(r"(`[^`]*`)|--([a-z][a-z0-9-]*)")
@@ -97,7 +97,7 @@ def check_baselines(grid: Grid) -> None:
         if baseline.upstream.startswith("_") or not hasattr(importlib.import_module("s3prl.hub"), baseline.upstream):
             raise UsageError(f"baselines: S3PRL has no upstream {baseline.upstream}")
         if baseline.upstream.startswith(OFA):
-            raise UsageError(f"baselines: {baseline.upstream} is what is compared; it belongs to checkpoints")
+            raise UsageError(f"baselines: {baseline.upstream} is not a baseline; list its checkpoint under checkpoints")
         if baseline.checkpoint is None and baseline.upstream.endswith(WITH_CHECKPOINT):
             want = f"{{upstream: {baseline.upstream}, checkpoint: PATH}}"
             raise UsageError(f"baselines: {baseline.upstream} takes a checkpoint, as {want}")
@@ -123,7 +123,7 @@ def check_checkpoints(grid: Grid) -> dict[str, str | None]:
             raise UsageError(f"checkpoints.{name}: {error}") from None
         if needs_compressor and model.compressor is None:
             raise UsageError(
-                f"checkpoints.{name}: {path} has no compressor, so only lambd 0 and pool are possible rates"
+                f"checkpoints.{name}: {path} has no compressor, so its only rates are lambd 0 and pool"
             )
     paths = [*grid.checkpoints.values(), *(item.checkpoint for item in grid.baselines if item.checkpoint)]
     return {path: None if path.startswith(URL_SCHEMES) else digest(pathlib.Path(path)) for path in map(absolute, paths)}
@@ -138,7 +138,7 @@ def absolute(path: str) -> str:
 
 
 def digest(path: pathlib.Path) -> str:
-    """Of a file, or of all files of a folder (Hugging Face's)."""
+    """SHA-256 of a file, or of all files in a folder (a Hugging Face checkpoint)."""
     files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
     total = hashlib.sha256()
     for file in files:
@@ -148,7 +148,7 @@ def digest(path: pathlib.Path) -> str:
 
 
 def base_config(grid: Grid, name: str, task: Task) -> dict[str, Any]:
-    """S3PRL's config of a task with its data, steps and overrides, but the learning rate."""
+    """S3PRL's config for a task with data, steps and overrides filled in; the learning rate is left to each point."""
     where = f"tasks.{name}"
     try:
         config = resolve_config(name, task.config, task.mini, dict(grid.data))
@@ -182,7 +182,7 @@ def base_config(grid: Grid, name: str, task: Task) -> dict[str, Any]:
 
 
 def check_scores(name: str, task: Task, expert: dict[str, Any]) -> None:
-    """That the config of a known task has the splits and the metric: what is missing would show after training only."""
+    """Checks the splits and the metric of a known task, which S3PRL would only miss after training."""
     if name not in KNOWN:
         return
     splits, metrics = ["train", "dev", "test"], ["acc"]  # sid
@@ -207,7 +207,7 @@ def put(config: dict[str, Any], key: str, value: Any, where: str) -> None:
     for parent in parents:
         section = section.get(parent) if isinstance(section, dict) else None
     if not isinstance(section, dict):
-        raise UsageError(f"{where}: the config has no {'.'.join(parents)}, of which {key} would be a part")
+        raise UsageError(f"{where}: the config has no {'.'.join(parents)}, which {key} would be part of")
     if last not in section:
-        logger.warning("%s: the config has no %s yet; it is added", where, key)
+        logger.warning("%s: the config has no %s yet; adding it", where, key)
     section[last] = value
