@@ -1,10 +1,13 @@
 """Grid files: what they stand for, and that a bad one is refused before anything runs, with its key named."""
 
 import pathlib
+import subprocess
+import sys
 
 import pytest
 import yaml
 from paths import CKPT
+from sweep_rows import row, write_sweep
 
 from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
@@ -297,6 +300,16 @@ def test_a_checkpoint_without_compressor(good, tmp_path):
         prepare(grid_from(good))
     good["rates"] = {"lambd": 0, "pool": [2, 3]}
     assert len(prepare(grid_from(good))) == 2 * 3 * 2 * 2
+
+
+@pytest.mark.parametrize("command", ["sweep", "report"])
+def test_a_missing_package_is_named(command, tmp_path):
+    """Without pydantic or matplotlib, of the extra, a command says what to install."""
+    package = {"sweep": "pydantic", "report": "matplotlib"}[command]
+    code = f"import sys; sys.modules[{package!r}] = None; from s3prl_ofa import cli; sys.exit(cli.main(sys.argv[1:]))"
+    folder = write_sweep(tmp_path, [row("sid", "lambd", 0.0, 1)])
+    done = subprocess.run([sys.executable, "-c", code, command, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 2 and "pip install 's3prl-ofa[sweep]'" in done.stderr and package in done.stderr
 
 
 def test_packaged_grid():

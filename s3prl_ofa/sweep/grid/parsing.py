@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import yaml
-from pydantic import ValidationError
 
 from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
-from s3prl_ofa.errors import UsageError, shown
+from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE
 from s3prl_ofa.superb.upstream.task_frames import refusal, usual_frames
-from s3prl_ofa.sweep.grid.schema import UNKNOWN_KEY, Grid, Rates, Task
+from s3prl_ofa.sweep.grid.schema import Grid, Rates, Task, validated
 from s3prl_ofa.sweep.job import OFA, Point, usual_repeat
 
 
@@ -69,10 +68,7 @@ def read_grid(path: str | os.PathLike) -> Grid:
 
 def grid_from(loaded: Any) -> Grid:
     """The grid in what YAML gave, with every setting of its tasks filled in."""
-    try:
-        grid = Grid.model_validate(loaded)
-    except ValidationError as error:
-        raise UsageError(sentence(error)) from None
+    grid = validated(loaded)
     if not grid.checkpoints and not grid.baselines:
         raise UsageError("checkpoints: give at least one, as NAME: PATH, or one of baselines")
     taken = [*grid.checkpoints, *(baseline.name for baseline in grid.baselines)]
@@ -80,21 +76,6 @@ def grid_from(loaded: Any) -> Grid:
         if taken.count(name) > 1:
             raise UsageError(f"baselines: the name {name} is taken twice; give one another name")
     return grid.model_copy(update={"tasks": {name: filled(name, task, grid) for name, task in grid.tasks.items()}})
-
-
-def sentence(error: ValidationError) -> str:
-    """The first of pydantic's errors, by its key."""
-    first = error.errors(include_url=False)[0]
-    context = first.get("ctx", {})
-    keys = [part for part in first["loc"] if isinstance(part, str) and part != "[key]"]
-    if first["type"] == UNKNOWN_KEY:
-        return f"{'.'.join([*keys, context['key']])} {first['msg']}"
-    key = ".".join(keys) or "the grid"
-    if first["type"] == "missing":
-        return f"{key} is missing"
-    if "error" in context:
-        return f"{key}: {context['error']}"
-    return f"{key} {re.sub('^[A-Z][a-z]+ ', '', first['msg'])}, found {shown(first['input'])}"  # Input should be ...
 
 
 def filled(name: str, task: Task, grid: Grid) -> Task:

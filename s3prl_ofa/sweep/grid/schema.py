@@ -1,16 +1,20 @@
 """Which keys a grid file may hold and what each may be, as pydantic models."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
-
-from s3prl_ofa.errors import shown
+from s3prl_ofa.errors import UsageError, shown
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.model.rate import MAX_LAMBD
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, MIN_POOL, real, whole
 from s3prl_ofa.sweep.job import AUTO
+
+try:
+    from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+    from pydantic_core import PydanticCustomError
+except ImportError as error:
+    raise UsageError(f"grids are read with pydantic ({error}): pip install 's3prl-ofa[sweep]'") from None
 
 UNKNOWN_KEY = "unknown_key"  # pydantic's type of such an error
 ItemT = TypeVar("ItemT")
@@ -175,3 +179,26 @@ class Grid(Axes):
     out: Text | None = None
     cache_gb: Positive | None = None  # for features of frozen upstreams, of all points together
     tasks: Annotated[dict[str, Task], BeforeValidator(named_tasks)]
+
+
+def validated(loaded: Any) -> Grid:
+    """The grid in what YAML gave. Raises UsageError with the first thing that is wrong, by its key."""
+    try:
+        return Grid.model_validate(loaded)
+    except ValidationError as error:
+        raise UsageError(sentence(error)) from None
+
+
+def sentence(error: ValidationError) -> str:
+    """The first of pydantic's errors, by its key."""
+    first = error.errors(include_url=False)[0]
+    context = first.get("ctx", {})
+    keys = [part for part in first["loc"] if isinstance(part, str) and part != "[key]"]
+    if first["type"] == UNKNOWN_KEY:
+        return f"{'.'.join([*keys, context['key']])} {first['msg']}"
+    key = ".".join(keys) or "the grid"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    if "error" in context:
+        return f"{key}: {context['error']}"
+    return f"{key} {re.sub('^[A-Z][a-z]+ ', '', first['msg'])}, found {shown(first['input'])}"  # Input should be ...

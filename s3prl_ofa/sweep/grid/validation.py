@@ -122,9 +122,7 @@ def check_checkpoints(grid: Grid) -> dict[str, str | None]:
         except CheckpointError as error:
             raise UsageError(f"checkpoints.{name}: {error}") from None
         if needs_compressor and model.compressor is None:
-            raise UsageError(
-                f"checkpoints.{name}: {path} has no compressor, so its only rates are lambd 0 and pool"
-            )
+            raise UsageError(f"checkpoints.{name}: {path} has no compressor, so its only rates are lambd 0 and pool")
     paths = [*grid.checkpoints.values(), *(item.checkpoint for item in grid.baselines if item.checkpoint)]
     return {path: None if path.startswith(URL_SCHEMES) else digest(pathlib.Path(path)) for path in map(absolute, paths)}
 

@@ -3,7 +3,8 @@
 import base64
 import pathlib
 
-from s3prl_ofa.errors import UsageError
+import jinja2
+
 from s3prl_ofa.sweep.report import tables
 from s3prl_ofa.sweep.report.aggregation import Summary, percent
 
@@ -12,10 +13,6 @@ TEMPLATE = "page.html.jinja"
 
 def page(summary: Summary, plots: dict[str, pathlib.Path], captions: dict[str, str]) -> str:
     """plots: SVG files by name. captions: by the same."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise UsageError(f"the page is made with jinja2 ({error}): pip install 's3prl-ofa[sweep]'") from None
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,

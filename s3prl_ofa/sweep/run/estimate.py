@@ -21,7 +21,7 @@ def dry_run(jobs: dict[str, Job], rows: dict[str, Row], parallel: int) -> int:
         took = [row["duration_s"] for row in alike if row["state"] == FINISHED and isinstance(row["duration_s"], float)]
         mean = statistics.fmean(took) if took else math.nan
         known = f" of about {duration(mean)}" if took else "; no estimate before one finishes"
-        print(f"{task}: {count} points{known}")
+        print(f"{task}: {count} point{'s' * (count > 1)}{known}")
         total += count * mean
     if total > 0:
         at_a_time = f", {parallel} at a time" if parallel > 1 else ""
