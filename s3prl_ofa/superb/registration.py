@@ -73,35 +73,16 @@ def add_entries(hub: ModuleType) -> None:
         setattr(hub, name, entry)
 
 
-def keep_native_lengths(upstream_module: ModuleType) -> None:
-    from s3prl_ofa.superb.upstream.featurizer import with_native_lengths
-
-    upstream_class = upstream_module.S3PRLUpstream
-    if not hasattr(upstream_class.forward, "wraps_native_lengths"):
-        upstream_class.forward = with_native_lengths(upstream_class.forward)
-
-
-def mend_runner(runner: ModuleType) -> None:
-    from s3prl_ofa.superb.learned_rate.adaptive import with_adaptive_rate
-    from s3prl_ofa.superb.upstream.featurizer import LengthAwareFeaturizer
-
-    runner.Featurizer = LengthAwareFeaturizer
-    shims.cpu_beside_cuda(runner)
-    if not hasattr(runner.Runner._get_downstream, "adds_adaptive_rate"):
-        runner.Runner._get_downstream = with_adaptive_rate(runner.Runner._get_downstream)
-
-
-def speed_up_asr(model: ModuleType) -> None:
-    from s3prl_ofa.superb.compat.packed_lstm import PackedLSTM
-
-    if model.nn.LSTM is not PackedLSTM:
-        model.nn = shims.Instead(model.nn, LSTM=PackedLSTM)
-
-
 def feed_asr(expert: ModuleType) -> None:
     from s3prl_ofa.superb.tasks.asr_dataset import AsrDataset
 
     expert.SequenceDataset = AsrDataset
+
+
+def fix_num_workers(expert: ModuleType) -> None:
+    from s3prl_ofa.superb.tasks.configs import patch_ctc_loaders
+
+    patch_ctc_loaders()
 
 
 def prepare_dataset(dataset: ModuleType) -> None:
@@ -120,14 +101,13 @@ def add_corpora(ctc: ModuleType) -> None:
 AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "s3prl": lambda _: shims.apply_shims(),
     "s3prl.hub": add_entries,
-    "s3prl.nn.upstream": keep_native_lengths,
-    "s3prl.downstream.runner": mend_runner,
-    "s3prl.downstream.asr.model": speed_up_asr,
+    "s3prl.downstream.runner": shims.cpu_beside_cuda,
     "s3prl.downstream.asr.expert": feed_asr,
     "s3prl.downstream.asr.dataset": prepare_dataset,
     "s3prl.downstream.voxceleb1.dataset": prepare_dataset,
     "s3prl.downstream.ctc": add_corpora,
     "s3prl.downstream.ctc.data": shims.speech_loader,
+    "s3prl.downstream.ctc.expert": fix_num_workers,
     "s3prl.downstream.ctc.corpus.librispeech": register_in_workers,
 }
 

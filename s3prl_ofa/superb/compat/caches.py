@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path
-from s3prl_ofa.superb.compat.shims import Instead
+from s3prl_ofa.superb.compat.shims import ModuleOverlay
 
 LENGTHS = "sv_voxceleb1"  # the task that keeps lengths
 
@@ -27,7 +27,7 @@ def secure_caches(downstream: str, expdir: pathlib.Path) -> None:
     importlib.import_module(f"s3prl.downstream.{downstream}.expert")
     for name, module in list(sys.modules.items()):
         if name.startswith("s3prl.downstream.") and getattr(module, "pickle", None) is pickle:
-            module.pickle = Instead(pickle, load=refuse_pickle)
+            module.pickle = ModuleOverlay(pickle, load=refuse_pickle)
     if downstream == LENGTHS:
         keep_lengths(sys.modules[f"s3prl.downstream.{LENGTHS}.dataset"], expdir / "trimmed_lengths.json")
 

@@ -36,8 +36,7 @@ import torch
 from s3prl_ofa.checkpoint.plain_values import plain
 from s3prl_ofa.checkpoint.safe_loading import nothing_run
 from s3prl_ofa.errors import CheckpointError, UsageError, shown
-from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
-from s3prl_ofa.superb.registration import ENTRIES
+from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM
 
 SECTIONS = ("runner", "downstream_expert")  # of every config of S3PRL's
 # keys, at any depth, of names that are evaluated as they stand
@@ -102,8 +101,6 @@ def check_args(args: argparse.Namespace, where: str) -> None:
     for name, option in TEXTS.items():
         if not isinstance(values.get(name), str | None):
             raise UsageError(f"{where}{option}: text is expected, found {shown(values[name])}")
-    if values.get("upstream") in list(ENTRIES) and not values.get("upstream_ckpt"):
-        raise UsageError(f"{where}{values['upstream']} needs a checkpoint: -k FILE or URL")
     check_upstream(args, where)
     check_downstream(values.get("downstream"), where)
 

@@ -43,7 +43,7 @@ ENCODINGS = {
 }
 
 
-class Instead:
+class ModuleOverlay:
     """A module with other values for some of its names, for one other module to use."""
 
     def __init__(self, module: Any, **values: Any) -> None:
@@ -184,9 +184,9 @@ def cpu_beside_cuda(runner: types.ModuleType) -> bool:
 
     Unlike the others this one is given the module that needs it, once that is imported.
     """
-    if not torch.cuda.is_available() or isinstance(runner.torch, Instead):
+    if not torch.cuda.is_available() or isinstance(runner.torch, ModuleOverlay):
         return False
-    runner.torch = Instead(runner.torch, cuda=Instead(torch.cuda, device=cuda_device))
+    runner.torch = ModuleOverlay(runner.torch, cuda=ModuleOverlay(torch.cuda, device=cuda_device))
     return True
 
 
@@ -267,9 +267,9 @@ def speech_loader(dataset: types.ModuleType) -> bool:
     play at the wrong speed, and errors do not name the file. Called with the module once it is imported, as
     ``cpu_beside_cuda`` is; other tasks keep ``torchaudio.load``.
     """
-    if isinstance(dataset.torchaudio, Instead):
+    if isinstance(dataset.torchaudio, ModuleOverlay):
         return False
-    dataset.torchaudio = Instead(dataset.torchaudio, load=load_checked)
+    dataset.torchaudio = ModuleOverlay(dataset.torchaudio, load=load_checked)
     return True
 
 

@@ -33,7 +33,8 @@ LOCK = ".lock"
 STATES = re.compile(r"states-(\d+)\.ckpt")
 # the entries of such a checkpoint
 KINDS = {"Args": argparse.Namespace, "Config": dict, "Step": int, "Epoch": int, "Position": dict}
-KINDS |= dict.fromkeys(("Optimizer", "Scheduler", "Upstream", "Featurizer", "Downstream"), dict)
+KINDS |= dict.fromkeys(("Optimizer", "Scheduler", "Upstream", "Featurizer", "Rate", "Downstream"), dict)
+OLD_RATE = "rate."
 TEMPORARIES = (".states-*.ckpt", ".*best*.ckpt")  # what atomic_path makes of S3PRL's names
 
 
@@ -124,7 +125,16 @@ def read_states(path: str | os.PathLike) -> dict[str, Any] | None:
         if whole or reason.startswith("refused"):
             raise CheckpointError(f"{path}: {reason}") from error
         return None
-    return states if isinstance(states, dict) else None
+    return with_rate(states) if isinstance(states, dict) else None
+
+
+def with_rate(states: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint with a learned rate under ``Rate``; earlier versions kept it in the featurizer's state."""
+    featurizer = states.get("Featurizer")
+    if isinstance(featurizer, dict) and OLD_RATE + "raw" in featurizer:
+        names = [name for name in featurizer if str(name).startswith(OLD_RATE)]
+        states["Rate"] = {name.removeprefix(OLD_RATE): featurizer.pop(name) for name in names}
+    return states
 
 
 def check_kinds(states: dict[str, Any], where: str) -> None:
@@ -135,7 +145,9 @@ def check_kinds(states: dict[str, Any], where: str) -> None:
 
 
 def initial_states(checkpoint: str) -> dict[str, Any]:
-    """The checkpoint of ``-i``. Raises UsageError for one that is cut off or of wrong parts, CheckpointError."""
+    """The checkpoint of ``-i``. Raises UsageError if it is missing, cut off or has wrong parts, CheckpointError."""
+    if not os.path.isfile(checkpoint):
+        raise UsageError(f"-i {checkpoint}: there is no such checkpoint")
     stored = read_states(checkpoint)
     if stored is None:
         raise UsageError(f"-i {checkpoint} cannot be read: it is cut off, or no checkpoint of S3PRL's")
@@ -144,46 +156,42 @@ def initial_states(checkpoint: str) -> dict[str, Any]:
     return stored
 
 
-def trained_model_config(checkpoint: str) -> str | None:
-    """The ``-g`` that S3PRL stored in a checkpoint of its own."""
-    return getattr(initial_states(checkpoint).get("Args"), "upstream_model_config", None)
-
-
-def trained_config(past: dict[str, Any] | None, init_ckpt: str | None) -> dict[str, Any] | None:
-    """The config that the weights of the experiment, or else of ``-i``, were trained with; None without either."""
-    if past is None and init_ckpt:
-        past = initial_states(init_ckpt)
-    return None if past is None else past.get("Config", {})
-
-
-def make_folder(path: str | os.PathLike) -> list[pathlib.Path]:
-    """Makes the folder of an experiment; gives those that were not there before, each before the one it is in.
+@contextlib.contextmanager
+def made_folder(path: str | os.PathLike) -> Iterator[None]:
+    """Makes the folder of an experiment; what was made and is still empty at the end is removed.
 
     Raises UsageError where it cannot be made.
     """
     folder = pathlib.Path(path)
     missing = [place for place in (folder, *folder.parents) if not os.path.isdir(place)]
     try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path}: this folder cannot be made ({error.strerror}); choose another -n or -p") from error
-    return missing
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror
+            raise UsageError(f"{path}: this folder cannot be made ({reason}); choose another -n or -p") from error
+        yield
+    finally:
+        for place in missing:  # a folder before the one that it is in
+            with contextlib.suppress(OSError):
+                place.rmdir()  # only if empty
 
 
-def check_free(expdir: pathlib.Path) -> None:
+def check_free(expdir: str | os.PathLike) -> None:
     """Raises UsageError when a new training would overwrite an earlier one; one that ended before its first checkpoint
     has nothing to lose."""
-    names = [path.name for pattern in ("states-*.ckpt", "*best*.ckpt") for path in expdir.glob(pattern)]
+    names = [path.name for pattern in ("states-*.ckpt", "*best*.ckpt") for path in pathlib.Path(expdir).glob(pattern)]
     if any(not name.startswith(".") for name in names):
         raise UsageError(f"{expdir} holds an experiment; -a or -e goes on with it, or choose another -n or -p")
 
 
 @contextlib.contextmanager
-def held(expdir: pathlib.Path) -> Iterator[None]:
+def experiment_lock(path: str | os.PathLike) -> Iterator[None]:
     """Keeps other trainings out of a folder; one that was killed does not. Raises UsageError when another holds it.
 
     What a killed one left half written is removed.
     """
+    expdir = pathlib.Path(path)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(expdir / LOCK, wait=False, remove=True))

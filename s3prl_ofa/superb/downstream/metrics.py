@@ -25,7 +25,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.io.tensorboard import outlast_full_disk
 from s3prl_ofa.model.config import SAMPLE_RATE
-from s3prl_ofa.superb.learned_rate.adaptive import rate_of
 
 try:
     import resource
@@ -115,7 +114,7 @@ class Meter:
             found, split = {"seconds_a_batch": sum(self.training) / len(self.training)}, "train"
         else:
             return
-        rate = rate_of(self.runner)
+        rate = self.runner.learned_rate
         found = {"learnt_lambd": None} | ({} if rate is None else rate.measured()) | found
         found |= {"device": device_name(self.device), "peak_memory_mb": peak_memory_mb(self.device)}
         with atomic_path(measured_path(args.expdir, split)) as temporary:

@@ -1,16 +1,21 @@
-"""The options of ``s3prl-ofa run_downstream`` beside S3PRL's own."""
+"""The options of ``s3prl-ofa run_downstream``: S3PRL's own, and ours beside them."""
 
 import argparse
+import dataclasses
 import math
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb import registration
-from s3prl_ofa.superb.compat import plain_names
-from s3prl_ofa.superb.tasks import configs
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, FRAMES
+from s3prl_ofa.superb.upstream.rate_options import (
+    ADAPTIVE,
+    ADAPTIVE_KEYS,
+    FRAMES,
+    NATIVE,
+    OPTION_NAMES,
+    RATE_KEYS,
+    RateOptions,
+)
 
 AUTO = "auto"
 ROOTS = {
@@ -25,63 +30,181 @@ ROOTS = {
 }
 
 
-class CombinedParser(argparse.ArgumentParser):
-    """What S3PRL's ``get_downstream_args`` gets for its parser: it adds its options to ours.
+@dataclasses.dataclass(frozen=True)
+class OurOptions:
+    """What was asked for beyond S3PRL's options.
 
-    argv: what to parse. adapt: is given what was found, ours and S3PRL's options together, and returns what S3PRL sees.
+    rate: fields of RateOptions that were given, without repeat where that is ``auto``. roots: of ROOTS, None where not
+    given. cache_gb: None for no feature cache.
     """
 
-    def __init__(self, argv: Sequence[str], adapt: Callable[[argparse.Namespace], argparse.Namespace]) -> None:
-        super().__init__(
-            prog="s3prl-ofa run_downstream",
-            description="S3PRL's run_downstream with the upstream ofa_wav2vec2. -d also takes asr, pr and sid, and -c "
-            "is SUPERB's config of the task by default. The rate is kept with the experiment, so -e goes on with it.",
-        )
-        self.argv = list(argv)
-        self.adapt = adapt
-        group = self.add_argument_group("options of s3prl-ofa")
-        rate = group.add_mutually_exclusive_group()
-        lambd_help = "0 (20 ms a frame, the default) up to, not with, 2; adaptive: learnt by the task"
-        rate.add_argument("--lambd", type=lambd_or_adaptive, metavar="L|adaptive", help=lambd_help)
-        rate.add_argument("--frame-period-ms", type=float, metavar="P", help="mean frame period, 20 or more")
-        rate.add_argument("--pool", type=int, metavar="N", help="at lambd 0, the mean of each N frames: a fixed rate")
-        group.add_argument("--rate-weight", type=float, metavar="W", help="of an adaptive lambd: what frames cost")
-        group.add_argument("--lambd-start", type=float, metavar="L", help="of an adaptive lambd: 0 to 1, default 0.5")
-        group.add_argument("--lambd-max", type=float, metavar="L", help="of an adaptive lambd: up to 1, the default")
-        group.add_argument(
-            "--frames",
-            choices=FRAMES,
-            help="native: the compressed frames, the default for asr, pr, sid and other tasks that can use them; "
-            "upsampled: repeated to 20 ms, the default for the rest",
-        )
-        group.add_argument(
-            "--repeat",
-            type=repeat_count,
-            metavar="N|auto",
-            help="repeat each native frame, for CTC; auto: as often as the training labels need",
-        )
-        group.add_argument(
-            "--cache-gb",
-            type=positive,
-            metavar="GB",
-            help="keep the features of a frozen upstream on the disk, up to so many 10^9 bytes, and use what is there",
-        )
-        group.add_argument(
-            "--feature-cache", metavar="DIR", help="where --cache-gb keeps them; default: ~/.cache/s3prl_ofa/features"
-        )
-        group.add_argument("--mini", action="store_true", help="the small config, for minutes on two CPU cores")
-        for name, (metavar, text) in ROOTS.items():
-            group.add_argument("--" + name.replace("_", "-"), metavar=metavar, help=text)
+    rate: dict[str, Any]
+    repeat_auto: bool
+    mini: bool
+    roots: dict[str, str | None]
+    cache_gb: float | None
+    cache_folder: str | None
 
-    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
-        """Adds the spelling of --local_rank that newer launchers pass."""
-        return super().add_argument(*names, *["--local-rank"] * ("--local_rank" in names), **settings)
+    def __post_init__(self) -> None:
+        if self.cache_folder is not None and self.cache_gb is None:
+            raise UsageError("--feature-cache needs --cache-gb: how much it may take")
+        # reports at once what is out of range; whether the rate is adaptive may be known only from -g or the experiment
+        adaptive = self.rate.keys() & set(ADAPTIVE_KEYS) and not self.rate.keys() & set(RATE_KEYS)
+        RateOptions.layered({"frames": NATIVE}, {"lambd": ADAPTIVE} if adaptive else {}, self.rate)
 
+    @property
+    def of_our_upstream(self) -> list[str]:
+        """The options that no other upstream takes, as they are spelled on the command line."""
+        names = [*self.rate, *["repeat"] * self.repeat_auto, *["cache_gb"] * (self.cache_gb is not None)]
+        return [option(name) for name in names]
+
+
+def option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, OurOptions]:
+    """S3PRL's arguments, as its own parser would give them, and ours. Raises UsageError."""
+    found = vars(build_parser().parse_args(argv))
+    rate = {name: found.pop(name) for name in OPTION_NAMES}
+    ours = OurOptions(
+        rate={name: value for name, value in rate.items() if value not in (None, AUTO)},
+        repeat_auto=rate["repeat"] == AUTO,
+        mini=found.pop("mini"),
+        roots={name: found.pop(name) for name in ROOTS},
+        cache_gb=found.pop("cache_gb"),
+        cache_folder=found.pop("feature_cache"),
+    )
+    return argparse.Namespace(**found), ours
+
+
+class DownstreamParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
-    def parse_args(self) -> argparse.Namespace:
-        return self.adapt(super().parse_args(self.argv))
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = DownstreamParser(
+        prog="s3prl-ofa run_downstream",
+        description="S3PRL's run_downstream with the upstream ofa_wav2vec2. -d also takes asr, pr and sid, and -c is "
+        "SUPERB's config of the task by default. The rate is stored with the experiment, so -e resumes at it.",
+    )
+    add_our_options(parser.add_argument_group("options of s3prl-ofa"))
+    add_s3prl_options(parser.add_argument_group("options of S3PRL"))
+    return parser
+
+
+def add_our_options(group: argparse._ArgumentGroup) -> None:
+    rate = group.add_mutually_exclusive_group()
+    lambd_help = "from 0 (20 ms per frame, the default) to below 2; adaptive: learnt by the task"
+    rate.add_argument("--lambd", type=lambd_or_adaptive, metavar="L|adaptive", help=lambd_help)
+    rate.add_argument("--frame-period-ms", type=float, metavar="P", help="mean frame period, 20 or more")
+    rate.add_argument("--pool", type=int, metavar="N", help="at lambd 0, the mean of every N frames: a fixed rate")
+    group.add_argument("--rate-weight", type=float, metavar="W", help="of an adaptive lambd: what frames cost")
+    group.add_argument("--lambd-start", type=float, metavar="L", help="of an adaptive lambd: 0 to 1, default 0.5")
+    group.add_argument("--lambd-max", type=float, metavar="L", help="of an adaptive lambd: up to 1, the default")
+    group.add_argument(
+        "--frames",
+        choices=FRAMES,
+        help="native: the compressed frames, the default for asr, pr, sid and other tasks that can use them; "
+        "upsampled: repeated to 20 ms, the default for the rest",
+    )
+    repeat_help = "repeat each native frame, for CTC; auto: as often as the training labels need"
+    group.add_argument("--repeat", type=repeat_count, metavar="N|auto", help=repeat_help)
+    group.add_argument(
+        "--cache-gb",
+        type=positive,
+        metavar="GB",
+        help="cache the features of a frozen upstream on disk, up to this many 10^9 bytes, and use those already there",
+    )
+    cache_help = "folder of the cache; default: ~/.cache/s3prl_ofa/features"
+    group.add_argument("--feature-cache", metavar="DIR", help=cache_help)
+    group.add_argument("--mini", action="store_true", help="the small config, for minutes on two CPU cores")
+    for name, (metavar, text) in ROOTS.items():
+        group.add_argument(option(name), metavar=metavar, help=text)
+
+
+def add_s3prl_options(group: argparse._ArgumentGroup) -> None:
+    """The options of S3PRL 0.4.18's run_downstream.py, in its order, and --local-rank as newer launchers spell it."""
+    from s3prl import hub
+
+    add = group.add_argument
+    add("-m", "--mode", choices=["train", "evaluate", "inference"], required=True)
+    add("-t", "--evaluate_split", default="test")
+    add("-o", "--override", help="Used to override args and config, this is at the highest priority")
+    add("--backend", default="nccl", help="The backend for distributed training")
+    add(
+        *("--local_rank", "--local-rank"),
+        type=int,
+        help="The GPU id this process should use while distributed training. None when not launched by "
+        "torch.distributed.launch",
+    )
+    add("-e", "--past_exp", metavar="{CKPT_PATH,CKPT_DIR}", help="Resume training from a checkpoint")
+    add("-i", "--init_ckpt", metavar="CKPT_PATH", help="Load the checkpoint for evaluation")
+    add("-c", "--config", help="The yaml file for configuring the whole experiment except the upstream model")
+    add(
+        *("-d", "--downstream"),
+        help="Typically downstream dataset need manual preparation. Please check downstream/README.md for details",
+    )
+    add("-v", "--downstream_variant", help="Downstream variants given the same expert")
+    add(
+        "--hub",
+        default="torch",
+        choices=["torch", "huggingface"],
+        help="The model Hub used to retrieve the upstream model.",
+    )
+    add(
+        *("-u", "--upstream"),
+        help='Upstreams with "_local" or "_url" postfix need local ckpt (-k) or config file (-g). Other upstreams '
+        "download two files on-the-fly and cache them, so just -u is enough and -k/-g are not needed. Please check "
+        f"upstream/README.md for details. Available options in S3PRL: {[name for name in dir(hub) if name[0] != '_']}.",
+    )
+    add(
+        *("-k", "--upstream_ckpt"),
+        metavar="{PATH,URL,GOOGLE_DRIVE_ID}",
+        help="Only set when the specified upstream need it",
+    )
+    add("-g", "--upstream_model_config", help="The config file for constructing the pretrained model")
+    add(
+        *("-r", "--upstream_refresh"),
+        action="store_true",
+        help="Re-download cached ckpts for on-the-fly upstream variants",
+    )
+    add(
+        *("-f", "--upstream_trainable"),
+        action="store_true",
+        help="Fine-tune, set upstream.train(). Default is upstream.eval()",
+    )
+    add(
+        *("-s", "--upstream_feature_selection"),
+        default="hidden_states",
+        help="Specify the layer to be extracted as the representation",
+    )
+    layer_help = "Select a specific layer for the features selected by -s"
+    add("-l", "--upstream_layer_selection", type=int, help=layer_help)
+    add(
+        "--upstream_feature_normalize",
+        action="store_true",
+        help="Specify whether to normalize hidden features before weighted sum",
+    )
+    name_help = "The name of the model file in the HuggingFace Hub repo."
+    add("--upstream_model_name", default="model.pt", help=name_help)
+    add("--upstream_revision", help="The commit hash of the specified HuggingFace Repository")
+    add("-n", "--expname", help="Save experiment at result/downstream/expname")
+    add("-p", "--expdir", help="Save experiment at expdir")
+    add("-a", "--auto_resume", action="store_true", help="Auto-resume if the expdir contains checkpoints")
+    add(
+        "--push_to_hf_hub",
+        default=False,
+        help="Push all files in experiment directory to the Hugging Face Hub. To use this feature you must set "
+        "HF_USERNAME and HF_PASSWORD as environment variables in your shell",
+    )
+    add("--hf_hub_org", help="The Hugging Face Hub organisation to push fine-tuned models to")
+    add("--seed", default=1337, type=int)
+    add("--device", default="cuda", help="model.to(device)")
+    add("--cache_dir", help="The cache directory for pretrained model downloading")
+    add("--verbose", action="store_true", help="Print model information")
+    add("--disable_cudnn", action="store_true", help="Disable CUDNN")
 
 
 def lambd_or_adaptive(value: str) -> float | str:
@@ -105,23 +228,3 @@ def repeat_count(value: str) -> int | str:
     if value != AUTO and not value.isdecimal():
         raise argparse.ArgumentTypeError(f"a whole number or {AUTO} is expected, found {value!r}")
     return value if value == AUTO else int(value)
-
-
-def check_new(args: argparse.Namespace) -> None:
-    """Raises UsageError for a new experiment without a folder, an upstream and its checkpoint, or a task."""
-    if args.expdir is None:
-        raise UsageError("say where the experiment goes: -n NAME (result/downstream/NAME) or -p FOLDER")
-    if args.upstream is None:
-        raise UsageError("say which upstream: -u ofa_wav2vec2 -k CHECKPOINT")
-    plain_names.check_upstream(args)
-    if args.downstream is None:
-        raise UsageError(f"say which task: -d {', '.join(configs.S3PRL_DOWNSTREAM)} or another of S3PRL's")
-    plain_names.check_downstream(args.downstream)
-    if args.init_ckpt is not None and not pathlib.Path(args.init_ckpt).is_file():
-        raise UsageError(f"-i {args.init_ckpt}: there is no such checkpoint")
-    if is_ours(args) and args.upstream_ckpt is None:
-        raise UsageError(f"{args.upstream} needs a checkpoint: -k FILE or URL")
-
-
-def is_ours(args: argparse.Namespace) -> bool:
-    return args.upstream in registration.ENTRIES

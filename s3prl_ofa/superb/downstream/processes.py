@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import datetime
 import os
-import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,9 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 from tqdm import tqdm
 
-from s3prl_ofa.checkpoint.safe_loading import patched_attributes
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.compat.shims import Instead
 
 # where launchers say how many processes they started: torchrun, srun (of a step), mpirun (Open MPI, MPICH)
 WORLD_SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -70,11 +67,6 @@ def number(name: str) -> int:
     return int(value) if value.isdecimal() else 1
 
 
-def is_leader(args: argparse.Namespace) -> bool:
-    """Whether this process, of those that train together, is the one that writes. args: as ``settle`` left them."""
-    return args.local_rank is None or os.environ["RANK"] == "0"
-
-
 @contextlib.contextmanager
 def joined(args: argparse.Namespace) -> Iterator[None]:
     """Joins the processes that train together, until the block ends; does nothing for a single process."""
@@ -116,19 +108,6 @@ def check_resumed(past: dict[str, Any] | None) -> None:
         raise UsageError(f"a training resumes in as many processes as it began with: expected {began}, found {now}")
 
 
-def torch_for_main() -> Instead:
-    """torch for S3PRL's ``main``, without what was done before: joining the processes and checking the checkpoint."""
-    return Instead(
-        torch,
-        cuda=Instead(torch.cuda, set_device=lambda device: None),
-        distributed=Instead(dist, init_process_group=lambda backend: None),
-        load=lambda *args, **kwargs: {
-            "Args": argparse.Namespace(local_rank=0 if dist.is_initialized() else None),
-            "WorldSize": world_size(),
-        },
-    )
-
-
 def data_parallel(model: nn.Module, device_ids: list[int], **options: Any) -> DistributedDataParallel:
     """DistributedDataParallel for S3PRL's runner, also on CPUs; buffers are not broadcast, so that the leader can
     evaluate alone."""
@@ -154,34 +133,25 @@ def check_divided(runner: Any) -> None:
     model.get_dataloader = checked
 
 
-@contextlib.contextmanager
-def counting_updates(runner: Any, module: types.ModuleType) -> Iterator[None]:
-    """Lets S3PRL's training loop end in a process that is not the leader, whose updates it does not count.
+class UpdateCounter:
+    """Ends S3PRL's training loop in a process that is not the leader, whose updates S3PRL does not count.
 
-    runner, module: S3PRL's Runner and where it is from. Each update ends with the optimizer's ``zero_grad``, whether or
-    not its gradient was finite.
+    The loop ends when its progress bar is full.
     """
-    if is_leader(runner.args):
-        yield
-        return
-    bars: dict[str | None, tqdm] = {}
-    get_optimizer = runner._get_optimizer
 
-    def bar(*args: Any, desc: str | None = None, **kwargs: Any) -> tqdm:
-        bars[desc] = tqdm(*args, desc=desc, **kwargs)
-        return bars[desc]
+    def progress_bar(self, *args: Any, desc: str | None = None, **kwargs: Any) -> tqdm:
+        bar = tqdm(*args, desc=desc, **kwargs)
+        if desc == "overall":
+            self.bar = bar
+        return bar
 
-    def counted(models: list[nn.Module]) -> torch.optim.Optimizer:
-        optimizer = get_optimizer(models)
+    def counting(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """The optimizer, whose ``zero_grad`` ends an update, whether or not its gradient was finite."""
         zero_grad = optimizer.zero_grad
 
         def end_update(*args: Any, **kwargs: Any) -> None:
             zero_grad(*args, **kwargs)
-            bars["overall"].update(1)
+            self.bar.update(1)
 
         optimizer.zero_grad = end_update
         return optimizer
-
-    runner._get_optimizer = counted
-    with patched_attributes(module, tqdm=bar):
-        yield

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,6 +77,7 @@ class UpstreamExpert(nn.Module):
         if self.model.config.compressor == "none" and (self.options.lambd or period_ms > MIN_FRAME_PERIOD_MS):
             raise UsageError(f"{ckpt} has no compressor, so only lambd 0 is possible; asked for {self.options}")
         self.measured = Measured()
+        adapt_s3prl()
 
     @property
     def native_frames(self) -> bool:
@@ -108,7 +110,7 @@ class UpstreamExpert(nn.Module):
         encoded = out.lengths.tolist()
         if self.options.pool:
             out = pooled(out, self.options.pool)
-        if self.rate is None or self.rate.elsewhere is None:
+        if self.rate is None or self.rate.probe_lambd is None:
             for wav, before, frames in zip(wavs, encoded, out.lengths.tolist(), strict=True):
                 self.measured.add(len(wav), frames, macs(self.model.config, len(wav), before))
         if self.native_frames:
@@ -119,6 +121,24 @@ class UpstreamExpert(nn.Module):
             states, lengths = upsample(out), out.input_lengths
         layers = {f"hidden_state_{index}": state for index, state in enumerate(states)}
         return {"hidden_states": states, "hidden_states_len": lengths, "last_hidden_state": states[-1], **layers}
+
+
+def adapt_s3prl() -> None:
+    """Makes S3PRL's own Runner and S3PRLUpstream, where they are imported, read the lengths that our upstreams give.
+
+    Both compute lengths from a constant frame rate and leave an upstream no say in it, so one name of each is replaced.
+    This is done when one of our upstreams is built and not on import, so that a process that uses other upstreams keeps
+    S3PRL's classes; for other upstreams beside ours the replacements do what the originals do.
+    """
+    runner, upstream = sys.modules.get("s3prl.downstream.runner"), sys.modules.get("s3prl.nn.upstream")
+    if runner is None and upstream is None:
+        return
+    from s3prl_ofa.superb.upstream.featurizer import LengthAwareFeaturizer, with_native_lengths
+
+    if runner is not None:
+        runner.Featurizer = LengthAwareFeaturizer
+    if upstream is not None and not hasattr(upstream.S3PRLUpstream.forward, "keeps_native_lengths"):
+        upstream.S3PRLUpstream.forward = with_native_lengths(upstream.S3PRLUpstream.forward)
 
 
 def pooled(out: ExtractOutput, size: int) -> ExtractOutput:

@@ -1,7 +1,7 @@
-"""S3PRL assumes one constant frame rate in two places; here are their counterparts that read the true lengths."""
+"""S3PRL assumes a constant frame rate in two classes; here are their counterparts that read the true lengths."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,51 +9,40 @@ import torch.nn.functional as F
 from s3prl.upstream.interfaces import Featurizer
 from torch import Tensor, nn
 
-from s3prl_ofa.superb.learned_rate.adaptive import AdaptiveRate
 from s3prl_ofa.superb.upstream.expert import Measured
 
 MIN_SAMPLES = 800  # S3PRL pads waves to 0.05 s before an upstream sees them
 
 
 class LengthAwareFeaturizer(Featurizer):
-    """S3PRL's Featurizer, which cuts each utterance at the upstream's ``hidden_states_len`` where there is one.
+    """S3PRL's Featurizer, but each utterance has the length that the upstream gives as ``hidden_states_len``.
 
-    Without it, it is the original: lengths from the number of samples and a constant rate. ``rate`` is the adaptive
-    rate of an upstream that asks for one, to be trained and saved with the featurizer.
+    For an upstream that gives no lengths it is the original: lengths from the number of samples and a constant rate.
     """
 
     def __init__(self, upstream: nn.Module, *args: Any, **kwargs: Any) -> None:
-        rate = AdaptiveRate.asked_for(upstream)
         super().__init__(upstream, *args, **kwargs)
-        self.rate = rate
-        # The original runs a second of noise through the upstream to learn its width, which is no speech to measure.
+        # The original runs one second of noise through the upstream to find its width; that is not to be measured.
         measured_upstream = getattr(upstream, "module", upstream)
         if hasattr(measured_upstream, "measured"):
             measured_upstream.measured = Measured()
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """A rate that was learnt counts for nothing where another is given."""
-        if self.rate is None:
-            state_dict = {name: value for name, value in state_dict.items() if not name.startswith("rate.")}
-        return super().load_state_dict(state_dict, *args, **kwargs)
-
     def forward(self, paired_wavs: list[Tensor], paired_features: dict[str, Any]) -> list[Tensor]:
-        """The selected or weighted features, one (frames, dim) an utterance."""
+        """The selected or weighted features, (frames, dim) per utterance."""
         lengths = paired_features.get("hidden_states_len")
         if lengths is None:
             return super().forward(paired_wavs, paired_features)
         feature = self._select_feature(paired_features)
         if isinstance(feature, list | tuple):
             feature = self._weighted_sum(feature)
-        found = [row[:length] for row, length in zip(feature, lengths.tolist(), strict=True)]
-        return found if self.rate is None else self.rate.seen(found)
+        return [row[:length] for row, length in zip(feature, lengths.tolist(), strict=True)]
 
 
 def with_native_lengths(forward: Callable) -> Callable:
     """Wraps ``S3PRLUpstream.forward`` so that an upstream with native frames keeps its own lengths.
 
-    The original stretches or cuts hidden states to the length that a constant rate would give; it still serves every
-    upstream that has one, ours with upsampled frames among them.
+    The original stretches or cuts hidden states to the length at a constant rate; it still serves every upstream that
+    has one, including ours with upsampled frames.
     """
 
     @functools.wraps(forward)
@@ -70,5 +59,5 @@ def with_native_lengths(forward: Callable) -> Callable:
         lengths = output["hidden_states_len"].to(device=wavs_len.device, dtype=torch.long)
         return list(states), [lengths] * len(states)
 
-    native.wraps_native_lengths = True
+    native.keeps_native_lengths = True
     return native

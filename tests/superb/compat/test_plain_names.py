@@ -15,7 +15,7 @@ from paths import CKPT
 from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError, shown
 from s3prl_ofa.superb.compat import plain_names
-from s3prl_ofa.superb.downstream.checkpoints import trained_config
+from s3prl_ofa.superb.downstream.checkpoints import initial_states
 
 EXPERT = "downstream_expert."
 # What S3PRL 0.4.18 evaluates, and keys of configs from which it comes. None: nothing of a file or an option.
@@ -253,7 +253,7 @@ def test_initial_weights_of_wrong_parts(config, tmp_path):
     path = tmp_path / "x.ckpt"
     torch.save({"Args": argparse.Namespace(), "Config": config, "Downstream": {}}, path)
     with pytest.raises(UsageError, match="x.ckpt: (its Config is a int|the config must be a mapping)"):
-        trained_config(None, str(path))
+        initial_states(str(path))
 
 
 @pytest.mark.parametrize("part", ["batches", "epoch_start", "now"])

@@ -1,0 +1,226 @@
+"""The settings of a run: S3PRL's arguments and config, new or from a stored experiment, with data and rate settled."""
+
+import argparse
+import copy
+import dataclasses
+import logging
+import os
+import pathlib
+from typing import Any
+
+import yaml
+from s3prl.utility.helper import get_time_tag, is_leader_process, override
+
+from s3prl_ofa.checkpoint import checkpoint_path
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.io.bounded_yaml import read_yaml
+from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.superb.compat import plain_names
+from s3prl_ofa.superb.compat.caches import secure_caches
+from s3prl_ofa.superb.downstream import processes
+from s3prl_ofa.superb.downstream.checkpoints import initial_states, newest_readable, past_checkpoints
+from s3prl_ofa.superb.downstream.parser import OurOptions, option
+from s3prl_ofa.superb.learned_rate.training import at_max_lambd, check_change, check_frozen, initial_frame_period
+from s3prl_ofa.superb.registration import ENTRIES, URL_SCHEMES
+from s3prl_ofa.superb.tasks import configs, experiment_data, speakers
+from s3prl_ofa.superb.tasks.ctc_feasibility import check_ctc
+from s3prl_ofa.superb.tasks.labels import settle_labels
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE, RateOptions, read_model_config
+from s3prl_ofa.superb.upstream.task_frames import check_trained, options_for
+
+logger = logging.getLogger(__name__)
+
+Config = dict[str, Any]
+States = dict[str, Any]  # of a checkpoint of S3PRL
+
+# arguments of the present run; a stored experiment brings all others
+OF_THIS_RUN = ("mode", "evaluate_split", "override", "backend", "local_rank", "past_exp", "device")
+# what an experiment brings that the command line might also name
+STORED = {
+    "upstream": "-u",
+    "downstream": "-d",
+    "config": "-c",
+    "upstream_model_config": "-g",
+    "downstream_variant": "-v",
+    "upstream_layer_selection": "-l",
+    "expdir": "-n or -p",
+}
+
+
+def read(args: argparse.Namespace, ours: OurOptions) -> tuple[argparse.Namespace, Config, States | None]:
+    """The arguments and the config of a run, and the checkpoint whose weights it uses, if any; writes nothing.
+
+    ``past_exp`` is None in the arguments of a new experiment. Raises UsageError and CheckpointError.
+    """
+    args.override = plain_names.literal_override(args.override)
+    args.downstream = configs.S3PRL_DOWNSTREAM.get(args.downstream, args.downstream)
+    if args.expdir is None and args.expname is not None:
+        args.expdir = f"result/downstream/{args.expname}"
+    # absolute, because the experiment may be resumed from another folder
+    args.expdir = args.expdir and os.path.abspath(args.expdir)
+    if args.upstream_ckpt is not None and (ckpt := checkpoint_path(args.upstream_ckpt)).exists():
+        args.upstream_ckpt = os.path.realpath(ckpt)
+    paths = past_checkpoints(args.past_exp, args.auto_resume, args.expdir)
+    if paths:
+        path, trained = newest_readable(paths)
+        print(f"[Runner] - Resume from {path}")
+        args, config = resumed(args, ours, path, trained)
+    else:
+        trained = initial_states(args.init_ckpt) if args.init_ckpt else None
+        print("[Runner] - Start a new experiment")
+        config = new_config(args, ours)
+    if args.override is not None and args.override.lower() != "none":
+        override(args.override, args, config)
+    plain_names.check(args, config)
+    if args.mode != "inference":  # there -t is a file
+        plain_names.check_split(args.evaluate_split)
+    args.expdir = os.path.abspath(args.expdir)  # -o may have changed it
+    return args, config, trained
+
+
+def new_config(args: argparse.Namespace, ours: OurOptions) -> Config:
+    """Raises UsageError for a new experiment without a folder, an upstream and its checkpoint, a task or its config."""
+    if args.expdir is None:
+        raise UsageError("say where the experiment goes: -n NAME (result/downstream/NAME) or -p FOLDER")
+    if args.upstream is None:
+        raise UsageError("say which upstream: -u ofa_wav2vec2 -k CHECKPOINT")
+    if args.downstream is None:
+        raise UsageError(f"say which task: -d {', '.join(configs.S3PRL_DOWNSTREAM)} or another of S3PRL's")
+    check_has_checkpoint(args)
+    if args.config is None or args.downstream in configs.S3PRL_DOWNSTREAM.values():
+        return configs.resolve_config(args.downstream, args.config, ours.mini, ours.roots)
+    try:
+        return read_yaml(pathlib.Path(args.config).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"-c {args.config} cannot be read as YAML: {error}") from None
+
+
+def check_has_checkpoint(args: argparse.Namespace, where: str = "") -> None:
+    if is_ours(args) and not args.upstream_ckpt:
+        raise UsageError(f"{where}{args.upstream} needs a checkpoint: -k FILE or URL")
+
+
+def is_ours(args: argparse.Namespace) -> bool:
+    return args.upstream in ENTRIES
+
+
+def resumed(
+    args: argparse.Namespace, ours: OurOptions, path: pathlib.Path, past: States
+) -> tuple[argparse.Namespace, Config]:
+    """The arguments and config in a checkpoint, for this run and for where its folder, checkpoint and data are now."""
+    stored, config, roots = past["Args"], past["Config"], ours.roots
+    if experiment_data.known(stored.downstream, config):
+        experiment_data.refill(stored.downstream, config, roots, args.override, args.mode != "inference")
+        roots = {"vocabulary": roots["vocabulary"]}  # the trained one is used
+    args.past_exp, args.auto_resume = os.path.abspath(path), False
+    stored.expdir, stored.init_ckpt = os.path.dirname(args.past_exp), args.past_exp
+    ignored = ["--mini"] * ours.mini + [option(name) for name, value in roots.items() if value]
+    ignored += [flag for name, flag in STORED.items() if getattr(args, name) not in (None, getattr(stored, name, None))]
+    if ignored:
+        logger.warning(
+            "the experiment has its own config and upstream: %s has no effect (-o changes its config, --lambd "
+            "and --frame-period-ms its rate, -k the path of its checkpoint, --librispeech and others its data)",
+            ", ".join(ignored),
+        )
+    if args.upstream_ckpt not in (None, stored.upstream_ckpt):
+        logger.info("-k: %s in place of %s", args.upstream_ckpt, stored.upstream_ckpt)
+        stored.upstream_ckpt = args.upstream_ckpt
+    check_has_checkpoint(stored, f"-e {path}: ")
+    ckpt = stored.upstream_ckpt
+    if is_ours(stored) and not (ckpt.startswith(URL_SCHEMES) or os.path.exists(ckpt)):
+        raise UsageError(f"the experiment's upstream is no longer at {ckpt}; say with -k FILE where it is now")
+    this_run = {name: getattr(args, name) for name in OF_THIS_RUN}
+    return argparse.Namespace(**{**vars(args), **vars(stored), **this_run}), config
+
+
+def settle(args: argparse.Namespace, ours: OurOptions, config: Config, trained: States | None) -> None:
+    """Settles rate, labels and data in ``args`` and ``config``, and checks them, before anything is trained.
+
+    The experiment's folder exists; a new experiment's config is written to it.
+    """
+    trained_config = (trained or {}).get("Config", {})
+    experiment_data.check_splits(args.downstream, config, args.mode, args.evaluate_split)
+    if args.downstream in speakers.DOWNSTREAMS:
+        speakers.feed_s3prl(args, config, None if trained is None else trained_config)
+    resolved = copy.deepcopy(config)
+    if is_ours(args):
+        options = settle_rate(args, ours, trained)
+        check_frozen(options, args.upstream_trainable)
+        if ours.cache_gb is not None and (options.adaptive or args.upstream_trainable):
+            cause = "-f" if args.upstream_trainable else f"lambd {ADAPTIVE}"
+            raise UsageError(f"--cache-gb needs features that do not change: leave it out with {cause}")
+        if args.mode == "train" and args.past_exp is None:
+            if is_leader_process():
+                options = check_training(args, ours, config, options)
+            options, specaug = processes.from_leader((options, config.get("specaug")))
+            config.update({"specaug": specaug} if specaug else {})
+            args.upstream_refresh = False  # done by the leader's check
+        args.upstream_model_config = options.to_yaml()
+        logger.info("%s runs at %s", args.upstream, options)
+    elif ours.of_our_upstream:
+        raise UsageError(f"{', '.join(ours.of_our_upstream)} needs the upstream ofa_wav2vec2, found {args.upstream}")
+    settle_labels(args, config, trained)
+    secure_caches(args.downstream, pathlib.Path(args.expdir))
+    if args.past_exp is None:
+        # an evaluation (-i) may go to the folder of a training, whose config stays
+        name = "config.yaml" if args.mode == "train" else f"config_{args.mode}.yaml"
+        args.config = os.path.join(args.expdir, name)
+        if is_leader_process():
+            write_yaml(args.config, resolved)
+
+
+def settle_rate(args: argparse.Namespace, ours: OurOptions, trained: States | None) -> RateOptions:
+    """The rate of the command line, over ``-g`` (or what ``-o`` makes of it), over that of the trained weights."""
+    given = args.upstream_model_config
+    if trained is None:
+        return options_for(args.downstream, read_model_config(given), ours.rate)
+    stored = getattr(trained.get("Args"), "upstream_model_config", None)
+    base = read_model_config(stored)
+    changed = read_model_config(given) if given != stored else {}
+    before, options = RateOptions.layered(base), RateOptions.layered(base, changed, ours.rate)
+    check_trained(args.downstream, before, options)
+    check_change(before, options, args.mode)
+    if options != before:
+        logger.info("the experiment was trained at %s; it now runs at %s", before, options)
+    if ours.repeat_auto:
+        logger.info("--repeat auto is for a new training: the experiment's own repeat, %d, is used", options.repeat)
+    return options
+
+
+def check_training(args: argparse.Namespace, ours: OurOptions, config: Config, options: RateOptions) -> RateOptions:
+    """Loads the upstream once before anything is written, and counts frames against labels for CTC.
+
+    Returns the options with ``repeat`` settled; SpecAug's widths in ``config`` are scaled to the frame period.
+    """
+    entry = ENTRIES[args.upstream]
+    upstream = entry(args.upstream_ckpt, refresh=args.upstream_refresh, model_config=options.to_yaml())
+    upstream.options = at_max_lambd(options)
+    check = check_ctc(args.downstream, config, upstream.to(args.device))
+    if check is None:
+        return options
+    reached = f"at lambd {options.lambd_max:g}, which an adaptive rate may reach: " if options.adaptive else ""
+    name = "--lambd-max" if options.adaptive else "--lambd"
+    other = f"; so would {name} {check.largest_lambd:g}" if check.too_many and check.largest_lambd else ""
+    if ours.repeat_auto and options.frames == NATIVE:
+        options = dataclasses.replace(options, repeat=check.needed_repeat)
+        logger.info("%s--repeat auto: CTC needs each frame %d times%s", reached, options.repeat, other)
+    elif check.too_many:
+        raise UsageError(f"{reached}{check}{other}")
+    else:
+        logger.info("%s%s", reached, check)
+    if options.frames == NATIVE and config.get("specaug") and "config.specaug" not in (args.override or ""):
+        period_ms = initial_frame_period(options, check.frame_period_ms * check.repeat) / options.repeat
+        config.update(configs.scale_specaug(config, period_ms))
+        logger.info("SpecAug's widths along time are scaled from 20 ms to %.1f ms per frame", period_ms)
+    return options
+
+
+def save_settings(args: argparse.Namespace, config: Config) -> None:
+    """Keeps the settings of this run in the experiment's folder, as S3PRL does."""
+    for name, values in (("args", vars(args)), ("config", config)):
+        write_yaml(os.path.join(args.expdir, f"{name}_{get_time_tag()}.yaml"), values, sort_keys=True)
+
+
+def write_yaml(path: str | os.PathLike, values: dict[str, Any], sort_keys: bool = False) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.safe_dump(values, sort_keys=sort_keys), encoding="utf-8")

@@ -1,0 +1,125 @@
+"""S3PRL's Runner with lengths from the upstream, a learned rate, a feature cache, safe checkpoints and measurement.
+
+Training and evaluation are S3PRL's own loops; only how their parts are built is changed here.
+"""
+
+import argparse
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from s3prl.downstream import runner as s3prl_runner
+from s3prl.utility.helper import is_leader_process
+from torch import nn
+
+from s3prl_ofa.checkpoint.safe_loading import replaced as patched_attributes
+from s3prl_ofa.superb.compat.packed_lstm import PackedLSTM
+from s3prl_ofa.superb.compat.shims import ModuleOverlay
+from s3prl_ofa.superb.downstream import processes
+from s3prl_ofa.superb.downstream.checkpoints import SafeSaves
+from s3prl_ofa.superb.downstream.metrics import Meter, keeping_scores
+from s3prl_ofa.superb.downstream.resume import KEY as POSITION
+from s3prl_ofa.superb.downstream.resume import Position
+from s3prl_ofa.superb.feature_cache.cache import cache_for
+from s3prl_ofa.superb.learned_rate.rate import AdaptiveRate
+from s3prl_ofa.superb.learned_rate.training import train_rate
+from s3prl_ofa.superb.upstream.expert import UpstreamExpert
+from s3prl_ofa.superb.upstream.featurizer import LengthAwareFeaturizer
+
+
+class DownstreamRunner(s3prl_runner.Runner):
+    """One run of S3PRL's ``run_downstream``; call ``train``, ``evaluate`` or ``inference``, as ``args.mode`` says.
+
+    args, config: as S3PRL takes them. states: the checkpoint to start from, or an empty dictionary. stack: closed after
+    the run; until then names in S3PRL's module are replaced, and the cache is locked. cache: folder and limit in GB of
+    the feature cache, if one is wanted.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        config: dict[str, Any],
+        states: dict[str, Any],
+        stack: contextlib.ExitStack,
+        cache: tuple[str, float] | None = None,
+    ) -> None:
+        self.args, self.config, self.init_ckpt = args, config, states
+        self.saves, self.scores, self.updates = SafeSaves(), {}, processes.UpdateCounter()
+        self.rate: s3prl_runner.ModelEntry | None = None
+        stack.enter_context(self.adapted_module())
+        self.upstream = self._get_upstream()
+        self.featurizer = self._get_featurizer()
+        self.downstream = self._get_downstream()
+        # the order of the optimizer's parameters, in which checkpoints store its state
+        self.all_entries = [self.upstream, self.featurizer, *([self.rate] if self.rate else []), self.downstream]
+        if self.learned_rate:
+            train_rate(self, self.learned_rate)
+        if cache is not None:
+            opened = cache_for(self, *cache)
+            self.upstream.model.cache = opened and stack.enter_context(opened)
+        self.meter = Meter(self, self.scores)
+        if args.local_rank is not None:
+            processes.check_divided(self)
+        elif args.mode == "train":  # with several processes, each has a position of its own
+            self.saves.position = Position(states.get(POSITION) if args.past_exp else None)
+            self.saves.position.watch(self)
+
+    @contextlib.contextmanager
+    def adapted_module(self) -> Iterator[None]:
+        """Replaces the names in the module of S3PRL's Runner that a subclass cannot override."""
+        with patched_attributes(
+            s3prl_runner,
+            # A checkpoint is written completely before it gets its name, and only then an older one is removed.
+            torch=ModuleOverlay(s3prl_runner.torch, save=self.saves.save),
+            os=ModuleOverlay(s3prl_runner.os, remove=self.saves.remove),
+            # What a task logs is also kept, for measured_<split>.json.
+            SummaryWriter=keeping_scores(s3prl_runner.SummaryWriter, self.scores),
+            # Processes on CPUs train together too, and the leader evaluates alone.
+            DDP=processes.data_parallel,
+            # S3PRL counts the updates only of the leader, so the others would never stop training.
+            tqdm=s3prl_runner.tqdm if is_leader_process() else self.updates.progress_bar,
+            # Building one of our upstreams sets it (see adapt_s3prl); here it is set back.
+            Featurizer=s3prl_runner.Featurizer,
+        ):
+            yield
+
+    @property
+    def learned_rate(self) -> AdaptiveRate | None:
+        return unwrapped(self.rate.model) if self.rate else None
+
+    def _get_upstream(self) -> s3prl_runner.ModelEntry:
+        entry = super()._get_upstream()
+        options = entry.model.options if isinstance(entry.model, UpstreamExpert) else None
+        if options is not None and options.adaptive:
+            rate = AdaptiveRate(options.lambd_start, options.rate_weight, options.lambd_max).to(self.args.device)
+            entry.model.follow(rate)
+            self.rate = self._init_model(rate, "Rate", trainable=True)
+        return entry
+
+    def _get_featurizer(self) -> s3prl_runner.ModelEntry:
+        args = self.args
+        featurizer = LengthAwareFeaturizer(
+            self.upstream.model,
+            feature_selection=args.upstream_feature_selection,
+            layer_selection=args.upstream_layer_selection,
+            upstream_device=args.device,
+            normalize=args.upstream_feature_normalize,
+        )
+        interfaces = ["output_dim", "downsample_rate"]
+        return self._init_model(featurizer.to(args.device), "Featurizer", trainable=True, interfaces=interfaces)
+
+    def _get_downstream(self) -> s3prl_runner.ModelEntry:
+        asr_model = importlib.import_module("s3prl.downstream.asr.model")
+        with patched_attributes(asr_model, nn=ModuleOverlay(asr_model.nn, LSTM=PackedLSTM)):
+            return super()._get_downstream()
+
+    def _get_optimizer(self, models: list[nn.Module]) -> torch.optim.Optimizer:
+        optimizer = super()._get_optimizer(models)
+        return optimizer if is_leader_process() else self.updates.counting(optimizer)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, if it is wrapped."""
+    return getattr(model, "module", model)
