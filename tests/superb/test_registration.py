@@ -51,10 +51,35 @@ import s3prl_ofa.superb, s3prl.hub, s3prl.nn.upstream, s3prl.downstream.runner
 from s3prl_ofa.superb import registration
 registration.register()
 assert s3prl.hub.ofa_wav2vec2 is registration.ofa_wav2vec2
-assert s3prl.downstream.runner.Featurizer.__name__ == "LengthAwareFeaturizer"
-assert s3prl.nn.upstream.S3PRLUpstream.forward.wraps_native_lengths
-assert not hasattr(s3prl.nn.upstream.S3PRLUpstream.forward.__wrapped__, "wraps_native_lengths")
 assert sum(type(finder).__name__ == "AfterImportFinder" for finder in sys.meta_path) == 1
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_other_upstreams_keep_s3prls_classes():
+    """Registered, nothing of S3PRL's classes, PyTorch or Python is another for another upstream. Once one of our
+    upstreams is built, S3PRL's own runner and S3PRLUpstream read its lengths, and are not wrapped twice."""
+    code = f"""
+import builtins, sys, torch
+before = builtins.isinstance, torch.nn.LSTM
+import s3prl_ofa.superb
+from s3prl import hub, nn
+from s3prl.downstream import runner
+from s3prl.downstream.asr import model
+from s3prl.upstream import interfaces
+def names():
+    return runner.Featurizer, runner.Runner, nn.S3PRLUpstream.forward, model.nn, builtins.isinstance, torch.nn.LSTM
+assert names() == (interfaces.Featurizer, runner.Runner, nn.S3PRLUpstream.forward, torch.nn, *before)
+assert all(each.__module__.startswith("s3prl.") for each in names()[:3])
+at_first = names()
+upstream = nn.S3PRLUpstream("fbank")
+upstream(torch.randn(2, 16000), torch.tensor([16000, 8000]))
+assert type(runner.Featurizer(upstream.upstream, upstream_device="cpu")) is interfaces.Featurizer
+assert names() == at_first
+hub.ofa_wav2vec2({CKPT!r}), hub.ofa_wav2vec2({CKPT!r})
+assert runner.Featurizer.__mro__[1] is interfaces.Featurizer
+assert nn.S3PRLUpstream.forward.__wrapped__ is at_first[2]
+assert (names()[1], *names()[3:]) == (at_first[1], *at_first[3:])
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -158,8 +183,8 @@ def test_featurizer_is_the_original_for_other_upstreams(wavs):
             return 160
 
     upstream = Constant()
-    ours, original = featurizer_of(upstream), interfaces.Featurizer(upstream, upstream_device="cpu")
-    assert type(ours) is not interfaces.Featurizer
+    length_aware = importlib.import_module("s3prl_ofa.superb.upstream.featurizer").LengthAwareFeaturizer
+    ours, original = (kind(upstream, upstream_device="cpu") for kind in (length_aware, interfaces.Featurizer))
     for one, other in zip(ours(wavs, upstream(wavs)), original(wavs, upstream(wavs)), strict=True):
         assert torch.equal(one, other)
     with pytest.raises(AssertionError):

@@ -159,7 +159,8 @@ def test_one_training_a_folder(train, capfd, tmp_path):
         assert "another process is training there" in capfd.readouterr().err
         assert go_on("-e", "exp") == 0  # looking at it is fine
     assert train("-p", "exp", "-a", steps=4) == 0
-    with checkpoints.held(tmp_path / "exp"), pytest.raises(UsageError), checkpoints.held(tmp_path / "exp"):
+    lock = checkpoints.experiment_lock
+    with lock(tmp_path / "exp"), pytest.raises(UsageError), lock(tmp_path / "exp"):
         pass
 
 

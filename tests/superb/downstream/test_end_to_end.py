@@ -11,7 +11,7 @@ from paths import CKPT
 from superb_corpora import SPEAKERS
 
 from s3prl_ofa import cli
-from s3prl_ofa.superb import registration
+from s3prl_ofa.superb.compat import shims
 from s3prl_ofa.superb.downstream.command import run_downstream
 from s3prl_ofa.superb.upstream.rate_options import RateOptions, read_model_config
 
@@ -267,15 +267,13 @@ def test_no_upstream_and_no_checkpoint_are_said(command, capfd):
 
 
 def test_nothing_of_s3prl_or_python_stays_changed(command, corpora):
-    """After a run, also a failed one, the builtins and S3PRL's module are what they were; the result is returned."""
+    """After a run, also a failed one, the builtins and S3PRL's modules are what they were; the result is returned."""
     import builtins
 
-    run = importlib.import_module("s3prl.run_downstream")
-    runner = importlib.import_module("s3prl.downstream.runner")
+    runner, model = map(importlib.import_module, ("s3prl.downstream.runner", "s3prl.downstream.asr.model"))
 
     def names():
-        modules = run.argparse, run.os, run.torch, runner.os, runner.torch
-        return builtins.isinstance, run.get_downstream_args, run.Runner, *modules
+        return builtins.isinstance, builtins.eval, torch.load, model.nn, dict(vars(runner))
 
     before = names()
     assert command("-m", "train", "-d", "sid", "-p", "bad", "--lambd", "2") == 2
@@ -301,7 +299,7 @@ def test_the_cpu_can_be_chosen_beside_a_card(command, monkeypatch):
     # A torch built for CUDA would ask the card, which is not there, whether its work is being recorded.
     for check in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
         monkeypatch.setattr(torch.optim.Optimizer, check, lambda optimizer: None, raising=False)
-    registration.mend_runner(runner)
+    shims.cpu_beside_cuda(runner)
     assert command("-m", "train", "-d", "sid", "-p", "exp", "--device", "cpu") == 0
     assert command("-m", "evaluate", "-e", "exp", "--device", "cpu") == 0
 

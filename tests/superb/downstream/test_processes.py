@@ -97,9 +97,9 @@ def test_two_processes_learn_one_rate(trained):
     options = ("-p", "adaptive", "--lambd", "adaptive", "--rate-weight", "1")
     found = launched(trained, "run", str(TESTS / "rank.py"), *train(trained, *options, steps=4))
     assert found.returncode == 0, found.stderr[-3000:]
-    first, second = (loaded(trained / f"rank{rank}.pt")["weights"]["Featurizer"] for rank in range(2))
-    assert torch.equal(first["rate.raw"], second["rate.raw"]) and torch.equal(first["weights"], second["weights"])
-    assert loaded(trained / "adaptive" / "states-4.ckpt")["Featurizer"]["rate.curve.batches"] == 2
+    first, second = (loaded(trained / f"rank{rank}.pt")["weights"] for rank in range(2))
+    assert torch.equal(first["Rate"]["raw"], second["Rate"]["raw"]) and same(first["Featurizer"], second["Featurizer"])
+    assert loaded(trained / "adaptive" / "states-4.ckpt")["Rate"]["curve.batches"] == 2
 
 
 TORCHRUN = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -131,10 +131,10 @@ def settled(monkeypatch):
         ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, None),
     ],
 )
-def test_one_process_is_its_own_leader(settled, environment, local_rank):
+def test_one_process_joins_nothing(settled, environment, local_rank):
     """Where one process was started nothing is distributed, whatever else a launcher or a shell has set."""
     args = settled(environment, local_rank=local_rank)
-    assert args.local_rank is None and processes.is_leader(args)
+    assert args.local_rank is None
     assert settled(environment, mode="evaluate", local_rank=local_rank).local_rank is None
 
 
@@ -142,7 +142,7 @@ def test_one_process_is_its_own_leader(settled, environment, local_rank):
 def test_torchrun_is_recognized(settled, local_rank):
     """By its environment, with --local_rank and without it; on CPUs the processes talk through gloo."""
     args = settled(TORCHRUN | {"SLURM_STEP_NUM_TASKS": "2"}, local_rank=local_rank)
-    assert (args.local_rank, args.backend, processes.is_leader(args)) == (1, "gloo", False)
+    assert (args.local_rank, args.backend) == (1, "gloo")
 
 
 @pytest.mark.parametrize(

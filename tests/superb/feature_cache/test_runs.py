@@ -32,7 +32,7 @@ def evaluated(expert, folder, batches) -> dict:
     args = types.SimpleNamespace(device="cpu", mode="evaluate", evaluate_split="test", expdir=str(folder))
     models = {"upstream": expert, "featurizer": Features(), "downstream": Features()}
     runner = types.SimpleNamespace(
-        args=args, **{name: types.SimpleNamespace(model=model) for name, model in models.items()}
+        args=args, learned_rate=None, **{name: types.SimpleNamespace(model=model) for name, model in models.items()}
     )
     meter = Meter(runner, {})
     for batch in batches:

@@ -5,22 +5,23 @@ import math
 import pytest
 import torch
 
-from s3prl_ofa.superb.learned_rate.adaptive import AdaptiveRate, Batch, LossCurve
+from s3prl_ofa.superb.learned_rate.loss_curve import LossCurve
+from s3prl_ofa.superb.learned_rate.rate import AdaptiveRate, Batch
 
 
-@pytest.mark.parametrize("most", [1.0, 0.6])
-def test_all_rates_are_asked(most):
+@pytest.mark.parametrize("max_lambd", [1.0, 0.6])
+def test_all_rates_are_asked(max_lambd):
     """A batch runs at two lambds that are uniform from 0 to lambd_max and drawn by torch's generator, so that the
     task's model is trained at all rates."""
     torch.manual_seed(0)
-    rate = AdaptiveRate(0.5, 0.0, most)
-    found = torch.tensor([rate.two_lambds() for _ in range(2000)], dtype=torch.float64)
+    rate = AdaptiveRate(0.5, 0.0, max_lambd)
+    found = torch.tensor([rate.draw_lambds() for _ in range(2000)], dtype=torch.float64)
     ranks = torch.linspace(0, 1, 2000, dtype=torch.float64)
     for column in found.sort(0).values.T:
-        assert float((column / most - ranks).abs().max()) < 0.04  # Kolmogorov and Smirnov, at 0.3%
+        assert float((column / max_lambd - ranks).abs().max()) < 0.04  # Kolmogorov and Smirnov, at 0.3%
     assert abs(float(torch.corrcoef(found.T)[0, 1])) < 0.08
     torch.manual_seed(0)
-    assert rate.two_lambds() == tuple(found[0].tolist())
+    assert rate.draw_lambds() == tuple(found[0].tolist())
 
 
 @pytest.mark.parametrize("coefficients", [(0.1, 0, 0), (-0.2, 0.4, 0), (0.1, 0.1, 0.2)])
@@ -66,12 +67,12 @@ def test_starts_meet(weight, settled):
         optimizer = torch.optim.Adam(rate.parameters(), lr=1e-2)
         lambds = []
         for batch in range(900):
-            here, there = rate.two_lambds()
+            here, there = rate.draw_lambds()
             rate.batch = Batch([], here, there, torch.tensor([400.0]), torch.tensor([100.0]))
             noise = 0.2 * float(torch.randn(()))
             optimizer.zero_grad()
             difference = (there - 0.3) ** 2 - (here - 0.3) ** 2 + noise if batch < 600 else None
-            rate.with_terms(torch.zeros(()), difference).backward()
+            rate(torch.zeros(()), difference).backward()
             optimizer.step()
             lambds.append(rate.value)
         assert sum(lambds[500:600]) / 100 == pytest.approx(settled, abs=0.08), start
