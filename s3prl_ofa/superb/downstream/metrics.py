@@ -75,7 +75,7 @@ class Meter:
 
     def before_upstream(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.cache is not None:
-            self.cache.anew = len(self.batches) < 2 or len(self.batches) % COMPUTED_EVERY == 0
+            self.cache.recompute = len(self.batches) < 2 or len(self.batches) % COMPUTED_EVERY == 0
         self.moments = [self.now()]
 
     def after_upstream(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -6,7 +6,8 @@ from cached import ALL, CLOSE, RATES, ask, assert_same
 from paths import CKPT
 
 import s3prl_ofa
-from s3prl_ofa.superb.feature_cache.cache import default_folder, wanted_layers
+from s3prl_ofa.superb.feature_cache.cache import default_folder
+from s3prl_ofa.superb.feature_cache.key import wanted_layers
 from s3prl_ofa.superb.upstream.expert import UpstreamExpert
 
 
@@ -106,7 +107,7 @@ def test_each_model_and_rate_has_its_own_place(wavs, golden_model, opened, ran):
             cache = opened(model=model, layers=layers, **rate)
             assert_same(ask(cache, wavs[:2], model, **rate), expected, layers if known else ALL)
             assert bool(ran) != known
-    assert len(list(cache.space.folder.glob("*/key.json"))) == len(others)
+    assert len(list(cache.quota.folder.glob("*/key.json"))) == len(others)
 
 
 def test_audio_is_known_by_its_samples(wavs, golden_model, opened, ran):

@@ -48,7 +48,7 @@ def test_the_oldest_place_makes_room(alike, golden_model, opened, tmp_path):
     for name in "abca":
         with opened(lambd=rates[name]) as cache:
             ask(cache, waves, golden_model, lambd=rates[name])
-        places[name] = cache.place
+        places[name] = cache.section
         time.sleep(0.02)  # more than the grain of a file's time
     limit = on_disk(folder)
     with opened(limit=limit, lambd=rates["d"]) as cache:
@@ -69,7 +69,7 @@ def test_a_lower_limit_holds_when_it_is_opened(alike, golden_model, opened, tmp_
             ask(cache, waves, golden_model, lambd=lambd)
     both = on_disk(folder)
     with opened(limit=both // 4 + 10, lambd=0.002) as cache:
-        assert counted(folder) == on_disk(folder) == on_disk(cache.place) == both // 4
+        assert counted(folder) == on_disk(folder) == on_disk(cache.section) == both // 4
         ran.clear()
         found = ask(cache, waves, golden_model, lambd=0.002)
         assert len(ran) == 2  # of four
@@ -91,7 +91,7 @@ def test_a_place_in_use_stays(alike, golden_model, opened, tmp_path, ran):
     holder.close()
     with opened(limit=full, lambd=0.5) as cache:
         ask(cache, waves, golden_model, lambd=0.5)
-    assert not holder.place.exists() and 0 < on_disk(folder) <= full
+    assert not holder.section.exists() and 0 < on_disk(folder) <= full
 
 
 BROKEN = {
@@ -106,7 +106,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_entry_is_computed_anew(kind, wavs, golden_model, opened, caplog, ran):
+def test_a_broken_entry_is_computed_again(kind, wavs, golden_model, opened, caplog, ran):
     """An entry that cannot be read is named in a warning, computed, and kept again; the others of its batch are used,
     and the next who opens the folder counts right."""
     cache, expected = opened(lambd=0.5), golden_model.extract(wavs, lambd=0.5)
@@ -118,12 +118,12 @@ def test_a_broken_entry_is_computed_anew(kind, wavs, golden_model, opened, caplo
     assert_same(ask(cache, wavs, golden_model, lambd=0.5), expected)
     assert ran == [len(wavs[2])]
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warned) == 1 and str(path) in warned[0] and "computed anew" in warned[0]
+    assert len(warned) == 1 and str(path) in warned[0] and "computed again" in warned[0]
     assert_same(ask(cache, wavs, golden_model, lambd=0.5), expected)
     assert len(ran) == 1 and len(path.read_bytes()) == len(good)
     cache.close()
     with opened(lambd=0.5) as cache:
-        assert counted(cache.space.folder) == on_disk(cache.space.folder)
+        assert counted(cache.quota.folder) == on_disk(cache.quota.folder)
 
 
 @pytest.mark.parametrize("left", ["PLACE/ab/.0123.x.safetensors", "PLACE/.key.x.json", ".bytes.x"])
@@ -132,7 +132,7 @@ def test_what_a_kill_left_half_written_goes(left, wavs, golden_model, opened, tm
     another one, whose they may be, has it open; the count is right again."""
     with opened() as cache:
         ask(cache, wavs, golden_model)
-    half = tmp_path / "features" / left.replace("PLACE", cache.place.name)
+    half = tmp_path / "features" / left.replace("PLACE", cache.section.name)
     half.parent.mkdir(exist_ok=True)
     half.write_bytes(b"half of it")
     (tmp_path / "features" / "bytes").write_text("123456\n")  # taken for what was not written
@@ -285,17 +285,17 @@ def test_a_full_disk_stops_nothing(methods, wavs, golden_model, opened, monkeypa
     assert len(ran) == 2 * (len(wavs) - 1)
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == 1 and "No space left on device" in warned[0]
-    assert not list(cache.space.folder.rglob(".*.safetensors"))
+    assert not list(cache.quota.folder.rglob(".*.safetensors"))
     cache.close()
     with opened() as cache:
-        assert counted(cache.space.folder) == on_disk(cache.space.folder)
+        assert counted(cache.quota.folder) == on_disk(cache.quota.folder)
 
 
 def test_a_folder_that_somebody_removes(wavs, golden_model, opened, ran):
     """Caches get emptied by hand: a training that is using one goes on."""
     cache = opened()
     ask(cache, wavs[:2], golden_model)
-    shutil.rmtree(cache.space.folder)
+    shutil.rmtree(cache.quota.folder)
     for _ in range(2):
         assert_same(ask(cache, wavs, golden_model), golden_model.extract(wavs))
 

@@ -74,7 +74,7 @@ def test_the_time_of_the_cache_is_not_the_model_s(kept, alike, opened, tmp_path,
     def slowly(method):
         return lambda *args: (time.sleep(0.6), method(*args))[1]
 
-    for name in ("path", "keep"):
+    for name in ("path", "store"):
         monkeypatch.setattr(FeatureCache, name, slowly(getattr(FeatureCache, name)))
     found = evaluated(expert, tmp_path, [[wave] for wave in waves])
     assert 0 < found["upstream_seconds_per_second"] * 0.3 < 0.6

@@ -1,0 +1,104 @@
+"""The size limit of a feature cache's folder, shared by all processes that use it."""
+
+import contextlib
+import pathlib
+import shutil
+
+from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.io.locks import InUse, locked
+
+LOCK, USERS, USED, KEY = ".lock", ".users", "bytes", "key.json"
+SUFFIX = ".safetensors"
+DELETED = ".gone-"  # before the name of a section that is being deleted
+
+
+class Quota:
+    """Counts the bytes of all entries below ``folder`` in its file ``bytes``, and keeps them within ``limit``.
+
+    Entries lie in sections, one subfolder per model and rate. A killed process, or two that write the same entry, may
+    leave the count too high; the first process to open the folder recounts, and removes what was left half written.
+
+    locks: holds the folder open until it is closed.
+    """
+
+    def __init__(self, folder: pathlib.Path, limit: int, locks: contextlib.ExitStack) -> None:
+        self.folder, self.limit, self.lock = folder, limit, folder / LOCK
+        with locked(self.lock, wait=True):
+            with contextlib.suppress(InUse), locked(folder / USERS, wait=False):
+                self.remove_leftovers()
+                self.write(size_of(folder))
+            locks.enter_context(locked(folder / USERS, wait=True, shared=True))
+
+    def remove_leftovers(self) -> None:
+        """Removes what killed processes left: sections half deleted, files half written."""
+        for section in self.folder.glob(f"{DELETED}*"):
+            shutil.rmtree(section, ignore_errors=True)
+        half_written = (f".{USED}.*", f"*/.{pathlib.Path(KEY).stem}.*", f"*/*/.*{SUFFIX}")
+        for path in (path for pattern in half_written for path in self.folder.glob(pattern)):
+            path.unlink(missing_ok=True)
+
+    def sections(self) -> list[pathlib.Path]:
+        """All sections, least recently opened first."""
+
+        def opened(section: pathlib.Path) -> float:
+            with contextlib.suppress(OSError):
+                return (section / KEY).stat().st_mtime
+            return 0.0
+
+        return sorted((path for path in self.folder.glob("[!.]*") if path.is_dir()), key=opened)
+
+    def reserve(self, size: int, keep: pathlib.Path) -> bool:
+        """Reserves ``size`` bytes, if necessary by deleting sections other than ``keep``; returns whether they fit.
+
+        With a size of 0, when a section is opened, entries of ``keep`` are deleted too if it exceeds the limit itself.
+        """
+        with locked(self.lock, wait=True):
+            used = int((self.folder / USED).read_text())
+            if used + size > self.limit and (not size or size_of(keep) + size <= self.limit):
+                for section in self.sections():
+                    if used + size > self.limit and section != keep:
+                        used -= self.delete(section)
+            if not size and used > self.limit:
+                used -= self.trim(keep, used - self.limit)
+            fits = used + size <= self.limit
+            self.write(used + size if fits else used)
+            return fits
+
+    def write(self, used: int) -> None:
+        with atomic_path(self.folder / USED) as temporary:
+            temporary.write_text(f"{used}\n")
+
+    def delete(self, section: pathlib.Path) -> int:
+        """Deletes a section that is not in use; returns the bytes that this freed."""
+        try:
+            with locked(section / LOCK, wait=False):
+                size = size_of(section)
+                deleted = section.rename(section.with_name(DELETED + section.name))
+                shutil.rmtree(deleted, ignore_errors=True)
+                return size - size_of(deleted)
+        except (InUse, OSError):
+            return 0
+
+    def trim(self, section: pathlib.Path, excess: int) -> int:
+        """Deletes entries of a section until it takes ``excess`` bytes less; returns the bytes that this freed.
+
+        A process that has one of them open can go on reading it, and one that looks for it computes it.
+        """
+        freed = 0
+        for path in section.rglob(f"[!.]*{SUFFIX}"):  # not those that are being written
+            if freed >= excess:
+                break
+            with contextlib.suppress(OSError):
+                size = path.stat().st_size
+                path.unlink()
+                freed += size
+        return freed
+
+
+def size_of(folder: pathlib.Path) -> int:
+    """Bytes of all entries below it."""
+    total = 0
+    for path in folder.rglob(f"*{SUFFIX}"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total
