@@ -1,4 +1,4 @@
-"""What S3PRL's tasks cache between runs: no pickle is read, and no corpus gets the cache of another."""
+"""What S3PRL's tasks cache between runs: no pickle is loaded, and no corpus gets the cache of another."""
 
 import importlib
 import json
@@ -15,14 +15,14 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.superb.compat.shims import ModuleOverlay
 
-LENGTHS = "sv_voxceleb1"  # the task that keeps lengths
+LENGTHS = "sv_voxceleb1"  # the task that caches lengths
 
 
 def secure_caches(downstream: str, expdir: pathlib.Path) -> None:
-    """Must be called before S3PRL builds the task ``downstream``; may be called again.
+    """To be called before S3PRL builds the task ``downstream``; may be called again.
 
-    * A module of S3PRL's tasks that unpickles a cache gets an error instead, as a pickle can run code.
-    * The lengths that sv_voxceleb1 keeps inside the installed package, by the corpus's name only, go to ``expdir``.
+    * Modules of S3PRL's tasks that unpickle a cache raise an error instead, because a pickle can run code.
+    * The lengths that sv_voxceleb1 caches inside the installed package, by the corpus's name only, go to ``expdir``.
     """
     importlib.import_module(f"s3prl.downstream.{downstream}.expert")
     for name, module in list(sys.modules.items()):
@@ -33,11 +33,11 @@ def secure_caches(downstream: str, expdir: pathlib.Path) -> None:
 
 
 def refuse_pickle(file: BinaryIO) -> Any:
-    raise UsageError(f"{file.name}: S3PRL keeps this as a pickle, which can run code: it is not read; remove it")
+    raise UsageError(f"{file.name}: S3PRL caches this as a pickle, which can run code: it is not loaded; remove it")
 
 
 def keep_lengths(dataset: types.ModuleType, cache: pathlib.Path) -> None:
-    """Makes the training set of sv_voxceleb1, in its module ``dataset``, keep the lengths of its files in ``cache``."""
+    """Makes the training set of sv_voxceleb1, in its module ``dataset``, cache the lengths of its files in ``cache``."""
 
     def init(self, vad_config, key_list, file_path, meta_data, max_timestep=None, n_jobs=12) -> None:
         self.roots, self.root_key, self.max_timestep, self.vad_c = file_path, key_list, max_timestep, vad_config
@@ -65,7 +65,7 @@ def measure(dataset: types.ModuleType, paths: Sequence[str], n_jobs: int) -> lis
 def trimmed_lengths(
     paths: Sequence[str], cache: pathlib.Path, measure: Callable[[Sequence[str]], list[int]]
 ) -> dict[str, int]:
-    """The length of every file, from ``cache`` if the file's size and modification time have not changed."""
+    """The length of every file, from ``cache`` if the file's size and modification time are unchanged."""
     try:
         kept = json.loads(cache.read_text("utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):

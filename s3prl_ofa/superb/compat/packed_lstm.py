@@ -1,4 +1,4 @@
-"""The LSTM of S3PRL's asr, trained on the CPU in time that grows with the length of the speech, not with its square."""
+"""The LSTM of S3PRL's asr, whose training time on the CPU grows with the length of the speech, not its square."""
 
 import torch
 from torch import Tensor, nn
@@ -6,12 +6,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 
 class PackedLSTM(nn.LSTM):
-    """``nn.LSTM`` of one layer, with another way through packed sequences on the CPU.
+    """``nn.LSTM`` of one layer, with a faster backward pass for packed sequences on the CPU.
 
-    There PyTorch cuts the packed batch into time steps, and in its backward pass makes a gradient of the whole batch's
-    size for each of them. Here each direction runs over the padded batch, the second one over the utterances turned
-    round within their lengths; the outputs and gradients are the same up to rounding. The final states, which asr does
-    not read, are not given: None stands in their place.
+    PyTorch cuts the packed batch into time steps, and its backward pass creates a gradient of the whole batch's size for
+    each of them. Here each direction runs over the padded batch, the second one over utterances reversed within their
+    lengths; outputs and gradients are the same up to rounding. The final states, which asr does not use, are None.
     """
 
     def forward(self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None) -> tuple:
@@ -26,20 +25,20 @@ class PackedLSTM(nn.LSTM):
         rows, lengths = pad_packed_sequence(input, batch_first=True)
         outputs = [self.direction(rows, "")]
         if self.bidirectional:
-            outputs.append(turned(self.direction(turned(rows, lengths), "_reverse"), lengths))
+            outputs.append(reversed_within(self.direction(reversed_within(rows, lengths), "_reverse"), lengths))
         packed = pack_padded_sequence(torch.cat(outputs, 2), lengths, batch_first=True, enforce_sorted=False)
         return packed, None
 
     def direction(self, rows: Tensor, suffix: str) -> Tensor:
-        """(batch, frames, dim) through one direction's weights, from zero states."""
+        """(batch, frames, dim) through the weights of one direction, from zero states."""
         names = ("weight_ih_l0", "weight_hh_l0", *(("bias_ih_l0", "bias_hh_l0") if self.bias else ()))
         weights = [getattr(self, name + suffix) for name in names]
         zeros = rows.new_zeros(1, len(rows), self.hidden_size)
         return torch.lstm(rows, (zeros, zeros), weights, self.bias, 1, 0.0, self.training, False, True)[0]
 
 
-def turned(rows: Tensor, lengths: Tensor) -> Tensor:
-    """Each utterance of (batch, frames, dim) from its last frame to its first, padding left where it is."""
+def reversed_within(rows: Tensor, lengths: Tensor) -> Tensor:
+    """Each utterance of (batch, frames, dim) from its last frame to its first; padding stays in place."""
     frame = torch.arange(rows.shape[1])
     index = torch.where(frame < lengths[:, None], lengths[:, None] - 1 - frame, frame)
     return rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2]))

@@ -1,8 +1,8 @@
-"""What S3PRL 0.4.18 misses in today's torch, torchaudio and huggingface_hub, in one place.
+"""What S3PRL 0.4.18 misses in current versions of torch, torchaudio and huggingface_hub.
 
-S3PRL's users have met these breaks since the end of 2025 (https://github.com/s3prl/s3prl/issues/575). Each shim is one
-function that looks whether it is needed, mends, and says whether it did; on an older stack none does anything. Nothing
-is written into site-packages: names are put back into modules that are already in memory.
+S3PRL has been broken on them since the end of 2025 (https://github.com/s3prl/s3prl/issues/575). Each shim is a function
+that checks whether it is needed, patches modules in memory, and returns whether it did; on an older stack none does
+anything, and nothing is ever written into site-packages.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from s3prl_ofa.io.files import printable
 logger = logging.getLogger(__name__)
 
 ISSUE = "https://github.com/s3prl/s3prl/issues/575"
-# soundfile's subtypes, as the encodings and bits a sample that torchaudio.info gave; the rest is "UNKNOWN", 0
+# soundfile's subtypes as the encodings and bits per sample of torchaudio.info; all others are "UNKNOWN", 0
 ENCODINGS = {
     "PCM_S8": ("PCM_S", 8),
     "PCM_U8": ("PCM_U", 8),
@@ -44,17 +44,17 @@ ENCODINGS = {
 
 
 class ModuleOverlay:
-    """A module with other values for some of its names, for one other module to use."""
+    """A module with other values for some of its names, as seen by one other module."""
 
     def __init__(self, module: Any, **values: Any) -> None:
-        self.__dict__.update(values, instead_of=module)
+        self.__dict__.update(values, overlaid=module)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.instead_of, name)
+        return getattr(self.overlaid, name)
 
 
 class Removed:
-    """Stands for a name that a library has dropped: it can be imported, and says so when it is used."""
+    """Placeholder for a name that a library has dropped: it can be imported, and raises an error when it is used."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -63,14 +63,14 @@ class Removed:
         raise RuntimeError(f"{self.name} no longer exists in the installed version, and S3PRL needs it here ({ISSUE})")
 
     def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):  # what Python itself asks for, when it copies or inspects
+        if attribute.startswith("__"):  # which Python looks up when it copies or inspects
             raise AttributeError(attribute)
         return self()
 
 
 def stub_module(name: str, **names: Any) -> types.ModuleType:
-    """A module of this name with these names in it, put into sys.modules and onto its parent."""
-    module = types.ModuleType(name, f"Stands for {name}, which the installed version lacks ({ISSUE})")
+    """Creates a module with these names in it, in sys.modules and in its parent package."""
+    module = types.ModuleType(name, f"Placeholder for {name}, which the installed version lacks ({ISSUE})")
     module.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)
     for key, value in names.items():
         setattr(module, key, value)
@@ -82,17 +82,17 @@ def stub_module(name: str, **names: Any) -> types.ModuleType:
 
 
 def forget_modules(package: str) -> None:
-    """Clears what a failed import left behind."""
+    """Removes what a failed import left in sys.modules."""
     for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
         del sys.modules[name]
 
 
 def torchaudio_import() -> bool:
-    """torchaudio's native part may not fit torch; S3PRL needs none of it.
+    """torchaudio's native extension may not match torch; S3PRL does not need it.
 
-    Built for another CUDA version than torch (torchaudio's last wheel is for CUDA 13.0, torch 2.15 for 13.2), it
-    refuses to be imported: without torch's version to compare with it works. Built for CUDA beside a torch without it,
-    its libraries cannot be loaded: it is imported without them, which leaves features, resampling and filters working.
+    Built for another CUDA version than torch (torchaudio's last wheel is for CUDA 13.0, torch 2.15 for 13.2), torchaudio
+    raises an error on import, but works if torch's version is hidden from it. Built for CUDA while torch is not, its
+    libraries cannot be loaded: it is imported without them; features, resampling and filters still work.
     """
     try:
         importlib.import_module("torchaudio")
@@ -120,7 +120,7 @@ def torchaudio_import() -> bool:
 
 
 def set_audio_backend() -> bool:
-    """torchaudio 2.9 dropped ``set_audio_backend``, which S3PRL calls on import; there is nothing left to choose."""
+    """torchaudio 2.9 dropped ``set_audio_backend``, which S3PRL calls on import; there is only one backend now."""
     import torchaudio
 
     if hasattr(torchaudio, "set_audio_backend"):
@@ -130,7 +130,7 @@ def set_audio_backend() -> bool:
 
 
 def sox_effects() -> bool:
-    """torchaudio 2.9 dropped ``sox_effects``, whose functions S3PRL imports and seldom uses."""
+    """torchaudio 2.9 dropped ``sox_effects``, whose functions S3PRL imports and rarely uses."""
     import torchaudio
 
     if hasattr(torchaudio, "sox_effects"):
@@ -141,7 +141,7 @@ def sox_effects() -> bool:
 
 
 def torchaudio_load() -> bool:
-    """From 2.9 on ``torchaudio.load`` needs TorchCodec, which needs FFmpeg; soundfile reads what the tasks have."""
+    """Since 2.9 ``torchaudio.load`` needs TorchCodec, which needs FFmpeg; soundfile reads the formats of the tasks."""
     import torchaudio
 
     if torchaudio.load is load_audio or not hasattr(torchaudio, "load_with_torchcodec") or torchcodec_works():
@@ -151,7 +151,7 @@ def torchaudio_load() -> bool:
 
 
 def torchaudio_info() -> bool:
-    """torchaudio 2.9 dropped ``info``, with which S3PRL measures lengths."""
+    """torchaudio 2.9 dropped ``info``, which S3PRL uses to get lengths."""
     import torchaudio
 
     if hasattr(torchaudio, "info"):
@@ -180,9 +180,9 @@ def pkg_resources_module() -> bool:
 
 
 def cpu_beside_cuda(runner: types.ModuleType) -> bool:
-    """S3PRL's runner selects its ``--device`` as a CUDA device wherever there is one: ``--device cpu`` is none.
+    """S3PRL's runner selects ``--device`` as a CUDA device wherever there is a GPU, which fails for ``--device cpu``.
 
-    Unlike the others this one is given the module that needs it, once that is imported.
+    Unlike the shims above, it is called with the module that needs it, once that is imported.
     """
     if not torch.cuda.is_available() or isinstance(runner.torch, ModuleOverlay):
         return False
@@ -191,7 +191,7 @@ def cpu_beside_cuda(runner: types.ModuleType) -> bool:
 
 
 def cuda_device(device: str | int | torch.device) -> contextlib.AbstractContextManager:
-    """``torch.cuda.device``, and for the CPU a block in which nothing is selected."""
+    """``torch.cuda.device``; for the CPU it selects nothing."""
     is_cpu = not isinstance(device, int) and torch.device(device).type == "cpu"
     return contextlib.nullcontext() if is_cpu else torch.cuda.device(device)
 
@@ -206,11 +206,11 @@ SHIMS = (
     namespace_in_checkpoints,
     pkg_resources_module,
 )
-applied: list[str] = []  # names of the shims that this process needed
+applied: list[str] = []  # names of the shims that this process needs
 
 
 def apply_shims() -> tuple[str, ...]:
-    """Applies the shims that are needed; those of an earlier call stay. Returns the names of all that are in force."""
+    """Applies the shims that are needed, and returns the names of all that are in force, also from earlier calls."""
     for shim in SHIMS:
         if shim():
             logger.debug("S3PRL on this stack needs %s (%s)", shim.__name__, ISSUE)
@@ -219,7 +219,7 @@ def apply_shims() -> tuple[str, ...]:
 
 
 def torchcodec_works() -> bool:
-    """Whether TorchCodec is there and finds its FFmpeg."""
+    """Whether TorchCodec is installed and finds FFmpeg."""
     try:
         importlib.import_module("torchcodec.decoders")
     except (ImportError, OSError, RuntimeError):
@@ -239,17 +239,17 @@ def load_audio(
 ) -> tuple[Tensor, int]:
     """``torchaudio.load`` by soundfile: a wave (channels, samples), or (samples, channels), and its sampling rate.
 
-    float32 in [-1, 1]; with ``normalize=False`` 16-bit files stay int16 and 24- and 32-bit ones become int32, as they
-    did before torchaudio 2.9. ``frame_offset`` and ``num_frames`` (-1: to the end) are samples a channel. The last
-    three arguments are taken and not needed. Raises AudioError naming the file if it is damaged, missing or
-    cut short. Any rate, number of channels and length is accepted, as S3PRL's tasks resample on their own.
+    float32 in [-1, 1]; with ``normalize=False`` 16-bit files stay int16 and 24- and 32-bit ones become int32, as before
+    torchaudio 2.9. ``frame_offset`` and ``num_frames`` (-1: to the end) are samples per channel. The last three
+    arguments are ignored. Raises AudioError naming the file if it is damaged, missing or truncated. Any rate, number of
+    channels and length is accepted, because S3PRL's tasks resample by themselves.
     """
     try:
         with soundfile.SoundFile(uri) if hasattr(uri, "read") else open_audio(uri) as file:
             integer = {"PCM_16": "int16", "PCM_24": "int32", "PCM_32": "int32"}.get(file.subtype)
             start = file.seek(min(frame_offset, file.frames))
-            there = file.frames - start
-            expected = there if num_frames < 0 else min(num_frames, there)
+            rest = file.frames - start
+            expected = rest if num_frames < 0 else min(num_frames, rest)
             wave = file.read(num_frames, dtype="float32" if normalize or integer is None else integer, always_2d=True)
             sample_rate = file.samplerate
         if len(wave) < expected:
@@ -263,9 +263,9 @@ def load_audio(
 def speech_loader(dataset: types.ModuleType) -> bool:
     """Makes S3PRL's datasets of asr, ctc and voxceleb1 load audio with ``load_checked``.
 
-    They take whatever ``torchaudio.load`` returns for 16 kHz mono: two channels become one after the other, other rates
-    play at the wrong speed, and errors do not name the file. Called with the module once it is imported, as
-    ``cpu_beside_cuda`` is; other tasks keep ``torchaudio.load``.
+    They take whatever ``torchaudio.load`` returns for 16 kHz mono: two channels are concatenated, other rates play at
+    the wrong speed, and errors do not name the file. Called with the module once it is imported, as ``cpu_beside_cuda``
+    is; other tasks keep ``torchaudio.load``.
     """
     if isinstance(dataset.torchaudio, ModuleOverlay):
         return False
@@ -274,13 +274,13 @@ def speech_loader(dataset: types.ModuleType) -> bool:
 
 
 def load_checked(path: str | os.PathLike) -> tuple[Tensor, int]:
-    """A wave (1, samples), float32, and 16,000. Raises AudioError naming the file unless it is 16 kHz mono, has at
-    least 400 samples and can be read to its end."""
+    """A wave (1, samples), float32, and 16,000. Raises AudioError naming the file unless it is 16 kHz mono, has 400
+    samples or more and can be read to its end."""
     return torch.from_numpy(load_speech(path))[None], SAMPLE_RATE
 
 
 class AudioInfo(NamedTuple):
-    """What ``torchaudio.info`` gave."""
+    """What ``torchaudio.info`` returned."""
 
     sample_rate: int
     num_frames: int
@@ -290,7 +290,7 @@ class AudioInfo(NamedTuple):
 
 
 def audio_info(uri: str | os.PathLike | BinaryIO, *args: Any, **kwargs: Any) -> AudioInfo:
-    """``torchaudio.info`` by soundfile; further arguments (format, backend) are not needed."""
+    """``torchaudio.info`` by soundfile; further arguments (format, backend) are ignored."""
     info = soundfile.info(uri if hasattr(uri, "read") else os.fspath(uri))
     encoding, bits = ENCODINGS.get(info.subtype, ("UNKNOWN", 0))
     if info.format == "FLAC":

@@ -1,8 +1,7 @@
-"""The folder of an experiment of S3PRL's: held by one training at a time, and never without a whole checkpoint.
+"""The checkpoints and the folder of an S3PRL experiment: one training at a time, and always a complete checkpoint.
 
-S3PRL removes the oldest ``states-*.ckpt`` before it writes the next one, in place: a kill in between leaves an
-experiment that cannot go on. Here a checkpoint is written beside its place and renamed, and only then is an older one
-removed.
+S3PRL removes the oldest ``states-*.ckpt`` and then writes the next one in place, so that a kill in between leaves an
+experiment that cannot resume. Here a checkpoint is written to a temporary name and renamed before an older one goes.
 """
 
 import argparse
@@ -31,10 +30,11 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 STATES = re.compile(r"states-(\d+)\.ckpt")
-# the entries of such a checkpoint
-KINDS = {"Args": argparse.Namespace, "Config": dict, "Step": int, "Epoch": int, "Position": dict}
-KINDS |= dict.fromkeys(("Optimizer", "Scheduler", "Upstream", "Featurizer", "Rate", "Downstream"), dict)
-OLD_RATE = "rate."
+# the types of its entries
+TYPES = {"Args": argparse.Namespace, "Step": int, "Epoch": int}
+TYPES |= dict.fromkeys(("Config", "Optimizer", "Scheduler", "Upstream", "Featurizer", "Rate", "Downstream"), dict)
+TYPES[POSITION] = dict
+OLD_RATE = "rate."  # names of a learned rate in the featurizer's state
 TEMPORARIES = (".states-*.ckpt", ".*best*.ckpt")  # what atomic_path makes of S3PRL's names
 
 
@@ -43,10 +43,10 @@ class SafeSaves:
 
     def __init__(self) -> None:
         self.outdated: list[str] = []
-        self.position: Position | None = None  # is saved too, where there is one
+        self.position: Position | None = None  # saved too
 
     def remove(self, path: str) -> None:
-        """Remembers the file; it goes when the next ``states-*.ckpt`` is in place."""
+        """Marks the file to be removed when the next ``states-*.ckpt`` is in place."""
         self.outdated.append(os.path.abspath(path))
 
     def save(self, states: Any, path: str) -> None:
@@ -57,9 +57,8 @@ class SafeSaves:
             file.flush()
             os.fsync(file.fileno())
         if STATES.fullmatch(os.path.basename(path)):
-            for outdated in self.outdated:
-                if outdated != os.path.abspath(path):
-                    pathlib.Path(outdated).unlink(missing_ok=True)
+            for outdated in set(self.outdated) - {os.path.abspath(path)}:
+                pathlib.Path(outdated).unlink(missing_ok=True)
             self.outdated.clear()
 
 
@@ -70,9 +69,9 @@ def states_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def past_checkpoints(past_exp: str | None, auto_resume: bool, expdir: str | None) -> list[pathlib.Path]:
-    """What S3PRL would go on from, the best choice first; empty for a new experiment.
+    """The checkpoints to resume from, best first; none for a new experiment.
 
-    As in S3PRL, ``-a`` counts before ``-e`` where its folder holds a checkpoint. Raises UsageError when ``-e`` is
+    As in S3PRL, ``-a`` takes precedence over ``-e`` if its folder holds a checkpoint. Raises UsageError if ``-e`` is
     neither a file nor a folder with ``states-*.ckpt``.
     """
     found = states_files(pathlib.Path(expdir)) if auto_resume and expdir else []
@@ -86,30 +85,42 @@ def past_checkpoints(past_exp: str | None, auto_resume: bool, expdir: str | None
 
 
 def newest_readable(paths: list[pathlib.Path]) -> tuple[pathlib.Path, dict[str, Any]]:
-    """The first of the checkpoints that is whole, and what it holds.
+    """The first complete checkpoint of ``paths``, and its content.
 
-    Raises UsageError if none is, and for one that would make S3PRL run code that is not installed here.
+    Raises UsageError if there is none, and for one that would make S3PRL run code that is not installed here.
     """
     for index, path in enumerate(paths):
         states = read_states(path)
         if states is None:
             continue
         if not {"Args", "Config"} <= states.keys():
-            raise UsageError(f"-e {path}: it holds no experiment of S3PRL's run_downstream")
-        check_kinds(states, f"-e {path}")
+            raise UsageError(f"-e {path}: it is not a checkpoint of S3PRL's run_downstream")
+        check_types(states, f"-e {path}")
         plain_names.check(states["Args"], states["Config"], f"-e {path}: ")
         for skipped in paths[:index]:
-            logger.warning("%s cannot be read (cut off while it was written?): going on from %s", skipped, path)
+            logger.warning("%s cannot be read (incompletely written?): resuming from %s", skipped, path)
         return path, states
     older = ", nor can an older one" if len(paths) > 1 else ""
     raise UsageError(
-        f"{paths[0]} cannot be read (cut off while it was written?){older}; "
-        f"give another checkpoint with -e FILE, or remove it and train anew"
+        f"{paths[0]} cannot be read (incompletely written?){older}; "
+        f"give another checkpoint with -e FILE, or remove it and train again"
     )
 
 
+def initial_states(checkpoint: str) -> dict[str, Any]:
+    """The checkpoint of ``-i``. Raises UsageError if it is missing, incomplete or malformed, and CheckpointError."""
+    if not os.path.isfile(checkpoint):
+        raise UsageError(f"-i {checkpoint}: there is no such checkpoint")
+    states = read_states(checkpoint)
+    if states is None:
+        raise UsageError(f"-i {checkpoint} cannot be read: it is incomplete, or not a checkpoint of S3PRL")
+    check_types(states, f"-i {checkpoint}")
+    plain_names.check_config(states.get("Config", dict.fromkeys(plain_names.SECTIONS, {})), f"-i {checkpoint}: ")
+    return states
+
+
 def read_states(path: str | os.PathLike) -> dict[str, Any] | None:
-    """A checkpoint of S3PRL's, on the CPU; None for a file that is empty, cut off or something else.
+    """An S3PRL checkpoint, on the CPU; None for a file that is empty, cut off or something else.
 
     Raises CheckpointError for one that holds more than weights and plain values.
     """
@@ -119,48 +130,33 @@ def read_states(path: str | os.PathLike) -> dict[str, Any] | None:
         states = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any kind of exception
-        reason = explain_refusal(error)
-        whole = isinstance(error, pickle.UnpicklingError | CheckpointError) and zipfile.is_zipfile(path)
-        if whole or reason.startswith("refused"):
+    except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any exception
+        reason = refusal(error)
+        complete = isinstance(error, pickle.UnpicklingError | CheckpointError) and zipfile.is_zipfile(path)
+        if complete or reason.startswith("refused"):
             raise CheckpointError(f"{path}: {reason}") from error
         return None
-    return with_rate(states) if isinstance(states, dict) else None
-
-
-def with_rate(states: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint with a learned rate under ``Rate``; earlier versions kept it in the featurizer's state."""
+    if not isinstance(states, dict):
+        return None
     featurizer = states.get("Featurizer")
-    if isinstance(featurizer, dict) and OLD_RATE + "raw" in featurizer:
+    if isinstance(featurizer, dict) and f"{OLD_RATE}raw" in featurizer:  # as earlier versions saved it
         names = [name for name in featurizer if str(name).startswith(OLD_RATE)]
         states["Rate"] = {name.removeprefix(OLD_RATE): featurizer.pop(name) for name in names}
     return states
 
 
-def check_kinds(states: dict[str, Any], where: str) -> None:
-    """Raises UsageError for a part that is not of the kind that S3PRL keeps there."""
-    for name, kind in KINDS.items():
+def check_types(states: dict[str, Any], where: str) -> None:
+    """Raises UsageError for an entry of another type than S3PRL stores there."""
+    for name, kind in TYPES.items():
         if not isinstance(states.get(name, kind()), kind):
             raise UsageError(f"{where}: its {name} is a {type(states[name]).__name__}, expected {kind.__name__}")
 
 
-def initial_states(checkpoint: str) -> dict[str, Any]:
-    """The checkpoint of ``-i``. Raises UsageError if it is missing, cut off or has wrong parts, CheckpointError."""
-    if not os.path.isfile(checkpoint):
-        raise UsageError(f"-i {checkpoint}: there is no such checkpoint")
-    stored = read_states(checkpoint)
-    if stored is None:
-        raise UsageError(f"-i {checkpoint} cannot be read: it is cut off, or no checkpoint of S3PRL's")
-    check_kinds(stored, f"-i {checkpoint}")
-    plain_names.check_config(stored.get("Config", dict.fromkeys(plain_names.SECTIONS, {})), f"-i {checkpoint}: ")
-    return stored
-
-
 @contextlib.contextmanager
 def made_folder(path: str | os.PathLike) -> Iterator[None]:
-    """Makes the folder of an experiment; what was made and is still empty at the end is removed.
+    """Makes the folder of an experiment; folders that were made and are empty at the end are removed again.
 
-    Raises UsageError where it cannot be made.
+    Raises UsageError if it cannot be made.
     """
     folder = pathlib.Path(path)
     missing = [place for place in (folder, *folder.parents) if not os.path.isdir(place)]
@@ -178,11 +174,10 @@ def made_folder(path: str | os.PathLike) -> Iterator[None]:
 
 
 def check_free(expdir: str | os.PathLike) -> None:
-    """Raises UsageError when a new training would overwrite an earlier one; one that ended before its first checkpoint
-    has nothing to lose."""
+    """Raises UsageError if a new training would overwrite the checkpoints of an earlier one."""
     names = [path.name for pattern in ("states-*.ckpt", "*best*.ckpt") for path in pathlib.Path(expdir).glob(pattern)]
     if any(not name.startswith(".") for name in names):
-        raise UsageError(f"{expdir} holds an experiment; -a or -e goes on with it, or choose another -n or -p")
+        raise UsageError(f"{expdir} holds an experiment; -a or -e resumes it, or choose another -n or -p")
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
-"""What a run of S3PRL scored and cost, measured while it runs and left beside its result as ``measured_<split>.json``.
+"""What a run of S3PRL scored and cost, measured while it runs and written to its folder as ``measured_<split>.json``.
 
-Speed counts the calls of the upstream, and of featurizer and downstream model, without reading audio, and from the
-second batch on: the first one also pays for what is done only once. Where features come from a cache, some batches are
-computed all the same, so that there is something to count.
+Speed is the time spent in the upstream, and in featurizer and downstream model, without reading audio, from the second
+batch on: the first one also pays for one-time set-up. Where features come from a cache, some batches are computed
+nevertheless, so that there is something to measure.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ COUNTED_BATCHES = 4  # of an upstream that does not count its MACs itself
 
 
 class Meter:
-    """Watches the models of a runner of S3PRL's. ``scores`` holds what was logged last under each tag."""
+    """Watches the models of an S3PRL runner. ``scores``: what was logged last under each tag."""
 
     def __init__(self, runner: Any, scores: dict[str, float]) -> None:
         self.runner, self.scores = runner, scores
@@ -47,16 +47,16 @@ class Meter:
         # seconds of audio, of the upstream (NaN where it did not run), of the downstream model
         self.batches: list[list[float]] = []
         self.training: list[float] = []  # seconds from one training batch to the next
-        self.moments: list[float] = []  # of the batch at hand: before the upstream, after it
+        self.moments: list[float] = []  # of the present batch: before the upstream, after it
         self.last_training: float | None = None
         self.counted: list[list[Tensor]] = []
         self.cache = getattr(self.upstream, "cache", None)
-        downstream = runner.downstream.model
+        upstream, downstream = runner.upstream.model, runner.downstream.model
         self.hooks = []
         if runner.args.mode == "evaluate":
             self.hooks = [
-                runner.upstream.model.register_forward_pre_hook(self.before_upstream),
-                runner.upstream.model.register_forward_hook(self.after_upstream),
+                upstream.register_forward_pre_hook(self.before_upstream),
+                upstream.register_forward_hook(self.after_upstream),
                 runner.featurizer.model.register_forward_hook(self.after_featurizer),
                 downstream.register_forward_hook(self.after_downstream),
             ]
@@ -91,17 +91,17 @@ class Meter:
 
     def after_downstream(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         before, between = self.moments
-        upstream = between - before if self.cache is None else between - before - self.cache.overhead
-        self.batches[-1] += [upstream, self.now() - between]
+        overhead = 0.0 if self.cache is None else self.cache.overhead
+        self.batches[-1] += [between - before - overhead, self.now() - between]
 
     def after_training_batch(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         now = time.perf_counter()
         if module.training and self.last_training is not None:
             self.training.append(now - self.last_training)
-        self.last_training = now if module.training else None  # what follows an evaluation is not a batch's time
+        self.last_training = now if module.training else None  # the next interval would include the evaluation
 
     def write(self) -> None:
-        """Writes what was measured into the experiment's folder; an inference of one file has nothing to tell.
+        """Writes what was measured into the experiment's folder; for the inference of one file there is nothing.
 
         learnt_lambd: of an adaptive rate; its frame_period_ms in training is that of the last batches.
         """
@@ -121,17 +121,14 @@ class Meter:
             temporary.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
     def evaluated(self) -> dict[str, Any]:
-        """utterances, audio_seconds, frames (compressed, not repeated), frame_period_ms, macs_per_second and wall
-        seconds of upstream and downstream, each a second of audio, the options of our upstream, and the scores by their
-        metric's name."""
+        """Counts, the options of our upstream, the scores by their metric's name, and per second of audio the MACs and
+        the wall-clock seconds of upstream and downstream model. frames: compressed, before any repetition."""
         split = self.runner.args.evaluate_split
         upstream = self.upstream
         measured = getattr(upstream, "measured", None)
         audio = sum(batch[0] for batch in self.batches)
         steady = self.batches[1:] or self.batches
         ran = [batch for batch in steady if not math.isnan(batch[1])]
-        columns = [sum(column) for column in zip(*steady, strict=True)]
-        upstream_columns = [sum(column) for column in zip(*ran, strict=True)]
         frames = self.frames if measured is None else measured.frames
         macs = count_macs(upstream, self.counted) if measured is None else measured.macs / max(measured.seconds, 1e-9)
         names = {tag: tag.rpartition("/")[2].removeprefix(f"{split}-") for tag in self.scores}
@@ -143,12 +140,17 @@ class Meter:
             "frames": frames,
             "frame_period_ms": 1000 * audio / frames if frames else None,
             "macs_per_second": macs,
-            "upstream_seconds_per_second": upstream_columns[1] / upstream_columns[0] if ran else None,
-            "downstream_seconds_per_second": columns[2] / columns[0] if columns else None,
+            "upstream_seconds_per_second": seconds_per_second(ran, 1),
+            "downstream_seconds_per_second": seconds_per_second(steady, 2),
             "options": None if measured is None else dataclasses.asdict(upstream.options),
             # JSON has no NaN
             "scores": {names[tag]: value if math.isfinite(value) else None for tag, value in self.scores.items()},
         }
+
+
+def seconds_per_second(batches: list[list[float]], column: int) -> float | None:
+    """A column of ``Meter.batches`` per second of audio; None without batches."""
+    return sum(batch[column] for batch in batches) / sum(batch[0] for batch in batches) if batches else None
 
 
 def measured_path(expdir: str | os.PathLike, split: str) -> pathlib.Path:
@@ -156,7 +158,8 @@ def measured_path(expdir: str | os.PathLike, split: str) -> pathlib.Path:
 
 
 def keeping_scores(writer: type, scores: dict[str, float]) -> type:
-    """tensorboardX's ``SummaryWriter``, through which every task of S3PRL logs its scores, that keeps the last ones."""
+    """tensorboardX's ``SummaryWriter``, to which every S3PRL task logs its scores, but the last ones go to ``scores``
+    too."""
     outlast_full_disk(RecordWriter)
 
     class KeepingWriter(writer):
@@ -169,14 +172,14 @@ def keeping_scores(writer: type, scores: dict[str, float]) -> type:
 
 @torch.no_grad()
 def count_macs(upstream: nn.Module, batches: list[list[Tensor]]) -> float | None:
-    """MACs a second of audio of an upstream of S3PRL's, as PyTorch counts those of matrix products, convolutions and
-    attention on a few batches; None where it cannot."""
+    """MACs per second of audio of an S3PRL upstream, as PyTorch counts those of matrix products, convolutions and
+    attention on a few batches; None if it cannot."""
     seconds = sum(len(wave) for waves in batches for wave in waves) / SAMPLE_RATE
     try:
         with FlopCounterMode(display=False) as counter:
             for waves in batches:
                 upstream(waves)
-    except Exception as error:  # of code that is not ours: a result is not to be lost for want of its cost
+    except Exception as error:  # of code that is not ours; the scores are worth more than their cost
         logger.warning("the MACs of the upstream cannot be counted: %s", error)
         return None
     return counter.get_total_flops() / 2 / seconds if seconds else None
@@ -193,7 +196,7 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory_mb(device: torch.device) -> float | None:
-    """MiB: of the GPU what torch had allocated, of the CPU what the whole process took, or None on Windows."""
+    """MiB: on a GPU what torch had allocated, on the CPU the peak of the whole process, or None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if resource is None:

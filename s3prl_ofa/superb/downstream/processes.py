@@ -1,8 +1,8 @@
-"""Several processes that train together, as torchrun and torch.distributed.launch start them.
+"""Processes that train one model together, as torchrun and torch.distributed.launch start them.
 
 S3PRL wraps its models in DistributedDataParallel, divides the training data, and evaluates and saves on the leader
-alone. What it lacks: it joins processes only with --local_rank and on CUDA; the leader's evaluation broadcasts buffers
-that no other process receives; and the other processes never count their updates, so that they never stop training.
+alone. But it joins processes only with --local_rank and on CUDA; the leader's evaluation broadcasts buffers that the
+other processes do not receive; and these never count their updates, so that they never stop training.
 """
 
 import argparse
@@ -21,17 +21,17 @@ from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError
 
-# where launchers say how many processes they started: torchrun, srun (of a step), mpirun (Open MPI, MPICH)
+# where launchers store the number of processes: torchrun, srun (of a step), mpirun (Open MPI, MPICH)
 WORLD_SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # beside WORLD_SIZE, to find one another
+NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # besides WORLD_SIZE, to find one another
 TORCHRUN = "torchrun --nproc-per-node {} -m s3prl_ofa run_downstream ..."
-TIMEOUT = datetime.timedelta(days=1)  # the others wait while the leader evaluates; torch gives up after minutes
+TIMEOUT = datetime.timedelta(days=1)  # the others wait while the leader evaluates; torch's default is minutes
 
 
 def settle(args: argparse.Namespace) -> None:
-    """Sets ``local_rank``, ``device`` and ``backend`` as the launcher asks; a single process has ``local_rank`` None.
+    """Sets ``local_rank``, ``device`` and ``backend`` as the launcher asks; ``local_rank`` is None for one process.
 
-    Raises UsageError for several processes that cannot find one another or that would not train.
+    Raises UsageError for several processes that cannot find one another or whose mode is not training.
     """
     launcher, size = next(((name, size) for name in WORLD_SIZES if (size := number(name)) > 1), (None, 1))
     if launcher is None:
@@ -69,7 +69,7 @@ def number(name: str) -> int:
 
 @contextlib.contextmanager
 def joined(args: argparse.Namespace) -> Iterator[None]:
-    """Joins the processes that train together, until the block ends; does nothing for a single process."""
+    """Joins the processes that train together until the block ends; does nothing for a single process."""
     if args.local_rank is None:
         yield
         return
@@ -78,10 +78,6 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
     dist.init_process_group(args.backend, timeout=TIMEOUT)
     yield
     dist.destroy_process_group()  # not after an error, when it could wait forever
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def from_leader(value: Any) -> Any:
@@ -102,7 +98,7 @@ def check_resumed(past: dict[str, Any] | None) -> None:
         raise UsageError(
             f"the processes do not see the same checkpoint, this one step {step}: do all share the folder?"
         )
-    before, now = (past or {}).get("WorldSize", 1), world_size()
+    before, now = (past or {}).get("WorldSize", 1), dist.get_world_size() if dist.is_initialized() else 1
     if past is not None and before != now:
         began = "one (start it without torchrun)" if before == 1 else f"{before} ({TORCHRUN.format(before)})"
         raise UsageError(f"a training resumes in as many processes as it began with: expected {began}, found {now}")
@@ -113,12 +109,12 @@ def data_parallel(model: nn.Module, device_ids: list[int], **options: Any) -> Di
     evaluate alone."""
     on_gpu = next(model.parameters()).is_cuda
     parallel = DistributedDataParallel(model, device_ids if on_gpu else None, **options)
-    parallel.broadcast_buffers = False  # torch 2.13 has another name for the argument, and warns of this one
+    parallel.broadcast_buffers = False  # torch 2.13 renames the argument, and warns about this one
     return parallel
 
 
 def check_divided(runner: Any) -> None:
-    """Makes a runner of S3PRL's raise UsageError if its task gives the whole training data to every process."""
+    """Makes an S3PRL runner raise UsageError if its task gives the whole training data to every process."""
     model = runner.downstream.model
     get_dataloader = model.get_dataloader
     train_split = runner.config["runner"].get("train_dataloader", "train")
@@ -142,16 +138,16 @@ class UpdateCounter:
     def progress_bar(self, *args: Any, desc: str | None = None, **kwargs: Any) -> tqdm:
         bar = tqdm(*args, desc=desc, **kwargs)
         if desc == "overall":
-            self.bar = bar
+            self.overall = bar
         return bar
 
     def counting(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """The optimizer, whose ``zero_grad`` ends an update, whether or not its gradient was finite."""
+        """The optimizer, whose ``zero_grad`` ends each update, whether or not its gradient was finite."""
         zero_grad = optimizer.zero_grad
 
         def end_update(*args: Any, **kwargs: Any) -> None:
             zero_grad(*args, **kwargs)
-            self.bar.update(1)
+            self.overall.update(1)
 
         optimizer.zero_grad = end_update
         return optimizer

@@ -1,9 +1,9 @@
-"""Going on with a training as if it had never stopped.
+"""Resuming a training as if it had never stopped.
 
-S3PRL keeps weights, optimizer, step and epoch. When it goes on it begins the epoch anew with other random numbers, so
-that a run that was cut off ends with another score than one that was not. Here every checkpoint also keeps the states
-of the random number generators, at the epoch's start and now, and how many batches of the epoch are done. On going on,
-the epoch's loader is made from the first, the done batches are passed over, and the second is put back.
+S3PRL stores weights, optimizer, step and epoch. On resuming it restarts the epoch with other random numbers, so that an
+interrupted run ends with another score than an uninterrupted one. Here every checkpoint also stores the states of the
+random number generators, at the start of the epoch and now, and how many batches of the epoch are done. On resuming,
+the loader is made from the first state, the batches that are done are skipped, and the second state is restored.
 """
 
 import random
@@ -15,27 +15,27 @@ import torch
 
 from s3prl_ofa.errors import CheckpointError
 
-KEY = "Position"  # in a checkpoint of S3PRL's, beside its Step and Epoch
+KEY = "Position"  # in an S3PRL checkpoint, beside its Step and Epoch
 
 
 class Position:
-    """Where a training is. Resumes from ``stored``, what ``state`` gave when the checkpoint was saved.
+    """Where in the data a training is. Resumes from ``stored``, a ``state()`` from a checkpoint.
 
     Raises CheckpointError if ``stored`` is something else.
     """
 
     def __init__(self, stored: dict[str, Any] | None) -> None:
         self.stored = stored
-        self.batches = 0  # of this epoch that were begun
+        self.batches = 0  # of this epoch that were started
         self.epoch_start = random_state()
         if stored is not None:
-            check_stored(stored, self.epoch_start)
+            check_position(stored, self.epoch_start)
 
     def state(self) -> dict[str, Any]:
         return {"batches": self.batches, "epoch_start": self.epoch_start, "now": random_state()}
 
     def watch(self, runner: Any) -> None:
-        """Gives the training batches of a runner of S3PRL's through here."""
+        """Follows the training batches of an S3PRL runner."""
         model = runner.downstream.model
         get_dataloader = model.get_dataloader
         train_split = runner.config["runner"].get("train_dataloader", "train")
@@ -46,12 +46,12 @@ class Position:
             if self.stored is not None:
                 set_random_state(self.stored["epoch_start"])
             self.epoch_start = random_state()
-            return Watched(get_dataloader(split, *args, **kwargs), self)
+            return WatchedLoader(get_dataloader(split, *args, **kwargs), self)
 
         model.get_dataloader = watched
 
-    def passed_over(self, loader: Any) -> Iterator[Any]:
-        """The batches of an epoch that are still to be done."""
+    def remaining(self, loader: Any) -> Iterator[Any]:
+        """The batches of an epoch that are not done yet."""
         stored, self.stored = self.stored, None
         done = stored["batches"] if stored else 0
         for self.batches, batch in enumerate(loader, 1):
@@ -61,8 +61,8 @@ class Position:
                 set_random_state(stored["now"])  # before the next batch is drawn
 
 
-class Watched:
-    """A loader whose batches go through a ``Position``."""
+class WatchedLoader:
+    """A loader whose remaining batches a ``Position`` follows."""
 
     def __init__(self, loader: Any, position: Position) -> None:
         self.loader, self.position = loader, position
@@ -74,16 +74,16 @@ class Watched:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        return self.position.passed_over(self.loader)
+        return self.position.remaining(self.loader)
 
 
-def check_stored(stored: dict[str, Any], now: dict[str, Any]) -> None:
+def check_position(stored: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises CheckpointError if ``stored`` cannot be resumed from. The random state is ``now`` before and after."""
     try:
         for name in ("epoch_start", "now"):
             set_random_state(stored[name])
         range(stored["batches"])
-    except Exception as error:  # each generator refuses a wrong state in its own way
+    except Exception as error:  # each generator rejects a wrong state in its own way
         reason = f"{type(error).__name__}: {error}"[:200]
         raise CheckpointError(f"the checkpoint's {KEY} is not a random state to resume from ({reason})") from error
     finally:
@@ -91,7 +91,7 @@ def check_stored(stored: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of all generators that S3PRL uses, as tensors and plain values, which torch.load takes as safe."""
+    """The states of all generators that S3PRL uses, as tensors and plain values, which torch.load considers safe."""
     name, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),

@@ -99,9 +99,7 @@ class FeatureCache:
         Otherwise its utterances were computed in other batches, on which features do not depend but for rounding.
         """
         start, self.overhead = self.now(), math.nan
-        check_waves(
-            wavs, self.receptive_field, self.device
-        )  # all, so that errors name the index in the batch
+        check_waves(wavs, self.receptive_field, self.device)  # all, so that errors name the index in the batch
         paths = [self.path(wav) for wav in wavs]
         entries = [None if self.recompute else read(path) for path in paths]
         missing = [index for index, entry in enumerate(entries) if entry is None]

@@ -135,7 +135,7 @@ def test_a_new_training_does_not_overwrite_an_earlier_one(train, kept, capfd, tm
     (tmp_path / "exp").mkdir()
     (tmp_path / "exp" / kept).write_bytes(b"earlier")
     assert train("-p", "exp") == 2
-    assert "exp holds an experiment; -a or -e goes on with it" in capfd.readouterr().err
+    assert "exp holds an experiment; -a or -e resumes it" in capfd.readouterr().err
     assert [path.name for path in (tmp_path / "exp").iterdir()] == [kept]
     assert (tmp_path / "exp" / kept).read_bytes() == b"earlier"
 
