@@ -1,7 +1,7 @@
-"""Makes S3PRL know the upstream ``ofa_wav2vec2``: importing ``s3prl_ofa.superb`` is enough.
+"""Registers the upstream ``ofa_wav2vec2`` with S3PRL; importing ``s3prl_ofa.superb`` does it.
 
-S3PRL has no plugin mechanism and takes seconds to import, so nothing of it is imported here. Instead each of its
-modules that needs a word is given it when it is imported, or at once where it already is.
+S3PRL has no plugin mechanism and takes seconds to import, so nothing of it is imported here. Instead, those of its
+modules that need a change are changed when they are imported, or at once if they already are.
 """
 
 import importlib.abc
@@ -23,7 +23,7 @@ URL_SCHEMES = ("http://", "https://")
 
 
 def ofa_wav2vec2(ckpt: str | os.PathLike | None = None, refresh: bool = False, **options: Any) -> UpstreamExpert:
-    """The upstream from a checkpoint, a file or a URL (downloaded once; again if ``refresh``).
+    """The upstream from a checkpoint, a file or a URL (downloaded once, or again with ``refresh``).
 
     options: model_config, lambd, frame_period_ms, frames, repeat; see UpstreamExpert.
     """
@@ -38,12 +38,12 @@ def ofa_wav2vec2_local(ckpt: str | os.PathLike, refresh: bool = False, **options
     """The upstream from a checkpoint file or folder of any known format."""
     if not checkpoint_path(ckpt).exists():
         raise UsageError(f"there is no checkpoint at {os.fspath(ckpt)}")
-    register()  # S3PRL may have been on its way in when we were imported, and now is all there
+    register()  # S3PRL may have been partially imported when we were
     return UpstreamExpert(ckpt, **options)
 
 
 def ofa_wav2vec2_url(ckpt: str, refresh: bool = False, **options: Any) -> UpstreamExpert:
-    """The upstream from a URL, through S3PRL's download cache; ``refresh`` downloads again."""
+    """The upstream from a URL, through S3PRL's download cache; ``refresh`` downloads it again."""
     if not os.fspath(ckpt).startswith(URL_SCHEMES):
         raise UsageError(f"a URL ({' or '.join(URL_SCHEMES)}) is expected, found {ckpt}")
     from s3prl.util.download import urls_to_filepaths
@@ -52,7 +52,7 @@ def ofa_wav2vec2_url(ckpt: str, refresh: bool = False, **options: Any) -> Upstre
     try:
         return ofa_wav2vec2_local(path, **options)
     except CheckpointError as error:
-        raise CheckpointError(f"what was downloaded from {ckpt} is no checkpoint: {error}") from error
+        raise CheckpointError(f"what was downloaded from {ckpt} is not a checkpoint: {error}") from error
 
 
 def ofa_wav2vec2_custom(ckpt: str | os.PathLike, refresh: bool = False, **options: Any) -> UpstreamExpert:
@@ -73,7 +73,7 @@ def add_entries(hub: ModuleType) -> None:
         setattr(hub, name, entry)
 
 
-def feed_asr(expert: ModuleType) -> None:
+def replace_asr_dataset(expert: ModuleType) -> None:
     from s3prl_ofa.superb.tasks.asr_dataset import AsrDataset
 
     expert.SequenceDataset = AsrDataset
@@ -85,26 +85,26 @@ def fix_num_workers(expert: ModuleType) -> None:
     patch_ctc_loaders()
 
 
-def prepare_dataset(dataset: ModuleType) -> None:
+def patch_dataset(dataset: ModuleType) -> None:
     shims.speech_loader(dataset)
     register_in_workers(dataset)
 
 
 def add_corpora(ctc: ModuleType) -> None:
-    """S3PRL's wheel lacks ``s3prl.downstream.ctc.corpus``; a checkout has it, and more corpora in it."""
+    """S3PRL's wheel lacks ``s3prl.downstream.ctc.corpus``; a checkout has it, with more corpora."""
     ours = str(pathlib.Path(__file__).parent / "tasks" / "ctc_corpus")
     if ours not in ctc.__path__:
         ctc.__path__.insert(0, ours)
 
 
-# What is done to which module of S3PRL once it has run.
+# What is done to which module of S3PRL once it is imported.
 AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "s3prl": lambda _: shims.apply_shims(),
     "s3prl.hub": add_entries,
     "s3prl.downstream.runner": shims.cpu_beside_cuda,
-    "s3prl.downstream.asr.expert": feed_asr,
-    "s3prl.downstream.asr.dataset": prepare_dataset,
-    "s3prl.downstream.voxceleb1.dataset": prepare_dataset,
+    "s3prl.downstream.asr.expert": replace_asr_dataset,
+    "s3prl.downstream.asr.dataset": patch_dataset,
+    "s3prl.downstream.voxceleb1.dataset": patch_dataset,
     "s3prl.downstream.ctc": add_corpora,
     "s3prl.downstream.ctc.data": shims.speech_loader,
     "s3prl.downstream.ctc.expert": fix_num_workers,
@@ -113,7 +113,7 @@ AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
 
 
 class AfterImportFinder(importlib.abc.MetaPathFinder):
-    """Lets the other finders find a module of ``AFTER_IMPORT``, and has its function run after the module has."""
+    """Finds the modules of ``AFTER_IMPORT`` by the other finders, and makes their functions run after their import."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -135,11 +135,11 @@ class AfterImportFinder(importlib.abc.MetaPathFinder):
 
 
 def register() -> None:
-    """Registers the upstream, now where S3PRL is imported and later where it is not; doing it twice is harmless."""
+    """Changes the modules of ``AFTER_IMPORT`` that are imported, and the others later; may be called again."""
     if not any(isinstance(finder, AfterImportFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, AfterImportFinder())
     for name, function in AFTER_IMPORT.items():
         module = sys.modules.get(name)
-        # One that is still being imported (a linked S3PRL checkout imports us from its hub) may lack what is changed.
+        # A module that is still being imported (a linked checkout's hub imports us) may lack what is to be changed.
         if module is not None and not getattr(module.__spec__, "_initializing", False):
             function(module)

@@ -124,7 +124,7 @@ def test_a_page_instead_of_a_checkpoint_names_the_url(tmp_path, monkeypatch):
     (tmp_path / "page").write_text("<!DOCTYPE html><html>not found</html>")
     download = importlib.import_module("s3prl.util.download")
     monkeypatch.setattr(download, "urls_to_filepaths", lambda url, refresh: str(tmp_path / "page"))
-    with pytest.raises(CheckpointError, match="what was downloaded from https://host/model.pt is no checkpoint"):
+    with pytest.raises(CheckpointError, match="what was downloaded from https://host/model.pt is not a checkpoint"):
         importlib.import_module("s3prl.hub").ofa_wav2vec2("https://host/model.pt")
 
 

@@ -37,7 +37,7 @@ def refuse_pickle(file: BinaryIO) -> Any:
 
 
 def keep_lengths(dataset: types.ModuleType, cache: pathlib.Path) -> None:
-    """Makes the training set of sv_voxceleb1, in its module ``dataset``, cache the lengths of its files in ``cache``."""
+    """Makes sv_voxceleb1's training set, in its module ``dataset``, store the lengths of its files in ``cache``."""
 
     def init(self, vad_config, key_list, file_path, meta_data, max_timestep=None, n_jobs=12) -> None:
         self.roots, self.root_key, self.max_timestep, self.vad_c = file_path, key_list, max_timestep, vad_config

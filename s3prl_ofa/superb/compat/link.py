@@ -1,8 +1,8 @@
-"""Puts the upstream folder into a source checkout of S3PRL, and takes it out again.
+"""Adds the upstream to a source checkout of S3PRL, and removes it again.
 
-A checkout finds upstreams by one import line each in its ``hub.py``. So two things are changed: the folder
-``upstream/ofa_wav2vec2`` (a link, or a copy where links cannot be made) and one marked line of ``hub.py``. The line
-comes first, so that the mends for today's stack are in place before S3PRL's other upstreams are imported.
+A checkout finds upstreams by one import line each in its ``hub.py``. So two things are added: the folder
+``upstream/ofa_wav2vec2`` (a link, or a copy where links cannot be made) and one marked line in ``hub.py``. The line
+comes first, so that the shims are in place before S3PRL's other upstreams are imported.
 """
 
 import argparse
@@ -31,7 +31,7 @@ CHECKOUT_FILES = ("hub.py", "run_downstream.py", "upstream/interfaces.py", "down
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``s3prl-ofa link``."""
     parser.add_argument("checkout", type=pathlib.Path, help="a source checkout of S3PRL, or the s3prl folder inside it")
-    parser.add_argument("--force", action="store_true", help="renew a link or copy of ours that is out of date")
+    parser.add_argument("--force", action="store_true", help="renew an outdated link or copy of ours")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -48,23 +48,23 @@ def run_unlink(args: argparse.Namespace) -> None:
 
 
 def link(checkout: str | os.PathLike, force: bool = False) -> pathlib.Path:
-    """Makes ``-u ofa_wav2vec2`` work in a source checkout of S3PRL; returns the folder that was put there.
+    """Makes ``-u ofa_wav2vec2`` work in a source checkout of S3PRL; returns the folder that was added.
 
-    Doing it again changes nothing. A warning says when the checkout's own script cannot run: the first thing it imports
-    is torchaudio, before anything of ours can mend it. Raises UsageError when ``checkout`` is none, when a folder of
-    that name is not ours, or when ours is out of date and ``force`` is not given; nothing is changed then.
+    Doing it again changes nothing. A warning says if the checkout's own script cannot run: the first thing it imports
+    is torchaudio, before we can patch it. Raises UsageError, and changes nothing, if ``checkout`` is no checkout, if a
+    folder of that name is not ours, or if ours is outdated and ``force`` is not given.
     """
     package = checkout_package(checkout)
-    source, target = source_folder(), package / "upstream" / NAME
+    source, target = folder("upstream") / NAME, package / "upstream" / NAME
     hub = package / "hub.py"
     text = hub.read_bytes()
     new_text = with_hub_line(text, hub)
     if os.path.lexists(target):
         if not made_by_us(target):
-            raise UsageError(f"{target} is there and was not made by s3prl-ofa link; move it away first")
+            raise UsageError(f"{target} exists and was not made by s3prl-ofa link; move it away first")
         if not up_to_date(target, source):
             if not force:
-                raise UsageError(f"{target} is an older link or copy of ours; --force renews it")
+                raise UsageError(f"{target} is an outdated link or copy of ours; --force renews it")
             remove(target)
     if not os.path.lexists(target):
         place(source, target)
@@ -84,27 +84,27 @@ def link(checkout: str | os.PathLike, force: bool = False) -> pathlib.Path:
 
 
 def unlink(checkout: str | os.PathLike) -> None:
-    """Takes out what ``link`` put in, and nothing else.
+    """Removes what ``link`` added, and nothing else.
 
-    Raises UsageError when ``checkout`` is no checkout, holds no link, or holds a folder of that name that is not ours.
+    Raises UsageError if ``checkout`` is no checkout, is not linked, or has a folder of that name that is not ours.
     """
     package = checkout_package(checkout)
     target, hub = package / "upstream" / NAME, package / "hub.py"
     text = hub.read_bytes()
-    there = os.path.lexists(target)
-    if there and not made_by_us(target):
+    exists = os.path.lexists(target)
+    if exists and not made_by_us(target):
         raise UsageError(f"{target} was not made by s3prl-ofa link, so it stays")
-    if not there and HUB_LINE not in text:
+    if not exists and HUB_LINE not in text:
         raise UsageError(f"{package} is not linked")
     if HUB_LINE in text:
         write_hub(hub, text.replace(HUB_LINE, b""))
-    if there:
+    if exists:
         remove(target)
     logger.info("%s is as it was before s3prl-ofa link", package)
 
 
 def checkout_package(checkout: str | os.PathLike) -> pathlib.Path:
-    """The package folder of a source checkout, given the checkout or that folder. Raises UsageError for another."""
+    """The package folder of a source checkout, given the checkout or that folder. Raises UsageError."""
     root = pathlib.Path(checkout)
     if not root.is_dir():
         raise UsageError(f"there is no folder {root}")
@@ -117,7 +117,7 @@ def checkout_package(checkout: str | os.PathLike) -> pathlib.Path:
 
 
 def torchaudio_problem(package: pathlib.Path) -> str | None:
-    """Why ``import torchaudio`` fails in a fresh Python in this folder, or None where it works."""
+    """Why ``import torchaudio`` fails in a fresh Python in this folder; None if it works."""
     result = subprocess.run([sys.executable, "-c", "import torchaudio"], cwd=package, capture_output=True, text=True)
     if result.returncode == 0:
         return None
@@ -125,22 +125,18 @@ def torchaudio_problem(package: pathlib.Path) -> str | None:
     return lines[-1] if lines else f"import torchaudio ends with status {result.returncode}"
 
 
-def source_folder() -> pathlib.Path:
-    return folder("upstream") / NAME
-
-
 def with_hub_line(text: bytes, hub: pathlib.Path) -> bytes:
-    """The text of hub.py with our line before its first import of an upstream or downstream."""
+    """The content of hub.py with our line before its first import of an upstream or downstream."""
     if HUB_LINE in text:
         return text
     first = FIRST_IMPORT.search(text)
     if first is None:
-        raise UsageError(f"{hub} does not import upstreams as S3PRL 0.4 does, so there is no place for ours")
+        raise UsageError(f"{hub} does not import upstreams as S3PRL 0.4 does, so ours cannot be added")
     return text[: first.start()] + HUB_LINE + text[first.start() :]
 
 
 def made_by_us(target: pathlib.Path) -> bool:
-    """A copy that carries our mark, or a link to a folder like ours (or to where one was, before it was moved)."""
+    """Whether it is a copy with our mark, or a link to a folder like ours (or to where one was before it was moved)."""
     if not target.is_symlink():
         return (target / COPY_MARK).is_file()
     goal = pathlib.Path(os.readlink(target))
@@ -158,11 +154,11 @@ def up_to_date(target: pathlib.Path, source: pathlib.Path) -> bool:
 
 
 def place(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Links ``target`` to ``source``, or copies it where the file system or the system's rights have no links."""
+    """Links ``target`` to ``source``, or copies it where links are not supported or not permitted."""
     try:
         target.symlink_to(source, target_is_directory=True)
     except OSError as error:
-        logger.info("%s cannot be linked (%s); it is copied", target, error)
+        logger.info("%s cannot be a link (%s); it is a copy", target, error)
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         (target / COPY_MARK).write_text("s3prl-ofa unlink removes this folder\n", encoding="utf-8")
 
@@ -175,7 +171,7 @@ def remove(target: pathlib.Path) -> None:
 
 
 def write_hub(hub: pathlib.Path, text: bytes) -> None:
-    """Replaces hub.py and keeps its permissions."""
+    """Replaces hub.py; its permissions stay."""
     mode = hub.stat().st_mode
     with atomic_path(hub) as temporary:
         temporary.write_bytes(text)

@@ -8,9 +8,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 class PackedLSTM(nn.LSTM):
     """``nn.LSTM`` of one layer, with a faster backward pass for packed sequences on the CPU.
 
-    PyTorch cuts the packed batch into time steps, and its backward pass creates a gradient of the whole batch's size for
-    each of them. Here each direction runs over the padded batch, the second one over utterances reversed within their
-    lengths; outputs and gradients are the same up to rounding. The final states, which asr does not use, are None.
+    PyTorch cuts the packed batch into time steps, and its backward pass creates a gradient of the whole batch's size
+    for each of them. Here each direction runs over the padded batch, the second one over utterances reversed within
+    their lengths; outputs and gradients are the same up to rounding. The final states, which asr does not use, are
+    None.
     """
 
     def forward(self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None) -> tuple:

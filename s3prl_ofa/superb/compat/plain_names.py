@@ -1,4 +1,4 @@
-"""Checks that a config, an experiment or an option holds only plain names where S3PRL would run what it finds.
+"""Checks that a config, an experiment or an option holds only plain names where S3PRL would evaluate its strings.
 
 S3PRL 0.4.18 passes the strings under these keys of a config to ``eval``:
 
@@ -39,26 +39,17 @@ from s3prl_ofa.errors import CheckpointError, UsageError, shown
 from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM
 
 SECTIONS = ("runner", "downstream_expert")  # of every config of S3PRL's
-# keys, at any depth, of names that are evaluated as they stand
-EVALUATED = {
-    "select",
-    "pooling",
-    "pooling_name",
-    "model_type",
-    "module",
-    "agg_module",
-    "utter_module",
-    "ObjectiveLoss",
-    "metric",
-}
-# paths of names that are evaluated as a part of a name
+# keys, at any depth, whose names are evaluated as they are
+EVALUATED = {"select", "metric", "pooling", "pooling_name", "model_type", "module", "agg_module", "utter_module"}
+EVALUATED |= {"ObjectiveLoss"}
+# paths of names that are evaluated as part of a name
 PARTS = {("optimizer", "name"), ("scheduler", "name")}
 SPLITS = {("runner", "train_dataloader"), ("runner", "eval_dataloaders")}
 SPLIT = re.compile(r"[\w.,+/-]+")  # train-clean-100, dev+test: no brackets, so nothing is called
 NUMBER = re.compile(r"[-+]?(math\.inf|math\.nan|[\d.]+(e[-+]?\d+)?)", re.IGNORECASE)
 TEXTS = {"upstream_ckpt": "-k", "upstream_model_config": "-g", "upstream_feature_selection": "-s"}
 FOLDER = re.compile(r"[\w-]+")
-# nodes of Python's grammar in right-hand sides that S3PRL fails to evaluate and then takes as text: train-clean-100,
+# nodes of Python's grammar in right-hand sides that S3PRL fails to evaluate and then uses as text: train-clean-100,
 # model.pt, {lambd: 0.9}
 TEXT = (ast.Name, ast.Attribute, ast.Constant, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.expr_context)
 TEXT += (ast.List, ast.Tuple, ast.Set, ast.Dict, ast.Compare, ast.cmpop, ast.Expression)
@@ -66,11 +57,11 @@ TEXT += (ast.List, ast.Tuple, ast.Set, ast.Dict, ast.Compare, ast.cmpop, ast.Exp
 
 @contextlib.contextmanager
 def reading_safely() -> Iterator[None]:
-    """``nothing_run`` for S3PRL, whose checkpoints may also hold its own learning rate schedules."""
+    """``nothing_run`` for S3PRL, whose checkpoints may also contain its own learning rate schedules."""
     from s3prl import optimizers
 
     schedules = [kind for kind in vars(optimizers).values() if is_subclass(kind, optimizers._LRSchedule)]
-    # the second name is in checkpoints from before S3PRL was a package
+    # the second name is that in checkpoints from before S3PRL was a package
     named = [
         (kind, f"{module}.{kind.__name__}") for kind in schedules for module in (optimizers.__name__, "optimizers")
     ]
@@ -85,7 +76,7 @@ def is_subclass(kind: Any, parent: type) -> bool:
 def check(args: argparse.Namespace, config: Any, where: str = "") -> None:
     """Raises UsageError if the arguments or the config would make S3PRL run code that is not installed here.
 
-    where: the beginning of the message, such as the experiment that they are from.
+    where: prefix of the message, such as the experiment that they come from.
     """
     check_args(args, where)
     check_config(config, where)
@@ -129,7 +120,7 @@ def check_split(name: Any) -> None:
 
 
 def check_config(config: Any, where: str = "") -> None:
-    """Raises UsageError unless it is a mapping of plain values, with plain names where S3PRL runs them."""
+    """Raises UsageError unless it is a mapping of plain values, with plain names where S3PRL evaluates them."""
     if not isinstance(config, dict) or not all(isinstance(config.get(name), dict) for name in SECTIONS):
         wanted = " and ".join(SECTIONS)
         raise UsageError(f"{where}the config must be a mapping with {wanted}, found {shown(config)}")
@@ -152,7 +143,7 @@ def check_config(config: Any, where: str = "") -> None:
 
 
 def check_recordings(config: dict, where: str) -> None:
-    """Raises UsageError for commands in place of files in Kaldi's tables, which S3PRL would pass to a shell."""
+    """Raises UsageError for commands instead of files in Kaldi tables, which S3PRL would pass to a shell."""
     loaders = (config.get("downstream_expert") or {}).get("loaderrc") or {}
     for folder in (value for key, value in loaders.items() if str(key).endswith("_dir")):
         table = pathlib.Path(str(folder), "wav.scp")
@@ -162,7 +153,7 @@ def check_recordings(config: dict, where: str) -> None:
 
 
 def entries(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Path and value of every key, at any depth, also of mappings in lists."""
+    """Yields path and value of every key, at any depth, also of mappings in lists."""
     if isinstance(value, list | tuple):
         for item in value:
             yield from entries(item, path)
@@ -173,9 +164,9 @@ def entries(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 
 def is_name(value: Any) -> bool:
-    """Whether this names at most a class or function of S3PRL's own; S3PRL does not evaluate numbers."""
+    """Whether this can only name a class or function of S3PRL; S3PRL does not evaluate numbers."""
     if isinstance(value, str):
-        # Python takes look-alikes of ASCII letters for the letters
+        # Python treats look-alikes of ASCII letters as these letters
         return value.isascii() and value.isidentifier() and not hasattr(builtins, value)
     return value is None or isinstance(value, int | float)
 
@@ -189,10 +180,10 @@ def is_number(value: Any) -> bool:
 
 
 def literal_override(text: str | None) -> str | None:
-    """S3PRL's ``-o`` with every right-hand side made a literal, so that S3PRL has nothing else to evaluate.
+    """S3PRL's ``-o`` with every right-hand side turned into a literal, so that S3PRL evaluates nothing else.
 
-    Text is put in quotes, as S3PRL takes what it cannot evaluate as text. Raises UsageError if S3PRL could not read it,
-    or would skip or run a part of it.
+    Text is quoted: what S3PRL cannot evaluate it uses as text. Raises UsageError if S3PRL could not parse it, or would
+    skip or execute a part of it.
     """
     if text is None or text.lower() == "none":
         return text
@@ -221,7 +212,7 @@ def literal_option(option: str) -> str:
 
 
 def is_text(value: str) -> bool:
-    """Whether S3PRL would take this as text: it is not Python, or has a name in it and calls nothing."""
+    """Whether S3PRL would use this as text: it is not Python, or contains a name and no call."""
     try:
         nodes = list(ast.walk(ast.parse(value, mode="eval")))
     except (ValueError, SyntaxError, RecursionError, MemoryError):

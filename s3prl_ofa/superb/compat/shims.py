@@ -90,9 +90,9 @@ def forget_modules(package: str) -> None:
 def torchaudio_import() -> bool:
     """torchaudio's native extension may not match torch; S3PRL does not need it.
 
-    Built for another CUDA version than torch (torchaudio's last wheel is for CUDA 13.0, torch 2.15 for 13.2), torchaudio
-    raises an error on import, but works if torch's version is hidden from it. Built for CUDA while torch is not, its
-    libraries cannot be loaded: it is imported without them; features, resampling and filters still work.
+    Built for another CUDA version than torch (torchaudio's last wheel is for CUDA 13.0, torch 2.15 for 13.2), it raises
+    an error on import, but works if torch's version is hidden from it. Built for CUDA while torch is not, its libraries
+    cannot be loaded: it is imported without them; features, resampling and filters still work.
     """
     try:
         importlib.import_module("torchaudio")

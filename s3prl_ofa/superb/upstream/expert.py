@@ -1,6 +1,6 @@
-"""The upstream: waves in, hidden states with their lengths out, in the form S3PRL takes.
+"""The upstream: waves in, hidden states with their lengths out, in the form that S3PRL takes.
 
-A plain ``nn.Module``: S3PRL's ``UpstreamBase`` adds forward hooks, which are not needed here, and S3PRL itself.
+A plain ``nn.Module``: S3PRL's ``UpstreamBase`` would add forward hooks, which are not needed, and import S3PRL.
 """
 
 import dataclasses
@@ -22,13 +22,12 @@ from s3prl_ofa.model.cost import macs
 from s3prl_ofa.model.ofa import ExtractOutput
 from s3prl_ofa.superb.upstream.rate_options import NATIVE, RateOptions, read_model_config
 
-DOWNSAMPLE_RATE = 320  # samples a 20 ms frame; S3PRL asks for one constant, whatever the rate
+DOWNSAMPLE_RATE = 320  # samples per 20 ms frame; S3PRL asks for one constant, whatever the rate
 
 
 @dataclasses.dataclass
 class Measured:
-    """What went through an upstream since it was last reset: compressed frames, before any repetition, and the
-    multiply-accumulates that they cost."""
+    """What went through an upstream; frames are compressed ones, before any repetition, macs multiply-accumulates."""
 
     utterances: int = 0
     seconds: float = 0.0
@@ -36,7 +35,7 @@ class Measured:
     macs: int = 0
 
     def add(self, samples: int, frames: int, macs: int) -> None:
-        """One utterance."""
+        """Counts one utterance."""
         self.utterances += 1
         self.seconds += samples / SAMPLE_RATE
         self.frames += frames
@@ -44,21 +43,21 @@ class Measured:
 
     @property
     def frame_period_ms(self) -> float:
-        """The mean frame period that came out; NaN before the first utterance."""
+        """The mean frame period; NaN before the first utterance."""
         return 1000 * self.seconds / self.frames if self.frames else math.nan
 
 
 class UpstreamExpert(nn.Module):
-    """An upstream of S3PRL's.
+    """An S3PRL upstream.
 
     ckpt: a checkpoint of any known format.
     model_config: a YAML file, inline YAML or a mapping with the fields of RateOptions.
-    refresh: S3PRL passes it to every upstream; it matters where checkpoints are downloaded.
-    options: the same options as keyword arguments; they win over ``model_config``.
+    refresh: S3PRL passes it to every upstream; it only matters for downloaded checkpoints.
+    options: the same options as keyword arguments; they override ``model_config``.
 
-    Raises CheckpointError for the checkpoint and UsageError for the options. The parameters require gradients, as S3PRL
-    expects of an upstream: it decides between frozen and fine-tuned (``-f``) by ``torch.no_grad``. With an adaptive
-    lambd they require none: the rate alone is trained, by S3PRL's runner.
+    Raises CheckpointError for the checkpoint and UsageError for the options. The parameters require gradients, because
+    S3PRL freezes an upstream by ``torch.no_grad`` unless it is fine-tuned (``-f``). With an adaptive lambd they require
+    none: only the rate is trained.
     """
 
     def __init__(
@@ -81,22 +80,22 @@ class UpstreamExpert(nn.Module):
 
     @property
     def native_frames(self) -> bool:
-        """Whether the frames have no constant rate, so that their lengths must be read from the output."""
+        """Whether frames have no constant rate, so that their lengths must be read from the output."""
         return self.options.frames == NATIVE
 
     def get_downsample_rates(self, key: str | None = None) -> int:
-        """Samples a frame: 320 (20 ms) always. With native frames read ``hidden_states_len`` instead."""
+        """Samples per frame: always 320 (20 ms). With native frames read ``hidden_states_len`` instead."""
         return DOWNSAMPLE_RATE
 
     def follow(self, rate: nn.Module) -> None:
-        """Runs at an AdaptiveRate from now on. It is not registered here: it is the featurizer that owns it."""
+        """Runs at an AdaptiveRate from now on, which is not registered as a submodule: the upstream stays frozen."""
         object.__setattr__(self, "rate", rate)
 
     def extract(self, wavs: list[Tensor]) -> ExtractOutput:
         if self.rate is not None:
             return self.rate.extract(self.model, wavs)
         if self.options.adaptive:
-            raise UsageError("lambd adaptive is learnt in S3PRL's run_downstream; elsewhere lambd is a number")
+            raise UsageError("lambd adaptive is learned in S3PRL's run_downstream; elsewhere lambd must be a number")
         compute = functools.partial(self.model.extract, **self.options.extract_rate)
         return compute(wavs) if self.cache is None else self.cache.extract(wavs, compute)
 
@@ -104,7 +103,7 @@ class UpstreamExpert(nn.Module):
         """Hidden states of a batch of waves, each (samples,) at 16 kHz.
 
         Returns ``hidden_states`` (layers + 1 tensors (batch, frames, dim)), ``hidden_states_len`` (batch,) int64,
-        ``last_hidden_state``, and each layer once more as ``hidden_state_0``, ... so that S3PRL's ``-s`` can pick one.
+        ``last_hidden_state``, and each layer again as ``hidden_state_0``, ... for S3PRL's ``-s``.
         """
         out = self.extract(wavs)
         encoded = out.lengths.tolist()
@@ -142,9 +141,9 @@ def adapt_s3prl() -> None:
 
 
 def pooled(out: ExtractOutput, size: int) -> ExtractOutput:
-    """The output at lambd 0 with each ``size`` frames averaged into one: a fixed rate, at the encoder's full cost.
+    """The output at lambd 0 with every ``size`` frames averaged into one: a fixed rate, at the encoder's full cost.
 
-    What is left at the end of an utterance makes a frame too, the mean of those that are left.
+    The last frame of an utterance is the mean of those that remain.
     """
     lengths = -(-out.lengths // size)
     place = torch.arange(int(lengths.max()), device=lengths.device)
@@ -152,7 +151,7 @@ def pooled(out: ExtractOutput, size: int) -> ExtractOutput:
 
     def mean(state: Tensor) -> Tensor:
         batch, frames, dim = state.shape
-        padded = F.pad(state, (0, 0, 0, len(place) * size - frames))  # zeros, as there are after each utterance's end
+        padded = F.pad(state, (0, 0, 0, len(place) * size - frames))  # zeros, like those after each utterance's end
         return padded.reshape(batch, len(place), size, dim).sum(2) / counts[:, :, None].to(state.dtype)
 
     first = (size * place).expand(len(lengths), -1)
@@ -170,10 +169,10 @@ def pooled(out: ExtractOutput, size: int) -> ExtractOutput:
 
 
 def upsample(out: ExtractOutput) -> list[Tensor]:
-    """Hidden states (batch, 20 ms frames, dim) in which each compressed frame stands where it came from.
+    """Hidden states (batch, 20 ms frames, dim) with each compressed frame repeated over the 20 ms it came from.
 
-    After its end an utterance goes on with its last frame, not with zeros: S3PRL takes lengths from the number of
-    samples and rounds them up, and for the longest utterance of a batch it repeats the last frame itself.
+    An utterance is padded with its last frame, not with zeros: S3PRLUpstream rounds lengths up, and repeats the last
+    frame of the longest utterance itself.
     """
     frame = torch.arange(out.frame_index.shape[1], device=out.frame_index.device)
     last = (out.lengths - 1)[:, None]

@@ -1,7 +1,7 @@
-"""The options of the upstream: the rate, and in which form the compressed frames are handed to S3PRL.
+"""The options of the upstream: its rate, and the form in which S3PRL gets the compressed frames.
 
 They come from keyword arguments, from S3PRL's ``-g`` (a YAML file or inline YAML) and from our command line, and are
-written back as inline YAML, so that an experiment of S3PRL keeps them among its arguments.
+written back as inline YAML, so that an S3PRL experiment stores them with its arguments.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import math
 import numbers
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -21,28 +21,72 @@ from s3prl_ofa.model.rate import MAX_LAMBD
 
 UPSAMPLED, NATIVE = "upsampled", "native"
 FRAMES = (UPSAMPLED, NATIVE)
-RATE_KEYS = ("lambd", "frame_period_ms", "pool")  # three ways to say how fast frames come
+RATE_KEYS = ("lambd", "frame_period_ms", "pool")  # three ways to give the frame rate
 ONE_RATE = "give lambd, frame_period_ms or pool, not more than one"
-MIN_POOL = 2  # 20 ms frames that become one
-ADAPTIVE = "adaptive"  # a lambd that the task learns
+MIN_POOL = 2  # 20 ms frames averaged into one
+ADAPTIVE = "adaptive"  # lambd is learned by the task
 ADAPTIVE_KEYS = {"rate_weight": 0.0, "lambd_max": 1.0, "lambd_start": 0.5}  # and their defaults
+
+
+def plain(value: Any) -> Any:
+    """The number in a scalar of numpy or torch; anything else unchanged."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return value.item()
+    return value
+
+
+def whole(value: Any) -> int | None:
+    """The value as an int; None if it is not a whole number, such as YAML's ``yes`` or 1.5."""
+    value = plain(value)
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
+
+
+def real(value: Any) -> float | None:
+    """The value as a float; None if it is not a real number, such as YAML's ``yes`` or NaN.
+
+    Text is converted, because YAML 1.1 reads ``1e-1``, without a point, as text.
+    """
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return None if math.isnan(number) else number
+
+
+# how the number of each option is read, which ones are valid, and what a message expects
+NUMBERS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], bool], str]] = {
+    "lambd": (real, lambda x: 0 <= x < MAX_LAMBD, f"a number in [0, {MAX_LAMBD:g}) or {ADAPTIVE}"),
+    "frame_period_ms": (
+        real,
+        lambda x: MIN_FRAME_PERIOD_MS <= x < math.inf,
+        f"a number of at least {MIN_FRAME_PERIOD_MS:g}",
+    ),
+    "repeat": (whole, lambda n: n >= 1, "a whole number of at least 1"),
+    "pool": (whole, lambda n: n >= MIN_POOL, f"a whole number of at least {MIN_POOL}"),
+    "rate_weight": (real, lambda x: 0 <= x < math.inf, "a number of at least 0"),
+    "lambd_max": (real, lambda x: 0 < x <= 1, "a number in (0, 1]"),
+    "lambd_start": (real, lambda x: 0 <= x <= 1, "a number in [0, 1]"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class RateOptions:
-    """How the upstream runs. Raises UsageError naming the option and its choices when a value is not one.
+    """How the upstream runs. Raises UsageError naming the option and its choices for an invalid value.
 
-    Numbers may be numpy's or torch's, and lambd and frame_period_ms text such as YAML's ``1e-1``; they become Python's.
+    Numbers may be scalars of numpy or torch, and real ones text such as YAML's ``1e-1``; they become Python's.
 
     lambd: in [0, 2), or "adaptive"; or frame_period_ms: mean frame period in ms, 20 or more; or pool. None of them:
         lambd 0, 20 ms.
     frames: "upsampled" repeats each compressed frame over the 20 ms frames it came from, as unmodified S3PRL expects;
         "native" gives the compressed frames with their true lengths.
-    repeat: with native frames, how often each is repeated, so that CTC finds as many frames as labels.
-    pool: the fixed rate to compare with: at lambd 0, so many hidden states (2 or more) are averaged into one.
-    rate_weight: of the mean frame rate in the loss of an adaptive lambd, 0 or more; see adaptive.py.
-    lambd_max: the largest that an adaptive lambd may become, in (0, 1].
-    lambd_start: where an adaptive lambd starts, from 0 to lambd_max; by default 0.5, or lambd_max where that is less.
+    repeat: how often each native frame is repeated, so that CTC has enough frames for its labels.
+    pool: a fixed rate for comparison: at lambd 0, this many hidden states (2 or more) are averaged into one.
+    rate_weight: of the mean frame rate in the loss of an adaptive lambd, 0 or more; see learned_rate/rate.py.
+    lambd_max: upper limit of an adaptive lambd, in (0, 1].
+    lambd_start: initial value of an adaptive lambd, from 0 to lambd_max; by default 0.5, or lambd_max if that is less.
     """
 
     lambd: float | str | None = None
@@ -57,44 +101,32 @@ class RateOptions:
     def __post_init__(self) -> None:
         if sum(getattr(self, key) is not None for key in RATE_KEYS) > 1:
             raise UsageError(ONE_RATE)
-        self.check_adaptive()
-        lambd, period = (None if value is None else real(value) for value in (self.lambd, self.frame_period_ms))
-        lambd = ADAPTIVE if self.adaptive else lambd
-        if self.lambd is not None and not (self.adaptive or lambd is not None and 0 <= lambd < MAX_LAMBD):
-            raise UsageError(f"lambd must be a number in [0, {MAX_LAMBD:g}) or {ADAPTIVE}, found {self.lambd!r}")
-        if self.frame_period_ms is not None and not (period is not None and MIN_FRAME_PERIOD_MS <= period < math.inf):
-            raise UsageError(
-                f"frame_period_ms must be a number of at least {MIN_FRAME_PERIOD_MS:g}, found {self.frame_period_ms!r}"
-            )
         if self.frames not in FRAMES:
             raise UsageError(f"frames must be one of {', '.join(FRAMES)}, found {self.frames!r}")
-        pool = whole(self.pool)
-        if self.pool is not None and (pool is None or pool < MIN_POOL):
-            raise UsageError(f"pool must be a whole number of at least {MIN_POOL}, found {self.pool!r}")
-        repeat = whole(self.repeat)
-        if repeat is None or repeat < 1:
-            raise UsageError(f"repeat must be a whole number of at least 1, found {self.repeat!r}")
+        for name, (read, is_valid, expected) in NUMBERS.items():
+            given = getattr(self, name)
+            if given is None and name != "repeat" or name == "lambd" and self.adaptive:
+                continue
+            number = read(given)
+            if number is None or not is_valid(number):
+                raise UsageError(f"{name} must be {expected}, found {given!r}")
+            object.__setattr__(self, name, number)  # a plain number, which YAML can hold
         if self.repeat > 1 and self.frames != NATIVE:
             raise UsageError(f"repeat {self.repeat} needs frames {NATIVE}, found frames {self.frames}")
-        for name, value in (("lambd", lambd), ("frame_period_ms", period), ("repeat", repeat), ("pool", pool)):
-            object.__setattr__(self, name, value)  # plain numbers, which YAML can hold
+        given = [name for name in ADAPTIVE_KEYS if getattr(self, name) is not None]
+        if self.adaptive:
+            self.set_adaptive_defaults(given)
+        elif given:
+            value = getattr(self, given[0])
+            raise UsageError(f"{given[0]} needs lambd {ADAPTIVE}, found {given[0]} {value!r} without it")
 
-    def check_adaptive(self) -> None:
-        """Settles what belongs to an adaptive lambd alone."""
-        for name, default in ADAPTIVE_KEYS.items():
-            given = getattr(self, name)
-            if given is not None and not self.adaptive:
-                raise UsageError(f"{name} needs lambd {ADAPTIVE}, found {name} {given!r} without it")
-            value = default if given is None else real(given)
-            limit = math.inf if name == "rate_weight" else 1.0
-            if value is None or not 0 <= value <= limit or math.isinf(value) or name == "lambd_max" and value == 0:
-                expected = {"rate_weight": "of at least 0", "lambd_max": "in (0, 1]", "lambd_start": "in [0, 1]"}[name]
-                raise UsageError(f"{name} must be a number {expected}, found {given!r}")
-            if name == "lambd_start" and self.adaptive and value > self.lambd_max:
-                if given is not None:
-                    raise UsageError(f"lambd_start must be at most lambd_max, {self.lambd_max:g}, found {given!r}")
-                value = self.lambd_max
-            object.__setattr__(self, name, value if self.adaptive else None)
+    def set_adaptive_defaults(self, given: list[str]) -> None:
+        for name in ADAPTIVE_KEYS.keys() - given:
+            object.__setattr__(self, name, ADAPTIVE_KEYS[name])
+        if self.lambd_start > self.lambd_max:
+            if "lambd_start" in given:
+                raise UsageError(f"lambd_start must be at most lambd_max, {self.lambd_max:g}, found {self.lambd_start}")
+            object.__setattr__(self, "lambd_start", self.lambd_max)
 
     @property
     def adaptive(self) -> bool:
@@ -102,14 +134,14 @@ class RateOptions:
 
     @property
     def extract_rate(self) -> dict[str, float | None]:
-        """The rate as OFAWav2Vec2.extract takes it; pooling comes after it."""
+        """The rate as OFAWav2Vec2.extract takes it; pooling is done afterwards."""
         return {"lambd": self.lambd, "frame_period_ms": self.frame_period_ms}
 
     @classmethod
     def layered(cls, *layers: Mapping[str, Any]) -> "RateOptions":
-        """Options from mappings, a later one winning over those before it; a value of None counts as not given.
+        """Options from mappings, of which later ones override earlier ones; a value of None counts as not given.
 
-        Raises UsageError for a key that is no option.
+        Raises UsageError for a key that is not an option.
         """
         options: dict[str, Any] = {}
         for layer in layers:
@@ -120,16 +152,16 @@ class RateOptions:
             if sum(key in given for key in RATE_KEYS) > 1:
                 raise UsageError(ONE_RATE)
             if any(key in given for key in RATE_KEYS):
-                # another rate leaves nothing of the one before it
+                # a rate replaces an earlier one completely
                 other = () if given.get("lambd") == options.get("lambd") == ADAPTIVE else (*RATE_KEYS, *ADAPTIVE_KEYS)
                 options = {key: value for key, value in options.items() if key not in other}
             options.update(given)
         return cls(**options)
 
     def to_yaml(self) -> str:
-        """Inline YAML of what is not at its default, frames always: ``{frames: native, lambd: 0.5}``.
+        """Inline YAML of all values that are not defaults, and frames: ``{frames: native, lambd: 0.5}``.
 
-        It holds no ``=``, at which S3PRL's ``-o`` would split it.
+        It contains no ``=``, at which S3PRL's ``-o`` would split it.
         """
         values = {key: value for key, value in dataclasses.asdict(self).items() if value != OPTION_DEFAULTS[key]}
         return yaml.safe_dump({"frames": self.frames, **values}, default_flow_style=True, width=math.inf).strip()
@@ -140,8 +172,8 @@ class RateOptions:
         elif self.pool is not None:
             rate = f"{self.pool} averaged 20 ms frames"
         elif self.adaptive:
-            most = f", at most {self.lambd_max:g}" if self.lambd_max < 1 else ""
-            rate = f"adaptive lambd (start {self.lambd_start:g}{most}, rate weight {self.rate_weight:g})"
+            limit = f", at most {self.lambd_max:g}" if self.lambd_max < 1 else ""
+            rate = f"adaptive lambd (start {self.lambd_start:g}{limit}, rate weight {self.rate_weight:g})"
         else:
             rate = f"lambd {self.lambd or 0:g}"
         return f"{rate}, {self.frames} frames" + (f", each {self.repeat} times" if self.repeat > 1 else "")
@@ -151,38 +183,10 @@ OPTION_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Rat
 OPTION_NAMES = tuple(OPTION_DEFAULTS)
 
 
-def plain(value: Any) -> Any:
-    """The one number in a scalar of numpy or torch; anything else as it is."""
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        return value.item()
-    return value
-
-
-def whole(value: Any) -> int | None:
-    """The value as an int; None for what is no whole number, as a YAML ``yes`` or 1.5."""
-    value = plain(value)
-    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
-
-
-def real(value: Any) -> float | None:
-    """The value as a float; None for what is no real number, as a YAML ``yes`` or NaN.
-
-    Text counts, because YAML 1.1 takes ``1e-1``, without a point, for text.
-    """
-    value = plain(value)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return None if math.isnan(number) else number
-
-
 def read_model_config(model_config: str | os.PathLike | Mapping[str, Any] | None) -> dict[str, Any]:
     """The options in S3PRL's ``model_config``: a mapping, a YAML file or inline YAML such as ``{lambd: 0.5}``.
 
-    Raises UsageError when it is none of these.
+    Raises UsageError if it is none of these.
     """
     if model_config is None:
         return {}

@@ -1,8 +1,8 @@
-"""Which frames a task of S3PRL's gets: native ones where it is correct with them, else upsampled ones.
+"""Which frames a task of S3PRL gets: native ones where it is correct with them, else upsampled ones.
 
-Native frames have no constant rate. They suit a task that asks for one answer per utterance, or whose labels find their
-own place in time (CTC), and that reads each utterance's true length. Every other task counts 20 ms frames: its labels
-would be at other times than native frames, and its training and scores would be wrong without an error.
+Native frames have no constant rate. They suit tasks with one answer per utterance, or whose labels find their own place
+in time (CTC), and that read each utterance's true length. All other tasks count 20 ms frames: their labels would not
+match native frames in time, and their training and scores would be wrong without an error.
 """
 
 from collections.abc import Mapping
@@ -18,59 +18,41 @@ class Kind(NamedTuple):
 
     frames: str
     reason: str
-    tasks: tuple[str, ...]  # folders of s3prl/downstream
+    tasks: str  # folders of s3prl/downstream
 
 
 KINDS = (
-    Kind(NATIVE, "aligns its labels by CTC", ("asr", "ctc")),
+    Kind(NATIVE, "aligns its labels by CTC", "asr ctc"),
     Kind(
         NATIVE,
         "pools each utterance over its true length",
-        (
-            "atis",
-            "audio_snips",
-            "emotion",
-            "fluent_commands",
-            "speaker_linear_utter_libri",
-            "speech_commands",
-            "sv_voxceleb1",
-            "voxceleb1",
-            "voxceleb2_amsoftmax_segment_eval",
-            "voxceleb2_ge2e",
-        ),
+        "atis audio_snips emotion fluent_commands speaker_linear_utter_libri speech_commands sv_voxceleb1 voxceleb1 "
+        "voxceleb2_amsoftmax_segment_eval voxceleb2_ge2e",
     ),
     Kind(
         UPSAMPLED,
         "has labels at a constant rate, to which S3PRL tiles or cuts the frames",
-        (
-            "diarization",
-            "phone_1hidden",
-            "phone_linear",
-            "phone_linear_concat",
-            "timit_phone",
-            "timit_phone_1hidden",
-            "timit_phone_linear",
-            "timit_phone_linear_concat",
-        ),
+        "diarization phone_1hidden phone_linear phone_linear_concat timit_phone timit_phone_1hidden timit_phone_linear "
+        "timit_phone_linear_concat",
     ),
     Kind(
         UPSAMPLED,
-        "masks a spectrogram of a frame every 20 ms",
-        ("enhancement_stft", "enhancement_stft2", "separation_stft", "separation_stft2"),
+        "masks a spectrogram with one frame every 20 ms",
+        "enhancement_stft enhancement_stft2 separation_stft separation_stft2",
     ),
-    Kind(UPSAMPLED, "makes spectrogram frames from a constant number of frames", ("a2o-vc-vcc2020",)),
-    Kind(UPSAMPLED, "matches frame by frame and drops queries of fewer than 5 frames", ("quesst14_dtw",)),
+    Kind(UPSAMPLED, "makes spectrogram frames from a constant number of frames", "a2o-vc-vcc2020"),
+    Kind(UPSAMPLED, "matches frame by frame and drops queries of fewer than 5 frames", "quesst14_dtw"),
     Kind(
         UPSAMPLED,
         "stacks its segments, which must have the same number of frames",
-        ("mos_prediction", "quesst14_embedding", "sws2013"),
+        "mos_prediction quesst14_embedding sws2013",
     ),
-    Kind(UPSAMPLED, "scores frame by frame", ("speaker_linear_frame_libri", "voxceleb1_framelevel")),
-    Kind(UPSAMPLED, "averages the padding of a batch too", ("example", "mosei")),
-    Kind(UPSAMPLED, "limits the length of its sources in frames of a constant rate", ("speech_translation",)),
+    Kind(UPSAMPLED, "scores frame by frame", "speaker_linear_frame_libri voxceleb1_framelevel"),
+    Kind(UPSAMPLED, "averages the padding of a batch too", "example mosei"),
+    Kind(UPSAMPLED, "limits the length of its sources in frames of a constant rate", "speech_translation"),
 )
-UNKNOWN = Kind(UPSAMPLED, "is not known here and may assume a frame every 20 ms", ())
-BY_TASK = {task: kind for kind in KINDS for task in kind.tasks}
+UNKNOWN = Kind(UPSAMPLED, "is not known here and may assume a frame every 20 ms", "")
+BY_TASK = {task: kind for kind in KINDS for task in kind.tasks.split()}
 
 
 def kind_of(task: str | None) -> Kind:
@@ -84,13 +66,13 @@ def usual_frames(task: str) -> str:
 
 
 def refusal(task: str) -> str | None:
-    """Why a task cannot have native frames, as a sentence; None where it can."""
+    """Why a task cannot have native frames, as a sentence; None if it can."""
     kind = kind_of(task)
     return None if kind.frames == NATIVE else f"{task} {kind.reason}, so it needs frames {UPSAMPLED}"
 
 
 def options_for(task: str, *layers: Mapping[str, Any]) -> RateOptions:
-    """``RateOptions.layered`` of the layers, with the frames that the task takes by default.
+    """``RateOptions.layered`` of the layers, with the task's default frames.
 
     Raises UsageError if they ask for native or repeated frames and the task cannot use them.
     """
