@@ -1,8 +1,23 @@
 """The LSTM of S3PRL's asr, whose training time on the CPU grows with the length of the speech, not its square."""
 
+import contextlib
+import importlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from s3prl_ofa.checkpoint.safe_loading import replaced as patched_attributes
+from s3prl_ofa.superb.compat.shims import ModuleOverlay
+
+
+@contextlib.contextmanager
+def packed_lstm_in_asr() -> Iterator[None]:
+    """S3PRL's asr models that are built in this block have a PackedLSTM."""
+    model = importlib.import_module("s3prl.downstream.asr.model")
+    with patched_attributes(model, nn=ModuleOverlay(model.nn, LSTM=PackedLSTM)):
+        yield
 
 
 class PackedLSTM(nn.LSTM):

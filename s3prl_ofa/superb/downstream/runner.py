@@ -5,7 +5,6 @@ Training and evaluation are S3PRL's own loops; only how their parts are built is
 
 import argparse
 import contextlib
-import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ from s3prl.utility.helper import is_leader_process
 from torch import nn
 
 from s3prl_ofa.checkpoint.safe_loading import replaced as patched_attributes
-from s3prl_ofa.superb.compat.packed_lstm import PackedLSTM
+from s3prl_ofa.superb.compat.packed_lstm import packed_lstm_in_asr
 from s3prl_ofa.superb.compat.shims import ModuleOverlay
 from s3prl_ofa.superb.downstream import processes
 from s3prl_ofa.superb.downstream.checkpoints import SafeSaves
@@ -111,8 +110,7 @@ class DownstreamRunner(s3prl_runner.Runner):
         return self._init_model(featurizer.to(args.device), "Featurizer", trainable=True, interfaces=interfaces)
 
     def _get_downstream(self) -> s3prl_runner.ModelEntry:
-        asr_model = importlib.import_module("s3prl.downstream.asr.model")
-        with patched_attributes(asr_model, nn=ModuleOverlay(asr_model.nn, LSTM=PackedLSTM)):
+        with packed_lstm_in_asr():
             return super()._get_downstream()
 
     def _get_optimizer(self, models: list[nn.Module]) -> torch.optim.Optimizer:

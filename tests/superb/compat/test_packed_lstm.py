@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import s3prl_ofa.superb  # noqa: F401 (registers)
-from s3prl_ofa.superb.compat.packed_lstm import PackedLSTM
+from s3prl_ofa.superb.compat.packed_lstm import PackedLSTM, packed_lstm_in_asr
 
 
 def outputs_and_gradients(layer: nn.LSTM, rows: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
@@ -52,9 +52,14 @@ def test_others_are_pytorchs_own() -> None:
 
 
 def test_s3prl_asr_has_it() -> None:
-    """S3PRL's asr model is made of it, with the parameters it always had; other names of ``nn`` stay."""
+    """S3PRL's asr model is made of it in our runner alone, with the parameters it always had; other names of ``nn``
+    stay."""
     model = importlib.import_module("s3prl.downstream.asr.model")
-    layer = model.RNNLayer(4, "LSTM", True, 6, 0.0, False, 1, False)
-    assert type(layer.layer) is PackedLSTM
-    assert set(layer.state_dict()) == {f"layer.{name}" for name in nn.LSTM(4, 6, bidirectional=True).state_dict()}
-    assert type(model.RNNLayer(4, "GRU", True, 6, 0.0, False, 1, False).layer) is nn.GRU
+
+    def built(kind: str) -> nn.Module:
+        return model.RNNLayer(4, kind, True, 6, 0.0, False, 1, False).layer
+
+    with packed_lstm_in_asr():
+        assert type(built("LSTM")) is PackedLSTM and type(built("GRU")) is nn.GRU
+        assert set(built("LSTM").state_dict()) == set(nn.LSTM(4, 6, bidirectional=True).state_dict())
+    assert type(built("LSTM")) is nn.LSTM
