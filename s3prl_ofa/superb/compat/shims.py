@@ -27,20 +27,9 @@ logger = logging.getLogger(__name__)
 
 ISSUE = "https://github.com/s3prl/s3prl/issues/575"
 # soundfile's subtypes as the encodings and bits per sample of torchaudio.info; all others are "UNKNOWN", 0
-ENCODINGS = {
-    "PCM_S8": ("PCM_S", 8),
-    "PCM_U8": ("PCM_U", 8),
-    "PCM_16": ("PCM_S", 16),
-    "PCM_24": ("PCM_S", 24),
-    "PCM_32": ("PCM_S", 32),
-    "FLOAT": ("PCM_F", 32),
-    "DOUBLE": ("PCM_F", 64),
-    "ULAW": ("ULAW", 8),
-    "ALAW": ("ALAW", 8),
-    "VORBIS": ("VORBIS", 0),
-    "OPUS": ("OPUS", 0),
-    "MPEG_LAYER_III": ("MP3", 0),
-}
+ENCODINGS = {"PCM_U8": ("PCM_U", 8), "FLOAT": ("PCM_F", 32), "DOUBLE": ("PCM_F", 64), "MPEG_LAYER_III": ("MP3", 0)}
+ENCODINGS |= {f"PCM_{bits}": ("PCM_S", int(bits.lstrip("S"))) for bits in ("S8", "16", "24", "32")}
+ENCODINGS |= {"ULAW": ("ULAW", 8), "ALAW": ("ALAW", 8), "VORBIS": ("VORBIS", 0), "OPUS": ("OPUS", 0)}
 
 
 class ModuleOverlay:

@@ -133,72 +133,37 @@ def add_s3prl_options(group: argparse._ArgumentGroup) -> None:
     add("-t", "--evaluate_split", default="test")
     add("-o", "--override", help="Used to override args and config, this is at the highest priority")
     add("--backend", default="nccl", help="The backend for distributed training")
-    add(
-        *("--local_rank", "--local-rank"),
-        type=int,
-        help="The GPU id this process should use while distributed training. None when not launched by "
-        "torch.distributed.launch",
-    )
+    rank_help = "The GPU id of this process in distributed training; None if not launched by torch.distributed.launch"
+    add("--local_rank", "--local-rank", type=int, help=rank_help)
     add("-e", "--past_exp", metavar="{CKPT_PATH,CKPT_DIR}", help="Resume training from a checkpoint")
     add("-i", "--init_ckpt", metavar="CKPT_PATH", help="Load the checkpoint for evaluation")
     add("-c", "--config", help="The yaml file for configuring the whole experiment except the upstream model")
-    add(
-        *("-d", "--downstream"),
-        help="Typically downstream dataset need manual preparation. Please check downstream/README.md for details",
-    )
+    add("-d", "--downstream", help="Its dataset typically needs manual preparation; see downstream/README.md")
     add("-v", "--downstream_variant", help="Downstream variants given the same expert")
-    add(
-        "--hub",
-        default="torch",
-        choices=["torch", "huggingface"],
-        help="The model Hub used to retrieve the upstream model.",
+    hub_help = "The model Hub used to retrieve the upstream model."
+    add("--hub", default="torch", choices=["torch", "huggingface"], help=hub_help)
+    upstream_help = (
+        'Upstreams with "_local" or "_url" postfix need local ckpt (-k) or config file (-g). Other upstreams download '
+        "two files on the fly and cache them, so just -u is enough. See upstream/README.md. Available in S3PRL: "
     )
-    add(
-        *("-u", "--upstream"),
-        help='Upstreams with "_local" or "_url" postfix need local ckpt (-k) or config file (-g). Other upstreams '
-        "download two files on-the-fly and cache them, so just -u is enough and -k/-g are not needed. Please check "
-        f"upstream/README.md for details. Available options in S3PRL: {[name for name in dir(hub) if name[0] != '_']}.",
-    )
-    add(
-        *("-k", "--upstream_ckpt"),
-        metavar="{PATH,URL,GOOGLE_DRIVE_ID}",
-        help="Only set when the specified upstream need it",
-    )
+    add("-u", "--upstream", help=upstream_help + ", ".join(name for name in dir(hub) if name[0] != "_"))
+    ckpt_help = "Only set if the upstream needs it"
+    add("-k", "--upstream_ckpt", metavar="{PATH,URL,GOOGLE_DRIVE_ID}", help=ckpt_help)
     add("-g", "--upstream_model_config", help="The config file for constructing the pretrained model")
-    add(
-        *("-r", "--upstream_refresh"),
-        action="store_true",
-        help="Re-download cached ckpts for on-the-fly upstream variants",
-    )
-    add(
-        *("-f", "--upstream_trainable"),
-        action="store_true",
-        help="Fine-tune, set upstream.train(). Default is upstream.eval()",
-    )
-    add(
-        *("-s", "--upstream_feature_selection"),
-        default="hidden_states",
-        help="Specify the layer to be extracted as the representation",
-    )
-    layer_help = "Select a specific layer for the features selected by -s"
-    add("-l", "--upstream_layer_selection", type=int, help=layer_help)
-    add(
-        "--upstream_feature_normalize",
-        action="store_true",
-        help="Specify whether to normalize hidden features before weighted sum",
-    )
-    name_help = "The name of the model file in the HuggingFace Hub repo."
-    add("--upstream_model_name", default="model.pt", help=name_help)
+    add("-r", "--upstream_refresh", action="store_true", help="Download cached ckpts of on-the-fly upstreams again")
+    add("-f", "--upstream_trainable", action="store_true", help="Fine-tune, set upstream.train(). Default is eval()")
+    layer_help = "The layer to be extracted as the representation"
+    add("-s", "--upstream_feature_selection", default="hidden_states", help=layer_help)
+    add("-l", "--upstream_layer_selection", type=int, help="A specific layer of the features selected by -s")
+    normalize_help = "Normalize hidden features before the weighted sum"
+    add("--upstream_feature_normalize", action="store_true", help=normalize_help)
+    add("--upstream_model_name", default="model.pt", help="The name of the model file in the HuggingFace Hub repo.")
     add("--upstream_revision", help="The commit hash of the specified HuggingFace Repository")
     add("-n", "--expname", help="Save experiment at result/downstream/expname")
     add("-p", "--expdir", help="Save experiment at expdir")
     add("-a", "--auto_resume", action="store_true", help="Auto-resume if the expdir contains checkpoints")
-    add(
-        "--push_to_hf_hub",
-        default=False,
-        help="Push all files in experiment directory to the Hugging Face Hub. To use this feature you must set "
-        "HF_USERNAME and HF_PASSWORD as environment variables in your shell",
-    )
+    push_help = "Push the experiment directory to the Hugging Face Hub; needs HF_USERNAME and HF_PASSWORD in the shell"
+    add("--push_to_hf_hub", default=False, help=push_help)
     add("--hf_hub_org", help="The Hugging Face Hub organisation to push fine-tuned models to")
     add("--seed", default=1337, type=int)
     add("--device", default="cuda", help="model.to(device)")

@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -113,20 +113,12 @@ def data_parallel(model: nn.Module, device_ids: list[int], **options: Any) -> Di
     return parallel
 
 
-def check_divided(runner: Any) -> None:
-    """Makes an S3PRL runner raise UsageError if its task gives the whole training data to every process."""
-    model = runner.downstream.model
-    get_dataloader = model.get_dataloader
-    train_split = runner.config["runner"].get("train_dataloader", "train")
-
-    def checked(split: str, *args: Any, **kwargs: Any) -> Any:
-        loader = get_dataloader(split, *args, **kwargs)
-        divided = isinstance(getattr(loader, "sampler", None), DistributedSampler)
-        if split == train_split and model.training and not divided:
-            raise UsageError(f"-d {runner.args.downstream} does not divide its data: start it without torchrun")
-        return loader
-
-    model.get_dataloader = checked
+def divided_loader(downstream: str, make_loader: Callable[[], Any]) -> Any:
+    """The loader of a task's training batches. Raises UsageError if it gives the whole data to every process."""
+    loader = make_loader()
+    if not isinstance(getattr(loader, "sampler", None), DistributedSampler):
+        raise UsageError(f"-d {downstream} does not divide its data: start it without torchrun")
+    return loader
 
 
 class UpdateCounter:

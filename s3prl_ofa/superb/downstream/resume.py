@@ -7,7 +7,7 @@ the loader is made from the first state, the batches that are done are skipped, 
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -34,21 +34,12 @@ class Position:
     def state(self) -> dict[str, Any]:
         return {"batches": self.batches, "epoch_start": self.epoch_start, "now": random_state()}
 
-    def watch(self, runner: Any) -> None:
-        """Follows the training batches of an S3PRL runner."""
-        model = runner.downstream.model
-        get_dataloader = model.get_dataloader
-        train_split = runner.config["runner"].get("train_dataloader", "train")
-
-        def watched(split: str, *args: Any, **kwargs: Any) -> Any:
-            if split != train_split or not model.training:
-                return get_dataloader(split, *args, **kwargs)
-            if self.stored is not None:
-                set_random_state(self.stored["epoch_start"])
-            self.epoch_start = random_state()
-            return WatchedLoader(get_dataloader(split, *args, **kwargs), self)
-
-        model.get_dataloader = watched
+    def watched_loader(self, make_loader: Callable[[], Any]) -> "WatchedLoader":
+        """The loader of an epoch's training batches, which are followed from here on."""
+        if self.stored is not None:
+            set_random_state(self.stored["epoch_start"])
+        self.epoch_start = random_state()
+        return WatchedLoader(make_loader(), self)
 
     def remaining(self, loader: Any) -> Iterator[Any]:
         """The batches of an epoch that are not done yet."""

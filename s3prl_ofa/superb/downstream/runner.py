@@ -5,7 +5,8 @@ Training and evaluation are S3PRL's own loops; only how their parts are built is
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -60,10 +61,10 @@ class DownstreamRunner(s3prl_runner.Runner):
             self.upstream.model.cache = opened and stack.enter_context(opened)
         self.meter = Meter(self, self.scores)
         if args.local_rank is not None:
-            processes.check_divided(self)
+            self.intercept_training_loader(functools.partial(processes.divided_loader, args.downstream))
         elif args.mode == "train":  # with several processes, each has a position of its own
             self.saves.position = Position(states.get(POSITION) if args.past_exp else None)
-            self.saves.position.watch(self)
+            self.intercept_training_loader(self.saves.position.watched_loader)
 
     @contextlib.contextmanager
     def adapted_module(self) -> Iterator[None]:
@@ -83,6 +84,18 @@ class DownstreamRunner(s3prl_runner.Runner):
             Featurizer=s3prl_runner.Featurizer,
         ):
             yield
+
+    def intercept_training_loader(self, load: Callable[[Callable[[], Any]], Any]) -> None:
+        """Makes the downstream model give ``load(make_loader)`` as its loader of training batches."""
+        model = self.downstream.model
+        get_dataloader = model.get_dataloader
+        train_split = self.config["runner"].get("train_dataloader", "train")
+
+        def intercepted(split: str, *args: Any, **kwargs: Any) -> Any:
+            make_loader = functools.partial(get_dataloader, split, *args, **kwargs)
+            return load(make_loader) if split == train_split and model.training else make_loader()
+
+        model.get_dataloader = intercepted
 
     @property
     def learned_rate(self) -> AdaptiveRate | None:

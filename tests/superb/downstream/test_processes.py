@@ -185,15 +185,12 @@ def test_processes_that_see_other_checkpoints_are_refused(monkeypatch):
 
 def test_a_task_that_does_not_divide_its_data_is_refused():
     """A training loader without a distributed sampler would give every process all of the data."""
-    downstream = torch.nn.Linear(1, 1)
-    downstream.get_dataloader = lambda split: torch.utils.data.DataLoader([1, 2])
-    runner = argparse.Namespace(
-        downstream=argparse.Namespace(model=downstream), config={"runner": {}}, args=argparse.Namespace(downstream="ks")
-    )
-    processes.check_divided(runner)
+    data = [1, 2]
     with pytest.raises(UsageError, match="-d ks does not divide its data"):
-        downstream.get_dataloader("train")
-    assert len(downstream.get_dataloader("dev")) == 2
+        processes.divided_loader("ks", lambda: torch.utils.data.DataLoader(data))
+    sampler = torch.utils.data.DistributedSampler(data, num_replicas=2, rank=0)
+    loader = torch.utils.data.DataLoader(data, sampler=sampler)
+    assert processes.divided_loader("ks", lambda: loader) is loader
 
 
 @pytest.mark.parametrize("spelling", ["--local_rank=1", "--local-rank=1"])
