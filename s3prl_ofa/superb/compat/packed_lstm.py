@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from s3prl_ofa.checkpoint.safe_loading import replaced as patched_attributes
+from s3prl_ofa.checkpoint.safe_loading import patched_attributes
 from s3prl_ofa.superb.compat.shims import ModuleOverlay
 
 

@@ -21,21 +21,19 @@ from s3prl_ofa.checkpoint.safe_loading import explain_refusal, namespace_in_chec
 from s3prl_ofa.checkpoint.torch_file import check_torch_file
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.io.files import atomic_path
-from s3prl_ofa.io.locks import InUse, NoLocks, locked
 from s3prl_ofa.superb.compat import plain_names
 from s3prl_ofa.superb.downstream.resume import KEY as POSITION
 from s3prl_ofa.superb.downstream.resume import Position
 
 logger = logging.getLogger(__name__)
 
-LOCK = ".lock"
 STATES = re.compile(r"states-(\d+)\.ckpt")
 # the types of its entries
 TYPES = {"Args": argparse.Namespace, "Step": int, "Epoch": int}
 TYPES |= dict.fromkeys(("Config", "Optimizer", "Scheduler", "Upstream", "Featurizer", "Rate", "Downstream"), dict)
 TYPES[POSITION] = dict
 OLD_RATE = "rate."  # names of a learned rate in the featurizer's state
-TEMPORARIES = (".states-*.ckpt", ".*best*.ckpt")  # what atomic_path makes of S3PRL's names
+TEMPORARIES = (".states-*.ckpt", ".*best*.ckpt")  # S3PRL's names, as atomic_path changes them
 
 
 class SafeSaves:
@@ -131,7 +129,7 @@ def read_states(path: str | os.PathLike) -> dict[str, Any] | None:
     except OSError:
         raise
     except Exception as error:  # a damaged file can fail anywhere in the unpickler, with any exception
-        reason = refusal(error)
+        reason = explain_refusal(error)
         complete = isinstance(error, pickle.UnpicklingError | CheckpointError) and zipfile.is_zipfile(path)
         if complete or reason.startswith("refused"):
             raise CheckpointError(f"{path}: {reason}") from error
@@ -178,25 +176,3 @@ def check_free(expdir: str | os.PathLike) -> None:
     names = [path.name for pattern in ("states-*.ckpt", "*best*.ckpt") for path in pathlib.Path(expdir).glob(pattern)]
     if any(not name.startswith(".") for name in names):
         raise UsageError(f"{expdir} holds an experiment; -a or -e resumes it, or choose another -n or -p")
-
-
-@contextlib.contextmanager
-def experiment_lock(path: str | os.PathLike) -> Iterator[None]:
-    """Keeps other trainings out of a folder; one that was killed does not. Raises UsageError when another holds it.
-
-    What a killed one left half written is removed.
-    """
-    expdir = pathlib.Path(path)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(expdir / LOCK, wait=False, remove=True))
-        except InUse:
-            raise UsageError(f"{expdir}: another process is training there; choose another -n or -p") from None
-        except NoLocks as error:  # some network file systems; S3PRL trains there all the same
-            logger.debug("%s", error)
-        except OSError as error:
-            raise UsageError(f"{expdir}: nothing can be written there ({error.strerror})") from error
-        for path in (path for pattern in TEMPORARIES for path in expdir.glob(pattern)):
-            logger.info("%s is removed: a killed training left it half written", path)
-            path.unlink(missing_ok=True)
-        yield

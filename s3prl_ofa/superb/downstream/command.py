@@ -5,6 +5,7 @@ import builtins
 import contextlib
 import logging
 import os
+import pathlib
 import random
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from s3prl_ofa.checkpoint.safe_loading import replaced as patched_attributes
+from s3prl_ofa.checkpoint.safe_loading import patched_attributes
 from s3prl_ofa.device import AUTO, resolve_device
 from s3prl_ofa.io.files import writing
+from s3prl_ofa.io.output_folder import locked_folder
 from s3prl_ofa.superb.compat import plain_names
 from s3prl_ofa.superb.downstream import processes
-from s3prl_ofa.superb.downstream.checkpoints import check_free, experiment_lock, made_folder
+from s3prl_ofa.superb.downstream.checkpoints import TEMPORARIES, check_free, made_folder
 from s3prl_ofa.superb.downstream.parser import parse
 from s3prl_ofa.superb.feature_cache.cache import default_folder
 from s3prl_ofa.superb.upstream.expert import Measured
@@ -67,7 +69,7 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
         if not is_leader_process():
             logging.getLogger("s3prl_ofa").setLevel(logging.WARNING)  # the leader logs everything
         elif args.mode == "train":
-            stack.enter_context(experiment_lock(args.expdir))
+            stack.enter_context(locked_folder(pathlib.Path(args.expdir), args.expdir, TEMPORARIES))
             if args.past_exp is None and not args.auto_resume:
                 check_free(args.expdir)
         experiment.settle(args, ours, config, trained)

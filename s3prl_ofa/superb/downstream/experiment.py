@@ -12,8 +12,8 @@ import yaml
 from s3prl.utility.helper import get_time_tag, is_leader_process, override
 
 from s3prl_ofa.checkpoint import checkpoint_path
+from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.io.bounded_yaml import read_yaml
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.superb.compat import plain_names
 from s3prl_ofa.superb.compat.caches import secure_caches

@@ -14,7 +14,7 @@ from s3prl.downstream import runner as s3prl_runner
 from s3prl.utility.helper import is_leader_process
 from torch import nn
 
-from s3prl_ofa.checkpoint.safe_loading import replaced as patched_attributes
+from s3prl_ofa.checkpoint.safe_loading import patched_attributes
 from s3prl_ofa.superb.compat.packed_lstm import packed_lstm_in_asr
 from s3prl_ofa.superb.compat.shims import ModuleOverlay
 from s3prl_ofa.superb.downstream import processes

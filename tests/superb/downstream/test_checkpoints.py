@@ -8,7 +8,6 @@ import torch
 from paths import CKPT
 
 from s3prl_ofa import cli
-from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.downstream import checkpoints
 from s3prl_ofa.superb.upstream.rate_options import RateOptions, read_model_config
 
@@ -111,12 +110,12 @@ def test_an_unreadable_checkpoint_is_passed_over(train, cut, caplog, capfd):
     """The newest states-*.ckpt that can be read is taken, and the others are named; none at all is bad use."""
     assert train("-p", "exp") == 0
     pathlib.Path("exp/states-10.ckpt").write_bytes(cut)
-    pathlib.Path("exp/.states-10.x.ckpt").write_bytes(cut)  # of a killed training
+    pathlib.Path("exp/.states-10.abcd_123.ckpt").write_bytes(cut)  # of a killed training
     assert go_on("-e", "exp", "-o", "config.runner.total_steps=4", mode="train") == 0
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any("states-10.ckpt cannot be read" in line and "states-2.ckpt" in line for line in warned)
     assert stored("exp/states-4.ckpt")["Step"] == 4
-    assert not pathlib.Path("exp/.states-10.x.ckpt").exists()
+    assert not pathlib.Path("exp/.states-10.abcd_123.ckpt").exists()
 
     truncate("exp/states-4.ckpt")
     for past in ("exp", "exp/states-4.ckpt"):
@@ -156,12 +155,9 @@ def test_one_training_a_folder(train, capfd, tmp_path):
     with open("exp/.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert train("-p", "exp", "-a", steps=4) == 2
-        assert "another process is training there" in capfd.readouterr().err
+        assert "exp is in use by another process" in capfd.readouterr().err
         assert go_on("-e", "exp") == 0  # looking at it is fine
     assert train("-p", "exp", "-a", steps=4) == 0
-    lock = checkpoints.experiment_lock
-    with lock(tmp_path / "exp"), pytest.raises(UsageError), lock(tmp_path / "exp"):
-        pass
 
 
 def test_a_rate_by_override_is_laid_over_the_trained_one(train, caplog):
