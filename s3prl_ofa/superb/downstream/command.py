@@ -22,6 +22,7 @@ from s3prl_ofa.superb.downstream import processes
 from s3prl_ofa.superb.downstream.checkpoints import TEMPORARIES, check_free, made_folder
 from s3prl_ofa.superb.downstream.parser import parse
 from s3prl_ofa.superb.feature_cache.cache import default_folder
+from s3prl_ofa.superb.learned_rate.rate import AdaptiveRate
 from s3prl_ofa.superb.upstream.expert import Measured
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ ESPNET = "s3prl.upstream.espnet_hubert.expert"
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command. Raises UsageError for bad use; what goes wrong while S3PRL runs is raised as it is."""
-    logging.getLogger("s3prl_ofa").setLevel(logging.INFO)  # as S3PRL; what is put right is to be seen
+    """The command. Raises UsageError for bad use; errors while S3PRL runs are raised unchanged."""
+    logging.getLogger("s3prl_ofa").setLevel(logging.INFO)  # what is settled for the user is shown
     logging.getLogger(ESPNET).setLevel(logging.ERROR)  # warns that ESPnet is missing, whatever the upstream is
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"s3prl\.")  # users cannot act on them
@@ -42,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
 def run_downstream(argv: Sequence[str]) -> Measured | None:
     """Runs S3PRL's training, evaluation or inference with these arguments, its own and ours.
 
-    Returns what went through the upstream (utterances, seconds, frames), or None for an upstream that is not ours.
+    Returns what went through the upstream (utterances, seconds, frames), None for an upstream that is not ours.
     """
     args, ours = parse(argv)
     from s3prl.utility.helper import backup, hack_isinstance, is_leader_process
@@ -85,9 +86,15 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
         getattr(runner, args.mode)()
         if is_leader_process():
             runner.meter.write()
-    measured, rate = getattr(unwrapped(runner.upstream.model), "measured", None), runner.learned_rate
-    trained_elsewhere = rate is not None and rate.recent  # batches ran at rates that are not its own
-    if measured is not None and measured.utterances and not trained_elsewhere:
+    measured = getattr(unwrapped(runner.upstream.model), "measured", None)
+    log_rate(measured, runner.learned_rate)
+    return measured
+
+
+def log_rate(measured: Measured | None, rate: AdaptiveRate | None) -> None:
+    """Logs the frame period that came out, and a learned lambd."""
+    at_other_rates = rate is not None and rate.recent  # as an adaptive rate is trained
+    if measured is not None and measured.utterances and not at_other_rates:
         logger.info(
             "measured frame period: %.2f ms over %d utterances (%.1f s, %d frames)",
             measured.frame_period_ms,
@@ -97,7 +104,6 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
         )
     if rate is not None:
         logger.info("learnt lambd: %.4f", rate.value)
-    return measured
 
 
 def settle_device(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What S3PRL's other tasks keep: no pickle is read, and nothing that belongs to another corpus is used."""
+"""What S3PRL's other tasks cache: no pickle is loaded, and nothing that belongs to another corpus is used."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-import s3prl_ofa.superb  # noqa: F401  readies S3PRL for today's stack
+import s3prl_ofa.superb  # noqa: F401  (applies the shims)
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.compat import caches
 
@@ -21,7 +21,7 @@ VAD = {"min_sec": 32_000}  # samples, whatever its name
 
 @pytest.fixture
 def verification(monkeypatch):
-    """S3PRL's sv_voxceleb1.dataset, whose sox stands still; ``measured`` are the files that were measured."""
+    """S3PRL's sv_voxceleb1.dataset with a stub for sox; ``measured`` lists the files that were measured."""
     monkeypatch.setitem(sys.modules, "sox", types.SimpleNamespace(Transformer=None))
     dataset = importlib.import_module(f"{PACKAGE}.sv_voxceleb1.dataset")
     dataset.measured = []
@@ -36,7 +36,7 @@ def verification(monkeypatch):
 
 
 def test_trimmed_lengths_are_those_of_this_corpus(verification, tmp_path, make_wave):
-    """sv_voxceleb1 keeps lengths in the experiment, as JSON; another corpus and changed files are measured again."""
+    """sv_voxceleb1 caches lengths in the experiment, as JSON; another corpus and changed files are measured again."""
     for corpus, seconds in (("one", (1.0, 3.0)), ("two", (3.0, 1.0))):
         for number, length in enumerate(seconds):
             path = tmp_path / corpus / f"speaker{number}" / "video" / f"{number}.wav"
@@ -67,7 +67,7 @@ def test_trimmed_lengths_are_those_of_this_corpus(verification, tmp_path, make_w
 
 
 def test_other_tasks_read_no_pickle(tmp_path, monkeypatch):
-    """A task that unpickles what it kept says which file it is, and does not run it."""
+    """A task that would unpickle its cache names the file instead."""
     marker, cache = tmp_path / "marker", tmp_path / "downstream/voxceleb2_amsoftmax_segment_eval/cache_wav_paths"
     cache.mkdir(parents=True)
     (cache / "cache_key.p").write_bytes(pickle.dumps(Hostile(marker)))

@@ -1,4 +1,4 @@
-"""link and unlink: the upstream folder in a source checkout of S3PRL."""
+"""link and unlink add the upstream's folder to a source checkout of S3PRL and remove it."""
 
 import argparse
 import importlib.util
@@ -28,14 +28,14 @@ def installed_s3prl() -> pathlib.Path:
 
 @pytest.fixture(autouse=True)
 def torchaudio_works(request, monkeypatch):
-    """Looking costs a second, so only the test that is about it looks."""
+    """The check takes a second, so only its own test runs it."""
     if "torchaudio" not in request.node.name:
         monkeypatch.setattr(linking, "torchaudio_problem", lambda package: None)
 
 
 @pytest.fixture
 def checkout(tmp_path):
-    """S3PRL as it lies in a source checkout: the package in a folder s3prl, beside a setup.py."""
+    """S3PRL as in a source checkout: the package in a folder s3prl, beside a setup.py."""
     root = tmp_path / "checkout"
     root.mkdir()
     (root / "setup.py").write_text("")
@@ -45,7 +45,7 @@ def checkout(tmp_path):
 
 @pytest.fixture
 def bare(tmp_path):
-    """The files by which a checkout is known, and no more."""
+    """Only the files by which a checkout is recognized."""
     package = tmp_path / "bare" / "s3prl"
     for name in linking.CHECKOUT_FILES:
         (package / name).parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def contents(root: pathlib.Path) -> dict:
 
 
 def test_link_and_unlink_leave_no_trace(bare):
-    """unlink gives back the checkout byte for byte, whether the checkout or its s3prl folder is named."""
+    """unlink restores the checkout byte for byte, whether the checkout or its s3prl folder is named."""
     (bare / "s3prl" / "hub.py").chmod(0o640)
     before = contents(bare)
     target = linking.link(bare)
@@ -84,7 +84,7 @@ def test_link_and_unlink_leave_no_trace(bare):
 
 
 def test_link_copies_where_links_cannot_be_made(bare, monkeypatch):
-    """Without symbolic links the folder is copied, renewed with --force when out of date, and unlinked as well."""
+    """Without symbolic links the folder is copied, renewed with --force when outdated, and can be unlinked."""
 
     def refuse(self, *args, **kwargs):
         raise OSError("no links here")
@@ -104,7 +104,7 @@ def test_link_copies_where_links_cannot_be_made(bare, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["folder", "link"])
-def test_a_folder_of_somebody_else_stays(bare, tmp_path, kind):
+def test_a_folder_of_someone_else_stays(bare, tmp_path, kind):
     """A folder or link of that name that is not ours is neither overwritten, even with force, nor removed."""
     target = bare / "s3prl" / "upstream" / "ofa_wav2vec2"
     if kind == "folder":
@@ -180,15 +180,15 @@ def test_a_linked_checkout_runs_by_itself(checkout, tmp_path):
     """In a linked checkout its own run_downstream.py takes -u ofa_wav2vec2 -k REF_TINY, here SID on native frames.
 
     The first thing it imports is torchaudio, which must work by itself there; where it does not (torchaudio for CUDA
-    beside a torch without it), a sitecustomize mends that here. All the rest of today's stack is our upstream's work.
+    beside a torch without it), a sitecustomize patches that here. The rest of the current stack is our upstream's task.
     """
     linking.link(checkout)
     make_voxceleb1(tmp_path)
     roots = {"voxceleb1": str(tmp_path / "VoxCeleb1"), "prepared": str(tmp_path / "prepared")}
     (tmp_path / "sid.yaml").write_text(yaml.safe_dump(resolve_config("sid", None, True, roots)))
     # as a lone script, so that our package is not there before S3PRL's hub imports it
-    mend = f"import runpy\nrunpy.run_path({shims.__file__!r})['torchaudio_import']()\n"
-    (checkout / "sitecustomize.py").write_text(mend)
+    patch = f"import runpy\nrunpy.run_path({shims.__file__!r})['torchaudio_import']()\n"
+    (checkout / "sitecustomize.py").write_text(patch)
     repo = ROOT
     command = [sys.executable, "run_downstream.py", "-m", "train", "-u", "ofa_wav2vec2", "-k", str(REF_TINY)]
     command += ["-g", "{lambd: 0.5, frames: native}", "-d", "voxceleb1", "-c", str(tmp_path / "sid.yaml")]

@@ -1,4 +1,4 @@
-"""S3PRL's asr trains on the CPU with our LSTM: the same numbers as PyTorch's, in a fraction of the time."""
+"""The LSTM that S3PRL's asr has here gives the same numbers as PyTorch's."""
 
 import importlib
 
@@ -38,8 +38,8 @@ def test_same_as_pytorch(bidirectional: bool, bias: bool, lengths: list[int]) ->
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
-def test_others_are_pytorchs_own() -> None:
-    """A padded batch, given states, or several layers take PyTorch's own way, final states included."""
+def test_other_cases_are_left_to_pytorch() -> None:
+    """A padded batch, given states, or several layers are left to PyTorch, final states included."""
     torch.manual_seed(0)
     layer, rows = PackedLSTM(4, 6, batch_first=True), torch.randn(2, 5, 4)
     reference = nn.LSTM(4, 6, batch_first=True)

@@ -1,4 +1,4 @@
-"""What S3PRL misses in today's stack: each shim mends what is broken, and nothing where nothing is."""
+"""What S3PRL misses in the current stack: each shim patches what is broken, and nothing else."""
 
 import argparse
 import importlib

@@ -1,4 +1,4 @@
-"""The folder of an experiment: where it is, who may write to it, and what a kill leaves of it."""
+"""The folder of an experiment: where it is, who may write to it, and what a kill leaves in it."""
 
 import fcntl
 import pathlib
@@ -27,7 +27,7 @@ def train(corpora, tmp_path, monkeypatch):
     return call
 
 
-def go_on(*options, mode="evaluate") -> int:
+def resume(*options, mode="evaluate") -> int:
     return cli.main(["run_downstream", "-m", mode, *options])
 
 
@@ -55,25 +55,25 @@ def test_an_experiment_stays_in_its_folder(train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "elsewhere")
     for past, steps in (("../moved", 4), ("../moved/states-4.ckpt", 6)):
         before = set(moved.iterdir())
-        assert go_on("-e", past) == 0
-        assert go_on("-e", past, "-o", f"config.runner.total_steps={steps}", mode="train") == 0
+        assert resume("-e", past) == 0
+        assert resume("-e", past, "-o", f"config.runner.total_steps={steps}", mode="train") == 0
         assert set(moved.iterdir()) - before
     assert stored(moved / "states-6.ckpt")["Args"].expdir == str(moved)
     assert not first.exists() and not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_override_of_the_folder_leaves_no_stale_one(train, tmp_path):
-    """-o args.expdir wins, made absolute, for a new experiment and for one gone on with; no empty folder is left."""
+    """-o args.expdir wins, made absolute, for new and resumed experiments; no empty folder is left."""
     assert train("-n", "unused", "-o", STEPS.format(2) + ",,args.expdir=exp") == 0
     assert stored("exp/states-2.ckpt")["Args"].expdir == str(tmp_path / "exp")
     assert not pathlib.Path("result/downstream/unused").exists()
     before = runs_recorded("exp")
-    assert go_on("-e", "exp", "-o", "args.expdir=other") == 0
+    assert resume("-e", "exp", "-o", "args.expdir=other") == 0
     assert (runs_recorded("exp"), runs_recorded("other")) == (before, 1)
 
 
 def test_a_kill_while_saving_leaves_a_whole_checkpoint(train, monkeypatch, capfd):
-    """Killed in the middle of a save, the experiment still has its last checkpoint, and goes on from it."""
+    """Killed in the middle of a save, the experiment still has its last checkpoint, and resumes from it."""
     assert train("-p", "exp") == 0
     save = torch.save
 
@@ -93,7 +93,7 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(train, monkeypatch, capfd
 
 
 def test_older_checkpoints_go_after_the_new_one(tmp_path):
-    """What S3PRL removes first is there until the next states-*.ckpt is in place, and that one never goes."""
+    """What S3PRL removes first stays until the next states-*.ckpt is in place, which is never removed."""
     saves, old, new = checkpoints.SafeSaves(), tmp_path / "states-2.ckpt", tmp_path / "states-4.ckpt"
     saves.save({"Step": 2}, str(old))
     new.write_bytes(b"cut off")
@@ -111,7 +111,7 @@ def test_an_unreadable_checkpoint_is_passed_over(train, cut, caplog, capfd):
     assert train("-p", "exp") == 0
     pathlib.Path("exp/states-10.ckpt").write_bytes(cut)
     pathlib.Path("exp/.states-10.abcd_123.ckpt").write_bytes(cut)  # of a killed training
-    assert go_on("-e", "exp", "-o", "config.runner.total_steps=4", mode="train") == 0
+    assert resume("-e", "exp", "-o", "config.runner.total_steps=4", mode="train") == 0
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any("states-10.ckpt cannot be read" in line and "states-2.ckpt" in line for line in warned)
     assert stored("exp/states-4.ckpt")["Step"] == 4
@@ -119,7 +119,7 @@ def test_an_unreadable_checkpoint_is_passed_over(train, cut, caplog, capfd):
 
     truncate("exp/states-4.ckpt")
     for past in ("exp", "exp/states-4.ckpt"):
-        assert go_on("-e", past) == 2
+        assert resume("-e", past) == 2
         message = capfd.readouterr().err.strip().splitlines()[-1]
         assert "states-4.ckpt cannot be read" in message and "-e FILE" in message
     assert cli.main(["run_downstream", "-m", "evaluate", "-e", CKPT]) == 2  # a checkpoint, and of no experiment
@@ -139,8 +139,8 @@ def test_a_new_training_does_not_overwrite_an_earlier_one(train, kept, capfd, tm
     assert (tmp_path / "exp" / kept).read_bytes() == b"earlier"
 
 
-def test_a_training_that_never_saved_is_begun_anew(train, tmp_path):
-    """What ended before its first checkpoint left a config and logs: the same command begins again."""
+def test_a_training_that_never_saved_starts_again(train, tmp_path):
+    """A training that ended before its first checkpoint left a config and logs: the same command starts it again."""
     (tmp_path / "exp").mkdir()
     (tmp_path / "exp" / "config.yaml").write_bytes(b"earlier")
     (tmp_path / "exp" / "events.out.tfevents.1").write_bytes(b"")
@@ -148,7 +148,7 @@ def test_a_training_that_never_saved_is_begun_anew(train, tmp_path):
     assert (tmp_path / "exp" / "config.yaml").read_bytes() != b"earlier"
 
 
-def test_one_training_a_folder(train, capfd, tmp_path):
+def test_one_training_per_folder(train, capfd, tmp_path):
     """While one process trains in a folder another one is refused; a lock file left behind does not matter."""
     assert train("-p", "exp") == 0
     assert not pathlib.Path("exp/.lock").exists()
@@ -156,15 +156,15 @@ def test_one_training_a_folder(train, capfd, tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert train("-p", "exp", "-a", steps=4) == 2
         assert "exp is in use by another process" in capfd.readouterr().err
-        assert go_on("-e", "exp") == 0  # looking at it is fine
+        assert resume("-e", "exp") == 0  # looking at it is fine
     assert train("-p", "exp", "-a", steps=4) == 0
 
 
-def test_a_rate_by_override_is_laid_over_the_trained_one(train, caplog):
-    """-o on the model config changes what it names; frames stay as trained, and the trained rate is told right."""
+def test_a_rate_by_override_changes_the_trained_one(train, caplog):
+    """-o on the model config changes what it names; frames stay as trained, and the trained rate is logged."""
     assert train("-p", "exp", "--lambd", "0.5") == 0
     caplog.clear()
-    assert go_on("-e", "exp", "-o", "args.upstream_model_config={lambd: 0.9}") == 0
+    assert resume("-e", "exp", "-o", "args.upstream_model_config={lambd: 0.9}") == 0
     assert "was trained at lambd 0.5, native frames; it now runs at lambd 0.9, native frames" in caplog.text
     rate = RateOptions.layered(read_model_config(stored("exp/states-2.ckpt")["Args"].upstream_model_config))
     assert rate == RateOptions(lambd=0.5, frames="native")
@@ -176,21 +176,21 @@ def test_options_that_an_experiment_has_of_its_own(train, tmp_path, caplog, capf
     model.write_bytes(pathlib.Path(CKPT).read_bytes())
     assert train("-p", "exp", "--lambd", "0.5", "--repeat", "2", ckpt=str(model)) == 0
     model.rename(tmp_path / "moved.pt")
-    assert go_on("-e", "exp") == 2
+    assert resume("-e", "exp") == 2
     assert "model.pt; say with -k FILE" in capfd.readouterr().err
     caplog.clear()
-    assert go_on("-e", "exp", "-k", "moved.pt") == 0
+    assert resume("-e", "exp", "-k", "moved.pt") == 0
     assert [record.getMessage() for record in caplog.records if record.getMessage().startswith("-k: ")] == [
         f"-k: {tmp_path / 'moved.pt'} in place of {model}"
     ]
     assert "has no effect" not in caplog.text
     caplog.clear()
     ignored = ["-u", "fbank", "-d", "asr", "-c", "my.yaml", "-g", "{lambd: 0.9}", "-p", "other"]
-    assert go_on("-e", "exp", "-k", "moved.pt", "--mini", "--repeat", "auto", *ignored) == 0
+    assert resume("-e", "exp", "-k", "moved.pt", "--mini", "--repeat", "auto", *ignored) == 0
     assert "--mini, -u, -d, -c, -g, -n or -p has no effect" in caplog.text
     assert "the experiment's own repeat, 2, is used" in caplog.text
     assert "lambd 0.5, native frames, each 2 times" in caplog.text
     assert not pathlib.Path("other").exists()
     caplog.clear()
-    assert go_on("-e", "exp", "-k", "moved.pt", "-u", "ofa_wav2vec2", "-d", "sid") == 0  # the same again
+    assert resume("-e", "exp", "-k", "moved.pt", "-u", "ofa_wav2vec2", "-d", "sid") == 0  # the same again
     assert "has no effect" not in caplog.text

@@ -1,4 +1,4 @@
-"""The main job: ASR, PR and SID through S3PRL's own runner, on a few made-up utterances, at any rate."""
+"""ASR, PR and SID through S3PRL's training loop, on a few synthetic utterances, at any rate."""
 
 import importlib
 import logging
@@ -36,7 +36,7 @@ def command(corpora, tmp_path, monkeypatch):
 
 @pytest.fixture
 def seen_frames(monkeypatch):
-    """Frames and 20 ms frames that S3PRL's downstream models get, one pair an utterance."""
+    """Frames and 20 ms frames that S3PRL's downstream models get, one pair per utterance."""
     module = importlib.import_module("s3prl_ofa.superb.upstream.featurizer")
     pairs = []
     forward = module.LengthAwareFeaturizer.forward
@@ -59,7 +59,7 @@ def stored_rate(path) -> RateOptions:
 
 
 def test_a_finished_training_has_nothing_to_measure(command, caplog):
-    """Run once more it ends well, and does not tell of the frame period of no utterance."""
+    """Run again it succeeds, and logs no frame period."""
     assert command("-a", "-m", "train", "-d", "sid", "-p", "exp") == 0
     assert "measured frame period: 20" in caplog.text
     caplog.clear()
@@ -95,8 +95,8 @@ def test_evaluate_at_another_rate_and_say_so(command, caplog, seen_frames):
     command("-m", "train", "-d", "pr", "-p", "exp", "--lambd", "0.5")
     caplog.clear(), seen_frames.clear()
     assert command("-m", "evaluate", "-e", "exp", "--frame-period-ms", "40") == 0
-    said = [record.getMessage() for record in caplog.records if "trained at" in record.getMessage()]
-    assert said == [
+    logged = [record.getMessage() for record in caplog.records if "trained at" in record.getMessage()]
+    assert logged == [
         "the experiment was trained at lambd 0.5, native frames; it now runs at frame period 40 ms, native frames"
     ]
     for found, whole in seen_frames:
@@ -104,8 +104,8 @@ def test_evaluate_at_another_rate_and_say_so(command, caplog, seen_frames):
     assert stored_rate("exp/states-2.ckpt").lambd == 0.5  # the experiment keeps its own
 
 
-def test_resume_goes_on_at_the_trained_rate(command, caplog):
-    """-e and -a go on from the last step with the stored rate, also when the command says nothing about it."""
+def test_resume_at_the_trained_rate(command, caplog):
+    """-e and -a resume from the last step at the stored rate, also when the command does not name it."""
     command("-m", "train", "-d", "sid", "-p", "exp", "--frame-period-ms", "50")
     caplog.clear()
     steps = "config.runner.total_steps=4"
@@ -118,7 +118,7 @@ def test_resume_goes_on_at_the_trained_rate(command, caplog):
 
 
 def test_weights_alone_keep_their_rate(command, caplog):
-    """-i takes weights only; without a rate on the command line theirs is used, not lambd 0."""
+    """-i loads only weights; without a rate on the command line theirs is used, not lambd 0."""
     command("-m", "train", "-d", "sid", "-p", "exp", "--lambd", "0.8")
     caplog.clear()
     assert command("-m", "evaluate", "-d", "sid", "-p", "other", "-i", "exp/states-2.ckpt") == 0
@@ -126,7 +126,7 @@ def test_weights_alone_keep_their_rate(command, caplog):
 
 
 def test_evaluate_from_another_folder(command, tmp_path, monkeypatch, caplog):
-    """The checkpoint of the upstream is found again from elsewhere, although it was given by a relative path."""
+    """The checkpoint of the upstream is found from another folder, although it was given by a relative path."""
     (tmp_path / "model.pt").write_bytes(pathlib.Path(CKPT).read_bytes())
     relative = ("-u", "ofa_wav2vec2_local", "-k", "model.pt")
     assert command("-m", "train", "-d", "sid", "-p", str(tmp_path / "exp"), upstream=relative) == 0
@@ -154,7 +154,7 @@ def test_inference_transcribes_a_file(command, corpora):
 
 
 def test_other_upstreams_run_unchanged(command, seen_frames, caplog):
-    """S3PRL's own upstreams serve as baselines through the same command, and take no rate."""
+    """S3PRL's own upstreams run as baselines through the same command, and take no rate."""
     fbank = ("-u", "fbank")
     assert command("-m", "train", "-d", "sid", "-p", "exp", upstream=fbank) == 0
     assert stored("exp/states-2.ckpt")["Args"].upstream_model_config is None
@@ -195,8 +195,8 @@ def test_specaug_is_scaled_to_native_frames(command):
     assert widths["upsampled"] == 40 and 19 <= widths["native"] <= 22
 
 
-def test_the_kept_config_runs_again(command):
-    """The config with its data roots filled in is in the experiment folder, and -c takes it."""
+def test_the_stored_config_runs_again(command):
+    """The config with its data roots filled in is in the experiment's folder, and -c takes it."""
     command("-m", "train", "-d", "pr", "-p", "exp", "--lambd", "0.5")
     again = ["-m", "train", "-d", "ctc", "-c", "exp/config.yaml", "-p", "again", "--lambd", "0.5"]
     assert cli.main(["run_downstream", *again, "-u", "ofa_wav2vec2", "-k", CKPT]) == 0
@@ -252,15 +252,15 @@ def test_bad_use_is_one_sentence_and_leaves_nothing(options, words, command, cap
 
 @pytest.mark.parametrize("override", ["x", "runner.total_steps=2", "config.a=b=c", "args.a.b=1", "config.a=1,,"])
 def test_an_override_that_s3prl_cannot_read(override, capfd, tmp_path):
-    """-o of another form is said with the form that is expected; S3PRL would fail on it or pass over it."""
+    """-o of another form is refused with the expected form; S3PRL would fail on it or ignore it."""
     command = ["-m", "train", "-d", "sid", "-p", str(tmp_path / "exp"), "-u", "fbank", "-o", override]
     assert cli.main(["run_downstream", *command]) == 2
     assert "config.NAME.NAME=VALUE" in capfd.readouterr().err
     assert not (tmp_path / "exp").exists()
 
 
-def test_no_upstream_and_no_checkpoint_are_said(command, capfd):
-    """Leaving out -u or -k is bad use as well."""
+def test_no_upstream_and_no_checkpoint(command, capfd):
+    """Leaving out -u or -k is bad use too."""
     for upstream, words in (((), "-u ofa_wav2vec2"), (("-u", "ofa_wav2vec2"), "-k FILE")):
         assert command("-m", "train", "-d", "sid", "-p", "exp", upstream=upstream) == 2
         assert words in capfd.readouterr().err
@@ -284,15 +284,15 @@ def test_nothing_of_s3prl_or_python_stays_changed(command, corpora):
     assert measured.utterances == 2 * len(SPEAKERS) and 20 < measured.frame_period_ms < 200
 
 
-def test_without_cuda_the_cpu_is_used_and_said(command, caplog, monkeypatch):
-    """S3PRL's default device is cuda: where there is none the cpu is taken, and one line says so."""
+def test_without_cuda_the_cpu_is_used(command, caplog, monkeypatch):
+    """S3PRL's default device is cuda: without a GPU the CPU is used, and one line says so."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert command("-m", "train", "-d", "sid", "-p", "exp") == 0
     assert "--device cuda becomes cpu" in caplog.text
 
 
-def test_the_cpu_can_be_chosen_beside_a_card(command, monkeypatch):
-    """--device cpu trains and evaluates where torch has CUDA too: S3PRL's runner would select "cpu" as a card."""
+def test_the_cpu_can_be_chosen_beside_a_gpu(command, monkeypatch):
+    """--device cpu trains and evaluates beside a GPU too: S3PRL's runner would select "cpu" as a CUDA device."""
     runner = importlib.import_module("s3prl.downstream.runner")
     monkeypatch.setattr(runner, "torch", torch)  # put back at the end
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -313,8 +313,8 @@ def test_help_shows_both_sets_of_options(capsys):
     assert all(option in text for option in ("--frame-period-ms", "--repeat", "--past_exp", "--upstream_trainable"))
 
 
-def test_unreachable_periods_are_said_once(command, caplog):
-    """A period that lambd 1 does not reach is said once, not once a batch."""
+def test_unreachable_periods_are_logged_once(command, caplog):
+    """A period that lambd 1 does not reach is logged once, not once per batch."""
     with caplog.at_level(logging.WARNING):
         assert command("-m", "train", "-d", "sid", "-p", "exp", "--frame-period-ms", "300") == 0
     assert sum("longer than lambd 1 gives" in record.getMessage() for record in caplog.records) == 1

@@ -1,4 +1,4 @@
-"""A training that was cut off ends as one that was not; and every run leaves what it measured."""
+"""An interrupted training ends like an uninterrupted one, and every run writes what it measured."""
 
 import json
 import pathlib
@@ -31,7 +31,7 @@ def stored(path) -> dict:
 
 
 def kill_at(monkeypatch, step: int):
-    """Makes saving at this step die half way."""
+    """Makes saving at this step fail."""
     save = torch.save
 
     def killed(states, file, *args):
@@ -54,9 +54,9 @@ SHORT_PIECES = (f"{DATARC}.max_timestep=16000", f"{DATARC}.train_batch_size=1") 
         ("asr", (f"{DATARC}.batch_size=2", "config.downstream_expert.modelrc.RNNs.dropout=[0.5]")),
     ],
 )
-def test_cut_off_and_the_same(task, overrides, train, monkeypatch):
-    """Going on from a save in the middle of an epoch and from one at its end gives the weights of a run that was not
-    cut off, bit for bit: utterances' order, random pieces, dropout, SpecAug and optimizer go on where they were."""
+def test_interrupted_and_the_same(task, overrides, train, monkeypatch):
+    """Resumed from a checkpoint in the middle of an epoch and from one at its end, a run ends with the weights of an
+    uninterrupted one, bit for bit: order of utterances, random pieces, dropout, SpecAug, optimizer."""
     assert train(task, "whole", *overrides) == 0
     for step in (4, 8, 10):
         with monkeypatch.context() as patch:
@@ -72,8 +72,8 @@ def test_cut_off_and_the_same(task, overrides, train, monkeypatch):
     assert any(not torch.equal(value, before[name]) for name, value in whole["Downstream"].items())
 
 
-def test_checkpoints_without_a_position_go_on(train):
-    """An experiment of S3PRL's own, or of an earlier version, has none, and goes on as S3PRL does."""
+def test_checkpoints_without_a_position_resume(train):
+    """An experiment of S3PRL, or of an earlier version, has none, and resumes as in S3PRL."""
     assert train("sid", "exp") == 0
     states = stored("exp/states-8.ckpt")
     del states["Position"]
@@ -85,8 +85,8 @@ def test_checkpoints_without_a_position_go_on(train):
 
 @pytest.mark.parametrize("upstream", [("ofa_wav2vec2", "-k", CKPT, "--lambd", "0.5"), ("mfcc",)])
 def test_measured(upstream, train, capfd):
-    """measured_test.json has score, frame period, MACs and speed of an evaluation, measured_train.json a batch's time;
-    for an upstream of S3PRL's too."""
+    """measured_test.json has score, frame period, MACs and speed of an evaluation, measured_train.json the time per
+    batch; for S3PRL's upstreams too."""
     assert train("sid", "exp", upstream=upstream) == 0
     assert json.loads(pathlib.Path("exp/measured_train.json").read_text())["seconds_a_batch"] > 0
     capfd.readouterr()

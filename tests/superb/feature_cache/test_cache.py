@@ -72,7 +72,7 @@ def test_pooling_shares_what_lambd_0_has_kept(first, wavs, opened, ran):
 
 
 def test_another_epoch_in_another_process(wavs, golden_model, opened, ran):
-    """What one has kept the next one that opens the folder finds, one utterance after another or all at once."""
+    """What one process has stored the next one finds, one utterance after another or all at once."""
     with opened() as cache:
         expected = ask(cache, wavs, golden_model)
     ran.clear()
@@ -85,7 +85,7 @@ def test_another_epoch_in_another_process(wavs, golden_model, opened, ran):
     assert not ran
 
 
-def test_each_model_and_rate_has_its_own_place(wavs, golden_model, opened, ran):
+def test_each_model_and_rate_has_its_own_section(wavs, golden_model, opened, ran):
     """Features of another rate, of other layers, of other weights or in another dtype are never taken for these."""
     changed = s3prl_ofa.load(CKPT)
     with torch.no_grad():
@@ -157,7 +157,7 @@ CHOICES = [
 
 @pytest.mark.parametrize(("selection", "layer", "layers"), CHOICES)
 @torch.no_grad()
-def test_what_s3prl_selects_is_kept(selection, layer, layers, wavs, opened, ran):
+def test_what_s3prl_selects_is_stored(selection, layer, layers, wavs, opened, ran):
     """Of what S3PRL's -s and -l choose no more is kept than it reads, the rest being NaN, and its featurizer gives the
     same with a cache; for a choice that it replaces by another, too."""
     from s3prl_ofa.superb.upstream.featurizer import LengthAwareFeaturizer
@@ -184,7 +184,7 @@ def test_layers_of_a_choice():
 
 
 def test_default_folder(monkeypatch, tmp_path):
-    """Without --feature-cache it is the cache folder of the user, where XDG says or ~/.cache."""
+    """Without --feature-cache it is in the user's cache folder: XDG_CACHE_HOME or ~/.cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert default_folder() == tmp_path / "xdg" / "s3prl_ofa" / "features"
     monkeypatch.setenv("XDG_CACHE_HOME", "")

@@ -1,4 +1,4 @@
-"""The folder of a feature cache: never above its limit, whole after kills, a full disk and other hands."""
+"""The folder of a feature cache: never above its limit, intact after kills, a full disk and outside changes."""
 
 import errno
 import logging
@@ -21,8 +21,8 @@ from s3prl_ofa.superb.feature_cache.cache import FeatureCache
 
 
 def test_never_above_the_limit(alike, golden_model, opened, tmp_path, ran):
-    """Entries never take more than the limit, the count is right, what did not fit is computed each time, right all the
-    same, and what is there is used."""
+    """Entries never take more than the limit and the count is right; what did not fit is computed every time, and what
+    is there is used."""
     folder, waves = tmp_path / "features", alike(8)
     with opened() as cache:
         ask(cache, waves[:1], golden_model)
@@ -40,24 +40,24 @@ def test_never_above_the_limit(alike, golden_model, opened, tmp_path, ran):
     assert on_disk(tmp_path / "small") == 0
 
 
-def test_the_oldest_place_makes_room(alike, golden_model, opened, tmp_path):
-    """When it is full the place goes that was opened longest ago, were it filled last, and no more of them than need
-    be; places in use stay."""
-    folder, waves, places = tmp_path / "features", alike(4), {}
+def test_the_least_recently_opened_section_makes_room(alike, golden_model, opened, tmp_path):
+    """In a full folder the least recently opened section is deleted, even if it was filled last, and no more of them
+    than necessary; sections in use stay."""
+    folder, waves, sections = tmp_path / "features", alike(4), {}
     rates = {"a": 0.001, "b": 0.002, "c": 0.003, "d": 0.004}
     for name in "abca":
         with opened(lambd=rates[name]) as cache:
             ask(cache, waves, golden_model, lambd=rates[name])
-        places[name] = cache.section
+        sections[name] = cache.section
         time.sleep(0.02)  # more than the grain of a file's time
     limit = on_disk(folder)
     with opened(limit=limit, lambd=rates["d"]) as cache:
         ask(cache, waves[:1], golden_model, lambd=rates["d"])
-        assert [name for name in "abc" if not places[name].exists()] == ["b"]
+        assert [name for name in "abc" if not sections[name].exists()] == ["b"]
         assert counted(folder) == on_disk(folder) <= limit
     with opened(lambd=rates["c"]), opened(limit=on_disk(folder), lambd=rates["d"]) as cache:
         ask(cache, waves[1:], golden_model, lambd=rates["d"])
-        assert [name for name in "ac" if not places[name].exists()] == ["a"]  # c is older than a, and in use
+        assert [name for name in "ac" if not sections[name].exists()] == ["a"]  # c is older than a, and in use
         assert counted(folder) == on_disk(folder) <= limit
 
 
@@ -76,8 +76,8 @@ def test_a_lower_limit_holds_when_it_is_opened(alike, golden_model, opened, tmp_
         assert_same(found, golden_model.extract(waves, lambd=0.002))
 
 
-def test_a_place_in_use_stays(alike, golden_model, opened, tmp_path, ran):
-    """Where all places are in use nothing makes room: their entries stay, and the newcomer goes on without keeping."""
+def test_a_section_in_use_stays(alike, golden_model, opened, tmp_path, ran):
+    """If all sections are in use nothing is deleted, and the newcomer continues without storing."""
     folder, waves = tmp_path / "features", alike(3)
     holder = opened(lambd=0.001)
     ask(holder, waves, golden_model, lambd=0.001)
@@ -107,8 +107,8 @@ BROKEN = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_entry_is_computed_again(kind, wavs, golden_model, opened, caplog, ran):
-    """An entry that cannot be read is named in a warning, computed, and kept again; the others of its batch are used,
-    and the next who opens the folder counts right."""
+    """An entry that cannot be read is named in a warning, computed, and stored again; the others of its batch are used,
+    and the next count is right."""
     cache, expected = opened(lambd=0.5), golden_model.extract(wavs, lambd=0.5)
     ask(cache, wavs, golden_model, lambd=0.5)
     path = cache.path(wavs[2])
@@ -126,13 +126,13 @@ def test_a_broken_entry_is_computed_again(kind, wavs, golden_model, opened, capl
         assert counted(cache.quota.folder) == on_disk(cache.quota.folder)
 
 
-@pytest.mark.parametrize("left", ["PLACE/ab/.0123.x.safetensors", "PLACE/.key.x.json", ".bytes.x"])
-def test_what_a_kill_left_half_written_goes(left, wavs, golden_model, opened, tmp_path):
+@pytest.mark.parametrize("left", ["SECTION/ab/.0123.x.safetensors", "SECTION/.key.x.json", ".bytes.x"])
+def test_leftovers_of_a_kill_are_removed(left, wavs, golden_model, opened, tmp_path):
     """Half-written files of a killed process are removed by the next that opens the folder alone, and not while
     another one, whose they may be, has it open; the count is right again."""
     with opened() as cache:
         ask(cache, wavs, golden_model)
-    half = tmp_path / "features" / left.replace("PLACE", cache.section.name)
+    half = tmp_path / "features" / left.replace("SECTION", cache.section.name)
     half.parent.mkdir(exist_ok=True)
     half.write_bytes(b"half of it")
     (tmp_path / "features" / "bytes").write_text("123456\n")  # taken for what was not written
@@ -144,15 +144,15 @@ def test_what_a_kill_left_half_written_goes(left, wavs, golden_model, opened, tm
             assert half.exists()
 
 
-def test_a_removal_that_was_cut_off(alike, golden_model, opened, tmp_path, monkeypatch):
-    """A place of which a killed process has removed a part still counts, so that the limit holds, and goes at last."""
+def test_an_interrupted_deletion(alike, golden_model, opened, tmp_path, monkeypatch):
+    """A section that a killed process has deleted in part still counts, and goes in the end."""
     folder, waves = tmp_path / "features", alike(4)
     with opened() as cache:
         ask(cache, waves, golden_model)
     size = on_disk(folder) // 4
 
-    def cut_off(place, **options):
-        (place / "key.json").unlink()  # folders come in any order
+    def cut_off(section, **options):
+        (section / "key.json").unlink()  # folders come in any order
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, opened(limit=4 * size, lambd=0.001) as other:
@@ -203,8 +203,8 @@ def child_waves() -> list[torch.Tensor]:
 
 
 def test_killed_while_writing(golden_model, opened, tmp_path, ran):
-    """What a process has open another one leaves alone; killed while it writes, it leaves a cache that holds what was
-    whole, nothing half written, and the right count."""
+    """What one process has open another one leaves alone; killed while it writes, it leaves a cache with its complete
+    entries, nothing half written, and the right count."""
     folder, waves = tmp_path / "features", child_waves()
     child = start(folder, 10**8, 0.0, "hang")
     try:
@@ -226,8 +226,8 @@ def test_killed_while_writing(golden_model, opened, tmp_path, ran):
 
 
 def test_several_processes_at_once(golden_model, opened, tmp_path, ran):
-    """Two processes that fill the same place, and one of another rate, get right features, never take more than the
-    limit together, and leave a right count."""
+    """Two processes that fill the same section, and one of another rate, get correct features, never exceed the limit
+    together, and leave a right count."""
     folder, waves = tmp_path / "features", child_waves()
     with opened(folder=tmp_path / "one") as cache:
         ask(cache, waves[:1], golden_model)
@@ -255,7 +255,7 @@ def test_several_processes_at_once(golden_model, opened, tmp_path, ran):
 
 @pytest.mark.parametrize("below", ["file", "file/features", "file/a/b"])
 def test_a_folder_that_cannot_be_written(below, golden_model, tmp_path):
-    """A folder that cannot be made is bad use, said in one sentence that names it."""
+    """A folder that cannot be made is reported in one sentence that names it."""
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UsageError, match=r"cannot be written \(.+\)$") as error:
         FeatureCache(tmp_path / below, 1, golden_model, {"lambd": 0.0}, ALL)
@@ -291,8 +291,8 @@ def test_a_full_disk_stops_nothing(methods, wavs, golden_model, opened, monkeypa
         assert counted(cache.quota.folder) == on_disk(cache.quota.folder)
 
 
-def test_a_folder_that_somebody_removes(wavs, golden_model, opened, ran):
-    """Caches get emptied by hand: a training that is using one goes on."""
+def test_a_folder_that_someone_removes(wavs, golden_model, opened, ran):
+    """Caches get emptied by hand: a training that uses one continues."""
     cache = opened()
     ask(cache, wavs[:2], golden_model)
     shutil.rmtree(cache.quota.folder)
@@ -300,14 +300,14 @@ def test_a_folder_that_somebody_removes(wavs, golden_model, opened, ran):
         assert_same(ask(cache, wavs, golden_model), golden_model.extract(wavs))
 
 
-def test_a_place_that_cannot_be_removed(alike, golden_model, opened, tmp_path, monkeypatch):
-    """Where the place that should make room cannot be removed, the newcomer goes on without keeping."""
+def test_a_section_that_cannot_be_deleted(alike, golden_model, opened, tmp_path, monkeypatch):
+    """If the section that should make room cannot be deleted, the newcomer continues without storing."""
     waves = alike(2)
     with opened() as cache:
         ask(cache, waves, golden_model)
 
-    def refuse(place, **options):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+    def refuse(section, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(section))
 
     monkeypatch.setattr(shutil, "rmtree", refuse)
     with opened(limit=on_disk(tmp_path / "features"), lambd=0.5) as cache:

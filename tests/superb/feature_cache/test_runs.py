@@ -41,9 +41,9 @@ def evaluated(expert, folder, batches) -> dict:
     return json.loads(measured_path(folder, "test").read_text())
 
 
-def test_the_upstream_is_measured_though_all_is_kept(alike, opened, tmp_path, ran):
-    """Of an evaluation whose features are all there the first two batches and each tenth are computed, so that there is
-    a speed; frames and cost are those of an evaluation without a cache."""
+def test_the_upstream_is_measured_though_all_is_cached(alike, opened, tmp_path, ran):
+    """In an evaluation whose features are all cached the first two batches and every tenth are computed, which gives a
+    speed; frames and cost are those of an evaluation without a cache."""
     expert = UpstreamExpert(CKPT, lambd=0.5, frames="native")
     waves = alike(23)
     expert.cache = opened(model=expert.model, **expert.options.extract_rate)
@@ -62,9 +62,8 @@ def test_the_upstream_is_measured_though_all_is_kept(alike, opened, tmp_path, ra
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_the_time_of_the_cache_is_not_the_model_s(kept, alike, opened, tmp_path, monkeypatch):
-    """What finding and keeping entries takes does not count as the upstream's time, in a new folder and in a full
-    one."""
+def test_the_time_of_the_cache_is_not_the_models(kept, alike, opened, tmp_path, monkeypatch):
+    """The time to find and store entries does not count as the upstream's, in a new folder and in a full one."""
     expert, waves = UpstreamExpert(CKPT, frames="native"), alike(3)
     expert.cache = opened(model=expert.model, **expert.options.extract_rate)
     if kept:
@@ -139,8 +138,8 @@ def test_training_is_the_same_with_a_cache(call, tmp_path, ran):
     assert on_disk(tmp_path / "cache" / "s3prl_ofa" / "features") > 0
 
 
-def test_pieces_at_random_places(call, caplog):
-    """Training on pieces cut at random does without a cache, and says so; on whole utterances it uses one."""
+def test_random_pieces(call, caplog):
+    """Training on random pieces does without a cache, and says so; on whole utterances it uses one."""
     for whole in (False, True):
         caplog.clear()
         changes = f"{DATARC}.max_timestep={None if whole else 64_000},,config.runner.total_steps=1"
@@ -161,7 +160,7 @@ MISUSE = [
 
 @pytest.mark.parametrize(("options", "sentence"), MISUSE, ids=str)
 def test_misuse(options, sentence, call, capfd, tmp_path):
-    """What cannot be cached, and a size that is none, is bad use, said in one sentence before anything is written."""
+    """What cannot be cached, and an invalid size, is refused in one sentence before anything is written."""
     assert call("exp", *options) == 2
     shown = capfd.readouterr().err
     assert sentence in shown.strip().splitlines()[-1] and "Traceback" not in shown
@@ -169,7 +168,7 @@ def test_misuse(options, sentence, call, capfd, tmp_path):
 
 
 def test_misuse_with_another_upstream(call, capfd, tmp_path):
-    """S3PRL's own upstreams have no cache, which is said."""
+    """S3PRL's own upstreams have no cache, and asking for one is an error."""
     assert call("exp", "--cache-gb", "1", upstream=("mfcc",)) == 2
     assert "--cache-gb needs the upstream ofa_wav2vec2, found mfcc" in capfd.readouterr().err.strip().splitlines()[-1]
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from s3prl_ofa.superb.learned_rate.rate import AdaptiveRate, Batch
 
 
 @pytest.mark.parametrize("max_lambd", [1.0, 0.6])
-def test_all_rates_are_asked(max_lambd):
+def test_all_rates_are_tried(max_lambd):
     """A batch runs at two lambds that are uniform from 0 to lambd_max and drawn by torch's generator, so that the
     task's model is trained at all rates."""
     torch.manual_seed(0)
@@ -46,7 +46,7 @@ def test_the_curve_finds_the_loss(coefficients):
             assert curve.slope(lambd) == pytest.approx(slope(lambd, c), abs=0.08)
 
 
-def test_the_curve_passes_over_what_is_no_number():
+def test_the_curve_ignores_what_is_not_finite():
     """A loss that is infinite or NaN at one of the two lambds leaves the curve as it is."""
     curve = LossCurve()
     curve.add(0.1, 0.9, 0.5)

@@ -1,4 +1,4 @@
-"""``lambd: adaptive``, in parts: its map, its gradient from two runs of a batch."""
+"""``lambd: adaptive`` in parts: its map, and its gradient from two runs of a batch."""
 
 import collections
 import functools
@@ -332,8 +332,8 @@ def test_distributed(wavs, tmp_path):
     assert float(upstream.rate.raw.grad) == pytest.approx(expected, rel=1e-5)
 
 
-def test_elsewhere_lambd_is_a_number(wavs):
-    """An upstream that nothing trains says so, where a rate that never moves would pass for a learnt one."""
+def test_without_a_runner_lambd_must_be_a_number(wavs):
+    """Without a runner that trains the rate the upstream raises an error: a fixed rate could pass for a learned one."""
     with pytest.raises(UsageError, match="run_downstream"):
         UpstreamExpert(CKPT, lambd="adaptive")(wavs)
 

@@ -98,8 +98,8 @@ def test_it_is_reported(trained):
     assert b"voxceleb1/train-lambd" in events.read_bytes() and b"train-frame_period_ms" in events.read_bytes()
 
 
-def test_cut_off_and_the_same(trained, tmp_path, monkeypatch):
-    """Killed in the middle of a save and gone on with, the rate and all else end as without, bit for bit."""
+def test_interrupted_and_the_same(trained, tmp_path, monkeypatch):
+    """Killed in the middle of a save and resumed, rate and weights end as without, bit for bit."""
     folder, _ = trained
     save = torch.save
 
@@ -116,7 +116,7 @@ def test_cut_off_and_the_same(trained, tmp_path, monkeypatch):
     assert_same_training(stored(folder / "states-12.ckpt"), stored(tmp_path / "cut" / "states-12.ckpt"))
 
 
-def test_a_rate_in_the_featurizer_s_state_is_found(trained, tmp_path):
+def test_a_rate_in_the_featurizers_state_is_found(trained, tmp_path):
     """An experiment of an earlier version, which kept the rate with the featurizer's weights, resumes to the same bits
     and is evaluated at its rate and at others."""
     folder, _ = trained
@@ -156,14 +156,14 @@ def test_evaluated_at_the_learnt_rate(trained, caplog):
     ],
 )
 def test_what_an_adaptive_experiment_cannot_do(trained, mode, options, words, capfd):
-    """Going on at another kind of rate or from another start is refused with one sentence."""
+    """Resuming at another kind of rate or from another start is refused in one sentence."""
     assert cli.main(["run_downstream", "-m", mode, "-e", str(trained[0]), *options]) == 2
     said = capfd.readouterr().err.strip().splitlines()[-1]
     assert all(word in said for word in words), said
 
 
 def test_a_fixed_experiment_has_no_rate_to_evaluate(tmp_path, capfd):
-    """An experiment at a given rate learnt none."""
+    """An experiment at a given rate has learned none."""
     assert train(tmp_path / "exp", "-g", "{lambd: 0.3}", "--lambd", "0.4") == 2  # and the weight has no rate then
     steps = "config.runner.total_steps=1,,config.runner.save_step=1,," + ",,".join(SMALL)
     ask = ["run_downstream", "-m", "train", "-u", "ofa_wav2vec2", "-k", CKPT, *SID, "-p", str(tmp_path / "exp")]

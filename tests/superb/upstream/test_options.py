@@ -38,7 +38,7 @@ def test_numbers_of_numpy_torch_and_yaml(half):
 
 @pytest.mark.parametrize("empty", [None, "", "{}", {}])
 def test_no_model_config(empty):
-    """S3PRL passes None where there is no -g, and an empty one says nothing either."""
+    """S3PRL passes None without -g; an empty one has no options either."""
     assert RateOptions.layered(read_model_config(empty)) == RateOptions()
 
 
@@ -108,8 +108,8 @@ def test_bad_model_config(text):
         read_model_config(text)
 
 
-def test_the_log_line_says_it_all():
-    """The rate is said in words in the log."""
+def test_the_log_line_names_all_options():
+    """The options in the words of the log."""
     assert str(RateOptions()) == "lambd 0, upsampled frames"
     assert str(RateOptions(frame_period_ms=40.0, frames="native", repeat=2)) == (
         "frame period 40 ms, native frames, each 2 times"
