@@ -36,7 +36,7 @@ import torch
 from s3prl_ofa.checkpoint.plain_values import plain
 from s3prl_ofa.checkpoint.safe_loading import nothing_run
 from s3prl_ofa.errors import CheckpointError, UsageError, shown
-from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM
+from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
 
 SECTIONS = ("runner", "downstream_expert")  # of every config of S3PRL's
 # keys, at any depth, whose names are evaluated as they are

@@ -17,6 +17,7 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.superb.compat import plain_names
 from s3prl_ofa.superb.compat.caches import secure_caches
+from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
 from s3prl_ofa.superb.downstream import processes
 from s3prl_ofa.superb.downstream.checkpoints import initial_states, newest_readable, past_checkpoints
 from s3prl_ofa.superb.downstream.parser import OurOptions, option
@@ -53,7 +54,7 @@ def read(args: argparse.Namespace, ours: OurOptions) -> tuple[argparse.Namespace
     ``past_exp`` is None in the arguments of a new experiment. Raises UsageError and CheckpointError.
     """
     args.override = plain_names.literal_override(args.override)
-    args.downstream = configs.S3PRL_DOWNSTREAM.get(args.downstream, args.downstream)
+    args.downstream = S3PRL_DOWNSTREAM.get(args.downstream, args.downstream)
     if args.expdir is None and args.expname is not None:
         args.expdir = f"result/downstream/{args.expname}"
     # absolute, because the experiment may be resumed from another folder
@@ -85,9 +86,9 @@ def new_config(args: argparse.Namespace, ours: OurOptions) -> Config:
     if args.upstream is None:
         raise UsageError("say which upstream: -u ofa_wav2vec2 -k CHECKPOINT")
     if args.downstream is None:
-        raise UsageError(f"say which task: -d {', '.join(configs.S3PRL_DOWNSTREAM)} or another of S3PRL's")
+        raise UsageError(f"say which task: -d {', '.join(S3PRL_DOWNSTREAM)} or another of S3PRL's")
     check_has_checkpoint(args)
-    if args.config is None or args.downstream in configs.S3PRL_DOWNSTREAM.values():
+    if args.config is None or args.downstream in S3PRL_DOWNSTREAM.values():
         return configs.resolve_config(args.downstream, args.config, ours.mini, ours.roots)
     try:
         return read_yaml(pathlib.Path(args.config).read_text("utf-8"))
@@ -109,7 +110,7 @@ def resumed(
 ) -> tuple[argparse.Namespace, Config]:
     """The arguments and config in a checkpoint, for this run and for where its folder, checkpoint and data are now."""
     stored, config, roots = past["Args"], past["Config"], ours.roots
-    if experiment_data.known(stored.downstream, config):
+    if configs.is_superb(stored.downstream, config):
         experiment_data.refill(stored.downstream, config, roots, args.override, args.mode != "inference")
         roots = {"vocabulary": roots["vocabulary"]}  # the trained one is used
     args.past_exp, args.auto_resume = os.path.abspath(path), False

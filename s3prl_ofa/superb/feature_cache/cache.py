@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.io.files import atomic_path, cache_folder
 from s3prl_ofa.io.locks import locked
 from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.model.ofa import ExtractOutput, OFAWav2Vec2
