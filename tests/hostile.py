@@ -1,10 +1,9 @@
 """Attacks on the reader of checkpoints: ``python -m tests.hostile --mutations 20000``.
 
-Every hand-made file of ``hostile_files`` and so many random mutations of good files of each format are loaded, each in
-a worker process. A finding is whatever is no load and no CheckpointError of one bounded sentence: code that was run,
-more than 5 s of work, more memory than twice the file and 1 GB, an error of another type, a crash; and a mutated
-``.pt`` archive that loads as another model than before, as its checksums should tell. Exit status 1 on a finding; the
-file is kept.
+Loads every hand-made file of ``hostile_files`` and random mutations of good files of each format, each in a worker
+process. Anything but a load or a CheckpointError of one bounded sentence is a finding: code that was run, more than 5 s
+of work, more memory than twice the file plus 1 GB, another type of error, a crash; and a mutated ``.pt`` archive that
+loads as a different model, which its checksums should prevent. Exits with status 1 on a finding and keeps the file.
 """
 
 import argparse

@@ -44,7 +44,7 @@ def test_cif_is_the_same_operations_for_any_number_of_frames_and_utterances():
 
 
 def test_the_compressor_is_the_same_operations_too():
-    """Promise: the same for the alpha predictor and the mixing with one lambd an utterance."""
+    """Promise: the same for the alpha predictor and the mixing with one lambd per utterance."""
     compressor = random_model(BASE).compressor
 
     def everything(batch, frames):
