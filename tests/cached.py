@@ -10,8 +10,8 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 RATES = [{"lambd": 0.0}, {"lambd": 0.5}, {"lambd": 1.3}, {"frame_period_ms": 21.0}, {"frame_period_ms": 40.0}]
 
 
-def ask(cache, wavs, model, **rate):
-    return cache.extract(wavs, lambda missing: model.extract(missing, **rate))
+def ask(cache, waves, model, **rate):
+    return cache.extract(waves, lambda missing: model.extract(missing, **rate))
 
 
 def on_disk(folder) -> int:

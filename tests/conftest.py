@@ -132,7 +132,7 @@ def mini_librispeech() -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def wavs(make_wave):
+def waves(make_wave):
     """Four utterances, of one frame and more."""
     return [torch.from_numpy(make_wave(seconds, seed)) for seed, seconds in enumerate((0.7, 0.028, 1.23, 0.4))]
 
@@ -150,9 +150,9 @@ def ran(monkeypatch):
 
     found, extract = [], OFAWav2Vec2.extract
 
-    def counted(model, wavs, *args, **kwargs):
-        found.extend(map(len, wavs))
-        return extract(model, wavs, *args, **kwargs)
+    def counted(model, waves, *args, **kwargs):
+        found.extend(map(len, waves))
+        return extract(model, waves, *args, **kwargs)
 
     monkeypatch.setattr(OFAWav2Vec2, "extract", counted)
     return found

@@ -19,14 +19,14 @@ ENTRIES = {"ofa_wav2vec2", "ofa_wav2vec2_local", "ofa_wav2vec2_url", "ofa_wav2ve
 
 
 @pytest.fixture(scope="module")
-def wavs():
+def waves():
     names = ("5s", "1s", "2.37s")
     return [torch.from_numpy(np.load(GOLDEN / f"ref_tiny_wav_{name}.npy")).float().reshape(-1) for name in names]
 
 
 @pytest.fixture(scope="module")
-def padded(wavs):
-    return pad_sequence(wavs, batch_first=True), torch.tensor([len(wav) for wav in wavs])
+def padded(waves):
+    return pad_sequence(waves, batch_first=True), torch.tensor([len(wave) for wave in waves])
 
 
 def test_the_hub_lists_the_entries():
@@ -134,13 +134,13 @@ def featurizer_of(upstream, **options):
 
 
 @torch.no_grad()
-def test_featurizer_cuts_at_the_true_lengths(wavs):
+def test_featurizer_cuts_at_the_true_lengths(waves):
     """Native frames reach the downstream model with the lengths that the upstream gives, weighted over all layers."""
     upstream = importlib.import_module("s3prl.hub").ofa_wav2vec2(CKPT, lambd=1.0, frames="native")
     featurizer = featurizer_of(upstream)
     assert upstream.measured.utterances == 0  # the second of noise that it tries out is not counted
-    output = upstream(wavs)
-    features = featurizer(wavs, output)
+    output = upstream(waves)
+    features = featurizer(waves, output)
     assert [len(feature) for feature in features] == output["hidden_states_len"].tolist()
     mean = torch.stack(output["hidden_states"]).mean(0)
     for feature, row, length in zip(features, mean, output["hidden_states_len"], strict=True):
@@ -161,23 +161,23 @@ def test_featurizer_cuts_at_the_true_lengths(wavs):
         ),
     ],
 )
-def test_featurizer_keeps_the_options_of_the_original(wavs, options, pick):
+def test_featurizer_keeps_the_options_of_the_original(waves, options, pick):
     """-s, -l and --upstream_feature_normalize do what they do in S3PRL."""
     upstream = importlib.import_module("s3prl.hub").ofa_wav2vec2(CKPT, lambd=0.5, frames="native")
-    output = upstream(wavs)
-    features = featurizer_of(upstream, **options)(wavs, output)
+    output = upstream(waves)
+    features = featurizer_of(upstream, **options)(waves, output)
     for feature, row, length in zip(features, pick(output), output["hidden_states_len"], strict=True):
         torch.testing.assert_close(feature, row[:length])
 
 
 @torch.no_grad()
-def test_featurizer_is_the_original_for_other_upstreams(wavs):
+def test_featurizer_is_the_original_for_other_upstreams(waves):
     """An upstream that gives no lengths gets S3PRL's own, with its check of the constant rate."""
     interfaces = importlib.import_module("s3prl.upstream.interfaces")
 
     class Constant(torch.nn.Module):
-        def forward(self, wavs):
-            return {"hidden_states": [torch.ones(len(wavs), max(map(len, wavs)) // 160, 4)]}
+        def forward(self, waves):
+            return {"hidden_states": [torch.ones(len(waves), max(map(len, waves)) // 160, 4)]}
 
         def get_downsample_rates(self, key):
             return 160
@@ -185,10 +185,10 @@ def test_featurizer_is_the_original_for_other_upstreams(wavs):
     upstream = Constant()
     length_aware = importlib.import_module("s3prl_ofa.superb.upstream.featurizer").LengthAwareFeaturizer
     ours, original = (kind(upstream, upstream_device="cpu") for kind in (length_aware, interfaces.Featurizer))
-    for one, other in zip(ours(wavs, upstream(wavs)), original(wavs, upstream(wavs)), strict=True):
+    for one, other in zip(ours(waves, upstream(waves)), original(waves, upstream(waves)), strict=True):
         assert torch.equal(one, other)
     with pytest.raises(AssertionError):
-        ours(wavs, {"hidden_states": [torch.ones(3, 5, 4)]})
+        ours(waves, {"hidden_states": [torch.ones(3, 5, 4)]})
 
 
 def nn_upstream(**options):
@@ -198,13 +198,13 @@ def nn_upstream(**options):
 
 
 @torch.no_grad()
-def test_s3prl_upstream_keeps_native_lengths(wavs, padded):
+def test_s3prl_upstream_keeps_native_lengths(waves, padded):
     """S3PRLUpstream neither stretches nor cuts native frames, and s3prl.nn.Featurizer takes them."""
     upstream, featurizer = nn_upstream(frame_period_ms=50.0, frames="native")
     states, lengths = upstream(*padded)
-    expected = [round(len(wav) / 800) for wav in wavs]
+    expected = [round(len(wave) / 800) for wave in waves]
     assert [length.tolist() for length in lengths] == [expected] * upstream.num_layers
-    direct = upstream.upstream(wavs)["hidden_states"]
+    direct = upstream.upstream(waves)["hidden_states"]
     assert all(torch.equal(one, other) for one, other in zip(states, direct, strict=True))
     features, feature_lengths = featurizer(states, lengths)
     assert features.shape == (3, max(expected), 32) and feature_lengths.tolist() == expected
@@ -213,11 +213,11 @@ def test_s3prl_upstream_keeps_native_lengths(wavs, padded):
 
 
 @torch.no_grad()
-def test_s3prl_upstream_is_the_original_for_upsampled_frames(wavs, padded):
+def test_s3prl_upstream_is_the_original_for_upsampled_frames(waves, padded):
     """Upsampled frames keep S3PRL's lengths, rounded up, and what it appends is a last frame in every row."""
     upstream, featurizer = nn_upstream(lambd=0.8)
     states, lengths = upstream(*padded)
-    assert lengths[0].tolist() == [-(-len(wav) // 320) for wav in wavs]
+    assert lengths[0].tolist() == [-(-len(wave) // 320) for wave in waves]
     assert featurizer(states, lengths)[0].shape == (3, max(lengths[0]), 32)
     for row, length in enumerate(lengths[0]):
         assert torch.equal(states[-1][row, length - 1], states[-1][row, length - 2])

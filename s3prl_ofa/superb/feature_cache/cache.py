@@ -47,7 +47,7 @@ Compute = Callable[[list[Tensor]], ExtractOutput]
 class FeatureCache:
     """The outputs of one model at one rate: a section of a cache's folder, which other models and rates share.
 
-    model, rate: as ``model.extract(wavs, **rate)`` is called. layers: the hidden states that are wanted, from 0 to the
+    model, rate: as ``model.extract(waves, **rate)`` is called. layers: the wanted hidden states, from 0 to the
     number of layers; in a cached output all others are NaN. limit_gb: the size limit of the whole folder in 10^9 bytes,
     for all processes together; when it is reached, sections that are not in use are deleted, least recently opened
     first, and after that nothing more is cached.
@@ -92,22 +92,22 @@ class FeatureCache:
         """Unlocks the folder."""
         self.locks.close()
 
-    def extract(self, wavs: list[Tensor], compute: Compute) -> ExtractOutput:
-        """What ``compute(wavs)`` gives; only the utterances that are missing are computed.
+    def extract(self, waves: list[Tensor], compute: Compute) -> ExtractOutput:
+        """What ``compute(waves)`` gives; only the utterances that are missing are computed.
 
         A batch of which nothing is cached, or any batch while ``recompute`` is set, is returned as it was computed.
         Otherwise its utterances were computed in other batches, on which features do not depend but for rounding.
         """
         start, self.overhead = self.now(), math.nan
-        check_waves(wavs, self.receptive_field, self.device)  # all, so that errors name the index in the batch
-        paths = [self.path(wav) for wav in wavs]
+        check_waves(waves, self.receptive_field, self.device)  # all, so that errors name the index in the batch
+        paths = [self.path(wave) for wave in waves]
         entries = [None if self.recompute else read(path) for path in paths]
         missing = [index for index, entry in enumerate(entries) if entry is None]
         if missing:
             before = self.now()
-            out = compute([wavs[index] for index in missing])
+            out = compute([waves[index] for index in missing])
             after = self.now()
-            mixed = len(missing) < len(wavs)
+            mixed = len(missing) < len(waves)
             for row, index in enumerate(missing):
                 if mixed or not (self.full or paths[index].exists()):
                     entries[index] = entry_of(out, row, self.layers)
@@ -115,15 +115,15 @@ class FeatureCache:
             if not mixed:
                 self.overhead = self.now() - after + before - start
                 return out
-        return self.collate(entries, wavs)
+        return self.collate(entries, waves)
 
     def now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def path(self, wav: Tensor) -> pathlib.Path:
-        samples = hashlib.sha256(wav.detach().to("cpu", torch.float32).contiguous().numpy())
+    def path(self, wave: Tensor) -> pathlib.Path:
+        samples = hashlib.sha256(wave.detach().to("cpu", torch.float32).contiguous().numpy())
         if torch.is_autocast_enabled(self.device.type):  # S3PRL's fp16, which can change from run to run
             samples.update(str(torch.get_autocast_dtype(self.device.type)).encode())
         digest = samples.hexdigest()
@@ -150,7 +150,7 @@ class FeatureCache:
             reason = getattr(error, "strerror", None) or error
             logger.warning("nothing more is stored in the feature cache: %s: %s", path.parent, reason)
 
-    def collate(self, entries: list[Entry], wavs: list[Tensor]) -> ExtractOutput:
+    def collate(self, entries: list[Entry], waves: list[Tensor]) -> ExtractOutput:
         """A batch from its utterances, padded as ``extract`` pads."""
 
         def padded(name: str) -> Tensor:
@@ -160,7 +160,7 @@ class FeatureCache:
         absent = states.new_full((), torch.nan).expand(*states.shape[:2], states.shape[3])
         cached = dict(zip(self.layers, states.unbind(2), strict=True))
         lengths = torch.tensor([len(entry["times"]) for entry in entries], device=self.device)
-        seconds = torch.tensor([len(wav) for wav in wavs], dtype=torch.float64, device=self.device) / SAMPLE_RATE
+        seconds = torch.tensor([len(wave) for wave in waves], dtype=torch.float64, device=self.device) / SAMPLE_RATE
         return ExtractOutput(
             hidden_states=tuple(cached.get(layer, absent) for layer in range(self.count)),
             lengths=lengths,

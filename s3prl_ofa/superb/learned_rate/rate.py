@@ -39,7 +39,7 @@ class Batch:
     """What the loss of a training batch depends on: its waves, the lambd at which it ran, the second lambd at which its
     loss is to be measured (if any), and per utterance the 20 ms frames and the sum of alpha (batch,), float64."""
 
-    wavs: list[Tensor]
+    waves: list[Tensor]
     here: float
     there: float | None
     frames: Tensor
@@ -92,18 +92,18 @@ class AdaptiveRate(nn.Module):
         """lambd as a number."""
         return float(self.lambd().detach())
 
-    def extract(self, model: OFAWav2Vec2, wavs: list[Tensor]) -> ExtractOutput:
+    def extract(self, model: OFAWav2Vec2, waves: list[Tensor]) -> ExtractOutput:
         """The model's output at this rate; in training at a random one during the search."""
         if self.probe_lambd is not None:
-            return model.extract(wavs, lambd=self.probe_lambd)
+            return model.extract(waves, lambd=self.probe_lambd)
         if not self.training:
-            return model.extract(wavs, lambd=self.value)
+            return model.extract(waves, lambd=self.value)
         here, there = self.draw_lambds() if self.curve.batches < self.search else (self.value, None)
-        out = model.extract(wavs, lambd=here)
-        alpha_sum = model.alpha(wavs)[0].sum(1) if out.alpha_sum is None else out.alpha_sum  # None at lambd 0
-        self.batch = Batch(wavs, here, there, out.input_lengths.double(), alpha_sum.detach())
+        out = model.extract(waves, lambd=here)
+        alpha_sum = model.alpha(waves)[0].sum(1) if out.alpha_sum is None else out.alpha_sum  # None at lambd 0
+        self.batch = Batch(waves, here, there, out.input_lengths.double(), alpha_sum.detach())
         frames = float(self.batch.share(self.lambd().detach()) * self.batch.frames.sum())
-        self.recent.append((sum(map(len, wavs)), frames))
+        self.recent.append((sum(map(len, waves)), frames))
         return out
 
     def draw_lambds(self) -> tuple[float, float]:

@@ -66,7 +66,7 @@ def loss_difference(
     with torch.no_grad(), dropout_disabled(module):
         rate.probe_lambd = rate.batch.there
         try:
-            there = runner.featurizer.model(rate.batch.wavs, runner.upstream.model(rate.batch.wavs))
+            there = runner.featurizer.model(rate.batch.waves, runner.upstream.model(rate.batch.waves))
         finally:
             rate.probe_lambd = None
         for features in (here, there):

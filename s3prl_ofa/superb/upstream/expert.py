@@ -91,27 +91,27 @@ class UpstreamExpert(nn.Module):
         """Runs at an AdaptiveRate from now on, which is not registered as a submodule: the upstream stays frozen."""
         object.__setattr__(self, "rate", rate)
 
-    def extract(self, wavs: list[Tensor]) -> ExtractOutput:
+    def extract(self, waves: list[Tensor]) -> ExtractOutput:
         if self.rate is not None:
-            return self.rate.extract(self.model, wavs)
+            return self.rate.extract(self.model, waves)
         if self.options.adaptive:
             raise UsageError("lambd adaptive is learned in S3PRL's run_downstream; elsewhere lambd must be a number")
         compute = functools.partial(self.model.extract, **self.options.extract_rate)
-        return compute(wavs) if self.cache is None else self.cache.extract(wavs, compute)
+        return compute(waves) if self.cache is None else self.cache.extract(waves, compute)
 
-    def forward(self, wavs: list[Tensor]) -> dict[str, Any]:
+    def forward(self, waves: list[Tensor]) -> dict[str, Any]:
         """Hidden states of a batch of waves, each (samples,) at 16 kHz.
 
         Returns ``hidden_states`` (layers + 1 tensors (batch, frames, dim)), ``hidden_states_len`` (batch,) int64,
         ``last_hidden_state``, and each layer again as ``hidden_state_0``, ... for S3PRL's ``-s``.
         """
-        out = self.extract(wavs)
+        out = self.extract(waves)
         encoded = out.lengths.tolist()
         if self.options.pool:
             out = pooled(out, self.options.pool)
         if self.rate is None or self.rate.probe_lambd is None:
-            for wav, before, frames in zip(wavs, encoded, out.lengths.tolist(), strict=True):
-                self.measured.add(len(wav), frames, macs(self.model.config, len(wav), before))
+            for wave, before, frames in zip(waves, encoded, out.lengths.tolist(), strict=True):
+                self.measured.add(len(wave), frames, macs(self.model.config, len(wave), before))
         if self.native_frames:
             repeat = self.options.repeat
             states = [state.repeat_interleave(repeat, dim=1) if repeat > 1 else state for state in out.hidden_states]

@@ -41,9 +41,9 @@ def seen_frames(monkeypatch):
     pairs = []
     forward = module.LengthAwareFeaturizer.forward
 
-    def spy(self, wavs, features):
-        found = forward(self, wavs, features)
-        pairs.extend((len(feature), (len(wav) - 400) // 320 + 1) for feature, wav in zip(found, wavs, strict=True))
+    def spy(self, waves, features):
+        found = forward(self, waves, features)
+        pairs.extend((len(feature), (len(wave) - 400) // 320 + 1) for feature, wave in zip(found, waves, strict=True))
         return found
 
     monkeypatch.setattr(module.LengthAwareFeaturizer, "forward", spy)

@@ -13,20 +13,20 @@ from s3prl_ofa.superb.upstream.expert import UpstreamExpert
 
 @pytest.mark.parametrize("rate", RATES, ids=str)
 @pytest.mark.parametrize("known", [(), (0, 1, 2, 3), (1,), (3, 0), (2, 1)], ids=str)
-def test_a_batch_is_what_the_model_gives(rate, known, wavs, golden_model, opened, ran):
+def test_a_batch_is_what_the_model_gives(rate, known, waves, golden_model, opened, ran):
     """Whatever part of a batch is there already and whatever it was batched with, all of it comes as from the model,
     which runs on the rest alone."""
     cache = opened(**rate)
     if known:
-        ask(cache, [wavs[index] for index in known], golden_model, **rate)
-    expected = golden_model.extract(wavs, **rate)
+        ask(cache, [waves[index] for index in known], golden_model, **rate)
+    expected = golden_model.extract(waves, **rate)
     ran.clear()
-    assert_same(ask(cache, wavs, golden_model, **rate), expected)
-    assert ran == [len(wav) for index, wav in enumerate(wavs) if index not in known]
+    assert_same(ask(cache, waves, golden_model, **rate), expected)
+    assert ran == [len(wave) for index, wave in enumerate(waves) if index not in known]
     ran.clear()
-    backwards = golden_model.extract(wavs[::-1], **rate)
+    backwards = golden_model.extract(waves[::-1], **rate)
     ran.clear()
-    assert_same(ask(cache, wavs[::-1], golden_model, **rate), backwards)
+    assert_same(ask(cache, waves[::-1], golden_model, **rate), backwards)
     assert not ran
 
 
@@ -42,12 +42,12 @@ UPSTREAMS = [
 
 @pytest.mark.parametrize("options", UPSTREAMS, ids=str)
 @torch.no_grad()
-def test_through_the_upstream(options, wavs, opened, ran):
+def test_through_the_upstream(options, waves, opened, ran):
     """The upstream gives S3PRL the same with and without a cache, in every form, and counts the same frames and cost;
     a second time the model does not run."""
     plain, cached = UpstreamExpert(CKPT, **options), UpstreamExpert(CKPT, **options)
     cached.cache = opened(model=cached.model, **cached.options.extract_rate)
-    for batch in ([wavs[2]], wavs, wavs[:2], wavs[::-1]):
+    for batch in ([waves[2]], waves, waves[:2], waves[::-1]):
         expected, found = plain(batch), cached(batch)
         assert found.keys() == expected.keys()
         assert torch.equal(found["hidden_states_len"], expected["hidden_states_len"])
@@ -55,37 +55,37 @@ def test_through_the_upstream(options, wavs, opened, ran):
             torch.testing.assert_close(state, other, **CLOSE)
     assert cached.measured == plain.measured
     ran.clear()
-    cached(wavs)
+    cached(waves)
     assert not ran
 
 
 @pytest.mark.parametrize("first", [{}, {"lambd": 0.0}, {"lambd": 0}, {"pool": 3}], ids=str)
 @torch.no_grad()
-def test_pooling_shares_what_lambd_0_has_kept(first, wavs, opened, ran):
+def test_pooling_shares_what_lambd_0_has_kept(first, waves, opened, ran):
     """Pooling comes after the cache, so what was kept at lambd 0, said or not, or for another pool serves it."""
     for number, options in enumerate((first, {"pool": 2})):
         expert = UpstreamExpert(CKPT, frames="native", **options)
         with opened(model=expert.model, **expert.options.extract_rate) as expert.cache:
             ran.clear()
-            expert(wavs)
-        assert len(ran) == (0 if number else len(wavs))
+            expert(waves)
+        assert len(ran) == (0 if number else len(waves))
 
 
-def test_another_epoch_in_another_process(wavs, golden_model, opened, ran):
+def test_another_epoch_in_another_process(waves, golden_model, opened, ran):
     """What one process has stored the next one finds, one utterance after another or all at once."""
     with opened() as cache:
-        expected = ask(cache, wavs, golden_model)
+        expected = ask(cache, waves, golden_model)
     ran.clear()
     with opened() as cache:
-        assert_same(ask(cache, wavs, golden_model), expected)
-        for row, wav in enumerate(wavs):
+        assert_same(ask(cache, waves, golden_model), expected)
+        for row, wave in enumerate(waves):
             frames = int(expected.lengths[row])
-            found = ask(cache, [wav], golden_model).hidden_states[-1]
+            found = ask(cache, [wave], golden_model).hidden_states[-1]
             torch.testing.assert_close(found, expected.hidden_states[-1][row : row + 1, :frames], **CLOSE)
     assert not ran
 
 
-def test_each_model_and_rate_has_its_own_section(wavs, golden_model, opened, ran):
+def test_each_model_and_rate_has_its_own_section(waves, golden_model, opened, ran):
     """Features of another rate, of other layers, of other weights or in another dtype are never taken for these."""
     changed = s3prl_ofa.load(CKPT)
     with torch.no_grad():
@@ -102,38 +102,38 @@ def test_each_model_and_rate_has_its_own_section(wavs, golden_model, opened, ran
     ]
     for known in (False, True):
         for model, layers, rate in others:
-            expected = model.extract(wavs[:2], **rate)
+            expected = model.extract(waves[:2], **rate)
             ran.clear()
             cache = opened(model=model, layers=layers, **rate)
-            assert_same(ask(cache, wavs[:2], model, **rate), expected, layers if known else ALL)
+            assert_same(ask(cache, waves[:2], model, **rate), expected, layers if known else ALL)
             assert bool(ran) != known
     assert len(list(cache.quota.folder.glob("*/key.json"))) == len(others)
 
 
-def test_audio_is_known_by_its_samples(wavs, golden_model, opened, ran):
+def test_audio_is_known_by_its_samples(waves, golden_model, opened, ran):
     """The same samples are found wherever they come from; one that differs in its last bit or is cut is not."""
-    cache, wav = opened(), wavs[0]
-    ask(cache, [wav], golden_model)
+    cache, wave = opened(), waves[0]
+    ask(cache, [wave], golden_model)
     ran.clear()
-    strided = torch.stack([wav, wav], 1)[:, 0]
-    for same in (wav.clone(), wav.double(), strided, wav.clone().requires_grad_()):
+    strided = torch.stack([wave, wave], 1)[:, 0]
+    for same in (wave.clone(), wave.double(), strided, wave.clone().requires_grad_()):
         with torch.no_grad():
             ask(cache, [same], golden_model)
     assert not ran
-    touched = wav.clone()
+    touched = wave.clone()
     touched[7] = torch.nextafter(touched[7], torch.tensor(1.0))
-    for other in (touched, wav[:-1], torch.cat([wav, torch.zeros(1)]), -wav):
+    for other in (touched, wave[:-1], torch.cat([wave, torch.zeros(1)]), -wave):
         assert_same(ask(cache, [other], golden_model), golden_model.extract([other]))
     assert len(ran) == 8
 
 
-def test_precision_of_the_moment(wavs, golden_model, opened):
+def test_precision_of_the_moment(waves, golden_model, opened):
     """What was computed under autocast, as S3PRL's fp16 does in training, is not given where full precision is asked
     for: the result is the same as without a cache."""
     cache = opened(lambd=0.5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ask(cache, wavs, golden_model, lambd=0.5)
-    assert_same(ask(cache, wavs, golden_model, lambd=0.5), golden_model.extract(wavs, lambd=0.5))
+        ask(cache, waves, golden_model, lambd=0.5)
+    assert_same(ask(cache, waves, golden_model, lambd=0.5), golden_model.extract(waves, lambd=0.5))
 
 
 CHOICES = [
@@ -157,7 +157,7 @@ CHOICES = [
 
 @pytest.mark.parametrize(("selection", "layer", "layers"), CHOICES)
 @torch.no_grad()
-def test_what_s3prl_selects_is_stored(selection, layer, layers, wavs, opened, ran):
+def test_what_s3prl_selects_is_stored(selection, layer, layers, waves, opened, ran):
     """Of what S3PRL's -s and -l choose no more is kept than it reads, the rest being NaN, and its featurizer gives the
     same with a cache; for a choice that it replaces by another, too."""
     from s3prl_ofa.superb.upstream.featurizer import LengthAwareFeaturizer
@@ -165,13 +165,13 @@ def test_what_s3prl_selects_is_stored(selection, layer, layers, wavs, opened, ra
     found = wanted_layers(selection, layer, 2)
     expert = UpstreamExpert(CKPT, lambd=0.5, frames="native")
     featurizer = LengthAwareFeaturizer(expert, selection, "cpu", layer_selection=layer)
-    expected = featurizer(wavs, expert(wavs))
-    plain = expert.extract(wavs)
+    expected = featurizer(waves, expert(waves))
+    plain = expert.extract(waves)
     expert.cache = opened(model=expert.model, layers=found, **expert.options.extract_rate)
-    expert(wavs[1:3])
-    assert_same(expert.extract(wavs), plain, found)
+    expert(waves[1:3])
+    assert_same(expert.extract(waves), plain, found)
     ran.clear()
-    for row, other in zip(featurizer(wavs, expert(wavs)), expected, strict=True):
+    for row, other in zip(featurizer(waves, expert(waves)), expected, strict=True):
         torch.testing.assert_close(row, other, **CLOSE)
     assert not ran
     assert set(layers) <= set(found) and (len(found) == len(layers) or found == ALL)

@@ -106,20 +106,20 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_entry_is_computed_again(kind, wavs, golden_model, opened, caplog, ran):
+def test_a_broken_entry_is_computed_again(kind, waves, golden_model, opened, caplog, ran):
     """An entry that cannot be read is named in a warning, computed, and stored again; the others of its batch are used,
     and the next count is right."""
-    cache, expected = opened(lambd=0.5), golden_model.extract(wavs, lambd=0.5)
-    ask(cache, wavs, golden_model, lambd=0.5)
-    path = cache.path(wavs[2])
+    cache, expected = opened(lambd=0.5), golden_model.extract(waves, lambd=0.5)
+    ask(cache, waves, golden_model, lambd=0.5)
+    path = cache.path(waves[2])
     good = path.read_bytes()
     path.write_bytes(BROKEN[kind](good))
     ran.clear()
-    assert_same(ask(cache, wavs, golden_model, lambd=0.5), expected)
-    assert ran == [len(wavs[2])]
+    assert_same(ask(cache, waves, golden_model, lambd=0.5), expected)
+    assert ran == [len(waves[2])]
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == 1 and str(path) in warned[0] and "computed again" in warned[0]
-    assert_same(ask(cache, wavs, golden_model, lambd=0.5), expected)
+    assert_same(ask(cache, waves, golden_model, lambd=0.5), expected)
     assert len(ran) == 1 and len(path.read_bytes()) == len(good)
     cache.close()
     with opened(lambd=0.5) as cache:
@@ -127,11 +127,11 @@ def test_a_broken_entry_is_computed_again(kind, wavs, golden_model, opened, capl
 
 
 @pytest.mark.parametrize("left", ["SECTION/ab/.0123.x.safetensors", "SECTION/.key.x.json", ".bytes.x"])
-def test_leftovers_of_a_kill_are_removed(left, wavs, golden_model, opened, tmp_path):
+def test_leftovers_of_a_kill_are_removed(left, waves, golden_model, opened, tmp_path):
     """Half-written files of a killed process are removed by the next that opens the folder alone, and not while
     another one, whose they may be, has it open; the count is right again."""
     with opened() as cache:
-        ask(cache, wavs, golden_model)
+        ask(cache, waves, golden_model)
     half = tmp_path / "features" / left.replace("SECTION", cache.section.name)
     half.parent.mkdir(exist_ok=True)
     half.write_bytes(b"half of it")
@@ -173,7 +173,7 @@ from s3prl_ofa.superb.feature_cache.cache import FeatureCache
 torch.set_num_threads(1)
 folder, limit, lambd, ckpt, doing = sys.argv[1:]
 model, lambd = s3prl_ofa.load(ckpt), float(lambd)
-wavs = list(0.1 * torch.randn(24, 4800, generator=torch.Generator().manual_seed(1)))
+waves = list(0.1 * torch.randn(24, 4800, generator=torch.Generator().manual_seed(1)))
 
 def hang(path, content):
     with path.open("wb") as file:
@@ -184,11 +184,11 @@ def hang(path, content):
 with FeatureCache(folder, int(limit) / 10**9, model, {"lambd": lambd}, (0, 1, 2)) as cache:
     print("open", flush=True)
     sys.stdin.readline()
-    for number, wav in enumerate(wavs * 2):
+    for number, wave in enumerate(waves * 2):
         if doing == "hang" and number == 3:
             pathlib.Path.write_bytes = hang
-        out = cache.extract([wav], lambda missing: model.extract(missing, lambd=lambd))
-        assert torch.allclose(out.hidden_states[-1], model.extract([wav], lambd=lambd).hidden_states[-1], atol=1e-5)
+        out = cache.extract([wave], lambda missing: model.extract(missing, lambd=lambd))
+        assert torch.allclose(out.hidden_states[-1], model.extract([wave], lambd=lambd).hidden_states[-1], atol=1e-5)
 """
 
 
@@ -271,18 +271,18 @@ def full_disk(monkeypatch, *methods):
 
 
 @pytest.mark.parametrize("methods", [("write_bytes",), ("write_text",), ("write_bytes", "write_text")], ids=str)
-def test_a_full_disk_stops_nothing(methods, wavs, golden_model, opened, monkeypatch, caplog, ran):
+def test_a_full_disk_stops_nothing(methods, waves, golden_model, opened, monkeypatch, caplog, ran):
     """Where the disk is full, for entries, for their count or both, one warning says so, the features still come, what
     is there is used, and nothing half written stays."""
     cache = opened()
-    ask(cache, wavs[:1], golden_model)
-    expected = golden_model.extract(wavs)
+    ask(cache, waves[:1], golden_model)
+    expected = golden_model.extract(waves)
     with monkeypatch.context() as patch:
         full_disk(patch, *methods)
         ran.clear()
         for _ in range(2):
-            assert_same(ask(cache, wavs, golden_model), expected)
-    assert len(ran) == 2 * (len(wavs) - 1)
+            assert_same(ask(cache, waves, golden_model), expected)
+    assert len(ran) == 2 * (len(waves) - 1)
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == 1 and "No space left on device" in warned[0]
     assert not list(cache.quota.folder.rglob(".*.safetensors"))
@@ -291,13 +291,13 @@ def test_a_full_disk_stops_nothing(methods, wavs, golden_model, opened, monkeypa
         assert counted(cache.quota.folder) == on_disk(cache.quota.folder)
 
 
-def test_a_folder_that_someone_removes(wavs, golden_model, opened, ran):
+def test_a_folder_that_someone_removes(waves, golden_model, opened, ran):
     """Caches get emptied by hand: a training that uses one continues."""
     cache = opened()
-    ask(cache, wavs[:2], golden_model)
+    ask(cache, waves[:2], golden_model)
     shutil.rmtree(cache.quota.folder)
     for _ in range(2):
-        assert_same(ask(cache, wavs, golden_model), golden_model.extract(wavs))
+        assert_same(ask(cache, waves, golden_model), golden_model.extract(waves))
 
 
 def test_a_section_that_cannot_be_deleted(alike, golden_model, opened, tmp_path, monkeypatch):

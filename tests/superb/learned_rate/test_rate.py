@@ -24,7 +24,7 @@ STARTS = (0.0, 0.004, 0.3, 0.5, 0.77, 1.0)
 
 
 @pytest.fixture
-def wavs():
+def waves():
     """Three utterances of unequal lengths; (samples,) each."""
     return [golden_wave("2.37s"), golden_wave("1s"), golden_wave("1s")[:9_000]]
 
@@ -40,11 +40,11 @@ def pair(start=0.5, weight=0.0, selection="hidden_states", **options):
     return upstream, featurizer.train()
 
 
-def features(upstream, featurizer, wavs):
+def features(upstream, featurizer, waves):
     """As S3PRL's runner calls them for a frozen upstream."""
     with torch.no_grad():
-        output = upstream(wavs)
-    return featurizer(wavs, output)
+        output = upstream(waves)
+    return featurizer(waves, output)
 
 
 def task_loss(features):
@@ -84,9 +84,9 @@ class Task(nn.Module):
         return ["best.ckpt"]
 
 
-def step(upstream, featurizer, wavs, task, scale=1.0, records=None):
+def step(upstream, featurizer, waves, task, scale=1.0, records=None):
     """The loss that S3PRL's runner goes back from."""
-    return task("train", features(upstream, featurizer, wavs), scale, records=collections.defaultdict(list))
+    return task("train", features(upstream, featurizer, waves), scale, records=collections.defaultdict(list))
 
 
 def runner_of(upstream, featurizer, task=None, settings=None, wrap=lambda rate: rate, **args):
@@ -103,19 +103,19 @@ def runner_of(upstream, featurizer, task=None, settings=None, wrap=lambda rate: 
     return runner, runner.downstream.model
 
 
-def loss_at(lambd, wavs, **options):
+def loss_at(lambd, waves, **options):
     """The task's loss of an upstream and featurizer with a number for lambd, in float64."""
     from s3prl_ofa.superb.upstream.featurizer import LengthAwareFeaturizer
 
     upstream = UpstreamExpert(CKPT, lambd=lambd, **options)
     featurizer = LengthAwareFeaturizer(upstream, feature_selection="hidden_states", upstream_device="cpu")
-    return float(task_loss(features(upstream.double().eval(), featurizer.double(), wavs)).detach())
+    return float(task_loss(features(upstream.double().eval(), featurizer.double(), waves)).detach())
 
 
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize(("frames", "repeat"), [("native", 1), ("native", 2), ("upsampled", 1)])
 @pytest.mark.parametrize("scale", [1.0, 1e3])
-def test_gradient(start, frames, repeat, scale, wavs):
+def test_gradient(start, frames, repeat, scale, waves):
     """The raw parameter's gradient is DAMPING times the map's slope times (the slope of the fitted curve and the
     weighted slope of the frame rate); the curve is fitted to the difference of the task's losses at the two lambds of
     the batch, of which MAX_DIFFERENCE counts at most; nothing else has a gradient."""
@@ -124,16 +124,16 @@ def test_gradient(start, frames, repeat, scale, wavs):
     rate, (_, task) = upstream.rate, runner_of(upstream, featurizer)
     lambd, here, there = rate.value, 0.7, 0.4
     rate.draw_lambds = lambda: (here, there)
-    loss = step(upstream, featurizer, wavs, task, scale)
+    loss = step(upstream, featurizer, waves, task, scale)
     loss.backward()
-    losses = [scale * loss_at(value, wavs, frames=frames, repeat=repeat) for value in (here, there)]
+    losses = [scale * loss_at(value, waves, frames=frames, repeat=repeat) for value in (here, there)]
     difference = max(-MAX_DIFFERENCE, min(MAX_DIFFERENCE, losses[1] - losses[0]))
     powers = torch.tensor([(2 * there - 1) ** power - (2 * here - 1) ** power for power in (1, 2, 3)])
     slopes = torch.tensor([2 * power * (2 * lambd - 1) ** (power - 1) for power in (1, 2, 3)])
     slope = (
         float(slopes @ powers) * difference / (1 + float(powers @ powers))
     )  # least squares, one row and a unit prior
-    alpha, lengths = upstream.model.alpha(wavs)
+    alpha, lengths = upstream.model.alpha(waves)
     share = float((alpha.sum() - lengths.sum()) / lengths.sum())
     along = max(MIN_SLOPE, 2 * (lambd * (1 - lambd)) ** 0.5)  # of the map: cos(2 raw)
     assert float(rate.raw.grad) / DAMPING == pytest.approx(along * (slope + 0.8 * share), rel=1e-5)
@@ -163,7 +163,7 @@ def test_it_leaves_an_end(end):
     assert abs(rate.value - end) > 0.01
 
 
-def test_the_second_run_leaves_no_trace(wavs):
+def test_the_second_run_leaves_no_trace(waves):
     """Random numbers, what was measured and the records of the task are as without it; dropout is the same in both
     runs, so that it makes no slope where the features are the same."""
     upstream, featurizer = pair(0.5, 0.0, frames="native")
@@ -172,18 +172,18 @@ def test_the_second_run_leaves_no_trace(wavs):
     upstream.measured = Measured()
     records = collections.defaultdict(list)
     torch.manual_seed(1)
-    loss = task("train", features(upstream, featurizer, wavs), 1.0, records=records)
+    loss = task("train", features(upstream, featurizer, waves), 1.0, records=records)
     after = torch.get_rng_state()
-    assert records == {"seen": ["train"]} and upstream.measured.utterances == len(wavs)
+    assert records == {"seen": ["train"]} and upstream.measured.utterances == len(waves)
     loss.backward()
     assert abs(float(rate.raw.grad)) < 1e-6
     torch.manual_seed(1)
-    Task(dropout=0.5).train()("train", features(upstream, featurizer, wavs), 1.0, records=records)
+    Task(dropout=0.5).train()("train", features(upstream, featurizer, waves), 1.0, records=records)
     assert torch.equal(torch.get_rng_state(), after)
 
 
 @pytest.mark.parametrize(("steps", "accumulation"), [(8, None), (8, 1), (4, 2)])
-def test_in_the_second_half_it_runs_at_lambd_alone(steps, accumulation, wavs, monkeypatch):
+def test_in_the_second_half_it_runs_at_lambd_alone(steps, accumulation, waves, monkeypatch):
     """For half of a training's batches, also those that S3PRL accumulates and those whose loss is not finite, each runs
     at two drawn lambds; then at lambd alone, which follows the curve as that has become. A resumed training goes on in
     its half."""
@@ -197,7 +197,7 @@ def test_in_the_second_half_it_runs_at_lambd_alone(steps, accumulation, wavs, mo
         _, task = runner_of(upstream, featurizer, settings=settings)
         for scale in batches:
             upstream.rate.raw.grad = None
-            step(upstream, featurizer, wavs, task, scale).backward()
+            step(upstream, featurizer, waves, task, scale).backward()
         return lambds, float(upstream.rate.raw.grad)
 
     settings = {"total_steps": steps, "gradient_accumulate_steps": accumulation}
@@ -213,25 +213,25 @@ def test_in_the_second_half_it_runs_at_lambd_alone(steps, accumulation, wavs, mo
         lambds, gradient = run(*models, [1.0, 1e3])
         assert lambds == [rate.value] * 2 == [pytest.approx(0.3)] * 2
         assert all(torch.equal(value, curve[name]) for name, value in rate.curve.state_dict().items())
-        alpha, lengths = upstream.model.alpha(wavs)
+        alpha, lengths = upstream.model.alpha(waves)
         share = float((alpha.sum() - lengths.sum()) / lengths.sum())
         along = 2 * (rate.value * (1 - rate.value)) ** 0.5
         assert gradient / DAMPING == pytest.approx(along * (rate.curve.slope(rate.value) + 0.5 * share), rel=1e-5)
 
 
-def test_a_loss_that_is_not_finite_moves_nothing(wavs):
+def test_a_loss_that_is_not_finite_moves_nothing(waves):
     """A batch whose loss is infinite at one of the two rates leaves the rate to the price of frames."""
     upstream, featurizer = pair(0.5, 0.0, frames="native")
     _, task = runner_of(upstream, featurizer)
-    step(upstream, featurizer, wavs, task, float("inf"))
+    step(upstream, featurizer, waves, task, float("inf"))
     assert upstream.rate.batch is None  # used up
-    features(upstream, featurizer, wavs)
+    features(upstream, featurizer, waves)
     upstream.rate(torch.zeros(()), float("nan")).backward()
     assert float(upstream.rate.raw.grad) == 0
 
 
 @pytest.mark.parametrize("lambd", [0.2, 0.9])
-def test_the_term_is_the_frame_rate(lambd, wavs):
+def test_the_term_is_the_frame_rate(lambd, waves):
     """What the loss is charged for is frames out / 20 ms frames in over the batch, up to the part of a frame that an
     utterance drops at its end; with its weight, once a batch, and not in evaluation."""
     upstream, featurizer = pair(lambd, weight=3.0, frames="native", repeat=2)
@@ -241,14 +241,14 @@ def test_the_term_is_the_frame_rate(lambd, wavs):
 
     def term():
         return float(
-            task("train", features(upstream, featurizer, wavs), 0.0, records=collections.defaultdict(list)).detach()
+            task("train", features(upstream, featurizer, waves), 0.0, records=collections.defaultdict(list)).detach()
         )
 
     share = term() / 3
-    output = upstream(wavs)
-    frames_out, frames_in = output["hidden_states_len"].sum() / 2, sum((len(wav) - 400) // 320 + 1 for wav in wavs)
-    assert 0 <= share - float(frames_out / frames_in) <= len(wavs) / frames_in
-    found = features(upstream, featurizer, wavs)
+    output = upstream(waves)
+    frames_out, frames_in = output["hidden_states_len"].sum() / 2, sum((len(wave) - 400) // 320 + 1 for wave in waves)
+    assert 0 <= share - float(frames_out / frames_in) <= len(waves) / frames_in
+    found = features(upstream, featurizer, waves)
     upstream.rate.batch = None
     assert task("train", found, 0.0, records=collections.defaultdict(list)) == 0
     upstream.rate.eval()
@@ -256,28 +256,28 @@ def test_the_term_is_the_frame_rate(lambd, wavs):
 
 
 @pytest.mark.parametrize("lambd", [0.0, 0.5, 1.0])
-def test_the_period_of_training_is_that_of_lambd(lambd, wavs):
+def test_the_period_of_training_is_that_of_lambd(lambd, waves):
     """The frame period that training reports is the one that evaluation at lambd has, up to the part of a frame that an
     utterance drops, although batches run at other lambds."""
     upstream, featurizer = pair(lambd, frames="native")
     assert math.isnan(upstream.rate.frame_period_ms)
     for _ in range(3):
-        upstream(wavs)
+        upstream(waves)
     period = upstream.rate.frame_period_ms
     upstream.rate.eval()
     upstream.measured = Measured()
-    upstream(wavs)
+    upstream(waves)
     frames = upstream.measured.frames
-    assert frames / (frames + len(wavs)) <= period / upstream.measured.frame_period_ms <= 1 + 1e-9
+    assert frames / (frames + len(waves)) <= period / upstream.measured.frame_period_ms <= 1 + 1e-9
 
 
-def test_in_evaluation_it_is_that_lambd(wavs):
+def test_in_evaluation_it_is_that_lambd(waves):
     """Evaluated, features are those of an upstream with this number for its lambd, bit for bit and without a graph."""
     upstream, _ = pair(0.37, frames="native")
     upstream.rate.eval()
     given = UpstreamExpert(CKPT, lambd=upstream.rate.value, frames="native").eval()
     with torch.no_grad():
-        found, expected = upstream(wavs), given(wavs)
+        found, expected = upstream(waves), given(waves)
     assert not found["last_hidden_state"].requires_grad
     assert torch.equal(found["last_hidden_state"], expected["last_hidden_state"])
 
@@ -297,7 +297,7 @@ def test_the_rate_is_a_module_of_its_own():
     assert other.curve.slope(0.4) == upstream.rate.curve.slope(0.4) != 0
 
 
-def test_the_runner_adds_the_term_to_what_is_divided_and_scaled(wavs):
+def test_the_runner_adds_the_term_to_what_is_divided_and_scaled(waves):
     """The term is part of the loss that the downstream model returns, so S3PRL's division by the accumulation steps and
     its loss scaling hold for it as for the task's loss."""
     upstream, featurizer = pair(0.5, weight=2.0, frames="native")
@@ -306,18 +306,18 @@ def test_the_runner_adds_the_term_to_what_is_divided_and_scaled(wavs):
     gradients = []
     for scale in (1, 1 / 4, 1024):
         upstream.rate.raw.grad = None
-        (step(upstream, featurizer, wavs, task, 0.0) * scale).backward()
+        (step(upstream, featurizer, waves, task, 0.0) * scale).backward()
         gradients.append(float(upstream.rate.raw.grad) / scale)
     assert gradients[0] < 0 and gradients[1:] == pytest.approx([gradients[0]] * 2)
     with pytest.raises(UsageError, match="-f"):
         check_frozen(upstream.options, trainable=True)
 
 
-def test_distributed(wavs, tmp_path):
+def test_distributed(waves, tmp_path):
     """In DistributedDataParallel, as S3PRL wraps it, the rate gets the same gradient."""
     upstream, featurizer = pair(0.5, 1.0, frames="native")
     upstream.rate.draw_lambds = lambda: (0.4, 0.6)
-    step(upstream, featurizer, wavs, runner_of(upstream, featurizer)[1]).backward()
+    step(upstream, featurizer, waves, runner_of(upstream, featurizer)[1]).backward()
     expected = float(upstream.rate.raw.grad)
     upstream, featurizer = pair(0.5, 1.0, frames="native")
     upstream.rate.draw_lambds = lambda: (0.4, 0.6)
@@ -326,19 +326,19 @@ def test_distributed(wavs, tmp_path):
         parallel = functools.partial(DistributedDataParallel, find_unused_parameters=True)
         featurizer = parallel(featurizer)
         _, task = runner_of(upstream, featurizer, wrap=parallel)
-        step(upstream, featurizer, wavs, task).backward()
+        step(upstream, featurizer, waves, task).backward()
     finally:
         torch.distributed.destroy_process_group()
     assert float(upstream.rate.raw.grad) == pytest.approx(expected, rel=1e-5)
 
 
-def test_without_a_runner_lambd_must_be_a_number(wavs):
+def test_without_a_runner_lambd_must_be_a_number(waves):
     """Without a runner that trains the rate the upstream raises an error: a fixed rate could pass for a learned one."""
     with pytest.raises(UsageError, match="run_downstream"):
-        UpstreamExpert(CKPT, lambd="adaptive")(wavs)
+        UpstreamExpert(CKPT, lambd="adaptive")(waves)
 
 
-def test_statistics_of_the_task_are_left_alone(wavs):
+def test_statistics_of_the_task_are_left_alone(waves):
     """Batch norm of the downstream model sees each batch once, at the present rate, and is in training again after."""
     upstream, featurizer = pair(0.5, 0.0, frames="native")
 
@@ -351,6 +351,6 @@ def test_statistics_of_the_task_are_left_alone(wavs):
             return super().forward(split, [self.norm(row) for row in found], scale, records)
 
     _, task = runner_of(upstream, featurizer, Normed().train())
-    step(upstream, featurizer, wavs, task).backward()
-    assert int(task.norm.num_batches_tracked) == len(wavs) and task.norm.training
+    step(upstream, featurizer, waves, task).backward()
+    assert int(task.norm.num_batches_tracked) == len(waves) and task.norm.training
     assert float(upstream.rate.raw.grad) != 0

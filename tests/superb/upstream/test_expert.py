@@ -15,25 +15,25 @@ from s3prl_ofa.superb.upstream.expert import UpstreamExpert
 
 
 @pytest.fixture(scope="module")
-def wavs():
+def waves():
     names = ("2.37s", "1s", "5s")
     return [torch.from_numpy(np.load(GOLDEN / f"ref_tiny_wav_{name}.npy")).float().reshape(-1) for name in names]
 
 
-def twenty_ms_frames(wavs):
-    return [(len(wav) - 400) // 320 + 1 for wav in wavs]
+def twenty_ms_frames(waves):
+    return [(len(wave) - 400) // 320 + 1 for wave in waves]
 
 
 @torch.no_grad()
-def test_upsampled_frames_stand_where_they_came_from(wavs):
+def test_upsampled_frames_stand_where_they_came_from(waves):
     """Each compressed frame is repeated over its 20 ms frames, with the lengths that a plain wav2vec 2.0 gives."""
     expert = UpstreamExpert(CKPT, lambd=0.5)
-    output = expert(wavs)
-    plain = expert.model.extract(wavs, lambd=0.5)
-    assert output["hidden_states_len"].tolist() == twenty_ms_frames(wavs)
+    output = expert(waves)
+    plain = expert.model.extract(waves, lambd=0.5)
+    assert output["hidden_states_len"].tolist() == twenty_ms_frames(waves)
     assert len(output["hidden_states"]) == expert.model.config.layers + 1
     for state, compressed in zip(output["hidden_states"], plain.hidden_states, strict=True):
-        for row in range(len(wavs)):
+        for row in range(len(waves)):
             index = plain.frame_index[row, : plain.input_lengths[row]]
             assert torch.equal(state[row, : plain.input_lengths[row]], compressed[row, index])
             # S3PRL rounds lengths up: it shall find the last frame there, not zeros
@@ -45,41 +45,41 @@ def test_upsampled_frames_stand_where_they_came_from(wavs):
 
 
 @torch.no_grad()
-def test_upsampled_without_compression_is_the_plain_output(wavs):
+def test_upsampled_without_compression_is_the_plain_output(waves):
     """At lambd 0 every frame comes from itself."""
-    output = UpstreamExpert(CKPT)(wavs)
-    plain = UpstreamExpert(CKPT, frames="native")(wavs)
-    assert output["hidden_states_len"].tolist() == plain["hidden_states_len"].tolist() == twenty_ms_frames(wavs)
+    output = UpstreamExpert(CKPT)(waves)
+    plain = UpstreamExpert(CKPT, frames="native")(waves)
+    assert output["hidden_states_len"].tolist() == plain["hidden_states_len"].tolist() == twenty_ms_frames(waves)
     for row, length in enumerate(plain["hidden_states_len"]):
         assert torch.equal(output["last_hidden_state"][row, :length], plain["last_hidden_state"][row, :length])
 
 
 @torch.no_grad()
-def test_native_frames_have_true_lengths(wavs):
+def test_native_frames_have_true_lengths(waves):
     """Native frames are the compressed ones; a frame period is met by the number of frames."""
-    output = UpstreamExpert(CKPT, frame_period_ms=40.0, frames="native")(wavs)
-    assert output["hidden_states_len"].tolist() == [round(len(wav) / 16000 / 0.04) for wav in wavs]
+    output = UpstreamExpert(CKPT, frame_period_ms=40.0, frames="native")(waves)
+    assert output["hidden_states_len"].tolist() == [round(len(wave) / 16000 / 0.04) for wave in waves]
     assert output["last_hidden_state"].shape[:2] == (3, max(output["hidden_states_len"]))
 
 
 @torch.no_grad()
-def test_repeat_repeats_each_native_frame(wavs):
+def test_repeat_repeats_each_native_frame(waves):
     """repeat N gives N equal frames in a row and N times the length, for CTC."""
-    once = UpstreamExpert(CKPT, lambd=1.0, frames="native")(wavs)
-    thrice = UpstreamExpert(CKPT, lambd=1.0, frames="native", repeat=3)(wavs)
+    once = UpstreamExpert(CKPT, lambd=1.0, frames="native")(waves)
+    thrice = UpstreamExpert(CKPT, lambd=1.0, frames="native", repeat=3)(waves)
     assert thrice["hidden_states_len"].tolist() == [3 * length for length in once["hidden_states_len"].tolist()]
     for k in range(3):
         assert torch.equal(thrice["last_hidden_state"][:, k::3], once["last_hidden_state"])
 
 
 @torch.no_grad()
-def test_features_do_not_depend_on_the_batch(wavs):
+def test_features_do_not_depend_on_the_batch(waves):
     """An utterance alone and in a batch has the same features and length, in both forms."""
     for frames in ("native", "upsampled"):
         expert = UpstreamExpert(CKPT, lambd=0.7, frames=frames)
-        together = expert(wavs)
-        for row, wav in enumerate(wavs):
-            alone = expert([wav])
+        together = expert(waves)
+        for row, wave in enumerate(waves):
+            alone = expert([wave])
             length = alone["hidden_states_len"][0]
             assert together["hidden_states_len"][row] == length
             torch.testing.assert_close(
@@ -87,9 +87,9 @@ def test_features_do_not_depend_on_the_batch(wavs):
             )
 
 
-def test_each_layer_has_a_key_of_its_own(wavs):
+def test_each_layer_has_a_key_of_its_own(waves):
     """S3PRL's -s hidden_state_1 picks one layer, as with its own upstreams."""
-    output = UpstreamExpert(CKPT)(wavs)
+    output = UpstreamExpert(CKPT)(waves)
     assert all(output[f"hidden_state_{index}"] is state for index, state in enumerate(output["hidden_states"]))
 
 
@@ -107,39 +107,39 @@ def test_downsample_rate_is_320_at_every_rate():
     assert UpstreamExpert(CKPT, lambd=1.0, frames="native").get_downsample_rates("hidden_states") == 320
 
 
-def test_measured_adds_up(wavs):
+def test_measured_adds_up(waves):
     """Utterances, seconds and compressed frames are counted, before repetition and before upsampling."""
     for options in ({"frames": "native", "repeat": 2}, {"frames": "upsampled"}):
         expert = UpstreamExpert(CKPT, frame_period_ms=40.0, **options)
         assert np.isnan(expert.measured.frame_period_ms)
-        expert(wavs)
-        expert(wavs[:1])
-        seconds = sum(map(len, [*wavs, wavs[0]])) / 16000
+        expert(waves)
+        expert(waves[:1])
+        seconds = sum(map(len, [*waves, waves[0]])) / 16000
         assert expert.measured.utterances == 4
         assert expert.measured.seconds == pytest.approx(seconds)
-        assert expert.measured.frames == sum(round(len(wav) / 640) for wav in [*wavs, wavs[0]])
+        assert expert.measured.frames == sum(round(len(wave) / 640) for wave in [*waves, waves[0]])
         assert expert.measured.frame_period_ms == pytest.approx(40, rel=0.02)
 
 
-def test_fine_tuning_reaches_the_whole_model_and_changes_it(wavs):
+def test_fine_tuning_reaches_the_whole_model_and_changes_it(waves):
     """With S3PRL's -f the optimizer gets the parameters, gradients reach them, and a step changes the features."""
     expert = UpstreamExpert(CKPT, lambd=0.5, frames="native").train()
     optimizer = torch.optim.SGD(list(expert.parameters()), lr=1e-2)
-    before = expert(wavs[:1])["hidden_states"]
+    before = expert(waves[:1])["hidden_states"]
     sum(state.pow(2).mean() for state in before).backward()
     without = [name for name, parameter in expert.named_parameters() if parameter.grad is None]
     assert not without
     optimizer.step()
     with torch.no_grad():
-        after = expert.eval()(wavs[:1])["hidden_states"]
+        after = expert.eval()(waves[:1])["hidden_states"]
         fresh = UpstreamExpert(CKPT, lambd=0.5, frames="native")
         fresh.load_state_dict(expert.state_dict())
-        again = fresh(wavs[:1])["hidden_states"]
+        again = fresh(waves[:1])["hidden_states"]
     assert after[-1].shape != before[-1].shape or not torch.allclose(after[-1], before[-1])
     assert torch.equal(after[-1], again[-1])
 
 
-def test_a_plain_checkpoint_runs_at_lambd_0_only(tmp_path, wavs):
+def test_a_plain_checkpoint_runs_at_lambd_0_only(tmp_path, waves):
     """Without a compressor another rate is refused when the upstream is made, not in the middle of a run."""
     from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
 
@@ -148,7 +148,7 @@ def test_a_plain_checkpoint_runs_at_lambd_0_only(tmp_path, wavs):
     path = tmp_path / "plain.safetensors"
     OFAWav2Vec2(config).save(path)
     for options in ({}, {"lambd": 0}, {"frame_period_ms": 20.0}):
-        assert UpstreamExpert(path, **options)(wavs)["hidden_states_len"].tolist() == twenty_ms_frames(wavs)
+        assert UpstreamExpert(path, **options)(waves)["hidden_states_len"].tolist() == twenty_ms_frames(waves)
     for options in ({"lambd": 0.5}, {"frame_period_ms": 40.0}):
         with pytest.raises(UsageError, match="no compressor"):
             UpstreamExpert(path, **options)

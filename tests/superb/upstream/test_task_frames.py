@@ -156,9 +156,9 @@ def test_labels_and_frames_are_of_the_same_time(diarize, seen, monkeypatch):
     expert = importlib.import_module("s3prl_ofa.superb.upstream.expert")
     extract = expert.UpstreamExpert.extract
 
-    def marked(self, wavs):
+    def marked(self, waves):
         """Each compressed frame's hidden states are its middle in seconds."""
-        out = extract(self, wavs)
+        out = extract(self, waves)
         middle = out.times.mean(-1, keepdim=True).float()
         return expert.dataclasses.replace(out, hidden_states=tuple(h * 0 + middle for h in out.hidden_states))
 
