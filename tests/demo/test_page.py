@@ -1,0 +1,92 @@
+"""``s3prl-ofa demo`` without a browser: what it refuses, and what its page is made of."""
+
+import socket
+import sys
+
+import numpy as np
+import pytest
+
+from s3prl_ofa import cli
+from s3prl_ofa.demo import page, view
+
+
+@pytest.fixture(autouse=True)
+def environment_as_before(monkeypatch):
+    """The command sets these for its own process."""
+    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, "")
+
+
+@pytest.fixture
+def utterance(golden_model, make_wave):
+    return view.hear(golden_model, make_wave(1.0))
+
+
+@pytest.mark.parametrize("missing", ["gradio", "matplotlib"])
+def test_missing_extra(missing, monkeypatch, capsys):
+    """Without the extra, one sentence names it."""
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert cli.main(["demo", "--port", "0"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"s3prl-ofa demo: error: the page needs {missing}: pip install 's3prl-ofa[demo]'\n"
+
+
+@pytest.mark.parametrize("port", ["taken", "70000"])
+def test_port(port, capsys):
+    """A port that another program has, or that cannot be: one sentence, status 2."""
+    with socket.create_server((page.HOST, 0)) as other:
+        number = str(other.getsockname()[1]) if port == "taken" else port
+        assert cli.main(["demo", "--port", number]) == 2
+    said = capsys.readouterr().err
+    assert f"--port {number} cannot be used" in said and said.endswith("choose another\n") and said.count("\n") == 1
+
+
+def test_checkpoint(tmp_path, capsys):
+    """A checkpoint that is not there is named before the page is announced."""
+    assert cli.main(["demo", "--port", "0", "--ckpt", str(tmp_path / "none.pt")]) == 2
+    printed = capsys.readouterr()
+    assert "none.pt" in printed.err and not printed.out
+
+
+def test_plain_checkpoint(make_wave):
+    """Without a compressor there is nothing to move, and the page says why; the utterance is shown at 20 ms."""
+    import gradio
+
+    from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
+
+    model = OFAWav2Vec2(ModelConfig(dim=32, ffn_dim=64, heads=4, layers=1))
+    blocks = page.build(model)
+    sliders = [block for block in blocks.blocks.values() if isinstance(block, gradio.Slider)]
+    assert len(sliders) == 2
+    for slider in sliders:
+        assert not slider.interactive and slider.value == 20 and "no compressor" in slider.info
+    seen = view.look(model, view.hear(model, make_wave(1.0)), 20.0)
+    assert len(seen.times) == 49 and seen.weights is None
+    assert page.pixels(seen).shape[2] == 3
+
+
+def test_other_sites_are_turned_away(golden_model):
+    """A request under another name is refused, so that a name that points to this machine opens nothing; every answer
+    forbids the page to load from elsewhere."""
+    from fastapi.testclient import TestClient
+
+    app = page.serve(page.build(golden_model))
+    answer = TestClient(app, base_url="http://127.0.0.1:7860").get("/")
+    assert answer.status_code == 200 and "default-src 'self'" in answer.headers["content-security-policy"]
+    assert TestClient(app, base_url="http://elsewhere.example").get("/").status_code == 400
+
+
+def test_table(golden_model, utterance):
+    """Both rates and their ratio, in digits that can be read; nothing without an utterance."""
+    a, b = (view.look(golden_model, utterance, period) for period in (20.0, 40.0))
+    rows = {row[0]: row[1:] for row in (line.strip("| ").split(" | ") for line in page.table(a, b).splitlines()[2:])}
+    assert rows["frames"] == ["49", "25", "0.51"]
+    assert float(rows["hidden states (MB)"][2]) == pytest.approx(25 / 49, abs=0.01)
+    assert page.table(a, None) == ""
+    assert page.in_digits(28_456.7) == "28,457" and page.in_digits(0.01234) == "0.0123"
+
+
+def test_sound_is_not_made_louder():
+    """gradio brings float samples to full scale; 16-bit samples it leaves as they are."""
+    rate, samples = page.sound(np.array([0.0, 0.25, -1.5], np.float32))
+    assert rate == 16_000 and samples.dtype == np.int16 and samples.tolist() == [0, 8192, -32767]
