@@ -72,7 +72,7 @@ def test_typos_get_a_suggestion(arguments, suggestion, capsys):
     assert ("did you mean" in said) == ("did you mean" in suggestion)
 
 
-@pytest.mark.parametrize("command", ["extract", "info", "link", "unlink", "prepare", "convert"])
+@pytest.mark.parametrize("command", ["extract", "info", "link", "unlink", "prepare", "convert", "demo"])
 def test_every_command_has_help(command, capsys):
     """Every command is wired to its module."""
     with pytest.raises(SystemExit) as end:

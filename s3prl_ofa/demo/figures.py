@@ -18,7 +18,8 @@ HOP = 0.02  # seconds, of alpha
 WINDOW, STEP = 0.025, 0.005  # seconds, of the spectrogram
 DYNAMIC_RANGE = 65.0  # dB below the loudest point that are still told apart
 BOUNDARY, ALPHA, WEIGHT, CHOSEN = "#ffffff", "#0072b2", "#d55e00", "#ffd400"
-SIZE = (7.6, 3.7)  # inches
+SIZE, DPI = (7.6, 3.7), 150  # inches, pixels per inch
+WIDTH = round(SIZE[0] * DPI)  # pixels
 LEFT, RIGHT = 0.07, 0.99  # of the figure's width: the time axis
 # Bottom and height of each panel, of the figure's height
 PHONES, SPECTROGRAM, WEIGHTS = (0.925, 0.065), (0.4, 0.52), (0.135, 0.235)
@@ -55,7 +56,7 @@ def draw(
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, dpi=150)
+        figure = Figure(figsize=SIZE, dpi=DPI)
         seconds = len(wave) / SAMPLE_RATE
 
         def panel(place: tuple[float, float]) -> "Axes":
@@ -67,7 +68,7 @@ def draw(
         top, below = panel(SPECTROGRAM), panel(WEIGHTS)
         draw_spectrogram(top, wave)
         boundaries = np.append(times[:, 0], times[-1, 1])
-        pixels_per_frame = figure.bbox.width * (RIGHT - LEFT) / len(times)
+        pixels_per_frame = WIDTH * (RIGHT - LEFT) / len(times)
         strength = float(np.clip(pixels_per_frame / 25, 0.2, 0.95))  # many lines would hide the spectrogram
         top.vlines(boundaries, 0, SAMPLE_RATE / 2000, BOUNDARY, linewidth=0.6, alpha=strength)
         draw_weights(below, alpha, weights)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from s3prl_ofa.arguments import one_line
-from s3prl_ofa.demo.run import CHECKPOINT
+from s3prl_ofa.arguments import add_device_argument, one_line
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.audio import SAMPLE_RATE, load_audio
 
@@ -53,16 +52,16 @@ CSS = """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--ckpt", default=CHECKPOINT, help="a checkpoint of any known format (default: the bundled one)"
+        "--ckpt", default="tiny", help="a checkpoint of any known format, or tiny, the bundled one (the default)"
     )
     parser.add_argument("--port", type=int, default=PORT, help=f"of the page (default: {PORT}; 0: any that is free)")
+    add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C. Raises UsageError for a port that is taken and without the extra ``demo``."""
     with tempfile.TemporaryDirectory(prefix="s3prl-ofa-demo-") as folder:
-        # Read by gradio when it is imported.
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
+        os.environ["GRADIO_TEMP_DIR"] = folder  # what is recorded or uploaded goes when the page ends
         try:
             import gradio  # noqa: F401
             import matplotlib  # noqa: F401
@@ -78,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             reason = getattr(error, "strerror", None) or error
             raise UsageError(f"--port {args.port} cannot be used ({reason}); choose another") from None
         with listener:
-            page = serve(build(load(args.ckpt)))
+            page = serve(build(load(args.ckpt, args.device)))
             print(f"http://{HOST}:{listener.getsockname()[1]} shows the page; Ctrl-C ends it", flush=True)
             uvicorn.Server(uvicorn.Config(page, log_level="warning")).run(sockets=[listener])
     return 0
@@ -113,7 +112,7 @@ def build(model: "OFAWav2Vec2") -> "gradio.Blocks":
     import gradio
 
     from s3prl_ofa.demo import view
-    from s3prl_ofa.demo.figures import frame_at
+    from s3prl_ofa.demo.figures import WIDTH, frame_at
 
     def pick(name: str) -> tuple[int, np.ndarray]:
         return sound(load_audio(view.example_path(name)))
@@ -136,8 +135,7 @@ def build(model: "OFAWav2Vec2") -> "gradio.Blocks":
         return seen, pixels(seen), gradio.Audio(None, visible=False)
 
     def play(seen: view.View | None, click: gradio.SelectData) -> tuple[np.ndarray, Any]:
-        image = pixels(seen)
-        frame = frame_at(click.index[0] / image.shape[1], seen.utterance.seconds, seen.times)
+        frame = frame_at(click.index[0] / WIDTH, seen.utterance.seconds, seen.times)
         start, end = seen.times[frame]
         label = f"frame {frame + 1} of {len(seen.times)}: {start:.3f} to {end:.3f} s"
         return pixels(seen, frame), gradio.Audio(sound(seen.stretch(frame)), label=label, visible=True)
@@ -189,7 +187,7 @@ def build(model: "OFAWav2Vec2") -> "gradio.Blocks":
 
 def sound(wave: np.ndarray) -> tuple[int, np.ndarray]:
     """A wave (samples,) as gradio takes it: 16-bit samples, so that it does not change their loudness."""
-    return SAMPLE_RATE, (np.clip(wave, -1, 1) * 32767).round().astype(np.int16)
+    return SAMPLE_RATE, np.clip(wave * 32768, -32768, 32767).round().astype(np.int16)
 
 
 def pixels(view: "View | None", chosen: int | None = None) -> np.ndarray | None:

@@ -14,7 +14,6 @@ import pytest
 import soundfile
 from paths import ROOT
 
-from s3prl_ofa.demo.run import CHECKPOINT
 from s3prl_ofa.demo.view import example_path, examples, hear, look
 from s3prl_ofa.io.audio import SAMPLE_RATE, load_audio
 
@@ -25,9 +24,10 @@ SECONDS = 60  # that a browser on a busy machine may take
 LOCAL = re.compile(r"(http://127\.0\.0\.1:\d+/|data:|blob:http://127\.0\.0\.1)")
 # Every connection and name that the process asks for goes to a file.
 SERVER = """
-import sys
+import socket, sys
 log = open(sys.argv[1], "w", buffering=1)
 sys.addaudithook(lambda event, args: event in ("socket.connect", "socket.getaddrinfo") and print(event, args, file=log))
+socket.socket().connect_ex(("127.0.0.1", 9))  # the file must show this one
 from s3prl_ofa.cli import main
 sys.exit(main(["demo", "--port", "0"]))
 """
@@ -39,10 +39,11 @@ VIOLATION = """() => new Promise(resolve => {
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """The page, served by a process of its own that must have spoken to nobody else when it ends."""
-    log = tmp_path_factory.mktemp("server") / "connections"
+    """The page, served by a process of its own; at its end it must have spoken to nobody else and leave no audio."""
+    folder = tmp_path_factory.mktemp("server")
+    log = folder / "connections"
     command = [sys.executable, "-c", SERVER, str(log)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as server:
         try:
             yield server.stdout.readline().split()[0]
@@ -50,7 +51,8 @@ def address(tmp_path_factory):
             server.terminate()
     assert server.returncode == 143  # SIGTERM, as every command
     asked = log.read_text().splitlines()
-    assert not [line for line in asked if not re.search(r"'(127\.0\.0\.1|localhost)'", line)], asked
+    assert asked and not [line for line in asked if not re.search(r"'(127\.0\.0\.1|localhost)'", line)], asked
+    assert not list(folder.glob("s3prl-ofa-demo-*"))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +120,7 @@ def test_use(visit, tmp_path):
     """A slider, a click, an upload, a recording and a file that is no audio do what the page says."""
     import s3prl_ofa
 
-    model = s3prl_ofa.load(CHECKPOINT)
+    model = s3prl_ofa.load("tiny")
     first = load_audio(example_path(next(iter(examples()))))
     at = {period: look(model, hear(model, first), period) for period in (20.0, 50.0, 90.0)}
     page = visit(1440, 1000)

@@ -8,13 +8,13 @@ import pytest
 
 from s3prl_ofa import cli
 from s3prl_ofa.demo import page, view
+from s3prl_ofa.demo.figures import WIDTH
 
 
 @pytest.fixture(autouse=True)
 def environment_as_before(monkeypatch):
-    """The command sets these for its own process."""
-    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):
-        monkeypatch.setenv(name, "")
+    """The command sets it for its own process."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_plain_checkpoint(make_wave):
         assert not slider.interactive and slider.value == 20 and "no compressor" in slider.info
     seen = view.look(model, view.hear(model, make_wave(1.0)), 20.0)
     assert len(seen.times) == 49 and seen.weights is None
-    assert page.pixels(seen).shape[2] == 3
+    assert page.pixels(seen).shape[1:] == (WIDTH, 3)
 
 
 def test_other_sites_are_turned_away(golden_model):
@@ -86,7 +86,9 @@ def test_table(golden_model, utterance):
     assert page.in_digits(28_456.7) == "28,457" and page.in_digits(0.01234) == "0.0123"
 
 
-def test_sound_is_not_made_louder():
-    """gradio brings float samples to full scale; 16-bit samples it leaves as they are."""
-    rate, samples = page.sound(np.array([0.0, 0.25, -1.5], np.float32))
-    assert rate == 16_000 and samples.dtype == np.int16 and samples.tolist() == [0, 8192, -32767]
+def test_sound_is_not_changed():
+    """gradio brings float samples to full scale; 16-bit samples come back as they were, so that an example is known."""
+    every = np.arange(-32768, 32768)
+    rate, samples = page.sound((every / 32768).astype(np.float32))
+    assert rate == 16_000 and samples.dtype == np.int16 and (samples == every).all()
+    assert page.sound(np.array([-1.5, 1.5], np.float32))[1].tolist() == [-32768, 32767]

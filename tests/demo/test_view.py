@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from paths import DEMO
 
 import s3prl_ofa
 from s3prl_ofa.demo import figures, view
@@ -13,7 +12,7 @@ NAMES = [name for part in ("train", "dev", "test") for name in view.examples(par
 
 @pytest.fixture(scope="module")
 def model():
-    return s3prl_ofa.load(DEMO / "tiny.safetensors")
+    return s3prl_ofa.load("tiny")
 
 
 @pytest.fixture(scope="module")
