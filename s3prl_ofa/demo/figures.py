@@ -1,7 +1,4 @@
-"""One drawing of an utterance at one rate: phones, spectrogram with frame boundaries, and alpha.
-
-The page, the notebook and the documentation all use it.
-"""
+"""The figure of the page and the notebook: phones, spectrogram with frame boundaries, and alpha of one utterance."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,8 +13,8 @@ if TYPE_CHECKING:
 
 HOP = 0.02  # seconds, of alpha
 WINDOW, STEP = 0.025, 0.005  # seconds, of the spectrogram
-DYNAMIC_RANGE = 65.0  # dB below the loudest point that are still told apart
-BOUNDARY, ALPHA, WEIGHT, CHOSEN = "#ffffff", "#0072b2", "#d55e00", "#ffd400"
+DYNAMIC_RANGE = 65.0  # dB
+BOUNDARY, ALPHA, WEIGHT, HIGHLIGHT = "#ffffff", "#0072b2", "#d55e00", "#ffd400"
 SIZE, DPI = (7.6, 3.7), 150  # inches, pixels per inch
 WIDTH = round(SIZE[0] * DPI)  # pixels
 LEFT, RIGHT = 0.07, 0.99  # of the figure's width: the time axis
@@ -44,13 +41,13 @@ def draw(
     alpha: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     phones: Sequence[Interval] = (),
-    chosen: int | None = None,
+    highlight: int | None = None,
 ) -> "Figure":
-    """Draws an utterance and where its frames lie.
+    """Draws an utterance and its frame boundaries.
 
     wave: (samples,), 16 kHz. times: (frames, 2), start and end of every frame in seconds. alpha: (20 ms frames,), and
     weights (20 ms frames,): what integrate-and-fire sums at this rate; a frame ends where their sum reaches the next
-    whole number. phones: written above the spectrogram. chosen: a frame to be marked.
+    whole number. phones: written above the spectrogram. highlight: the index of a frame to mark.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -69,12 +66,12 @@ def draw(
         draw_spectrogram(top, wave)
         boundaries = np.append(times[:, 0], times[-1, 1])
         pixels_per_frame = WIDTH * (RIGHT - LEFT) / len(times)
-        strength = float(np.clip(pixels_per_frame / 25, 0.2, 0.95))  # many lines would hide the spectrogram
+        strength = float(np.clip(pixels_per_frame / 25, 0.2, 0.95))  # dense lines would hide the spectrogram
         top.vlines(boundaries, 0, SAMPLE_RATE / 2000, BOUNDARY, linewidth=0.6, alpha=strength)
         draw_weights(below, alpha, weights)
-        if chosen is not None:
+        if highlight is not None:
             for axes in (top, below):
-                axes.axvspan(*times[chosen], color=CHOSEN, alpha=0.6, linewidth=0)
+                axes.axvspan(*times[highlight], color=HIGHLIGHT, alpha=0.6, linewidth=0)
     return figure
 
 
@@ -117,7 +114,7 @@ def draw_weights(axes: "Axes", alpha: np.ndarray | None, weights: np.ndarray | N
 
 
 def spectrogram(wave: np.ndarray) -> np.ndarray:
-    """Decibels (frequencies from 0 to 8 kHz, steps of 5 ms) of a wave (samples,), 16 kHz."""
+    """The magnitude in dB (frequencies from 0 to 8 kHz, steps of 5 ms) of a wave (samples,), 16 kHz."""
     import torch
 
     size = round(WINDOW * SAMPLE_RATE)
@@ -130,9 +127,9 @@ def spectrogram(wave: np.ndarray) -> np.ndarray:
 
 
 def frame_at(position: float, seconds: float, times: np.ndarray) -> int:
-    """The frame drawn at ``position`` (0 to 1 of the figure's width), or the one nearest to it.
+    """The index of the frame drawn at ``position`` (0 to 1 of the figure's width), or of the nearest one.
 
-    seconds: how long the drawn utterance is. times: (frames, 2).
+    seconds: duration of the utterance. times: (frames, 2), in seconds.
     """
     second = (position - LEFT) / (RIGHT - LEFT) * seconds
     return min(int(np.searchsorted(times[:, 1], second, side="right")), len(times) - 1)

@@ -1,6 +1,6 @@
-"""``s3prl-ofa demo``: a local web page on which the frame period of an utterance is moved by hand.
+"""``s3prl-ofa demo``: a local web page that shows and plays an utterance at any frame period, two rates side by side.
 
-Nothing is fetched from elsewhere, and nothing leaves the machine: the browser is told so in every answer.
+It works offline: every response has a Content-Security-Policy that forbids the browser to contact any other host.
 """
 
 import argparse
@@ -26,7 +26,7 @@ HOST = "127.0.0.1"
 PORT = 7860
 PERIODS = (20.0, 90.0)  # ms, of the sliders
 STARTS = (20.0, 50.0)
-MAX_SECONDS = 20.0  # more would be too narrow to see
+MAX_SECONDS = 20.0  # frames of longer audio would be too narrow to see
 SAME_ORIGIN = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'"
 ROWS = {
     "frames": lambda view: len(view.times),
@@ -37,10 +37,10 @@ ROWS = {
     "hidden states (MB)": lambda view: view.megabytes,
 }
 TITLE = """# s3prl-ofa: one model, any frame period
-White lines are the boundaries of frames, and the curves below show why they lie there: a frame ends where the weights
-have summed to one. Move a slider to change the rate. **Click on a frame to hear it.**"""
-NOTE = """Time is the best of a few runs on this machine. The hidden states are those of all layers, which S3PRL's tasks
-hold in memory. Synthetic voices tell little about real ones: try your own."""
+White lines are frame boundaries. The curves below explain them: a frame ends where the weights have summed to one. Move
+a slider to change the rate. **Click a frame to hear it.**"""
+NOTE = """Time is the best of a few runs on this machine. Hidden states are those of all layers, which S3PRL's tasks
+keep in memory. Synthetic voices say little about real ones: try your own."""
 CSS = """
 .gradio-container {max-width: 1500px !important; margin: auto}
 .side img {width: 100% !important; height: auto !important; object-fit: contain; cursor: pointer}
@@ -59,9 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves the page until Ctrl-C. Raises UsageError for a port that is taken and without the extra ``demo``."""
+    """Serves the page until Ctrl-C. Raises UsageError if the port is in use or the extra ``demo`` is not installed."""
     with tempfile.TemporaryDirectory(prefix="s3prl-ofa-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # what is recorded or uploaded goes when the page ends
+        os.environ["GRADIO_TEMP_DIR"] = folder  # recordings and uploads are deleted at the end
         try:
             import gradio  # noqa: F401
             import matplotlib  # noqa: F401
@@ -78,19 +78,19 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"--port {args.port} cannot be used ({reason}); choose another") from None
         with listener:
             page = serve(build(load(args.ckpt, args.device)))
-            print(f"http://{HOST}:{listener.getsockname()[1]} shows the page; Ctrl-C ends it", flush=True)
+            print(f"http://{HOST}:{listener.getsockname()[1]} shows the page; press Ctrl-C to stop", flush=True)
             uvicorn.Server(uvicorn.Config(page, log_level="warning")).run(sockets=[listener])
     return 0
 
 
 def serve(blocks: "gradio.Blocks") -> "fastapi.FastAPI":
-    """The page as a web application that answers this machine alone and lets its page load nothing from elsewhere."""
+    """The page as a web application that serves only this machine and loads nothing from other hosts."""
     import fastapi
     import gradio
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     app = fastapi.FastAPI(openapi_url=None)
-    # A name of somebody else's that points to 127.0.0.1 must not let their page read this one.
+    # Against DNS rebinding: a foreign name that resolves to 127.0.0.1 must not let its page read this one.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
 
     @app.middleware("http")
@@ -99,7 +99,7 @@ def serve(blocks: "gradio.Blocks") -> "fastapi.FastAPI":
         response.headers["Content-Security-Policy"] = SAME_ORIGIN
         return response
 
-    # A file of gradio's, in the weights that it has in full.
+    # Comes with gradio; its 600 weight lacks most letters.
     font = gradio.themes.LocalFont("Source Sans Pro", weights=(400, 700))
     theme = gradio.themes.Default(primary_hue="blue", font=(font, "system-ui", "sans-serif"))
     return gradio.mount_gradio_app(
@@ -108,14 +108,14 @@ def serve(blocks: "gradio.Blocks") -> "fastapi.FastAPI":
 
 
 def build(model: "OFAWav2Vec2") -> "gradio.Blocks":
-    """The page's layout, and what happens on it."""
+    """The page's layout and event handlers."""
     import gradio
 
     from s3prl_ofa.demo import view
     from s3prl_ofa.demo.figures import WIDTH, frame_at
 
     def pick(name: str) -> tuple[int, np.ndarray]:
-        return sound(load_audio(view.example_path(name)))
+        return to_int16(load_audio(view.example_path(name)))
 
     def open_audio(path: str | None, name: str | None) -> view.Utterance | None:
         if path is None:
@@ -124,21 +124,21 @@ def build(model: "OFAWav2Vec2") -> "gradio.Blocks":
             wave = load_audio(path)
             if len(wave) > (longest := round(MAX_SECONDS * SAMPLE_RATE)):
                 gradio.Info(f"the first {MAX_SECONDS:g} of {len(wave) / SAMPLE_RATE:.0f} seconds are shown")
-            # The example's phones are those of the example alone, not of what was uploaded, recorded or cut since.
-            known = name is not None and np.array_equal(sound(wave)[1], pick(name)[1])
-            return view.hear(model, wave[:longest], view.example_phones(name) if known else None)
+            # The audio may have been uploaded, recorded or trimmed since the example was picked.
+            known = name is not None and np.array_equal(to_int16(wave)[1], pick(name)[1])
+            return view.analyse(model, wave[:longest], view.example_phones(name) if known else None)
         except ValueError as error:
             raise gradio.Error(one_line(error), print_exception=False) from None
 
     def show(utterance: view.Utterance | None, period_ms: float) -> tuple[view.View | None, np.ndarray | None, Any]:
-        seen = None if utterance is None else view.look(model, utterance, period_ms)
-        return seen, pixels(seen), gradio.Audio(None, visible=False)
+        current = None if utterance is None else view.view_at(model, utterance, period_ms)
+        return current, pixels(current), gradio.Audio(None, visible=False)
 
-    def play(seen: view.View | None, click: gradio.SelectData) -> tuple[np.ndarray, Any]:
-        frame = frame_at(click.index[0] / WIDTH, seen.utterance.seconds, seen.times)
-        start, end = seen.times[frame]
-        label = f"frame {frame + 1} of {len(seen.times)}: {start:.3f} to {end:.3f} s"
-        return pixels(seen, frame), gradio.Audio(sound(seen.stretch(frame)), label=label, visible=True)
+    def play(current: view.View | None, click: gradio.SelectData) -> tuple[np.ndarray, Any]:
+        frame = frame_at(click.index[0] / WIDTH, current.utterance.seconds, current.times)
+        start, end = current.times[frame]
+        label = f"frame {frame + 1} of {len(current.times)}: {start:.3f} to {end:.3f} s"
+        return pixels(current, frame), gradio.Audio(to_int16(current.frame_audio(frame)), label=label, visible=True)
 
     names = view.examples()
     choices = [(f"voice {int(name[3:7])}: {text}", name) for name, text in names.items()]
@@ -170,39 +170,39 @@ def build(model: "OFAWav2Vec2") -> "gradio.Blocks":
                     frame = gradio.Audio(autoplay=True, interactive=False, visible=False, buttons=[])
                     sides.append((gradio.State(), slider, image, frame))
 
-        # One at a time, so that their times can be compared.
+        # One model run at a time, so that times are comparable.
         once = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
         compare = {"fn": table, "inputs": [side[0] for side in sides], "outputs": numbers}
         opened = audio.change(open_audio, [audio, example], utterance, **once)
-        for seen, slider, image, frame in sides:
-            shown = {"fn": show, "inputs": [utterance, slider], "outputs": [seen, image, frame]}
+        for current, slider, image, frame in sides:
+            shown = {"fn": show, "inputs": [utterance, slider], "outputs": [current, image, frame]}
             opened = opened.success(**shown, **once)
             slider.change(**shown, **once, trigger_mode="always_last").success(**compare)
-            image.select(play, seen, [image, frame], show_progress="hidden")
+            image.select(play, current, [image, frame], show_progress="hidden")
         opened.success(**compare)
         gradio.on([blocks.load, example.input], pick, example, audio)
         gradio.on([audio.upload, audio.stop_recording], lambda: None, None, example)
     return blocks
 
 
-def sound(wave: np.ndarray) -> tuple[int, np.ndarray]:
-    """A wave (samples,) as gradio takes it: 16-bit samples, so that it does not change their loudness."""
+def to_int16(wave: np.ndarray) -> tuple[int, np.ndarray]:
+    """The sample rate and a wave (samples,) as 16-bit integers: gradio would normalize the loudness of floats."""
     return SAMPLE_RATE, np.clip(wave * 32768, -32768, 32767).round().astype(np.int16)
 
 
-def pixels(view: "View | None", chosen: int | None = None) -> np.ndarray | None:
-    """The drawing as (height, width, 3) bytes."""
+def pixels(view: "View | None", highlight: int | None = None) -> np.ndarray | None:
+    """The figure as an RGB image (height, width, 3), uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     if view is None:
         return None
-    canvas = FigureCanvasAgg(view.draw(chosen))
+    canvas = FigureCanvasAgg(view.draw(highlight))
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def table(*views: "View | None") -> str:
-    """Markdown that compares two views; empty without them."""
+    """A Markdown table that compares two views; empty if there are none."""
     if None in views:
         return ""
     lines = ["| | A | B | B / A |", "|---|--:|--:|--:|"]

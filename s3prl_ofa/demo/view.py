@@ -1,4 +1,4 @@
-"""What the page and the notebook show of an utterance: its alpha, once, and at every rate the frames and their cost."""
+"""The data behind the page and the notebook: an utterance's alpha, and its frames and their cost at a given rate."""
 
 import dataclasses
 import pathlib
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from s3prl_ofa.model import OFAWav2Vec2
 
-TIMED_SECONDS, MOST_RUNS = 0.5, 5  # the best of as many runs as fit; the first one is often slower
+TIMED_SECONDS, MOST_RUNS = 0.5, 5  # the fastest of several runs counts; the first is often slower
 
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
-    """wave: (samples,), 16 kHz. alpha: (20 ms frames,), None without a compressor. phones: empty if not known."""
+    """wave: (samples,), 16 kHz. alpha: (20 ms frames,), None without a compressor. phones: empty if unknown."""
 
     wave: np.ndarray
     alpha: np.ndarray | None
@@ -38,7 +38,7 @@ class View:
     """An utterance at one rate.
 
     times: (frames, 2), start and end of every frame in seconds. weights: (20 ms frames,), what integrate-and-fire sums.
-    milliseconds: wall time of the model. megabytes: of its hidden states. mmacs: million multiply-accumulates.
+    milliseconds: wall time of the model. megabytes: size of all hidden states. mmacs: millions of multiply-accumulates.
     """
 
     utterance: Utterance
@@ -50,19 +50,19 @@ class View:
     megabytes: float
     mmacs: float
 
-    def draw(self, chosen: int | None = None) -> "Figure":
-        """The utterance with its frames; ``chosen`` is marked."""
+    def draw(self, highlight: int | None = None) -> "Figure":
+        """The utterance and its frame boundaries; ``highlight`` is the index of a frame to mark."""
         utterance = self.utterance
-        return draw(utterance.wave, self.times, utterance.alpha, self.weights, utterance.phones, chosen)
+        return draw(utterance.wave, self.times, utterance.alpha, self.weights, utterance.phones, highlight)
 
-    def stretch(self, frame: int) -> np.ndarray:
-        """The samples that lie between a frame's boundaries."""
+    def frame_audio(self, frame: int) -> np.ndarray:
+        """The samples (samples,) between a frame's boundaries."""
         start, end = (round(second * SAMPLE_RATE) for second in self.times[frame])
         return self.utterance.wave[start:end]
 
 
-def hear(model: "OFAWav2Vec2", wave: np.ndarray, phones: list[Interval] | None = None) -> Utterance:
-    """An utterance and its alpha. Raises ValueError for a wave (samples,) that the model cannot take."""
+def analyse(model: "OFAWav2Vec2", wave: np.ndarray, phones: list[Interval] | None = None) -> Utterance:
+    """An utterance and its alpha. Raises ValueError for a wave (samples,) that the model does not accept."""
     from s3prl_ofa.model.waves import check_waves
 
     check_waves([wave], model.config.receptive_field, model.device)
@@ -70,8 +70,8 @@ def hear(model: "OFAWav2Vec2", wave: np.ndarray, phones: list[Interval] | None =
     return Utterance(wave, alpha, phones or [])
 
 
-def look(model: "OFAWav2Vec2", utterance: Utterance, frame_period_ms: float) -> View:
-    """Runs the model at a frame period; one longer than lambd 1 gives uses a lambd beyond 1."""
+def view_at(model: "OFAWav2Vec2", utterance: Utterance, frame_period_ms: float) -> View:
+    """Runs the model at a frame period, with lambd above 1 where lambd 1 is not enough."""
     import torch
 
     from s3prl_ofa.model.cost import macs
@@ -96,10 +96,10 @@ def look(model: "OFAWav2Vec2", utterance: Utterance, frame_period_ms: float) -> 
     )
 
 
-def examples(part: str = "test") -> dict[str, str]:
-    """The bundled utterances of a part (train, dev, test): what is said, by name."""
+def examples(split: str = "test") -> dict[str, str]:
+    """The transcripts of the bundled utterances of a split (train, dev, test), by name."""
     lines = (line.split("\t") for line in (AUDIO / "transcripts.tsv").read_text("utf-8").splitlines())
-    return {name: text for name, text in lines if name.split("/")[1] == part}
+    return {name: text for name, text in lines if name.split("/")[1] == split}
 
 
 def example_path(name: str) -> pathlib.Path:
@@ -107,6 +107,6 @@ def example_path(name: str) -> pathlib.Path:
 
 
 def example_phones(name: str) -> list[Interval]:
-    """The phones that espeak-ng spoke in a bundled utterance."""
+    """The phone alignment of a bundled utterance."""
     name = name.removesuffix(".opus")
     return [tuple(interval) for interval in read_ctm(AUDIO / "phones.ctm.gz", [name])[name]]

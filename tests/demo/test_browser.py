@@ -1,4 +1,4 @@
-"""The page in a real browser: how it looks, what it does, and that nothing but this machine is asked for anything."""
+"""The page in a real browser: its layout, what its controls do, and that no request leaves this machine."""
 
 import contextlib
 import io
@@ -14,20 +14,20 @@ import pytest
 import soundfile
 from paths import ROOT
 
-from s3prl_ofa.demo.view import example_path, examples, hear, look
+from s3prl_ofa.demo.view import analyse, example_path, examples, view_at
 from s3prl_ofa.io.audio import SAMPLE_RATE, load_audio
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
 
-SECONDS = 60  # that a browser on a busy machine may take
+SECONDS = 60  # timeout of every wait; generous, for a busy machine
 LOCAL = re.compile(r"(http://127\.0\.0\.1:\d+/|data:|blob:http://127\.0\.0\.1)")
-# Every connection and name that the process asks for goes to a file.
+# Logs every connection and name lookup of the process to a file.
 SERVER = """
 import socket, sys
 log = open(sys.argv[1], "w", buffering=1)
 sys.addaudithook(lambda event, args: event in ("socket.connect", "socket.getaddrinfo") and print(event, args, file=log))
-socket.socket().connect_ex(("127.0.0.1", 9))  # the file must show this one
+socket.socket().connect_ex(("127.0.0.1", 9))  # proves that connections are logged
 from s3prl_ofa.cli import main
 sys.exit(main(["demo", "--port", "0"]))
 """
@@ -39,7 +39,7 @@ VIOLATION = """() => new Promise(resolve => {
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """The page, served by a process of its own; at its end it must have spoken to nobody else and leave no audio."""
+    """The address of a page served by a separate process, which must contact no other host and leave no audio."""
     folder = tmp_path_factory.mktemp("server")
     log = folder / "connections"
     command = [sys.executable, "-c", SERVER, str(log)]
@@ -67,7 +67,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser, address):
-    """A function (width, height) -> the page, once it shows its first utterance; only this machine may be asked."""
+    """A function (width, height) -> the page with its first utterance; every request must go to this machine."""
     asked = []
     with contextlib.ExitStack() as opened:
 
@@ -92,14 +92,14 @@ def numbers(page) -> dict[str, list[str]]:
 
 
 def wait_for_frames(page, column: int, wanted: int) -> None:
-    """Until the table shows so many frames in A (0) or B (1)."""
+    """Waits until the table shows so many frames for A (0) or B (1)."""
     cell = page.locator("#numbers tbody tr").first.locator("td").nth(1 + column)
     cell.filter(has_text=re.compile(rf"^\s*{wanted}\s*$")).wait_for()
 
 
 @pytest.mark.parametrize(("width", "height"), [(1440, 1000), (420, 860)])
 def test_looks(visit, tmp_path, width, height):
-    """On a desk and on a telephone: both sides wide enough to read, nothing beyond the edge; a screenshot is kept."""
+    """On a desktop and on a phone: both figures wide enough to read, no horizontal scrolling; keeps a screenshot."""
     page = visit(width, height)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     boxes = [page.locator(f"#side-{letter} img").bounding_box() for letter in "AB"]
@@ -107,9 +107,9 @@ def test_looks(visit, tmp_path, width, height):
         assert box["width"] > (0.35 if width > 1000 else 0.8) * width
         assert box["x"] >= 0 and box["x"] + box["width"] <= width
     beside = boxes[0]["y"] == boxes[1]["y"]
-    assert beside == (width > 1000)  # side by side where there is room, else one below the other
+    assert beside == (width > 1000)  # side by side where there is room, otherwise stacked
     if beside:
-        assert boxes[0]["y"] + boxes[0]["height"] <= height  # all of it without scrolling
+        assert boxes[0]["y"] + boxes[0]["height"] <= height  # visible without scrolling
     assert not page.evaluate("[...document.images].filter(image => !image.naturalWidth).length")
     folder = pathlib.Path(os.environ.get("OFA_ARTIFACTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,18 +117,18 @@ def test_looks(visit, tmp_path, width, height):
 
 
 def test_use(visit, tmp_path):
-    """A slider, a click, an upload, a recording and a file that is no audio do what the page says."""
+    """A slider, a click, an upload, a recording, and a file that is not audio."""
     import s3prl_ofa
 
     model = s3prl_ofa.load("tiny")
     first = load_audio(example_path(next(iter(examples()))))
-    at = {period: look(model, hear(model, first), period) for period in (20.0, 50.0, 90.0)}
+    at = {period: view_at(model, analyse(model, first), period) for period in (20.0, 50.0, 90.0)}
     page = visit(1440, 1000)
     shown = numbers(page)
     assert shown["frames"][:2] == [str(len(at[period].times)) for period in (20.0, 50.0)]
     assert float(shown["hidden states (MB)"][2]) == pytest.approx(0.4, abs=0.02)
 
-    # The rate
+    # A slider
     image = page.locator("#side-B img")
     before = image.get_attribute("src")
     page.locator("#side-B input[type=range]").press("End")
@@ -139,7 +139,7 @@ def test_use(visit, tmp_path):
         assert float(after[label][1]) < float(shown[label][1])
     assert float(after["time (ms)"][1]) > 0
 
-    # A frame: its sound is the stretch between its boundaries
+    # Clicking a frame plays the audio between its boundaries
     box = image.bounding_box()
     with page.expect_response(lambda response: response.url.endswith(".wav")) as fetched:
         image.click(position={"x": 0.5 * box["width"], "y": 0.3 * box["height"]})
@@ -147,11 +147,11 @@ def test_use(visit, tmp_path):
     frame = int(re.search(r"frame (\d+) of", label.inner_text())[1]) - 1
     played, rate = soundfile.read(io.BytesIO(page.request.get(fetched.value.url).body()), dtype="float32")
     assert rate == SAMPLE_RATE
-    np.testing.assert_allclose(played, at[90.0].stretch(frame), atol=1e-3)
+    np.testing.assert_allclose(played, at[90.0].frame_audio(frame), atol=1e-3)
     start, end = at[90.0].times[frame]
     assert start <= (0.5 - 0.07) / 0.92 * len(first) / SAMPLE_RATE <= end
 
-    # A file of one's own, at another rate
+    # An uploaded file, at another sample rate
     soundfile.write(tmp_path / "own.flac", np.sin(np.arange(48_000) / 20), 24_000)
     upload = page.locator("#audio input[type=file]")
     page.locator("#audio").get_by_label("Clear").click()
@@ -159,8 +159,8 @@ def test_use(visit, tmp_path):
     upload.set_input_files(tmp_path / "own.flac")
     wait_for_frames(page, 0, 99)
 
-    # What is no audio is refused in one sentence, and the page goes on
-    (tmp_path / "none.wav").write_text("no audio")
+    # A file that is not audio is refused in one sentence, and the page still works
+    (tmp_path / "none.wav").write_text("not audio")
     page.locator("#audio").get_by_label("Clear").click()
     upload.set_input_files(tmp_path / "none.wav")
     page.get_by_text("cannot be read as audio").wait_for()
@@ -174,5 +174,5 @@ def test_use(visit, tmp_path):
     page.locator("#numbers table").wait_for()
     assert 30 <= int(numbers(page)["frames"][0]) <= 600
 
-    # What a page of somebody else's might slip in is stopped by the browser
+    # The browser blocks requests to other hosts
     assert "127.0.0.2" in page.evaluate(VIOLATION)

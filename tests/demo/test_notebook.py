@@ -1,4 +1,4 @@
-"""The notebook of the documentation runs from top to bottom, and is kept without what it printed."""
+"""The notebook of the documentation runs from top to bottom and is stored without outputs."""
 
 import nbformat
 import pytest
@@ -12,8 +12,8 @@ def notebook() -> nbformat.NotebookNode:
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
-def test_kept_without_outputs(notebook):
-    """A valid notebook without outputs, so that its changes can be read."""
+def test_stored_without_outputs(notebook):
+    """A valid notebook without outputs, so that diffs are readable."""
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert code and not any(cell.outputs or cell.execution_count for cell in code)

@@ -13,18 +13,18 @@ from s3prl_ofa.demo.figures import WIDTH
 
 @pytest.fixture(autouse=True)
 def environment_as_before(monkeypatch):
-    """The command sets it for its own process."""
+    """The command sets this variable for its own process."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
 
 
 @pytest.fixture
 def utterance(golden_model, make_wave):
-    return view.hear(golden_model, make_wave(1.0))
+    return view.analyse(golden_model, make_wave(1.0))
 
 
 @pytest.mark.parametrize("missing", ["gradio", "matplotlib"])
 def test_missing_extra(missing, monkeypatch, capsys):
-    """Without the extra, one sentence names it."""
+    """Without the extra, one sentence says what to install."""
     monkeypatch.setitem(sys.modules, missing, None)
     assert cli.main(["demo", "--port", "0"]) == 2
     said = capsys.readouterr().err
@@ -33,7 +33,7 @@ def test_missing_extra(missing, monkeypatch, capsys):
 
 @pytest.mark.parametrize("port", ["taken", "70000"])
 def test_port(port, capsys):
-    """A port that another program has, or that cannot be: one sentence, status 2."""
+    """A port that is in use or out of range: one sentence, status 2."""
     with socket.create_server((page.HOST, 0)) as other:
         number = str(other.getsockname()[1]) if port == "taken" else port
         assert cli.main(["demo", "--port", number]) == 2
@@ -42,14 +42,14 @@ def test_port(port, capsys):
 
 
 def test_checkpoint(tmp_path, capsys):
-    """A checkpoint that is not there is named before the page is announced."""
+    """A missing checkpoint is reported before the page's address is printed."""
     assert cli.main(["demo", "--port", "0", "--ckpt", str(tmp_path / "none.pt")]) == 2
     printed = capsys.readouterr()
     assert "none.pt" in printed.err and not printed.out
 
 
 def test_plain_checkpoint(make_wave):
-    """Without a compressor there is nothing to move, and the page says why; the utterance is shown at 20 ms."""
+    """Without a compressor the sliders are disabled, with the reason; the utterance is shown at 20 ms."""
     import gradio
 
     from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
@@ -60,14 +60,14 @@ def test_plain_checkpoint(make_wave):
     assert len(sliders) == 2
     for slider in sliders:
         assert not slider.interactive and slider.value == 20 and "no compressor" in slider.info
-    seen = view.look(model, view.hear(model, make_wave(1.0)), 20.0)
+    seen = view.view_at(model, view.analyse(model, make_wave(1.0)), 20.0)
     assert len(seen.times) == 49 and seen.weights is None
     assert page.pixels(seen).shape[1:] == (WIDTH, 3)
 
 
-def test_other_sites_are_turned_away(golden_model):
-    """A request under another name is refused, so that a name that points to this machine opens nothing; every answer
-    forbids the page to load from elsewhere."""
+def test_other_hosts_are_refused(golden_model):
+    """A request for another host name is refused (DNS rebinding), and every response forbids the page to load from
+    other hosts."""
     from fastapi.testclient import TestClient
 
     app = page.serve(page.build(golden_model))
@@ -77,8 +77,8 @@ def test_other_sites_are_turned_away(golden_model):
 
 
 def test_table(golden_model, utterance):
-    """Both rates and their ratio, in digits that can be read; nothing without an utterance."""
-    a, b = (view.look(golden_model, utterance, period) for period in (20.0, 40.0))
+    """Both rates and their ratio, in readable digits; empty without an utterance."""
+    a, b = (view.view_at(golden_model, utterance, period) for period in (20.0, 40.0))
     rows = {row[0]: row[1:] for row in (line.strip("| ").split(" | ") for line in page.table(a, b).splitlines()[2:])}
     assert rows["frames"] == ["49", "25", "0.51"]
     assert float(rows["hidden states (MB)"][2]) == pytest.approx(25 / 49, abs=0.01)
@@ -86,9 +86,9 @@ def test_table(golden_model, utterance):
     assert page.in_digits(28_456.7) == "28,457" and page.in_digits(0.01234) == "0.0123"
 
 
-def test_sound_is_not_changed():
-    """gradio brings float samples to full scale; 16-bit samples come back as they were, so that an example is known."""
+def test_audio_is_not_changed():
+    """16-bit samples survive unchanged, which is how a bundled example is recognized."""
     every = np.arange(-32768, 32768)
-    rate, samples = page.sound((every / 32768).astype(np.float32))
+    rate, samples = page.to_int16((every / 32768).astype(np.float32))
     assert rate == 16_000 and samples.dtype == np.int16 and (samples == every).all()
-    assert page.sound(np.array([-1.5, 1.5], np.float32))[1].tolist() == [-32768, 32767]
+    assert page.to_int16(np.array([-1.5, 1.5], np.float32))[1].tolist() == [-32768, 32767]

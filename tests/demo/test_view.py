@@ -18,14 +18,14 @@ def model():
 @pytest.fixture(scope="module")
 def utterance(model):
     name = next(iter(view.examples()))
-    return view.hear(model, load_audio(view.example_path(name)), view.example_phones(name))
+    return view.analyse(model, load_audio(view.example_path(name)), view.example_phones(name))
 
 
 @pytest.mark.parametrize("period_ms", [20.0, 47.0, 90.0])
-def test_look(model, utterance, period_ms):
-    """The number of frames is the wanted one, a frame ends where the weights have summed to its number, and memory
-    follows the frames; 90 ms goes beyond lambd 1."""
-    seen = view.look(model, utterance, period_ms)
+def test_view_at(model, utterance, period_ms):
+    """The number of frames is as requested, frame k ends where the weights have summed to k, and memory is that of the
+    frames; 90 ms needs lambd above 1."""
+    seen = view.view_at(model, utterance, period_ms)
     frames = min(round(1000 * utterance.seconds / period_ms), len(utterance.alpha))
     assert len(seen.times) == frames and (seen.lambd > 1) == (period_ms == 90)
     edges = np.arange(len(seen.weights) + 1) * figures.HOP
@@ -35,16 +35,16 @@ def test_look(model, utterance, period_ms):
     assert seen.milliseconds > 0 and seen.mmacs > 0
 
 
-def test_stretches(model, utterance):
-    """The stretches of all frames, one after the other, are the utterance up to the end of the last frame."""
-    seen = view.look(model, utterance, 60.0)
-    stretches = [seen.stretch(frame) for frame in range(len(seen.times))]
-    np.testing.assert_array_equal(np.concatenate(stretches), utterance.wave[: round(seen.times[-1, 1] * SAMPLE_RATE)])
+def test_frame_audio(model, utterance):
+    """The audio of all frames, concatenated, is the utterance up to the end of the last frame."""
+    seen = view.view_at(model, utterance, 60.0)
+    pieces = [seen.frame_audio(frame) for frame in range(len(seen.times))]
+    np.testing.assert_array_equal(np.concatenate(pieces), utterance.wave[: round(seen.times[-1, 1] * SAMPLE_RATE)])
 
 
 def test_frame_at(model, utterance):
-    """Where a frame is drawn is where it is found; beyond the ends it is the first and the last."""
-    seen = view.look(model, utterance, 60.0)
+    """A frame is found where it is drawn; beyond the ends it is the first or the last."""
+    seen = view.view_at(model, utterance, 60.0)
     width = figures.RIGHT - figures.LEFT
     for frame, middle in enumerate(seen.times.mean(1)):
         position = figures.LEFT + width * middle / utterance.seconds
@@ -54,8 +54,8 @@ def test_frame_at(model, utterance):
 
 
 def test_draw(model, utterance):
-    """Phones above, every boundary on the spectrogram, alpha and weights below; a chosen frame is marked in both."""
-    seen = view.look(model, utterance, 60.0)
+    """Phones above, boundaries on the spectrogram, alpha and weights below; a highlighted frame is marked in both."""
+    seen = view.view_at(model, utterance, 60.0)
     phones, spectrogram, weights = seen.draw().axes
     spoken = [label for _, _, label in utterance.phones if label != "sil"]
     assert [text.get_text() for text in phones.texts] == spoken
@@ -66,13 +66,13 @@ def test_draw(model, utterance):
     np.testing.assert_array_equal(weights.patches[0].get_data().values, utterance.alpha)
     assert all(axes.get_xlim() == (0, utterance.seconds) for axes in (phones, spectrogram, weights))
 
-    marked = seen.draw(chosen=3)
+    marked = seen.draw(highlight=3)
     for axes, before in zip(marked.axes[1:], (0, len(weights.patches)), strict=True):
         (mark,) = axes.patches[before:]
         assert (mark.get_x(), mark.get_x() + mark.get_width()) == pytest.approx(tuple(seen.times[3]))
 
 
-def test_spectrogram_has_the_pitch_that_is_there():
+def test_spectrogram_of_a_tone():
     """A tone of 3 kHz is loudest at 3 kHz, at every moment."""
     wave = np.sin(2 * np.pi * 3000 * np.arange(SAMPLE_RATE) / SAMPLE_RATE).astype(np.float32)
     level = figures.spectrogram(wave)
@@ -81,9 +81,9 @@ def test_spectrogram_has_the_pitch_that_is_there():
 
 
 def test_bad_wave(model):
-    """What the model cannot take is refused with its reason."""
+    """A wave that the model does not accept is refused with the reason."""
     with pytest.raises(ValueError, match="at least 400"):
-        view.hear(model, np.zeros(399, np.float32))
+        view.analyse(model, np.zeros(399, np.float32))
 
 
 def test_phones_of_the_bundled_audio():
