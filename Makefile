@@ -1,6 +1,7 @@
 # make demo: speaker identification on the bundled audio at three rates, through S3PRL, with a table at the end
 # make test: lint, formatting, all tests but the slow ones; make test-slow: those, each with processes of its own
 # python -m tests.hostile: thousands of damaged and hostile checkpoints, half an hour; make test has a few hundred
+# make docs: the documentation, into site/
 # All make or repair .venv first; nothing but a Python 3.11 to 3.13 with venv and pip is needed.
 
 CKPT ?= tiny
@@ -9,7 +10,7 @@ PYTHON_IN_VENV := .venv/bin/python
 # Tests run in two processes; a second thread in each would only get in the way.
 TEST_PROCESSES ?= 2
 
-.PHONY: demo test test-slow venv clean
+.PHONY: demo test test-slow docs venv clean
 
 demo:
 	@.ci/venv
@@ -25,8 +26,12 @@ test-slow:
 	@.ci/venv test
 	@OMP_NUM_THREADS=1 $(PYTHON_IN_VENV) -m pytest -n $(TEST_PROCESSES) -m slow
 
+docs:
+	@.ci/venv docs
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON_IN_VENV) -m mkdocs build --strict --quiet
+
 venv:
 	@.ci/venv test
 
 clean:
-	rm -rf .venv build dist demo *.egg-info .coverage* .pytest_cache .ruff_cache
+	rm -rf .venv build dist demo site *.egg-info .coverage* .pytest_cache .ruff_cache

@@ -23,8 +23,19 @@ EXTRAS = {
     "sweep": ["jinja2", "matplotlib", "pydantic>=2", "submitit"],
 }
 EXTRAS["all"] = sorted(set(sum(EXTRAS.values(), [])))
+EXTRAS["docs"] = ["matplotlib", "mkdocs-material", "mkdocstrings[python]"]  # not for users
 NOTEBOOK = ["ipykernel", "nbclient"]
-EXTRAS["test"] = [*EXTRAS["all"], *NOTEBOOK, "playwright", "pytest", "pytest-cov", "pytest-xdist", "ruff", "wheel"]
+EXTRAS["test"] = [
+    *EXTRAS["all"],
+    *EXTRAS["docs"],
+    *NOTEBOOK,
+    "playwright",
+    "pytest",
+    "pytest-cov",
+    "pytest-xdist",
+    "ruff",
+    "wheel",
+]
 
 # The upstream folder and the task settings stand at the top of the repository, where S3PRL's users look for them, and
 # are installed inside the package.

@@ -224,25 +224,25 @@ def test_bad_use(tmp_path, capsys):
 
 
 def test_published_results():
-    """The published table is what the published results give, and the README's is the same, number by number."""
+    """The published table is what the published results give, and so is that of docs/results.md, number by number."""
     published = ROOT / "benchmarks" / "results" / "mini_librispeech"
     summary = summarize(published, 0.05)
     text = (published / "report" / "report.md").read_text()
     assert markdown(summary, {plot.stem: pathlib.Path(plot.stem) for plot in PLOTS}, CAPTIONS) == text
-    readme = (ROOT / "README.md").read_text().replace("`mfcc`", "mfcc")
+    page = (ROOT / "docs" / "results.md").read_text().replace("`mfcc`", "mfcc")
     for rate, period, gmacs, asr, pr, sid in overview(summary)[1]:
         scores = " | ".join(score.replace("(frames x2)", "(x2)") for score in (pr, sid, asr))
-        assert f"| {rate} | {period} ms | {gmacs} | {scores} |" in readme
+        assert f"| {rate} | {period} ms | {gmacs} | {scores} |" in page
 
 
 def test_published_rates_that_were_learnt():
-    """So is the README's table of learned rates."""
-    readme = (ROOT / "README.md").read_text()
+    """So is its table of learned rates."""
+    page = (ROOT / "docs" / "results.md").read_text()
     for found in collect(ROOT / "benchmarks" / "results" / "mini_librispeech" / "adaptive").values():
         score = f"{'PER' if found['task'] == 'pr' else 'accuracy'} {100 * found['score']:.1f}%"
         if found["seed"] != 1:
-            assert f"{found['frame_period_ms']:.1f} ms, {score}" in readme
+            assert f"{found['frame_period_ms']:.1f} ms, {score}" in page
             continue
         cell = f"{found['frame_period_ms']:.1f} ms (lambd {found['learnt_lambd']:.2f}), {score}"
-        (line,) = [line for line in readme.splitlines() if line.startswith(f"| {found['task']}, {found['value']:g} |")]
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| {found['task']}, {found['value']:g} |")]
         assert cell in line.split("|")[2 if found["lambd_start"] == 0.1 else 3]

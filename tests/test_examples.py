@@ -1,0 +1,214 @@
+"""Every example of the README and of the documentation runs.
+
+The bash and Python blocks of a page run in their order in one folder, where what they name exists: checkpoint.pt,
+checkpoint_582_5000.pt, wav2vec_small.pt, speech.flac, audio, LibriSpeech, phones.ctm.gz and textgrids (its alignments),
+VoxCeleb1, speakers and my_corpus.tsv (corpora of one's own), s3prl (a source checkout) and s3prl-ofa (this repository).
+Comments before a block can change that: ``<!-- test: skip, REASON -->`` leaves it out, ``<!-- test: append TEXT -->``
+adds TEXT to each of its commands, ``<!-- test: replace THIS -> THAT -->`` puts THAT where it says THIS; the last two
+make it short.
+"""
+
+import dataclasses
+import gzip
+import importlib.util
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+import soundfile
+from guidance_data import write_textgrid
+from paths import DEMO, ROOT
+
+import s3prl_ofa
+from s3prl_ofa.checkpoint import convert
+from s3prl_ofa.io.audio import SAMPLE_RATE, load_audio
+from s3prl_ofa.model import OFAWav2Vec2
+from s3prl_ofa.superb.compat.link import CHECKOUT_FILES
+
+BLOCK = re.compile(
+    r"(?P<orders>(?:<!-- test: [^`]*? -->\n)*)```(?P<language>bash|python)\n(?P<code>.*?)```",
+    re.S,
+)
+ORDER = re.compile(r"<!-- test: (skip|append|replace)[ ,]+(.*?) -->\n", re.S)
+PAGES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))}
+QUICK = ("README.md", "docs/how-to/half-precision.md", "docs/how-to/long-audio.md")  # the others are marked slow
+DEMO_AUDIO = DEMO / "audio"
+LIBRISPEECH_SPLITS = {"train": "train-clean-100", "dev": "dev-clean", "test": "test-clean"}
+
+
+class Block(NamedTuple):
+    """An example as it is to be run."""
+
+    language: str
+    code: str
+
+
+def blocks(page: str) -> list[Block]:
+    found = []
+    for match in BLOCK.finditer(PAGES[page].read_text("utf-8")):
+        code = match["code"]
+        for order, text in ORDER.findall(match["orders"]):
+            if order == "skip":
+                break
+            if order == "append":
+                code = re.sub(r"(?m)$(?<!\n)", f" {text}", code.rstrip("\n")) + "\n"
+            if order == "replace":
+                this, that = text.split(" -> ")
+                assert this in code, f"{this} is not in the example"
+                code = code.replace(this, that)
+        else:
+            found.append(Block(match["language"], code))
+    return found
+
+
+@pytest.fixture
+def reader_folder(tmp_path, golden_checkpoint, audio_folder, monkeypatch) -> pathlib.Path:
+    """What a reader has at hand."""
+    for name in ("checkpoint.pt", "checkpoint_582_5000.pt"):
+        shutil.copy(golden_checkpoint, tmp_path / name)
+    shutil.copy(audio_folder / "a.flac", tmp_path / "speech.flac")
+    (tmp_path / "VoxCeleb1").symlink_to(DEMO_AUDIO)
+    (tmp_path / "s3prl-ofa").symlink_to(ROOT)
+    make_librispeech(tmp_path / "LibriSpeech")
+    make_alignments(tmp_path)
+    make_own_corpora(tmp_path)
+    make_plain_wav2vec2(tmp_path)
+    installed = pathlib.Path(importlib.util.find_spec("s3prl").origin).parent
+    for name in ("__init__.py", *CHECKOUT_FILES):
+        target = tmp_path / "s3prl" / "s3prl" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(installed / name, target)
+    command = tmp_path / "bin" / "s3prl-ofa"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m s3prl_ofa "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(command.parent), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make_librispeech(root: pathlib.Path) -> None:
+    """A few bundled utterances as LibriSpeech lays them out."""
+    for line in (DEMO_AUDIO / "transcripts.tsv").read_text("utf-8").splitlines():
+        name, text = line.split("\t")
+        speaker, part, number = name.removesuffix(".opus").split("/")
+        if speaker not in ("id10001", "id10002"):
+            continue
+        chapter = list(LIBRISPEECH_SPLITS).index(part)
+        folder = root / LIBRISPEECH_SPLITS[part] / speaker[2:] / f"{chapter}"
+        folder.mkdir(parents=True, exist_ok=True)
+        utterance = f"{speaker[2:]}-{chapter}-{number}"
+        (source,) = DEMO_AUDIO.glob(f"*/wav/{name}")
+        soundfile.write(folder / f"{utterance}.flac", load_audio(source), SAMPLE_RATE)
+        words = re.sub(r"[^A-Z' ]", "", text.upper())
+        with (folder / f"{speaker[2:]}-{chapter}.trans.txt").open("a") as file:
+            file.write(f"{utterance} {words}\n")
+
+
+def make_alignments(folder: pathlib.Path) -> None:
+    """phones.ctm.gz and textgrids for LibriSpeech: a segment every 100 ms."""
+    lines = []
+    for path in (folder / "LibriSpeech").rglob("*.flac"):
+        tenths = soundfile.info(path).frames * 10 // SAMPLE_RATE
+        phones = [(0.1 * i, 0.1 * (i + 1), f"P{i}") for i in range(tenths)]
+        lines += [f"{path.stem} 1 {start:.2f} 0.1 {label}\n" for start, _, label in phones]
+        write_textgrid(folder / "textgrids" / f"{path.stem}.TextGrid", phones)
+    (folder / "phones.ctm.gz").write_bytes(gzip.compress("".join(lines).encode()))
+
+
+def make_own_corpora(folder: pathlib.Path) -> None:
+    """speakers, ROOT/SPEAKER/FILE; and my_corpus.tsv, lines of split, speaker, audio file and text."""
+    (folder / "speakers").mkdir()
+    lines = []
+    for line in (DEMO_AUDIO / "transcripts.tsv").read_text("utf-8").splitlines():
+        name, text = line.split("\t")
+        speaker, split, number = name.split("/")
+        (source,) = DEMO_AUDIO.glob(f"*/wav/{name}")
+        target = folder / "speakers" / speaker / f"{split}-{number}"
+        target.parent.mkdir(exist_ok=True)
+        target.symlink_to(source)
+        if speaker in ("id10001", "id10002"):
+            lines.append(f"{split}\t{speaker}\t{target}\t{re.sub(r'[^A-Za-z ]', '', text)}\n")
+    (folder / "my_corpus.tsv").write_text("".join(lines), "utf-8")
+
+
+def make_plain_wav2vec2(folder: pathlib.Path) -> None:
+    """wav2vec_small.pt: a wav2vec 2.0 without a compressor, of the size of the configuration ofa_tiny."""
+    tiny = s3prl_ofa.load(DEMO / "tiny.safetensors")
+    plain = OFAWav2Vec2(dataclasses.replace(tiny.config, compressor="none"))
+    plain.load_weights({name: weight for name, weight in tiny.weights().items() if not name.startswith("cif_")})
+    plain.save(folder / "plain.safetensors")
+    convert(folder / "plain.safetensors", folder / "wav2vec_small.pt")
+
+
+def test_few_examples_are_skipped():
+    """Only what needs a cluster is left out; the make targets are tested by running them."""
+    for page, path in PAGES.items():
+        orders = ORDER.findall(path.read_text("utf-8"))
+        assert len(orders) == path.read_text("utf-8").count("<!-- test:"), page
+        assert {text for order, text in orders if order == "skip"} <= {"needs a cluster", "needs eight GPUs"}, page
+    assert {block.language for block in blocks("README.md")} == {"bash", "python"}
+
+
+def test_append_reaches_every_command():
+    """The mechanism that shortens examples adds to each line of a block."""
+    (shortened,) = [block.code for block in blocks("docs/how-to/superb.md") if "asr_40ms" in block.code]
+    assert len(shortened.splitlines()) == 3
+    assert all(line.endswith("log_step=2") for line in shortened.splitlines())
+
+
+# what must be there after a page's examples, as patterns
+LEFT_BEHIND = {
+    "README.md": [
+        "features/index.jsonl",
+        "result/downstream/pr_40ms/measured_test.json",
+        "sweeps/grid/report/report.html",
+        "base/checkpoints/checkpoint_last.pt",
+    ],
+    "docs/get-started.md": ["sweeps/first/report/report.html"],
+    "docs/how-to/features.md": [
+        "features/features/a.wav.npy",
+        "features/times/a.wav.npy",
+        "layer1/features/speech.flac.safetensors",
+    ],
+    "docs/how-to/guidance.md": [
+        f"{name}/{kind}/**/*.pt"
+        for name in ("from_ctm", "from_textgrids", "from_speech")
+        for kind in ("alpha", "boundaries")
+    ],
+    "docs/how-to/learned-rate.md": ["result/downstream/sid_adaptive/states-2.ckpt"],
+    "docs/how-to/own-corpus.md": [f"result/downstream/{name}/states-2.ckpt" for name in ("my_speakers", "my_asr")],
+    "docs/how-to/pretraining.md": ["base_features/index.jsonl", "tiny/checkpoints/checkpoint_last.pt"],
+    "docs/how-to/reference-checkpoint.md": ["ofa_base.safetensors", "ofa_base_16.safetensors"],
+    "docs/how-to/superb.md": [
+        *(f"result/downstream/{name}/states-2.ckpt" for name in ("asr_40ms", "pr_half", "sid_slow")),
+        "result/downstream/sid_slow/measured_test.json",
+    ],
+    "docs/how-to/sweeps.md": ["sweeps/grid/report/report.html"],
+}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=() if page in QUICK else pytest.mark.slow) for page in PAGES if blocks(page)],
+)
+def test_examples(page, reader_folder):
+    """Every example ends well, in the order of the page, and leaves what the page says."""
+    for language, code in blocks(page):
+        command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        if "-m evaluate -e result/downstream/sid_slow" in code:
+            assert done.stdout.count("test acc: ") == 2
+        if "s3prl-ofa info" in code:
+            assert "mean alpha" in done.stdout or '"mean_alpha"' in done.stdout
+        if "s3prl-ofa link" in code:
+            assert (reader_folder / "s3prl" / "s3prl" / "upstream" / "ofa_wav2vec2" / "hubconf.py").exists()
+    for pattern in LEFT_BEHIND.get(page, ()):
+        assert list(reader_folder.glob(pattern)), pattern
