@@ -1,6 +1,7 @@
 """The documentation: the site builds, and its drawings, figures and references are those of the repository."""
 
 import csv
+import pathlib
 import re
 import runpy
 import statistics
@@ -8,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import s3prl
 from paths import ROOT
 
 from s3prl_ofa.cli import COMMANDS
@@ -143,3 +145,26 @@ def test_command_line_page():
     text = (DOCS / "reference" / "command-line.md").read_text("utf-8")
     named = {name for cell in re.findall(r"^\|([^|]*)", text, re.M) for name in re.findall(r"`(\w+)`", cell)}
     assert set(COMMANDS) <= named
+
+
+OF_OTHER_TOOLS = {"--extra-index-url", "--strict"}  # pip, mkdocs
+
+
+def test_options_exist():
+    """Every option that a page names outside its examples, which run, is one of a command or a benchmark."""
+    folders = (
+        ROOT / "s3prl_ofa",
+        ROOT / "benchmarks",
+        ROOT / "tests",
+        pathlib.Path(s3prl.__path__[0], "run_downstream.py"),
+    )
+    sources = "".join(
+        path.read_text("utf-8")
+        for folder in folders
+        for path in ([folder] if folder.is_file() else folder.rglob("*.py"))
+        if path.name != "test_docs.py"
+    )
+    for path in (ROOT / "README.md", *DOCS.rglob("*.md")):
+        prose = re.sub(r"```bash\n.*?```", "", path.read_text("utf-8"), flags=re.S)
+        for option in set(re.findall(r"(?<![\w-])--[a-z][\w-]+", prose)) - OF_OTHER_TOOLS:
+            assert f'"{option}"' in sources, f"{path}: {option}"
