@@ -152,18 +152,9 @@ OF_OTHER_TOOLS = {"--extra-index-url", "--strict"}  # pip, mkdocs
 
 def test_options_exist():
     """Every option that a page names outside its examples, which run, is one of a command or a benchmark."""
-    folders = (
-        ROOT / "s3prl_ofa",
-        ROOT / "benchmarks",
-        ROOT / "tests",
-        pathlib.Path(s3prl.__path__[0], "run_downstream.py"),
-    )
-    sources = "".join(
-        path.read_text("utf-8")
-        for folder in folders
-        for path in ([folder] if folder.is_file() else folder.rglob("*.py"))
-        if path.name != "test_docs.py"
-    )
+    files = [path for name in ("s3prl_ofa", "benchmarks", "tests") for path in (ROOT / name).rglob("*.py")]
+    files.append(pathlib.Path(s3prl.__path__[0], "run_downstream.py"))
+    sources = "".join(path.read_text("utf-8") for path in files if path.name != "test_docs.py")
     for path in (ROOT / "README.md", *DOCS.rglob("*.md")):
         prose = re.sub(r"```bash\n.*?```", "", path.read_text("utf-8"), flags=re.S)
         for option in set(re.findall(r"(?<![\w-])--[a-z][\w-]+", prose)) - OF_OTHER_TOOLS:
