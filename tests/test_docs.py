@@ -96,7 +96,7 @@ def speed_tables() -> list[list[str]]:
             row["contender"],
             f"{float(row['median_s']):.0f} s",
             f"{float(row['ratio']):.2f}",
-            ", ".join(f"{100 * float(score):.2f}" for score in row["scores"].split()),
+            ", ".join(f"{100 * float(score):.1f}" for score in row["scores"].split()),
         ]
         for row in rows_of("feature_cache.csv")
     ]
