@@ -2,7 +2,8 @@
 
 The bash and Python blocks of a page run in their order in one folder, where what they name exists: checkpoint.pt,
 checkpoint_582_5000.pt, wav2vec_small.pt, speech.flac, audio, LibriSpeech, phones.ctm.gz and textgrids (its alignments),
-VoxCeleb1, speakers and my_corpus.tsv (corpora of one's own), s3prl (a source checkout) and s3prl-ofa (this repository).
+VoxCeleb1, speakers and my_corpus.tsv (corpora of one's own), s3prl (a source checkout), s3prl-ofa (this repository) and
+s3prl_ofa/demo.
 Comments before a block can change that: ``<!-- test: skip, REASON -->`` leaves it out, ``<!-- test: append TEXT -->``
 adds TEXT to each of its commands, ``<!-- test: replace THIS -> THAT -->`` puts THAT where it says THIS; the last two
 make it short.
@@ -72,6 +73,8 @@ def reader_folder(tmp_path, golden_checkpoint, audio_folder, monkeypatch) -> pat
     shutil.copy(audio_folder / "a.flac", tmp_path / "speech.flac")
     (tmp_path / "VoxCeleb1").symlink_to(DEMO_AUDIO)
     (tmp_path / "s3prl-ofa").symlink_to(ROOT)
+    (tmp_path / "s3prl_ofa").mkdir()
+    (tmp_path / "s3prl_ofa" / "demo").symlink_to(DEMO)
     make_librispeech(tmp_path / "LibriSpeech")
     make_alignments(tmp_path)
     make_own_corpora(tmp_path)
