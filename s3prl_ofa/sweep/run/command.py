@@ -27,7 +27,7 @@ GRID = "grid.yaml"  # a copy of the grid file that was run last
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("grid", type=pathlib.Path, metavar="GRID.yaml", help="what to vary; see the README")
+    parser.add_argument("grid", type=pathlib.Path, metavar="GRID.yaml", help="what to vary; see docs/how-to/sweeps.md")
     parser.add_argument(
         "--out",
         type=pathlib.Path,
