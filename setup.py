@@ -29,6 +29,7 @@ EXTRAS["test"] = [
     *EXTRAS["all"],
     *EXTRAS["docs"],
     *NOTEBOOK,
+    "grimp",
     "playwright",
     "pytest",
     "pytest-cov",

@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from s3prl.upstream.interfaces import Featurizer
 from torch import Tensor, nn
 
-from s3prl_ofa.superb.upstream.expert import Measured
-
 MIN_SAMPLES = 800  # S3PRL pads waves to 0.05 s before an upstream sees them
 
 
@@ -25,7 +23,7 @@ class LengthAwareFeaturizer(Featurizer):
         # The original runs one second of noise through the upstream to find its width; that is not to be measured.
         measured_upstream = getattr(upstream, "module", upstream)
         if hasattr(measured_upstream, "measured"):
-            measured_upstream.measured = Measured()
+            measured_upstream.measured = type(measured_upstream.measured)()
 
     def forward(self, paired_wavs: list[Tensor], paired_features: dict[str, Any]) -> list[Tensor]:
         """The selected or weighted features, (frames, dim) per utterance."""
