@@ -16,6 +16,7 @@ import yaml
 
 from s3prl_ofa.arguments import Parser, worker_message
 from s3prl_ofa.checkpoint import read_checkpoint
+from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
 from s3prl_ofa.checkpoint.contents import split_weight_norm
 from s3prl_ofa.checkpoint.fairseq_format import drop_needless_projection, read_config, write_state
 from s3prl_ofa.checkpoint.reading import naming
@@ -120,7 +121,7 @@ def check_names(settings: Sequence[str]) -> None:
 
 
 def config_path(args: argparse.Namespace) -> pathlib.Path:
-    """The configuration file. Raises UsageError if it does not exist."""
+    """The configuration file. Raises UsageError if it does not exist or cannot be read."""
     if args.config_dir or args.config_name:
         if args.config or not (args.config_dir and args.config_name):
             raise UsageError("--config-dir and --config-name belong together and replace --config")
@@ -130,6 +131,10 @@ def config_path(args: argparse.Namespace) -> pathlib.Path:
         path = pathlib.Path(name) if name.endswith(".yaml") else CONFIGS / f"{name}.yaml"
     if not path.is_file():
         raise UsageError(f"{path}: no such configuration; expected a yaml file or one of {PACKAGED}")
+    try:
+        read_yaml(path.read_text("utf-8"))  # hydra expands aliases without a limit
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not YAML: {error}") from None
     return path.absolute()
 
 
