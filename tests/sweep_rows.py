@@ -25,7 +25,7 @@ def row(task: str, rate: str | None, value: float | None, seed: int, model: str 
         "checkpoint": "/somewhere/tiny.safetensors" if rate else None,
         "rate": rate,
         "value": value,
-        "frames": "native" if rate else None,
+        "output_frames": "native" if rate else None,
         "seed": seed,
         "asked_repeat": (1 if task == "sid" else "auto") if rate else None,
         "repeat": 1 if rate else None,

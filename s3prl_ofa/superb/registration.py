@@ -25,7 +25,7 @@ URL_SCHEMES = ("http://", "https://")
 def ofa_wav2vec2(ckpt: str | os.PathLike | None = None, refresh: bool = False, **options: Any) -> UpstreamExpert:
     """The upstream from a checkpoint, a file or a URL (downloaded once, or again with ``refresh``).
 
-    options: model_config, lambd, frame_period_ms, frames, repeat; see UpstreamExpert.
+    options: model_config, lambd, frame_period_ms, output_frames, repeat; see UpstreamExpert.
     """
     if ckpt is None:
         raise UsageError("ofa_wav2vec2 needs a checkpoint: give ckpt (S3PRL's -k), a file or a URL")

@@ -20,8 +20,8 @@ from typing import Any
 
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.superb.tasks.configs import CTC_TASKS
+from s3prl_ofa.superb.upstream.output_frames import usual_output_frames
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE
-from s3prl_ofa.superb.upstream.task_frames import usual_frames
 
 OFA = "ofa_wav2vec2"  # the upstream whose rates are compared
 AUTO = "auto"  # as often as CTC needs each frame
@@ -43,7 +43,7 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Point:
-    """One combination of what a grid varies; a baseline has no rate, frames or repeat.
+    """One combination of what a grid varies; a baseline has no rate, output_frames or repeat.
 
     learning_rate, lambd_start: None for the config's and for the default of run_downstream.
     """
@@ -55,7 +55,7 @@ class Point:
     rate: str | None = None
     value: float | None = None
     lambd_start: float | None = None
-    frames: str | None = None
+    output_frames: str | None = None
     repeat: int | str | None = None
     learning_rate: float | None
     seed: int
@@ -68,9 +68,9 @@ class Point:
             parts.append(RATE_NAMES[self.rate].format(self.value))
         if self.lambd_start is not None:
             parts.append(f"start{self.lambd_start:g}")
-        if self.frames not in (None, usual_frames(self.task)):
-            parts.append(self.frames)
-        if self.repeat not in (None, usual_repeat(self.task)) and self.frames == NATIVE:
+        if self.output_frames not in (None, usual_output_frames(self.task)):
+            parts.append(self.output_frames)
+        if self.repeat not in (None, usual_repeat(self.task)) and self.output_frames == NATIVE:
             parts.append(f"repeat{self.repeat}")
         if self.learning_rate is not None:
             parts.append(f"lr{self.learning_rate:g}")

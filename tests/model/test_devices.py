@@ -77,7 +77,7 @@ def test_cif_takes_lengths_from_the_host():
         assert torch.equal(compressed, expected) and torch.equal(found_lengths, expected_lengths)
 
 
-@pytest.mark.parametrize("options", [{"frames": "native", "repeat": 2}, {"frames": "upsampled"}], ids=str)
+@pytest.mark.parametrize("options", [{"output_frames": "native", "repeat": 2}, {"output_frames": "upsampled"}], ids=str)
 def test_the_upstream_on_a_card(golden_checkpoint, options):
     """Promise: the outputs of an upstream on a GPU are on it, with native and upsampled frames."""
     expert = UpstreamExpert(golden_checkpoint, lambd=0.5, **options)

@@ -136,7 +136,7 @@ def featurizer_of(upstream, **options):
 @torch.no_grad()
 def test_featurizer_cuts_at_the_true_lengths(waves):
     """Native frames reach the downstream model with the lengths that the upstream gives, weighted over all layers."""
-    upstream = importlib.import_module("s3prl.hub").ofa_wav2vec2(CKPT, lambd=1.0, frames="native")
+    upstream = importlib.import_module("s3prl.hub").ofa_wav2vec2(CKPT, lambd=1.0, output_frames="native")
     featurizer = featurizer_of(upstream)
     assert upstream.measured.utterances == 0  # the second of noise that it tries out is not counted
     output = upstream(waves)
@@ -163,7 +163,7 @@ def test_featurizer_cuts_at_the_true_lengths(waves):
 )
 def test_featurizer_keeps_the_options_of_the_original(waves, options, pick):
     """-s, -l and --upstream_feature_normalize do what they do in S3PRL."""
-    upstream = importlib.import_module("s3prl.hub").ofa_wav2vec2(CKPT, lambd=0.5, frames="native")
+    upstream = importlib.import_module("s3prl.hub").ofa_wav2vec2(CKPT, lambd=0.5, output_frames="native")
     output = upstream(waves)
     features = featurizer_of(upstream, **options)(waves, output)
     for feature, row, length in zip(features, pick(output), output["hidden_states_len"], strict=True):
@@ -200,7 +200,7 @@ def nn_upstream(**options):
 @torch.no_grad()
 def test_s3prl_upstream_keeps_native_lengths(waves, padded):
     """S3PRLUpstream neither stretches nor cuts native frames, and s3prl.nn.Featurizer takes them."""
-    upstream, featurizer = nn_upstream(frame_period_ms=50.0, frames="native")
+    upstream, featurizer = nn_upstream(frame_period_ms=50.0, output_frames="native")
     states, lengths = upstream(*padded)
     expected = [round(len(wave) / 800) for wave in waves]
     assert [length.tolist() for length in lengths] == [expected] * upstream.num_layers
@@ -226,7 +226,7 @@ def test_s3prl_upstream_is_the_original_for_upsampled_frames(waves, padded):
 @torch.no_grad()
 def test_s3prl_upstream_pads_short_waves_and_normalizes():
     """Waves below the receptive field come through, as in S3PRL, with at least one frame; normalize works."""
-    upstream, _ = nn_upstream(lambd=1.0, frames="native")
+    upstream, _ = nn_upstream(lambd=1.0, output_frames="native")
     states, lengths = upstream(torch.randn(2, 32000), torch.tensor([100, 32000]))
     assert lengths[0][0] >= 1 and lengths[0][1] > lengths[0][0]
     upstream.normalize = True
@@ -240,7 +240,7 @@ def test_s3prl_main_recipes_see_the_name(recipe, padded):
     for module in ("tensorboard", "sed_eval"):
         pytest.importorskip(module, reason="S3PRL's recipes import it")
     problem = getattr(importlib.import_module("s3prl.problem"), recipe)()
-    conf = {"name": "ofa_wav2vec2", "path_or_url": CKPT, "extra_conf": {"lambd": 0.5, "frames": "native"}}
+    conf = {"name": "ofa_wav2vec2", "path_or_url": CKPT, "extra_conf": {"lambd": 0.5, "output_frames": "native"}}
     upstream = problem.build_upstream(conf)
     featurizer = problem.build_featurizer({}, upstream)
     with torch.no_grad():

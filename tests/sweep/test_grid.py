@@ -46,9 +46,9 @@ def test_points(good):
 def test_axes(good):
     """A task's own axes win; a repeat is for native frames; a baseline has neither rate nor frames."""
     good |= {"baselines": ["mfcc", {"name": "hub", "upstream": "hubert_local", "checkpoint": "x.pt"}]}
-    good |= {"frames": ["native", "upsampled"], "seeds": 1, "learning_rates": None}
+    good |= {"output_frames": ["native", "upsampled"], "seeds": 1, "learning_rates": None}
     del good["learning_rates"]
-    good["tasks"] = {"asr": {"rates": {"lambd": 1}, "repeat": [1, "auto"]}, "pr": {"frames": "upsampled"}}
+    good["tasks"] = {"asr": {"rates": {"lambd": 1}, "repeat": [1, "auto"]}, "pr": {"output_frames": "upsampled"}}
     names = [point.label for point in points_of(grid_from(good))]
     asr = ["asr_tiny_lambd1_repeat1", "asr_tiny_lambd1", "asr_tiny_lambd1_upsampled", "asr_mfcc", "asr_hub"]
     assert names[:5] == [f"{name}_seed1" for name in asr]
@@ -56,6 +56,19 @@ def test_axes(good):
         f"pr_{name}_seed1"
         for name in (*(f"tiny_{rate}_upsampled" for rate in ("lambd0", "lambd0.5", "40ms", "pool3")), "mfcc", "hub")
     ]
+
+
+def test_output_frames_by_their_old_key(good):
+    """``frames``, as earlier versions called it, is taken for the grid and for a task, but not against the new key."""
+    good |= {"frames": "upsampled", "seeds": 1}
+    good["tasks"] = {"asr": {}, "sid": {"frames": ["native"]}}
+    assert {(point.task, point.output_frames) for point in points_of(grid_from(good))} == {
+        ("asr", "upsampled"),
+        ("sid", "native"),
+    }
+    good["tasks"]["sid"]["output_frames"] = "upsampled"
+    with pytest.raises(UsageError, match=r"^tasks.sid: output_frames upsampled contradicts frames \['native'\]"):
+        grid_from(good)
 
 
 def test_prepared(good):
@@ -115,7 +128,7 @@ BAD = {
     "bad seed": (lambda grid: grid.update(seeds=[1.5]), "seeds should be a valid integer, found 1.5"),
     "bad learning rate": (lambda grid: grid.update(learning_rates=[0]), "learning_rates should be greater than 0"),
     "bad repeat": (lambda grid: grid["tasks"]["asr"].update(repeat="often"), "tasks.asr.repeat"),
-    "bad frames": (lambda grid: grid.update(frames=["both"]), "frames should be 'upsampled' or 'native'"),
+    "bad frames": (lambda grid: grid.update(output_frames=["both"]), "output_frames should be 'upsampled' or 'native'"),
     "bad name": (
         lambda grid: grid.update(checkpoints={"a/b": CKPT}),
         "checkpoints.a/b should match pattern",

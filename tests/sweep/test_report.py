@@ -148,7 +148,7 @@ def test_errors_may_grow(tmp_path):
 
 def test_curves_of_one_model_are_told_apart(tmp_path):
     """Frames and repeats that are not the task's default are named in its sentences."""
-    kinds = ({"frames": "upsampled"}, {"asked_repeat": 1}, {"asked_repeat": 2})
+    kinds = ({"output_frames": "upsampled"}, {"asked_repeat": 1}, {"asked_repeat": 2})
     rows = [row("pr", "lambd", lambd, 1, **kind, point=f"{lambd}{kind}") for lambd in (0.0, 0.5) for kind in kinds]
     rows.append(row("sid", "lambd", 0.0, 1))
     found = [reach.curve for reach in summarize(write_sweep(tmp_path, rows), 0.05).reaches]

@@ -62,11 +62,20 @@ def test_rows_that_cannot_be_used(tmp_path, capsys):
 
 def test_missing_fields(tmp_path, capsys):
     """Each is named."""
-    keys = ["task", "model", "rate", "value", "frames", "seed", "metric", "unit", "score", "higher_is_better"]
+    keys = ["task", "model", "rate", "value", "output_frames", "seed", "metric", "unit", "score", "higher_is_better"]
     bad = [{name: value for name, value in BAD.items() if name != key} for key in keys]
     for told in report(write_sweep(tmp_path, [*GOOD, *bad]), capsys).values():
         for number, key in enumerate(keys, 7):
             assert f"bad (line {number}): {key} is missing" in told
+
+
+def test_rows_of_earlier_versions(tmp_path):
+    """They hold the output frames under ``frames``, and report as before."""
+    current = summarize(write_sweep(tmp_path / "current", GOOD), 0.05)
+    old = [{"frames" if key == "output_frames" else key: value for key, value in row.items()} for row in GOOD]
+    earlier = summarize(write_sweep(tmp_path / "earlier", old), 0.05)
+    assert not earlier.faults
+    pandas.testing.assert_frame_equal(earlier.settings, current.settings)
 
 
 MEASURED = (
@@ -102,7 +111,7 @@ def test_only_measurements_are_missing(tmp_path, capsys):
 def test_as_pandas_writes_rows(tmp_path, capsys):
     """NaN for an empty cell and 1.0 for a whole number are what they were, without a remark."""
     rows = [{**item, "steps": 500.0, "seed": float(item["seed"]), "repeat": 2.0} for item in GOOD]
-    rows.append(row("sid", None, None, 1, "mfcc") | {"rate": math.nan, "value": math.nan, "frames": math.nan})
+    rows.append(row("sid", None, None, 1, "mfcc") | {"rate": math.nan, "value": math.nan, "output_frames": math.nan})
     told = report(write_sweep(tmp_path, rows), capsys)
     assert "is expected" not in told["printed"] and "| 500 |" in told["report.md"] and "x2" in told["report.md"]
     assert "| mfcc |" in told["report.md"]

@@ -26,8 +26,8 @@ from s3prl_ofa.superb.registration import ENTRIES, URL_SCHEMES
 from s3prl_ofa.superb.tasks import configs, experiment_data, speakers
 from s3prl_ofa.superb.tasks.ctc_feasibility import check_ctc
 from s3prl_ofa.superb.tasks.labels import settle_labels
+from s3prl_ofa.superb.upstream.output_frames import check_trained, options_for
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE, RateOptions, read_model_config
-from s3prl_ofa.superb.upstream.task_frames import check_trained, options_for
 
 logger = logging.getLogger(__name__)
 
@@ -202,14 +202,14 @@ def check_training(args: argparse.Namespace, ours: OurOptions, config: Config, o
     reached = f"at lambd {options.lambd_max:g}, which an adaptive rate may reach: " if options.adaptive else ""
     name = "--lambd-max" if options.adaptive else "--lambd"
     other = f"; so would {name} {check.largest_lambd:g}" if check.too_many and check.largest_lambd else ""
-    if ours.repeat_auto and options.frames == NATIVE:
+    if ours.repeat_auto and options.output_frames == NATIVE:
         options = dataclasses.replace(options, repeat=check.needed_repeat)
         logger.info("%s--repeat auto: CTC needs each frame %d times%s", reached, options.repeat, other)
     elif check.too_many:
         raise UsageError(f"{reached}{check}{other}")
     else:
         logger.info("%s%s", reached, check)
-    if options.frames == NATIVE and config.get("specaug") and "config.specaug" not in (args.override or ""):
+    if options.output_frames == NATIVE and config.get("specaug") and "config.specaug" not in (args.override or ""):
         period_ms = initial_frame_period(options, check.frame_period_ms * check.repeat) / options.repeat
         config.update(configs.scale_specaug(config, period_ms))
         logger.info("SpecAug's widths along time are scaled from 20 ms to %.1f ms per frame", period_ms)

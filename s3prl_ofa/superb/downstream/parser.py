@@ -10,9 +10,10 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.upstream.rate_options import (
     ADAPTIVE,
     ADAPTIVE_KEYS,
-    FRAMES,
     NATIVE,
+    OLD_NAME,
     OPTION_NAMES,
+    OUTPUT_FRAMES,
     RATE_KEYS,
     RateOptions,
 )
@@ -50,7 +51,7 @@ class OurOptions:
             raise UsageError("--feature-cache needs --cache-gb: how much it may take")
         # reports at once what is out of range; whether the rate is adaptive may be known only from -g or the experiment
         adaptive = self.rate.keys() & set(ADAPTIVE_KEYS) and not self.rate.keys() & set(RATE_KEYS)
-        RateOptions.layered({"frames": NATIVE}, {"lambd": ADAPTIVE} if adaptive else {}, self.rate)
+        RateOptions.layered({"output_frames": NATIVE}, {"lambd": ADAPTIVE} if adaptive else {}, self.rate)
 
     @property
     def of_our_upstream(self) -> list[str]:
@@ -66,7 +67,7 @@ def option(name: str) -> str:
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, OurOptions]:
     """S3PRL's arguments, as its own parser would give them, and ours. Raises UsageError."""
     found = vars(build_parser().parse_args(argv))
-    rate = {name: found.pop(name) for name in OPTION_NAMES}
+    rate = {name: found.pop(name) for name in (*OPTION_NAMES, OLD_NAME)}
     ours = OurOptions(
         rate={name: value for name, value in rate.items() if value not in (None, AUTO)},
         repeat_auto=rate["repeat"] == AUTO,
@@ -104,11 +105,12 @@ def add_our_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--lambd-start", type=float, metavar="L", help="of an adaptive lambd: 0 to 1, default 0.5")
     group.add_argument("--lambd-max", type=float, metavar="L", help="of an adaptive lambd: up to 1, the default")
     group.add_argument(
-        "--frames",
-        choices=FRAMES,
+        "--output-frames",
+        choices=OUTPUT_FRAMES,
         help="native: the compressed frames, the default for asr, pr, sid and other tasks that can use them; "
         "upsampled: repeated to 20 ms, the default for the rest",
     )
+    group.add_argument(option(OLD_NAME), choices=OUTPUT_FRAMES, help=argparse.SUPPRESS)  # in scripts of users
     repeat_help = "repeat each native frame, for CTC; auto: as often as the training labels need"
     group.add_argument("--repeat", type=repeat_count, metavar="N|auto", help=repeat_help)
     group.add_argument(

@@ -130,7 +130,7 @@ def at_max_lambd(options: RateOptions) -> RateOptions:
     """The options at the lowest frame rate that training can reach, at which CTC must still have enough frames."""
     if not options.adaptive:
         return options
-    return RateOptions(lambd=options.lambd_max, frames=options.frames, repeat=options.repeat)
+    return RateOptions(lambd=options.lambd_max, output_frames=options.output_frames, repeat=options.repeat)
 
 
 def initial_frame_period(options: RateOptions, period_ms: float) -> float:

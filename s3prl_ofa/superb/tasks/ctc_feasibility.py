@@ -95,7 +95,7 @@ def check_ctc(downstream: str, config: dict[str, Any], upstream: Any) -> CtcChec
     sample, weights = choose(utterances)
     frames = count_frames(upstream.model, upstream.options, sample)
     check = judge(sample, weights, frames, upstream.options.repeat)
-    if upstream.options.frames != NATIVE or not 0 < (upstream.options.lambd or 0) <= 1:
+    if upstream.options.output_frames != NATIVE or not 0 < (upstream.options.lambd or 0) <= 1:
         return check
     fine = [upstream.model.config.num_frames(utterance.samples) for utterance in sample]
     return dataclasses.replace(check, largest_lambd=largest_lambd(sample, weights, frames, fine, upstream.options))
@@ -149,9 +149,9 @@ def count_frames(model: OFAWav2Vec2, options: RateOptions, utterances: list[Utte
     20 ms, and for a frame period whose frames are enough (if it cannot be reached, there are more of them).
     """
     counts = [model.config.num_frames(utterance.samples) for utterance in utterances]
-    if options.frames == NATIVE and options.pool:
+    if options.output_frames == NATIVE and options.pool:
         return [-(-count // options.pool) for count in counts]
-    if options.frames != NATIVE or not (options.lambd or options.frame_period_ms):
+    if options.output_frames != NATIVE or not (options.lambd or options.frame_period_ms):
         return counts
     unknown = list(range(len(utterances)))
     if options.frame_period_ms is not None:

@@ -81,7 +81,7 @@ class UpstreamExpert(nn.Module):
     @property
     def native_frames(self) -> bool:
         """Whether frames have no constant rate, so that their lengths must be read from the output."""
-        return self.options.frames == NATIVE
+        return self.options.output_frames == NATIVE
 
     def get_downsample_rates(self, key: str | None = None) -> int:
         """Samples per frame: always 320 (20 ms). With native frames read ``hidden_states_len`` instead."""

@@ -20,7 +20,8 @@ from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.model.rate import MAX_LAMBD
 
 UPSAMPLED, NATIVE = "upsampled", "native"
-FRAMES = (UPSAMPLED, NATIVE)
+OUTPUT_FRAMES = (UPSAMPLED, NATIVE)
+OLD_NAME, NEW_NAME = "frames", "output_frames"  # of the choice between them
 RATE_KEYS = ("lambd", "frame_period_ms", "pool")  # three ways to give the frame rate
 ONE_RATE = "give lambd, frame_period_ms or pool, not more than one"
 MIN_POOL = 2  # 20 ms frames averaged into one
@@ -80,8 +81,8 @@ class RateOptions:
 
     lambd: in [0, 2), or "adaptive"; or frame_period_ms: mean frame period in ms, 20 or more; or pool. None of them:
         lambd 0, 20 ms.
-    frames: "upsampled" repeats each compressed frame over the 20 ms frames it came from, as unmodified S3PRL expects;
-        "native" gives the compressed frames with their true lengths.
+    output_frames: "upsampled" repeats each compressed frame over the 20 ms frames it came from, as unmodified S3PRL
+        expects; "native" gives the compressed frames with their true lengths.
     repeat: how often each native frame is repeated, so that CTC has enough frames for its labels.
     pool: a fixed rate for comparison: at lambd 0, this many hidden states (2 or more) are averaged into one.
     rate_weight: of the mean frame rate in the loss of an adaptive lambd, 0 or more; see learned_rate/rate.py.
@@ -91,7 +92,7 @@ class RateOptions:
 
     lambd: float | str | None = None
     frame_period_ms: float | None = None
-    frames: str = UPSAMPLED
+    output_frames: str = UPSAMPLED
     repeat: int = 1
     pool: int | None = None
     rate_weight: float | None = None
@@ -101,8 +102,8 @@ class RateOptions:
     def __post_init__(self) -> None:
         if sum(getattr(self, key) is not None for key in RATE_KEYS) > 1:
             raise UsageError(ONE_RATE)
-        if self.frames not in FRAMES:
-            raise UsageError(f"frames must be one of {', '.join(FRAMES)}, found {self.frames!r}")
+        if self.output_frames not in OUTPUT_FRAMES:
+            raise UsageError(f"output_frames must be one of {', '.join(OUTPUT_FRAMES)}, found {self.output_frames!r}")
         for name, (read, is_valid, expected) in NUMBERS.items():
             given = getattr(self, name)
             if given is None and name != "repeat" or name == "lambd" and self.adaptive:
@@ -111,8 +112,8 @@ class RateOptions:
             if number is None or not is_valid(number):
                 raise UsageError(f"{name} must be {expected}, found {given!r}")
             object.__setattr__(self, name, number)  # a plain number, which YAML can hold
-        if self.repeat > 1 and self.frames != NATIVE:
-            raise UsageError(f"repeat {self.repeat} needs frames {NATIVE}, found frames {self.frames}")
+        if self.repeat > 1 and self.output_frames != NATIVE:
+            raise UsageError(f"repeat {self.repeat} needs output_frames {NATIVE}, found {self.output_frames}")
         given = [name for name in ADAPTIVE_KEYS if getattr(self, name) is not None]
         if self.adaptive:
             self.set_adaptive_defaults(given)
@@ -143,28 +144,15 @@ class RateOptions:
 
         Raises UsageError for a key that is not an option.
         """
-        options: dict[str, Any] = {}
-        for layer in layers:
-            unknown = sorted(str(key) for key in layer if key not in OPTION_NAMES)
-            if unknown:
-                raise UsageError(f"unknown upstream option {', '.join(unknown)}; choices: {', '.join(OPTION_NAMES)}")
-            given = {key: value for key, value in layer.items() if value is not None}
-            if sum(key in given for key in RATE_KEYS) > 1:
-                raise UsageError(ONE_RATE)
-            if any(key in given for key in RATE_KEYS):
-                # a rate replaces an earlier one completely
-                other = () if given.get("lambd") == options.get("lambd") == ADAPTIVE else (*RATE_KEYS, *ADAPTIVE_KEYS)
-                options = {key: value for key, value in options.items() if key not in other}
-            options.update(given)
-        return cls(**options)
+        return cls(**merged(*layers))
 
     def to_yaml(self) -> str:
-        """Inline YAML of all values that are not defaults, and frames: ``{frames: native, lambd: 0.5}``.
+        """Inline YAML of all values that are not defaults, and output_frames: ``{lambd: 0.5, output_frames: native}``.
 
         It contains no ``=``, at which S3PRL's ``-o`` would split it.
         """
         values = {key: value for key, value in dataclasses.asdict(self).items() if value != OPTION_DEFAULTS[key]}
-        return yaml.safe_dump({"frames": self.frames, **values}, default_flow_style=True, width=math.inf).strip()
+        return yaml.safe_dump({NEW_NAME: self.output_frames, **values}, default_flow_style=True, width=math.inf).strip()
 
     def __str__(self) -> str:
         if self.frame_period_ms is not None:
@@ -176,11 +164,40 @@ class RateOptions:
             rate = f"adaptive lambd (start {self.lambd_start:g}{limit}, rate weight {self.rate_weight:g})"
         else:
             rate = f"lambd {self.lambd or 0:g}"
-        return f"{rate}, {self.frames} frames" + (f", each {self.repeat} times" if self.repeat > 1 else "")
+        return f"{rate}, {self.output_frames} frames" + (f", each {self.repeat} times" if self.repeat > 1 else "")
 
 
 OPTION_DEFAULTS = {field.name: field.default for field in dataclasses.fields(RateOptions)}
 OPTION_NAMES = tuple(OPTION_DEFAULTS)
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``RateOptions.layered`` makes of the mappings: the options that are given, with their current names."""
+    options: dict[str, Any] = {}
+    for layer in layers:
+        given = with_current_names({key: value for key, value in layer.items() if value is not None})
+        unknown = sorted(str(key) for key in layer if key not in (*OPTION_NAMES, OLD_NAME))
+        if unknown:
+            raise UsageError(f"unknown upstream option {', '.join(unknown)}; choices: {', '.join(OPTION_NAMES)}")
+        if sum(key in given for key in RATE_KEYS) > 1:
+            raise UsageError(ONE_RATE)
+        if any(key in given for key in RATE_KEYS):
+            # a rate replaces an earlier one completely
+            other = () if given.get("lambd") == options.get("lambd") == ADAPTIVE else (*RATE_KEYS, *ADAPTIVE_KEYS)
+            options = {key: value for key, value in options.items() if key not in other}
+        options.update(given)
+    return options
+
+
+def with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with ``output_frames`` under that name, also where they call it ``frames``, as earlier versions did.
+
+    Raises UsageError if they give both, with different values.
+    """
+    old, current = settings.get(OLD_NAME), settings.get(NEW_NAME)
+    if OLD_NAME in settings and NEW_NAME in settings and old != current:
+        raise UsageError(f"{NEW_NAME} {current} contradicts {OLD_NAME} {old}, its old name; give {NEW_NAME} alone")
+    return {NEW_NAME if key == OLD_NAME else key: value for key, value in settings.items()}
 
 
 def read_model_config(model_config: str | os.PathLike | Mapping[str, Any] | None) -> dict[str, Any]:
@@ -203,5 +220,5 @@ def read_model_config(model_config: str | os.PathLike | Mapping[str, Any] | None
     if options is None:
         return {}
     if not isinstance(options, dict):
-        raise UsageError(f"{source} must be a YAML file or inline YAML such as '{{lambd: 0.5, frames: native}}'")
+        raise UsageError(f"{source} must be a YAML file or inline YAML such as '{{lambd: 0.5, output_frames: native}}'")
     return options

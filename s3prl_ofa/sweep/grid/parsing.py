@@ -12,8 +12,8 @@ import yaml
 
 from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.superb.upstream.output_frames import usual_output_frames, why_not_native
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE
-from s3prl_ofa.superb.upstream.task_frames import refusal, usual_frames
 from s3prl_ofa.sweep.grid.schema import Grid, Rates, Task, validated
 from s3prl_ofa.sweep.job import OFA, Point, usual_repeat
 
@@ -88,7 +88,7 @@ def filled(name: str, task: Task, grid: Grid) -> Task:
     is_usual = known is not None and metric == known.metric
     defaults = {
         "rates": Rates(),
-        "frames": (usual_frames(name),),
+        "output_frames": (usual_output_frames(name),),
         "repeat": (usual_repeat(name),),
         "learning_rates": (None,),
         "lambd_starts": (None,),
@@ -104,7 +104,7 @@ def filled(name: str, task: Task, grid: Grid) -> Task:
         for key, default in defaults.items()
     }
     own = task.model_fields_set
-    if refusal(name) and "repeat" not in own:
+    if why_not_native(name) and "repeat" not in own:
         filled_in["repeat"] = (1,)
     task = task.model_copy(update=filled_in)
     check_task(name, task, lambda key: f"tasks.{name}.{key}" if key in own else key)
@@ -116,9 +116,9 @@ def filled(name: str, task: Task, grid: Grid) -> Task:
 
 def check_task(name: str, task: Task, key: Callable[[str], str]) -> None:
     """Raises UsageError for settings of a task that do not fit together. key: where the file gives a setting."""
-    if reason := refusal(name):
-        if NATIVE in task.frames:
-            raise UsageError(f"{key('frames')}: {reason}")
+    if reason := why_not_native(name):
+        if NATIVE in task.output_frames:
+            raise UsageError(f"{key('output_frames')}: {reason}")
         if task.repeat != (1,):
             raise UsageError(f"{key('repeat')}: {reason}, whose repeat is 1")
     for setting, default in () if task.rates.adaptive else (("lambd_starts", (None,)), ("lambd_max", None)):
@@ -147,13 +147,13 @@ def task_points(grid: Grid, name: str, task: Task) -> Iterator[Point]:
     for learning_rate, seed in itertools.product(task.learning_rates, task.seeds):
         common = {"task": name, "learning_rate": learning_rate, "seed": seed}
         for (model, checkpoint), (rate, value), frames in itertools.product(
-            grid.checkpoints.items(), task.rates.pairs(), task.frames
+            grid.checkpoints.items(), task.rates.pairs(), task.output_frames
         ):
             # a repeat is for native frames; upsampled ones are as many as at 20 ms
             repeats = task.repeat if frames == NATIVE else (1,)
             starts = task.lambd_starts if rate == ADAPTIVE else (None,)
             for repeat, start in itertools.product(repeats, starts):
                 ofa = {"model": model, "upstream": OFA, "checkpoint": checkpoint, "rate": rate, "value": value}
-                yield Point(**common, **ofa, lambd_start=start, frames=frames, repeat=repeat)
+                yield Point(**common, **ofa, lambd_start=start, output_frames=frames, repeat=repeat)
         for baseline in grid.baselines:
             yield Point(**common, model=baseline.name, upstream=baseline.upstream, checkpoint=baseline.checkpoint)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from s3prl_ofa.errors import UsageError, shown
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.model.rate import MAX_LAMBD
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, MIN_POOL, real, whole
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, MIN_POOL, real, whole, with_current_names
 from s3prl_ofa.sweep.job import AUTO
 
 try:
@@ -114,11 +114,16 @@ class Axes(Section):
     """What is varied. None in place of a learning rate is the config's, in place of a start run_downstream's."""
 
     rates: Rates | None = None
-    frames: OneOrMore[Literal["upsampled", "native"]] | None = None
+    output_frames: OneOrMore[Literal["upsampled", "native"]] | None = None
     repeat: OneOrMore[Annotated[int | str, BeforeValidator(check_repeat)]] | None = None
     learning_rates: OneOrMore[Positive] | None = None
     lambd_starts: OneOrMore[Annotated[Number, Field(ge=0, le=1)]] | None = None
     seeds: OneOrMore[NotNegative] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def rename_keys(cls, value: Any) -> Any:
+        return with_current_names(value) if isinstance(value, Mapping) else value
 
 
 AXES = tuple(Axes.model_fields)

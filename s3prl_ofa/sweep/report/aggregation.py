@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.superb.upstream.output_frames import usual_output_frames
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE
-from s3prl_ofa.superb.upstream.task_frames import usual_frames
 from s3prl_ofa.sweep.job import FAILED, FINISHED, POINT, POINTS, Row, usual_repeat
 from s3prl_ofa.sweep.report.rows import NEEDED, NULLABLE, OPTIONAL, Fault, read_rows
 from s3prl_ofa.sweep.results import FILE
@@ -30,8 +30,8 @@ VARIED = {
 }
 SIBLINGS = ["task", "kind", "model"]  # rows that are alike in these are compared
 # rows that are alike in these differ in seed and learning rate alone
-GROUPED = [*SIBLINGS, "rate", "value", "lambd_start", "frames", "asked_repeat", "variant"]
-TEXTS = ["rate", "frames", "asked_repeat"]
+GROUPED = [*SIBLINGS, "rate", "value", "lambd_start", "output_frames", "asked_repeat", "variant"]
+TEXTS = ["rate", "output_frames", "asked_repeat"]
 NUMBERS = ["value", "lambd_start", "lambd_max", "learning_rate", "steps", "unit", "score", "dev_score", "learnt_lambd"]
 NUMBERS += ["frame_period_ms", "peak_memory_mb"]
 RESCALED = {
@@ -132,7 +132,7 @@ def settings_of(rows: list[Row]) -> pd.DataFrame:
     tasks = list(frame["task"].unique())
     settings["task_order"] = settings["task"].map(tasks.index)
     settings["kind_order"] = settings["kind"].map(KINDS.index)
-    order = ["task_order", "kind_order", "model", "frames", "asked_repeat", "variant", "frame_period_ms"]
+    order = ["task_order", "kind_order", "model", "output_frames", "asked_repeat", "variant", "frame_period_ms"]
     return settings.sort_values(order, kind="stable", ignore_index=True)
 
 
@@ -175,9 +175,9 @@ def label(setting: Any) -> str:
 
 def detail(setting: Any) -> str:
     """What follows a label: frames and repeat where they are not the task's default, and the variant."""
-    is_baseline = setting.kind == BASELINE
-    frames = "" if is_baseline or setting.frames == usual_frames(setting.task) else f", {setting.frames}"
-    is_usual = setting.frames != NATIVE or setting.asked_repeat in ("", str(usual_repeat(setting.task)))
+    given = setting.output_frames
+    frames = "" if setting.kind == BASELINE or given == usual_output_frames(setting.task) else f", {given}"
+    is_usual = given != NATIVE or setting.asked_repeat in ("", str(usual_repeat(setting.task)))
     repeat = "" if is_usual else f", repeat {setting.asked_repeat}"
     return frames + repeat + (f", {setting.variant}" if setting.variant else "")
 

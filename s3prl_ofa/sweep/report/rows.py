@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from s3prl_ofa.errors import shown
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, RATE_KEYS
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, RATE_KEYS, with_current_names
 from s3prl_ofa.sweep.job import FAILED, FINISHED, Row
 from s3prl_ofa.sweep.results import FILE, numbered_lines, point_results
 
@@ -36,7 +36,7 @@ REPEAT = Kind("a whole number or text", lambda value: WHOLE.fits(value) or TEXT.
 
 NEEDED = {"task": TEXT, "model": TEXT, "metric": TEXT, "seed": WHOLE, "score": NUMBER, "unit": POSITIVE}
 NEEDED |= {"higher_is_better": FLAG}
-NULLABLE = {"rate": RATE, "value": NUMBER, "frames": TEXT, "learning_rate": NUMBER}  # must be there, may be null
+NULLABLE = {"rate": RATE, "value": NUMBER, "output_frames": TEXT, "learning_rate": NUMBER}  # must be there, may be null
 OPTIONAL = {"asked_repeat": REPEAT, "repeat": WHOLE, "steps": WHOLE, "lambd_start": NUMBER, "lambd_max": NUMBER}
 OPTIONAL |= {"checkpoint_sha256": TEXT, "config_sha256": TEXT, "test_split": TEXT, "device": TEXT}
 OPTIONAL |= {"dev_score": NUMBER, "learnt_lambd": NUMBER}
@@ -90,6 +90,7 @@ def checked(row: Row) -> tuple[Row, list[str]]:
         return {**row, "error": str(row.get("error", "no reason is given")), "log": [str(line) for line in log]}, []
     if row["state"] != FINISHED:
         raise ValueError(f"state: {FINISHED} or {FAILED} is expected, found {shown(row['state'])}")
+    row = with_current_names(row)
     found, left_out = dict(row), []
     for key, kind in (NEEDED | NULLABLE).items():
         if key not in row:

@@ -17,7 +17,7 @@ COLUMNS: dict[str, Callable[[Any], str]] = {  # of the table of all settings
     "task": lambda setting: setting.task,
     "upstream": lambda setting: setting.model,
     "rate": lambda setting: rate_text(setting),
-    "frames": lambda setting: setting.frames + repeated(setting, " x{}"),
+    "output frames": lambda setting: setting.output_frames + repeated(setting, " x{}"),
     "learning rate": lambda setting: number(setting.learning_rate, "g") + tried(setting),
     "steps": lambda setting: number(setting.steps, ".0f"),
     "seeds": lambda setting: str(len(setting.seeds)),

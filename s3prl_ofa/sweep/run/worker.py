@@ -102,7 +102,7 @@ def train_arguments(folder: pathlib.Path, job: Job) -> list[str]:
     rate = "rate_weight" if job.rate == ADAPTIVE else job.rate
     for name, value in ((rate, job.value), ("lambd_start", job.lambd_start), ("lambd_max", job.lambd_max)):
         arguments += [] if value is None else ["--" + name.replace("_", "-"), f"{value:.17g}"]
-    arguments += ["--frames", job.frames]
+    arguments += ["--output-frames", job.output_frames]
     return arguments + (["--repeat", str(job.repeat)] if job.repeat != 1 else [])
 
 

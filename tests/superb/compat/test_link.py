@@ -191,7 +191,7 @@ def test_a_linked_checkout_runs_by_itself(checkout, tmp_path):
     (checkout / "sitecustomize.py").write_text(patch)
     repo = ROOT
     command = [sys.executable, "run_downstream.py", "-m", "train", "-u", "ofa_wav2vec2", "-k", str(REF_TINY)]
-    command += ["-g", "{lambd: 0.5, frames: native}", "-d", "voxceleb1", "-c", str(tmp_path / "sid.yaml")]
+    command += ["-g", "{lambd: 0.5, output_frames: native}", "-d", "voxceleb1", "-c", str(tmp_path / "sid.yaml")]
     command += ["-p", str(tmp_path / "exp"), "--device", "cpu", "-o", STEPS]
     result = subprocess.run(
         command,

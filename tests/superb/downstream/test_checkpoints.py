@@ -167,7 +167,7 @@ def test_a_rate_by_override_changes_the_trained_one(train, caplog):
     assert resume("-e", "exp", "-o", "args.upstream_model_config={lambd: 0.9}") == 0
     assert "was trained at lambd 0.5, native frames; it now runs at lambd 0.9, native frames" in caplog.text
     rate = RateOptions.layered(read_model_config(stored("exp/states-2.ckpt")["Args"].upstream_model_config))
-    assert rate == RateOptions(lambd=0.5, frames="native")
+    assert rate == RateOptions(lambd=0.5, output_frames="native")
 
 
 def test_options_that_an_experiment_has_of_its_own(train, tmp_path, caplog, capfd):

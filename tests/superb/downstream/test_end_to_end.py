@@ -72,7 +72,7 @@ def test_train_and_evaluate_on_native_frames(task, command, capfd, caplog, seen_
     """A task trains and evaluates on compressed frames by default, and the rate is the experiment's own."""
     assert command("-m", "train", "-d", task, "-p", "exp", "--lambd", "0.5") == 0
     assert 0.3 < sum(found for found, _ in seen_frames) / sum(whole for _, whole in seen_frames) < 0.9
-    assert stored_rate("exp/states-2.ckpt") == RateOptions(lambd=0.5, frames="native")
+    assert stored_rate("exp/states-2.ckpt") == RateOptions(lambd=0.5, output_frames="native")
     assert "measured frame period" in caplog.text
     capfd.readouterr(), caplog.clear(), seen_frames.clear()
 
@@ -85,9 +85,9 @@ def test_train_and_evaluate_on_native_frames(task, command, capfd, caplog, seen_
 @pytest.mark.parametrize("task", ["asr", "pr", "sid"])
 def test_train_on_upsampled_frames(task, command, seen_frames):
     """With upsampled frames the downstream model gets one frame every 20 ms, as of a plain wav2vec 2.0."""
-    assert command("-m", "train", "-d", task, "-p", "exp", "--lambd", "0.5", "--frames", "upsampled") == 0
+    assert command("-m", "train", "-d", task, "-p", "exp", "--lambd", "0.5", "--output-frames", "upsampled") == 0
     assert seen_frames and all(found == whole for found, whole in seen_frames)
-    assert stored_rate("exp/states-2.ckpt") == RateOptions(lambd=0.5, frames="upsampled")
+    assert stored_rate("exp/states-2.ckpt") == RateOptions(lambd=0.5, output_frames="upsampled")
 
 
 def test_evaluate_at_another_rate_and_say_so(command, caplog, seen_frames):
@@ -114,7 +114,7 @@ def test_resume_at_the_trained_rate(command, caplog):
     assert command("-m", "train", "-d", "sid", "-p", "exp", "-a", "--frame-period-ms", "50", steps=6) == 0
     assert stored("exp/states-6.ckpt")["Step"] == 6
     assert "trained at" not in caplog.text
-    assert stored_rate("exp/states-6.ckpt") == RateOptions(frame_period_ms=50.0, frames="native")
+    assert stored_rate("exp/states-6.ckpt") == RateOptions(frame_period_ms=50.0, output_frames="native")
 
 
 def test_weights_alone_keep_their_rate(command, caplog):
@@ -160,7 +160,7 @@ def test_other_upstreams_run_unchanged(command, seen_frames, caplog):
     assert stored("exp/states-2.ckpt")["Args"].upstream_model_config is None
     assert seen_frames[0][0] > 1.9 * seen_frames[0][1]  # 10 ms a frame
     assert "measured" not in caplog.text
-    for option in (("--lambd", "0.5"), ("--frame-period-ms", "40"), ("--frames", "native"), ("--repeat", "auto")):
+    for option in (("--lambd", "0.5"), ("--pool", "2"), ("--output-frames", "native"), ("--repeat", "auto")):
         assert command("-m", "train", "-d", "sid", "-p", "none", *option, upstream=fbank) == 2
         assert not pathlib.Path("none").exists()
 
@@ -177,7 +177,7 @@ def test_labels_that_do_not_fit_stop_the_training(command, capfd, caplog):
     assert needed > 1
     assert command(*ask, "--repeat", str(needed - 1)) == 2
     assert command(*ask, "--repeat", "auto") == 0
-    assert stored_rate("exp/states-2.ckpt") == RateOptions(lambd=1.8, frames="native", repeat=needed)
+    assert stored_rate("exp/states-2.ckpt") == RateOptions(lambd=1.8, output_frames="native", repeat=needed)
     caplog.clear()
     assert command("-m", "evaluate", "-e", "exp", "-t", "test-clean", "--repeat", "auto") == 0
     assert f"each {needed} times" in caplog.text and "trained at" not in caplog.text
@@ -186,7 +186,7 @@ def test_labels_that_do_not_fit_stop_the_training(command, capfd, caplog):
 def test_specaug_is_scaled_to_native_frames(command):
     """SpecAug's widths are in frames: they shrink with native frames, and stay with upsampled ones and with -o."""
     widths = {}
-    for name, options in {"native": (), "upsampled": ("--frames", "upsampled")}.items():
+    for name, options in {"native": (), "upsampled": ("--output-frames", "upsampled")}.items():
         assert command("-m", "train", "-d", "asr", "-p", name, "--frame-period-ms", "40", *options) == 0
         widths[name] = stored(f"{name}/states-2.ckpt")["Config"]["specaug"]["time_mask_width_range"][1]
         # what is kept for another run is in frames of 20 ms, so that it is not scaled twice
@@ -208,9 +208,9 @@ def test_model_config_file_and_command_line(command, tmp_path):
     """-g gives the rate as in plain S3PRL, with native frames by default here; our options win over it."""
     (tmp_path / "rate.yaml").write_text("lambd: 0.3\nrepeat: 2\n")
     assert command("-m", "train", "-d", "sid", "-p", "file", "-g", "rate.yaml") == 0
-    assert stored_rate("file/states-2.ckpt") == RateOptions(lambd=0.3, frames="native", repeat=2)
+    assert stored_rate("file/states-2.ckpt") == RateOptions(lambd=0.3, output_frames="native", repeat=2)
     assert command("-m", "train", "-d", "sid", "-p", "both", "-g", "{lambd: 0.3}", "--lambd", "0.6") == 0
-    assert stored_rate("both/states-2.ckpt") == RateOptions(lambd=0.6, frames="native")
+    assert stored_rate("both/states-2.ckpt") == RateOptions(lambd=0.6, output_frames="native")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,8 @@ def test_model_config_file_and_command_line(command, tmp_path):
         (("-m", "train", "-d", "sid", "-p", "exp", "--frame-period-ms", "10"), "20"),
         (("-m", "train", "-d", "sid", "-p", "exp", "--repeat", "0"), "repeat"),
         (("-m", "train", "-d", "sid", "-p", "exp", "--repeat", "some"), "whole number or auto"),
-        (("-m", "train", "-d", "sid", "-p", "exp", "--repeat", "2", "--frames", "upsampled"), "native"),
+        (("-m", "train", "-d", "sid", "-p", "exp", "--repeat", "2", "--output-frames", "upsampled"), "native"),
+        (("-m", "train", "-d", "sid", "-p", "exp", "--output-frames", "native", "--frames", "upsampled"), "old name"),
         (("-m", "train", "-d", "sid", "-p", "exp", "-g", "0.5"), "model_config"),
         (("-m", "train", "-d", "sid", "-p", "exp", "-c", "nosuch.yaml"), "nosuch.yaml"),
         (("-m", "evaluate", "-d", "sid", "-p", "exp", "-i", "nosuch.ckpt"), "nosuch.ckpt"),

@@ -27,7 +27,7 @@ def train_and_evaluate(task: str, frames: str, corpora: pathlib.Path, folder: pa
     """Scores on the test split, and the norm of all trained weights."""
     data = ["--librispeech", corpora / "LibriSpeech", "--voxceleb1", corpora / "VoxCeleb1"]
     data += ["--prepared", corpora / "prepared", "--mini"]
-    upstream = ["-u", "ofa_wav2vec2", "-k", CKPT, "--lambd", "0.5", "--frames", frames, "--device", "cpu"]
+    upstream = ["-u", "ofa_wav2vec2", "-k", CKPT, "--lambd", "0.5", "--output-frames", frames, "--device", "cpu"]
     command = ["-m", "train", "-d", task, "-p", folder, "--seed", "1", *upstream, *data, "-o", EVERY]
     assert cli.main(["run_downstream", *map(str, command)]) == 0
     assert cli.main(["run_downstream", "-m", "evaluate", "-e", str(folder), "-t", SPLITS[task]]) == 0
@@ -82,7 +82,8 @@ from s3prl_ofa.superb.compat.packed_lstm import packed_lstm_in_asr
 dataset.CACHE_PATH = "cache"
 for task, frames in {RUNS}:
     downstream = dict(asr="asr", pr="ctc", sid="voxceleb1")[task]
-    upstream = ["-u", "ofa_wav2vec2", "-k", {CKPT!r}, "-g", "{{lambd: 0.5, frames: " + frames + "}}", "--device", "cpu"]
+    options = "{{lambd: 0.5, output_frames: " + frames + "}}"
+    upstream = ["-u", "ofa_wav2vec2", "-k", {CKPT!r}, "-g", options, "--device", "cpu"]
     sys.argv[1:] = ["-m", "train", "-d", downstream, "-c", task + "-" + frames + ".yaml", "--seed", "1", *upstream]
     sys.argv += ["-p", task + "/" + frames]
     with packed_lstm_in_asr():

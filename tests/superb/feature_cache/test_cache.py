@@ -31,12 +31,12 @@ def test_a_batch_is_what_the_model_gives(rate, known, waves, golden_model, opene
 
 
 UPSTREAMS = [
-    {"frames": "native"},
-    {"frames": "native", "lambd": 0.5, "repeat": 2},
-    {"frames": "upsampled", "lambd": 0.5},
-    {"frames": "upsampled", "frame_period_ms": 35.0},
-    {"frames": "native", "pool": 2},
-    {"frames": "upsampled", "pool": 2},
+    {"output_frames": "native"},
+    {"output_frames": "native", "lambd": 0.5, "repeat": 2},
+    {"output_frames": "upsampled", "lambd": 0.5},
+    {"output_frames": "upsampled", "frame_period_ms": 35.0},
+    {"output_frames": "native", "pool": 2},
+    {"output_frames": "upsampled", "pool": 2},
 ]
 
 
@@ -64,7 +64,7 @@ def test_through_the_upstream(options, waves, opened, ran):
 def test_pooling_shares_what_lambd_0_has_kept(first, waves, opened, ran):
     """Pooling comes after the cache, so what was kept at lambd 0, said or not, or for another pool serves it."""
     for number, options in enumerate((first, {"pool": 2})):
-        expert = UpstreamExpert(CKPT, frames="native", **options)
+        expert = UpstreamExpert(CKPT, output_frames="native", **options)
         with opened(model=expert.model, **expert.options.extract_rate) as expert.cache:
             ran.clear()
             expert(waves)
@@ -163,7 +163,7 @@ def test_what_s3prl_selects_is_stored(selection, layer, layers, waves, opened, r
     from s3prl_ofa.superb.upstream.featurizer import LengthAwareFeaturizer
 
     found = wanted_layers(selection, layer, 2)
-    expert = UpstreamExpert(CKPT, lambd=0.5, frames="native")
+    expert = UpstreamExpert(CKPT, lambd=0.5, output_frames="native")
     featurizer = LengthAwareFeaturizer(expert, selection, "cpu", layer_selection=layer)
     expected = featurizer(waves, expert(waves))
     plain = expert.extract(waves)

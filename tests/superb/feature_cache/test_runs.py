@@ -44,7 +44,7 @@ def evaluated(expert, folder, batches) -> dict:
 def test_the_upstream_is_measured_though_all_is_cached(alike, opened, tmp_path, ran):
     """In an evaluation whose features are all cached the first two batches and every tenth are computed, which gives a
     speed; frames and cost are those of an evaluation without a cache."""
-    expert = UpstreamExpert(CKPT, lambd=0.5, frames="native")
+    expert = UpstreamExpert(CKPT, lambd=0.5, output_frames="native")
     waves = alike(23)
     expert.cache = opened(model=expert.model, **expert.options.extract_rate)
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_the_upstream_is_measured_though_all_is_cached(alike, opened, tmp_path, 
     found = evaluated(expert, tmp_path, [[wave] for wave in waves])
     assert len(ran) == 4
     assert found["upstream_seconds_per_second"] > 0 and found["downstream_seconds_per_second"] > 0
-    plain = evaluated(UpstreamExpert(CKPT, lambd=0.5, frames="native"), tmp_path, [[wave] for wave in waves])
+    plain = evaluated(UpstreamExpert(CKPT, lambd=0.5, output_frames="native"), tmp_path, [[wave] for wave in waves])
     for name in ("utterances", "batches", "audio_seconds", "frames", "frame_period_ms", "macs_per_second", "options"):
         assert found[name] == plain[name], name
     one = evaluated(expert, tmp_path, [waves])
@@ -64,7 +64,7 @@ def test_the_upstream_is_measured_though_all_is_cached(alike, opened, tmp_path, 
 @pytest.mark.parametrize("kept", [False, True])
 def test_the_time_of_the_cache_is_not_the_models(kept, alike, opened, tmp_path, monkeypatch):
     """The time to find and store entries does not count as the upstream's, in a new folder and in a full one."""
-    expert, waves = UpstreamExpert(CKPT, frames="native"), alike(3)
+    expert, waves = UpstreamExpert(CKPT, output_frames="native"), alike(3)
     expert.cache = opened(model=expert.model, **expert.options.extract_rate)
     if kept:
         with torch.no_grad():

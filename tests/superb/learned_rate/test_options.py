@@ -8,12 +8,12 @@ from s3prl_ofa.superb.upstream.rate_options import RateOptions, read_model_confi
 
 def test_options():
     """Defaults, YAML and back, and that another rate leaves nothing of an adaptive one behind."""
-    options = RateOptions(lambd="adaptive", rate_weight="1e-1", frames="native")
+    options = RateOptions(lambd="adaptive", rate_weight="1e-1", output_frames="native")
     assert (options.lambd_start, options.rate_weight) == (0.5, 0.1)
     assert RateOptions.layered(read_model_config(options.to_yaml())) == options
     assert str(options) == "adaptive lambd (start 0.5, rate weight 0.1), native frames"
     stored = read_model_config(options.to_yaml())
-    assert RateOptions.layered(stored, {"lambd": 0.3}) == RateOptions(lambd=0.3, frames="native")
+    assert RateOptions.layered(stored, {"lambd": 0.3}) == RateOptions(lambd=0.3, output_frames="native")
     assert RateOptions.layered(stored, {"lambd": "adaptive"}, {"rate_weight": 0.2}).rate_weight == 0.2
     assert RateOptions(lambd="adaptive", lambd_max=0.4).lambd_start == 0.4
     assert str(RateOptions(lambd="adaptive", lambd_max=0.8)).startswith("adaptive lambd (start 0.5, at most 0.8, ")

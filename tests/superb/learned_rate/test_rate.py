@@ -119,14 +119,14 @@ def test_gradient(start, frames, repeat, scale, waves):
     """The raw parameter's gradient is DAMPING times the map's slope times (the slope of the fitted curve and the
     weighted slope of the frame rate); the curve is fitted to the difference of the task's losses at the two lambds of
     the batch, of which MAX_DIFFERENCE counts at most; nothing else has a gradient."""
-    upstream, featurizer = pair(start, 0.8, frames=frames, repeat=repeat)
+    upstream, featurizer = pair(start, 0.8, output_frames=frames, repeat=repeat)
     upstream.double(), featurizer.double(), upstream.rate.double()
     rate, (_, task) = upstream.rate, runner_of(upstream, featurizer)
     lambd, here, there = rate.value, 0.7, 0.4
     rate.draw_lambds = lambda: (here, there)
     loss = step(upstream, featurizer, waves, task, scale)
     loss.backward()
-    losses = [scale * loss_at(value, waves, frames=frames, repeat=repeat) for value in (here, there)]
+    losses = [scale * loss_at(value, waves, output_frames=frames, repeat=repeat) for value in (here, there)]
     difference = max(-MAX_DIFFERENCE, min(MAX_DIFFERENCE, losses[1] - losses[0]))
     powers = torch.tensor([(2 * there - 1) ** power - (2 * here - 1) ** power for power in (1, 2, 3)])
     slopes = torch.tensor([2 * power * (2 * lambd - 1) ** (power - 1) for power in (1, 2, 3)])
@@ -166,7 +166,7 @@ def test_it_leaves_an_end(end):
 def test_the_second_run_leaves_no_trace(waves):
     """Random numbers, what was measured and the records of the task are as without it; dropout is the same in both
     runs, so that it makes no slope where the features are the same."""
-    upstream, featurizer = pair(0.5, 0.0, frames="native")
+    upstream, featurizer = pair(0.5, 0.0, output_frames="native")
     rate, (_, task) = upstream.rate, runner_of(upstream, featurizer, Task(dropout=0.5).train())
     rate.draw_lambds = lambda: (0.5, 0.5)  # the same features
     upstream.measured = Measured()
@@ -201,12 +201,12 @@ def test_in_the_second_half_it_runs_at_lambd_alone(steps, accumulation, waves, m
         return lambds, float(upstream.rate.raw.grad)
 
     settings = {"total_steps": steps, "gradient_accumulate_steps": accumulation}
-    upstream, featurizer = pair(0.3, 0.5, frames="native")
+    upstream, featurizer = pair(0.3, 0.5, output_frames="native")
     lambds, _ = run(upstream, featurizer, [1.0, float("inf"), 1.0, 1.0])
     rate = upstream.rate
     assert len(set(lambds)) == 8 and rate.value not in lambds
     curve = {name: value.clone() for name, value in rate.curve.state_dict().items()}
-    resumed = pair(0.7, 0.5, frames="native")
+    resumed = pair(0.7, 0.5, output_frames="native")
     resumed[0].rate.load_state_dict(rate.state_dict())
     for models in ((upstream, featurizer), resumed):
         rate = models[0].rate
@@ -221,7 +221,7 @@ def test_in_the_second_half_it_runs_at_lambd_alone(steps, accumulation, waves, m
 
 def test_a_loss_that_is_not_finite_moves_nothing(waves):
     """A batch whose loss is infinite at one of the two rates leaves the rate to the price of frames."""
-    upstream, featurizer = pair(0.5, 0.0, frames="native")
+    upstream, featurizer = pair(0.5, 0.0, output_frames="native")
     _, task = runner_of(upstream, featurizer)
     step(upstream, featurizer, waves, task, float("inf"))
     assert upstream.rate.batch is None  # used up
@@ -234,7 +234,7 @@ def test_a_loss_that_is_not_finite_moves_nothing(waves):
 def test_the_term_is_the_frame_rate(lambd, waves):
     """What the loss is charged for is frames out / 20 ms frames in over the batch, up to the part of a frame that an
     utterance drops at its end; with its weight, once a batch, and not in evaluation."""
-    upstream, featurizer = pair(lambd, weight=3.0, frames="native", repeat=2)
+    upstream, featurizer = pair(lambd, weight=3.0, output_frames="native", repeat=2)
     upstream.rate.draw_lambds = lambda: (lambd, 0.5)
 
     _, task = runner_of(upstream, featurizer)
@@ -259,7 +259,7 @@ def test_the_term_is_the_frame_rate(lambd, waves):
 def test_the_period_of_training_is_that_of_lambd(lambd, waves):
     """The frame period that training reports is the one that evaluation at lambd has, up to the part of a frame that an
     utterance drops, although batches run at other lambds."""
-    upstream, featurizer = pair(lambd, frames="native")
+    upstream, featurizer = pair(lambd, output_frames="native")
     assert math.isnan(upstream.rate.frame_period_ms)
     for _ in range(3):
         upstream(waves)
@@ -273,9 +273,9 @@ def test_the_period_of_training_is_that_of_lambd(lambd, waves):
 
 def test_in_evaluation_it_is_that_lambd(waves):
     """Evaluated, features are those of an upstream with this number for its lambd, bit for bit and without a graph."""
-    upstream, _ = pair(0.37, frames="native")
+    upstream, _ = pair(0.37, output_frames="native")
     upstream.rate.eval()
-    given = UpstreamExpert(CKPT, lambd=upstream.rate.value, frames="native").eval()
+    given = UpstreamExpert(CKPT, lambd=upstream.rate.value, output_frames="native").eval()
     with torch.no_grad():
         found, expected = upstream(waves), given(waves)
     assert not found["last_hidden_state"].requires_grad
@@ -300,7 +300,7 @@ def test_the_rate_is_a_module_of_its_own():
 def test_the_runner_adds_the_term_to_what_is_divided_and_scaled(waves):
     """The term is part of the loss that the downstream model returns, so S3PRL's division by the accumulation steps and
     its loss scaling hold for it as for the task's loss."""
-    upstream, featurizer = pair(0.5, weight=2.0, frames="native")
+    upstream, featurizer = pair(0.5, weight=2.0, output_frames="native")
 
     runner, task = runner_of(upstream, featurizer)
     gradients = []
@@ -315,11 +315,11 @@ def test_the_runner_adds_the_term_to_what_is_divided_and_scaled(waves):
 
 def test_distributed(waves, tmp_path):
     """In DistributedDataParallel, as S3PRL wraps it, the rate gets the same gradient."""
-    upstream, featurizer = pair(0.5, 1.0, frames="native")
+    upstream, featurizer = pair(0.5, 1.0, output_frames="native")
     upstream.rate.draw_lambds = lambda: (0.4, 0.6)
     step(upstream, featurizer, waves, runner_of(upstream, featurizer)[1]).backward()
     expected = float(upstream.rate.raw.grad)
-    upstream, featurizer = pair(0.5, 1.0, frames="native")
+    upstream, featurizer = pair(0.5, 1.0, output_frames="native")
     upstream.rate.draw_lambds = lambda: (0.4, 0.6)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -340,7 +340,7 @@ def test_without_a_runner_lambd_must_be_a_number(waves):
 
 def test_statistics_of_the_task_are_left_alone(waves):
     """Batch norm of the downstream model sees each batch once, at the present rate, and is in training again after."""
-    upstream, featurizer = pair(0.5, 0.0, frames="native")
+    upstream, featurizer = pair(0.5, 0.0, output_frames="native")
 
     class Normed(Task):
         def __init__(self):

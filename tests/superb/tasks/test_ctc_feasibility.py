@@ -33,7 +33,7 @@ def roots(tmp_path_factory):
 @pytest.fixture
 def upstream(golden_checkpoint):
     def make(**options) -> UpstreamExpert:
-        return UpstreamExpert(golden_checkpoint, **{"frames": "native", **options})
+        return UpstreamExpert(golden_checkpoint, **{"output_frames": "native", **options})
 
     return make
 
@@ -71,7 +71,7 @@ def test_frames_that_ctc_needs(labels, frames):
         {"frame_period_ms": 20.0},
         {"frame_period_ms": 47.0},
         {"frame_period_ms": 200.0},
-        {"lambd": 1.0, "frames": "upsampled"},
+        {"lambd": 1.0, "output_frames": "upsampled"},
     ],
 )
 def test_frames_are_those_of_the_upstream(options, upstream, utterances):
@@ -143,7 +143,7 @@ def test_rates_that_lose_labels_are_found(roots, upstream):
     enough = check_ctc("asr", config, upstream(lambd=1.9, repeat=check.needed_repeat))
     assert not enough.too_many and enough.frame_period_ms == pytest.approx(check.frame_period_ms / check.needed_repeat)
     assert check_ctc("asr", config, upstream(lambd=1.9, repeat=check.needed_repeat - 1)).too_many
-    assert not check_ctc("asr", config, upstream(lambd=1.9, frames="upsampled")).too_many
+    assert not check_ctc("asr", config, upstream(lambd=1.9, output_frames="upsampled")).too_many
 
 
 @pytest.mark.parametrize("task", ["asr", "pr"])

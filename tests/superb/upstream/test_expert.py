@@ -48,7 +48,7 @@ def test_upsampled_frames_stand_where_they_came_from(waves):
 def test_upsampled_without_compression_is_the_plain_output(waves):
     """At lambd 0 every frame comes from itself."""
     output = UpstreamExpert(CKPT)(waves)
-    plain = UpstreamExpert(CKPT, frames="native")(waves)
+    plain = UpstreamExpert(CKPT, output_frames="native")(waves)
     assert output["hidden_states_len"].tolist() == plain["hidden_states_len"].tolist() == twenty_ms_frames(waves)
     for row, length in enumerate(plain["hidden_states_len"]):
         assert torch.equal(output["last_hidden_state"][row, :length], plain["last_hidden_state"][row, :length])
@@ -57,7 +57,7 @@ def test_upsampled_without_compression_is_the_plain_output(waves):
 @torch.no_grad()
 def test_native_frames_have_true_lengths(waves):
     """Native frames are the compressed ones; a frame period is met by the number of frames."""
-    output = UpstreamExpert(CKPT, frame_period_ms=40.0, frames="native")(waves)
+    output = UpstreamExpert(CKPT, frame_period_ms=40.0, output_frames="native")(waves)
     assert output["hidden_states_len"].tolist() == [round(len(wave) / 16000 / 0.04) for wave in waves]
     assert output["last_hidden_state"].shape[:2] == (3, max(output["hidden_states_len"]))
 
@@ -65,8 +65,8 @@ def test_native_frames_have_true_lengths(waves):
 @torch.no_grad()
 def test_repeat_repeats_each_native_frame(waves):
     """repeat N gives N equal frames in a row and N times the length, for CTC."""
-    once = UpstreamExpert(CKPT, lambd=1.0, frames="native")(waves)
-    thrice = UpstreamExpert(CKPT, lambd=1.0, frames="native", repeat=3)(waves)
+    once = UpstreamExpert(CKPT, lambd=1.0, output_frames="native")(waves)
+    thrice = UpstreamExpert(CKPT, lambd=1.0, output_frames="native", repeat=3)(waves)
     assert thrice["hidden_states_len"].tolist() == [3 * length for length in once["hidden_states_len"].tolist()]
     for k in range(3):
         assert torch.equal(thrice["last_hidden_state"][:, k::3], once["last_hidden_state"])
@@ -95,8 +95,8 @@ def test_each_layer_has_a_key_of_its_own(waves):
 
 def test_options_come_from_model_config_and_keywords_win():
     """-g is read, keyword arguments win over it, refresh is taken."""
-    expert = UpstreamExpert(CKPT, "{lambd: 0.5, frames: native, repeat: 2}", refresh=False, lambd=0.7)
-    assert (expert.options.lambd, expert.options.frames, expert.options.repeat) == (0.7, "native", 2)
+    expert = UpstreamExpert(CKPT, "{lambd: 0.5, output_frames: native, repeat: 2}", refresh=False, lambd=0.7)
+    assert (expert.options.lambd, expert.options.output_frames, expert.options.repeat) == (0.7, "native", 2)
     assert expert.native_frames
     with pytest.raises(UsageError, match="lambda_"):
         UpstreamExpert(CKPT, lambda_=0.5)
@@ -104,12 +104,12 @@ def test_options_come_from_model_config_and_keywords_win():
 
 def test_downsample_rate_is_320_at_every_rate():
     """S3PRL must always be told 320, whatever the rate."""
-    assert UpstreamExpert(CKPT, lambd=1.0, frames="native").get_downsample_rates("hidden_states") == 320
+    assert UpstreamExpert(CKPT, lambd=1.0, output_frames="native").get_downsample_rates("hidden_states") == 320
 
 
 def test_measured_adds_up(waves):
     """Utterances, seconds and compressed frames are counted, before repetition and before upsampling."""
-    for options in ({"frames": "native", "repeat": 2}, {"frames": "upsampled"}):
+    for options in ({"output_frames": "native", "repeat": 2}, {"output_frames": "upsampled"}):
         expert = UpstreamExpert(CKPT, frame_period_ms=40.0, **options)
         assert np.isnan(expert.measured.frame_period_ms)
         expert(waves)
@@ -123,7 +123,7 @@ def test_measured_adds_up(waves):
 
 def test_fine_tuning_reaches_the_whole_model_and_changes_it(waves):
     """With S3PRL's -f the optimizer gets the parameters, gradients reach them, and a step changes the features."""
-    expert = UpstreamExpert(CKPT, lambd=0.5, frames="native").train()
+    expert = UpstreamExpert(CKPT, lambd=0.5, output_frames="native").train()
     optimizer = torch.optim.SGD(list(expert.parameters()), lr=1e-2)
     before = expert(waves[:1])["hidden_states"]
     sum(state.pow(2).mean() for state in before).backward()
@@ -132,7 +132,7 @@ def test_fine_tuning_reaches_the_whole_model_and_changes_it(waves):
     optimizer.step()
     with torch.no_grad():
         after = expert.eval()(waves[:1])["hidden_states"]
-        fresh = UpstreamExpert(CKPT, lambd=0.5, frames="native")
+        fresh = UpstreamExpert(CKPT, lambd=0.5, output_frames="native")
         fresh.load_state_dict(expert.state_dict())
         again = fresh(waves[:1])["hidden_states"]
     assert after[-1].shape != before[-1].shape or not torch.allclose(after[-1], before[-1])
@@ -172,7 +172,8 @@ def test_torch_hub_gives_the_upstream_without_s3prl():
     code = f"""
 import sys, torch
 for entry in ("ofa_wav2vec2", "ofa_wav2vec2_local", "ofa_wav2vec2_custom"):
-    model = torch.hub.load({str(ROOT)!r}, entry, source="local", ckpt={CKPT!r}, frame_period_ms=40.0, frames="native")
+    options = dict(ckpt={CKPT!r}, frame_period_ms=40.0, output_frames="native")
+    model = torch.hub.load({str(ROOT)!r}, entry, source="local", **options)
 with torch.no_grad():
     output = model([torch.randn(32000)])
 assert output["hidden_states_len"].tolist() == [50], output["hidden_states_len"]

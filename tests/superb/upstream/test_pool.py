@@ -20,7 +20,7 @@ def waves(make_wave):
 def test_means_of_the_hidden_states(waves, size):
     """Each frame is the mean of ``size`` hidden states at lambd 0; the rest at the end makes a frame of its own mean,
     in a batch as alone, and times and the index of 20 ms frames go with it."""
-    expert = UpstreamExpert(CKPT, pool=size, frames="native")
+    expert = UpstreamExpert(CKPT, pool=size, output_frames="native")
     together = expert(waves)
     for row, wave in enumerate(waves):
         plain = expert.model.extract([wave])
@@ -51,7 +51,7 @@ def test_cost_is_that_of_20_ms(waves):
     """Pooling comes after the encoder and saves it nothing; compression does; both are counted."""
     found = {}
     for name, rate in {"plain": {"lambd": 0.0}, "pooled": {"pool": 3}, "compressed": {"lambd": 1.0}}.items():
-        expert = UpstreamExpert(CKPT, frames="native", **rate)
+        expert = UpstreamExpert(CKPT, output_frames="native", **rate)
         expert(waves)
         found[name] = expert.measured
     config = expert.model.config

@@ -13,7 +13,7 @@ from superb_corpora import noise
 
 from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.upstream import task_frames
+from s3prl_ofa.superb.upstream import output_frames
 from s3prl_ofa.superb.upstream.rate_options import RateOptions, read_model_config
 from s3prl_ofa.sweep.grid.parsing import grid_from, points_of
 
@@ -26,7 +26,7 @@ def test_every_task_of_s3prl_is_in_the_table_once():
     """Each folder of s3prl/downstream with an expert has its kind, so that none is left to chance."""
     (folder,) = importlib.util.find_spec("s3prl.downstream").submodule_search_locations
     there = sorted(path.parent.name for path in pathlib.Path(folder).glob("*/expert.py"))
-    assert sorted(task for kind in task_frames.KINDS for task in kind.tasks.split()) == there
+    assert sorted(task for kind in output_frames.KINDS for task in kind.tasks.split()) == there
 
 
 @pytest.mark.parametrize(
@@ -40,9 +40,9 @@ def test_every_task_of_s3prl_is_in_the_table_once():
 def test_frames_are_chosen_by_task(frames, tasks):
     """Utterance-level and CTC tasks get native frames, all others upsampled ones, which any task may have."""
     for task in tasks.split():
-        assert task_frames.options_for(task, {"lambd": 0.5}) == RateOptions(lambd=0.5, frames=frames)
-        assert task_frames.options_for(task, {"pool": 2}).frames == frames
-        assert task_frames.options_for(task, {}, {"frames": "upsampled"}).frames == "upsampled"
+        assert output_frames.options_for(task, {"lambd": 0.5}) == RateOptions(lambd=0.5, output_frames=frames)
+        assert output_frames.options_for(task, {"pool": 2}).output_frames == frames
+        assert output_frames.options_for(task, {}, {"output_frames": "upsampled"}).output_frames == "upsampled"
 
 
 @pytest.mark.parametrize(
@@ -55,12 +55,12 @@ def test_frames_are_chosen_by_task(frames, tasks):
         ("my_own_task", "not known"),
     ],
 )
-@pytest.mark.parametrize("asked", [{"frames": "native"}, {"repeat": 2}])
+@pytest.mark.parametrize("asked", [{"output_frames": "native"}, {"repeat": 2}])
 def test_native_frames_are_refused_with_the_reason(task, reason, asked):
     """Native frames, or repeated ones, which are native too, are refused where they are wrong, whichever layer asks."""
     for layers in ((asked, {"lambd": 0.5}), ({"lambd": 0.5}, asked)):
-        with pytest.raises(UsageError, match=f"^{task} .*{reason}.* needs frames upsampled, found"):
-            task_frames.options_for(task, *layers)
+        with pytest.raises(UsageError, match=f"^{task} .*{reason}.* needs output_frames upsampled, found"):
+            output_frames.options_for(task, *layers)
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -69,16 +69,18 @@ def test_sweeps_know_the_frames_too(own):
     task = {"config": "sd.yaml", "metric": "der"}
     grid = {"checkpoints": {"tiny": CKPT}, "rates": {"lambd": 0.5}, "repeat": [1, 2]}
     grid["tasks"] = {"diarization": task, "fluent_commands": {"config": "ic.yaml", "metric": "acc"}}
-    found = {(point.task, point.frames, point.repeat) for point in points_of(grid_from(grid))}
+    found = {(point.task, point.output_frames, point.repeat) for point in points_of(grid_from(grid))}
     assert found == {
         ("diarization", "upsampled", 1),
         ("fluent_commands", "native", 1),
         ("fluent_commands", "native", 2),
     }
-    (task if own else grid)["frames"] = ["upsampled", "native"]
-    with pytest.raises(UsageError, match=f"^{'tasks.diarization.' if own else ''}frames: diarization has labels"):
+    (task if own else grid)["output_frames"] = ["upsampled", "native"]
+    with pytest.raises(
+        UsageError, match=f"^{'tasks.diarization.' if own else ''}output_frames: diarization has labels"
+    ):
         grid_from(grid)
-    del (task if own else grid)["frames"]
+    del (task if own else grid)["output_frames"]
     task["repeat"] = 2
     with pytest.raises(UsageError, match="^tasks.diarization.repeat: diarization has labels"):
         grid_from(grid)
@@ -144,7 +146,7 @@ def test_diarization_sees_each_label_beside_its_frame(diarize, seen, rate):
     assert diarize(*rate) == 0
     assert cli.main(["run_downstream", "-m", "evaluate", "-e", "exp"]) == 0
     stored = torch.load("exp/states-2.ckpt", weights_only=True)["Args"].upstream_model_config
-    assert RateOptions.layered(read_model_config(stored)).frames == "upsampled"
+    assert RateOptions.layered(read_model_config(stored)).output_frames == "upsampled"
     assert len(seen) >= 8
     for frames, labels in seen:
         # a wave that is cut between two labels leaves its last 5 ms without a frame
@@ -169,7 +171,9 @@ def test_labels_and_frames_are_of_the_same_time(diarize, seen, monkeypatch):
         assert np.abs(frames[:, 0].numpy() - labelled_at).max() < 0.1  # seconds
 
 
-@pytest.mark.parametrize("options", [("--frames", "native"), ("--repeat", "2"), ("-g", "{frames: native}")])
+@pytest.mark.parametrize(
+    "options", [("--output-frames", "native"), ("--repeat", "2"), ("-g", "{output_frames: native}")]
+)
 def test_native_diarization_is_refused(diarize, options, capfd):
     """One sentence with the reason, and nothing is written."""
     assert diarize("--lambd", "0.5", *options) == 2
@@ -182,10 +186,10 @@ def test_an_experiment_on_native_frames_is_refused(diarize, capfd):
     upsampled frames can be asked for."""
     assert diarize("--lambd", "0.5") == 0
     states = torch.load("exp/states-2.ckpt", weights_only=True)
-    states["Args"].upstream_model_config = "{frames: native, lambd: 0.5}"
+    states["Args"].upstream_model_config = "{output_frames: native, lambd: 0.5}"
     torch.save(states, "exp/states-2.ckpt")
     for mode in ("evaluate", "train"):
         assert cli.main(["run_downstream", "-m", mode, "-e", "exp"]) == 2
         message = capfd.readouterr().err.splitlines()[-1]
         assert "trained on native ones: train a new one (-n or -p)" in message
-    assert cli.main(["run_downstream", "-m", "evaluate", "-e", "exp", "--frames", "upsampled"]) == 0
+    assert cli.main(["run_downstream", "-m", "evaluate", "-e", "exp", "--output-frames", "upsampled"]) == 0

@@ -1,4 +1,4 @@
-"""Which frames a task of S3PRL gets: native ones where it is correct with them, else upsampled ones.
+"""Which output frames a task of S3PRL gets: native ones where it is correct with them, else upsampled ones.
 
 Native frames have no constant rate. They suit tasks with one answer per utterance, or whose labels find their own place
 in time (CTC), and that read each utterance's true length. All other tasks count 20 ms frames: their labels would not
@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
-from s3prl_ofa.superb.upstream.rate_options import NATIVE, UPSAMPLED, RateOptions
+from s3prl_ofa.superb.upstream.rate_options import NATIVE, UPSAMPLED, RateOptions, merged
 
 
 class Kind(NamedTuple):
     """Tasks that take the same frames, and why; ``reason`` follows the task's name in a sentence."""
 
-    frames: str
+    output_frames: str
     reason: str
     tasks: str  # folders of s3prl/downstream
 
@@ -60,34 +60,35 @@ def kind_of(task: str | None) -> Kind:
     return BY_TASK.get(S3PRL_DOWNSTREAM.get(task, task), UNKNOWN)
 
 
-def usual_frames(task: str) -> str:
-    """The frames that a task gets by default."""
-    return kind_of(task).frames
+def usual_output_frames(task: str) -> str:
+    """The output frames that a task gets by default."""
+    return kind_of(task).output_frames
 
 
-def refusal(task: str) -> str | None:
+def why_not_native(task: str) -> str | None:
     """Why a task cannot have native frames, as a sentence; None if it can."""
     kind = kind_of(task)
-    return None if kind.frames == NATIVE else f"{task} {kind.reason}, so it needs frames {UPSAMPLED}"
+    return None if kind.output_frames == NATIVE else f"{task} {kind.reason}, so it needs output_frames {UPSAMPLED}"
 
 
 def options_for(task: str, *layers: Mapping[str, Any]) -> RateOptions:
-    """``RateOptions.layered`` of the layers, with the task's default frames.
+    """``RateOptions.layered`` of the layers, with the task's default output frames.
 
     Raises UsageError if they ask for native or repeated frames and the task cannot use them.
     """
-    asked = {key: value for layer in layers for key, value in layer.items() if value is not None}
-    reason = refusal(task)
-    if reason and (asked.get("frames") == NATIVE or asked.get("repeat", 1) != 1):
-        given = f"frames {NATIVE}" if asked.get("frames") == NATIVE else f"repeat {asked['repeat']}"
-        raise UsageError(f"{reason}, found {given}")
-    return RateOptions.layered({"frames": usual_frames(task)}, *layers)
+    asked = {"output_frames": usual_output_frames(task), **merged(*layers)}
+    reason = why_not_native(task)
+    if reason and asked["output_frames"] == NATIVE:
+        raise UsageError(f"{reason}, found output_frames {NATIVE}")
+    if reason and asked.get("repeat", 1) != 1:
+        raise UsageError(f"{reason}, found repeat {asked['repeat']}")
+    return RateOptions(**asked)
 
 
 def check_trained(task: str, trained: RateOptions, options: RateOptions) -> None:
     """Raises UsageError if an experiment is resumed or evaluated on native frames that its task cannot use."""
-    reason = refusal(task)
-    if reason and options.frames == NATIVE:
-        if trained.frames == NATIVE:
+    reason = why_not_native(task)
+    if reason and options.output_frames == NATIVE:
+        if trained.output_frames == NATIVE:
             raise UsageError(f"{reason}, but the experiment was trained on {NATIVE} ones: train a new one (-n or -p)")
-        raise UsageError(f"{reason}, found frames {NATIVE}")
+        raise UsageError(f"{reason}, found output_frames {NATIVE}")
