@@ -55,9 +55,7 @@ def ofa_wav2vec2_url(ckpt: str, refresh: bool = False, **options: Any) -> Upstre
         raise CheckpointError(f"what was downloaded from {ckpt} is not a checkpoint: {error}") from error
 
 
-def ofa_wav2vec2_custom(ckpt: str | os.PathLike, refresh: bool = False, **options: Any) -> UpstreamExpert:
-    """The same as ``ofa_wav2vec2``, under the name that S3PRL gives to entries that take a file or a URL."""
-    return ofa_wav2vec2(ckpt, refresh=refresh, **options)
+ofa_wav2vec2_custom = ofa_wav2vec2  # S3PRL's name for entries that take a file or a URL
 
 
 def ofa_wav2vec2_tiny(**options: Any) -> UpstreamExpert:
@@ -65,12 +63,12 @@ def ofa_wav2vec2_tiny(**options: Any) -> UpstreamExpert:
     return ofa_wav2vec2_local("tiny", **options)
 
 
-ENTRIES = {entry.__name__: entry for entry in (ofa_wav2vec2, ofa_wav2vec2_local, ofa_wav2vec2_url, ofa_wav2vec2_custom)}
-
-
-def add_entries(hub: ModuleType) -> None:
-    for name, entry in ENTRIES.items():
-        setattr(hub, name, entry)
+ENTRIES = {
+    "ofa_wav2vec2": ofa_wav2vec2,
+    "ofa_wav2vec2_local": ofa_wav2vec2_local,
+    "ofa_wav2vec2_url": ofa_wav2vec2_url,
+    "ofa_wav2vec2_custom": ofa_wav2vec2_custom,
+}
 
 
 def replace_asr_dataset(expert: ModuleType) -> None:
@@ -100,7 +98,7 @@ def add_corpora(ctc: ModuleType) -> None:
 # What is done to which module of S3PRL once it is imported.
 AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "s3prl": lambda _: shims.apply_shims(),
-    "s3prl.hub": add_entries,
+    "s3prl.hub": lambda hub: vars(hub).update(ENTRIES),
     "s3prl.downstream.runner": shims.cpu_beside_cuda,
     "s3prl.downstream.asr.expert": replace_asr_dataset,
     "s3prl.downstream.asr.dataset": patch_dataset,

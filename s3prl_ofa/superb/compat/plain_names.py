@@ -60,17 +60,14 @@ def reading_safely() -> Iterator[None]:
     """``nothing_run`` for S3PRL, whose checkpoints may also contain its own learning rate schedules."""
     from s3prl import optimizers
 
-    schedules = [kind for kind in vars(optimizers).values() if is_subclass(kind, optimizers._LRSchedule)]
+    classes = [kind for kind in vars(optimizers).values() if isinstance(kind, type)]
+    schedules = [kind for kind in classes if issubclass(kind, optimizers._LRSchedule)]
     # the second name is that in checkpoints from before S3PRL was a package
     named = [
         (kind, f"{module}.{kind.__name__}") for kind in schedules for module in (optimizers.__name__, "optimizers")
     ]
     with torch.serialization.safe_globals(named), nothing_run():
         yield
-
-
-def is_subclass(kind: Any, parent: type) -> bool:
-    return isinstance(kind, type) and issubclass(kind, parent)
 
 
 def check(args: argparse.Namespace, config: Any, where: str = "") -> None:
@@ -85,6 +82,8 @@ def check(args: argparse.Namespace, config: Any, where: str = "") -> None:
 
 
 def check_args(args: argparse.Namespace, where: str) -> None:
+    from s3prl import hub
+
     try:
         values = plain(vars(args))
     except CheckpointError as error:
@@ -92,18 +91,11 @@ def check_args(args: argparse.Namespace, where: str) -> None:
     for name, option in TEXTS.items():
         if not isinstance(values.get(name), str | None):
             raise UsageError(f"{where}{option}: text is expected, found {shown(values[name])}")
-    check_upstream(args, where)
-    check_downstream(values.get("downstream"), where)
-
-
-def check_upstream(args: argparse.Namespace, where: str = "") -> None:
-    from s3prl import hub
-
-    if getattr(args, "hub", "torch") != "torch" or getattr(args, "from_hf_hub", False):
+    if values.get("hub", "torch") != "torch" or values.get("from_hf_hub", False):
         raise UsageError(f"{where}--hub huggingface runs a downloaded program; choose one of S3PRL's upstreams with -u")
-    name = getattr(args, "upstream", None)
-    if name not in hub.options():
-        raise UsageError(f"{where}-u {shown(name)}: S3PRL has no such upstream (--help lists them)")
+    if values.get("upstream") not in hub.options():
+        raise UsageError(f"{where}-u {shown(values.get('upstream'))}: S3PRL has no such upstream (--help lists them)")
+    check_downstream(values.get("downstream"), where)
 
 
 def check_downstream(name: Any, where: str = "") -> None:

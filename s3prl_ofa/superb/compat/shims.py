@@ -1,8 +1,7 @@
 """What S3PRL 0.4.18 misses in current versions of torch, torchaudio and huggingface_hub.
 
-S3PRL has been broken on them since the end of 2025 (https://github.com/s3prl/s3prl/issues/575). Each shim is a function
-that checks whether it is needed, patches modules in memory, and returns whether it did; on an older stack none does
-anything, and nothing is ever written into site-packages.
+S3PRL has been broken on them since the end of 2025 (https://github.com/s3prl/s3prl/issues/575). Each shim checks
+whether it is needed, patches modules in memory, and returns whether it did; nothing is written into site-packages.
 """
 
 import contextlib
@@ -70,6 +69,17 @@ def stub_module(name: str, **names: Any) -> types.ModuleType:
     return module
 
 
+def removed(module: str, *names: str) -> dict[str, Removed]:
+    return {name: Removed(f"{module}.{name}") for name in names}
+
+
+def add_missing(module: types.ModuleType, **values: Any) -> bool:
+    """Sets those names that the module lacks, and returns whether there were any."""
+    missing = {name: value for name, value in values.items() if not hasattr(module, name)}
+    vars(module).update(missing)
+    return bool(missing)
+
+
 def forget_modules(package: str) -> None:
     """Removes what a failed import left in sys.modules."""
     for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
@@ -108,25 +118,16 @@ def torchaudio_import() -> bool:
     return True
 
 
-def set_audio_backend() -> bool:
-    """torchaudio 2.9 dropped ``set_audio_backend``, which S3PRL calls on import; there is only one backend now."""
+def torchaudio_names() -> bool:
+    """torchaudio 2.9 dropped what S3PRL calls on import (``set_audio_backend``; there is only one backend now), calls
+    for lengths (``info``), or imports and rarely uses (``sox_effects``)."""
     import torchaudio
 
-    if hasattr(torchaudio, "set_audio_backend"):
-        return False
-    torchaudio.set_audio_backend = lambda backend: None
-    return True
-
-
-def sox_effects() -> bool:
-    """torchaudio 2.9 dropped ``sox_effects``, whose functions S3PRL imports and rarely uses."""
-    import torchaudio
-
-    if hasattr(torchaudio, "sox_effects"):
-        return False
-    names = ("apply_effects_tensor", "apply_effects_file")
-    stub_module("torchaudio.sox_effects", **{name: Removed(f"torchaudio.sox_effects.{name}") for name in names})
-    return True
+    needs_effects = not hasattr(torchaudio, "sox_effects")
+    if needs_effects:
+        effects = removed("torchaudio.sox_effects", "apply_effects_tensor", "apply_effects_file")
+        stub_module("torchaudio.sox_effects", **effects)
+    return add_missing(torchaudio, set_audio_backend=lambda backend: None, info=audio_info) or needs_effects
 
 
 def torchaudio_load() -> bool:
@@ -139,24 +140,11 @@ def torchaudio_load() -> bool:
     return True
 
 
-def torchaudio_info() -> bool:
-    """torchaudio 2.9 dropped ``info``, which S3PRL uses to get lengths."""
-    import torchaudio
-
-    if hasattr(torchaudio, "info"):
-        return False
-    torchaudio.info = audio_info
-    return True
-
-
 def huggingface_hub_names() -> bool:
     """huggingface_hub 1.0 dropped ``HfFolder`` and ``Repository``, which S3PRL imports and uses only for uploads."""
     import huggingface_hub
 
-    missing = [name for name in ("HfFolder", "Repository") if not hasattr(huggingface_hub, name)]
-    for name in missing:
-        setattr(huggingface_hub, name, Removed(f"huggingface_hub.{name}"))
-    return bool(missing)
+    return add_missing(huggingface_hub, **removed("huggingface_hub", "HfFolder", "Repository"))
 
 
 def pkg_resources_module() -> bool:
@@ -164,7 +152,7 @@ def pkg_resources_module() -> bool:
     if importlib.util.find_spec("pkg_resources") is not None or importlib.util.find_spec("dcase_util") is None:
         return False
     names = ("require", "get_distribution", "parse_requirements", "resource_filename")
-    stub_module("pkg_resources", **{name: Removed(f"pkg_resources.{name}") for name in names})
+    stub_module("pkg_resources", **removed("pkg_resources", *names))
     return True
 
 
@@ -187,24 +175,20 @@ def cuda_device(device: str | int | torch.device) -> contextlib.AbstractContextM
 
 SHIMS = (
     torchaudio_import,
-    set_audio_backend,
-    sox_effects,
+    torchaudio_names,
     torchaudio_load,
-    torchaudio_info,
     huggingface_hub_names,
     namespace_in_checkpoints,
     pkg_resources_module,
 )
-applied: list[str] = []  # names of the shims that this process needs
 
 
-def apply_shims() -> tuple[str, ...]:
-    """Applies the shims that are needed, and returns the names of all that are in force, also from earlier calls."""
-    for shim in SHIMS:
-        if shim():
-            logger.debug("S3PRL on this stack needs %s (%s)", shim.__name__, ISSUE)
-            applied.append(shim.__name__)
-    return tuple(applied)
+def apply_shims() -> list[str]:
+    """Applies the shims that are needed and not in force yet, and returns their names."""
+    applied = [shim.__name__ for shim in SHIMS if shim()]
+    if applied:
+        logger.debug("S3PRL on this stack needs %s (%s)", ", ".join(applied), ISSUE)
+    return applied
 
 
 def torchcodec_works() -> bool:
@@ -222,16 +206,14 @@ def load_audio(
     num_frames: int = -1,
     normalize: bool = True,
     channels_first: bool = True,
-    format: str | None = None,
-    buffer_size: int = 4096,
-    backend: str | None = None,
+    **ignored: Any,
 ) -> tuple[Tensor, int]:
     """``torchaudio.load`` by soundfile: a wave (channels, samples), or (samples, channels), and its sampling rate.
 
     float32 in [-1, 1]; with ``normalize=False`` 16-bit files stay int16 and 24- and 32-bit ones become int32, as before
-    torchaudio 2.9. ``frame_offset`` and ``num_frames`` (-1: to the end) are samples per channel. The last three
-    arguments are ignored. Raises AudioError naming the file if it is damaged, missing or truncated. Any rate, number of
-    channels and length is accepted, because S3PRL's tasks resample by themselves.
+    torchaudio 2.9. ``frame_offset`` and ``num_frames`` (-1: to the end) are samples per channel. Raises AudioError
+    naming the file if it is damaged, missing or truncated. Any rate, number of channels and length is accepted, because
+    S3PRL's tasks resample by themselves. ignored: format, buffer_size, backend.
     """
     try:
         with soundfile.SoundFile(uri) if hasattr(uri, "read") else open_audio(uri) as file:

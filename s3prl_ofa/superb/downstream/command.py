@@ -23,7 +23,7 @@ from s3prl_ofa.superb.downstream.checkpoints import TEMPORARIES, check_free, mad
 from s3prl_ofa.superb.downstream.parser import parse
 from s3prl_ofa.superb.feature_cache.cache import default_folder
 from s3prl_ofa.superb.learned_rate.rate import AdaptiveRate
-from s3prl_ofa.superb.upstream.expert import Measured
+from s3prl_ofa.superb.upstream.expert import Measured, unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
     from s3prl.utility.helper import backup, hack_isinstance, is_leader_process
 
     from s3prl_ofa.superb.downstream import experiment
-    from s3prl_ofa.superb.downstream.runner import DownstreamRunner, unwrapped
+    from s3prl_ofa.superb.downstream.runner import DownstreamRunner
 
     logging.basicConfig(level=logging.INFO)
     torch.multiprocessing.set_sharing_strategy("file_system")

@@ -21,7 +21,7 @@ from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
 from s3prl_ofa.superb.downstream import processes
 from s3prl_ofa.superb.downstream.checkpoints import initial_states, newest_readable, past_checkpoints
 from s3prl_ofa.superb.downstream.parser import OurOptions, option
-from s3prl_ofa.superb.learned_rate.training import at_max_lambd, check_change, check_frozen, initial_frame_period
+from s3prl_ofa.superb.learned_rate.training import at_max_lambd, check_change, initial_frame_period
 from s3prl_ofa.superb.registration import ENTRIES, URL_SCHEMES
 from s3prl_ofa.superb.tasks import configs, experiment_data, speakers
 from s3prl_ofa.superb.tasks.ctc_feasibility import check_ctc
@@ -146,7 +146,8 @@ def settle(args: argparse.Namespace, ours: OurOptions, config: Config, trained: 
     resolved = copy.deepcopy(config)
     if is_ours(args):
         options = settle_rate(args, ours, trained)
-        check_frozen(options, args.upstream_trainable)
+        if options.adaptive and args.upstream_trainable:
+            raise UsageError("lambd adaptive trains the rate of an upstream that itself stays as it is: leave out -f")
         if ours.cache_gb is not None and (options.adaptive or args.upstream_trainable):
             cause = "-f" if args.upstream_trainable else f"lambd {ADAPTIVE}"
             raise UsageError(f"--cache-gb needs features that do not change: leave it out with {cause}")

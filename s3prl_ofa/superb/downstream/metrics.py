@@ -25,6 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.io.tensorboard import outlast_full_disk
 from s3prl_ofa.model.config import SAMPLE_RATE
+from s3prl_ofa.superb.feature_cache.cache import now
+from s3prl_ofa.superb.upstream.expert import unwrapped
 
 try:
     import resource
@@ -50,6 +52,7 @@ class Meter:
         self.moments: list[float] = []  # of the present batch: before the upstream, after it
         self.last_training: float | None = None
         self.counted: list[list[Tensor]] = []
+        self.upstream = unwrapped(runner.upstream.model)
         self.cache = getattr(self.upstream, "cache", None)
         upstream, downstream = runner.upstream.model, runner.downstream.model
         self.hooks = []
@@ -63,23 +66,13 @@ class Meter:
         elif runner.args.mode == "train":
             self.hooks = [downstream.register_forward_hook(self.after_training_batch)]
 
-    @property
-    def upstream(self) -> nn.Module:
-        model = self.runner.upstream.model
-        return getattr(model, "module", model)
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
     def before_upstream(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.cache is not None:
             self.cache.recompute = len(self.batches) < 2 or len(self.batches) % COMPUTED_EVERY == 0
-        self.moments = [self.now()]
+        self.moments = [now(self.device)]
 
     def after_upstream(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.moments.append(self.now())
+        self.moments.append(now(self.device))
         waves = args[0]
         self.utterances += len(waves)
         self.batches.append([sum(map(len, waves)) / SAMPLE_RATE])
@@ -92,7 +85,7 @@ class Meter:
     def after_downstream(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         before, between = self.moments
         overhead = 0.0 if self.cache is None else self.cache.overhead
-        self.batches[-1] += [between - before - overhead, self.now() - between]
+        self.batches[-1] += [between - before - overhead, now(self.device) - between]
 
     def after_training_batch(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         now = time.perf_counter()
@@ -124,8 +117,7 @@ class Meter:
         """Counts, the options of our upstream, the scores by their metric's name, and per second of audio the MACs and
         the wall-clock seconds of upstream and downstream model. frames: compressed, before any repetition."""
         split = self.runner.args.evaluate_split
-        upstream = self.upstream
-        measured = getattr(upstream, "measured", None)
+        upstream, measured = self.upstream, getattr(self.upstream, "measured", None)
         audio = sum(batch[0] for batch in self.batches)
         steady = self.batches[1:] or self.batches
         ran = [batch for batch in steady if not math.isnan(batch[1])]

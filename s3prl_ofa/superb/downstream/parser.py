@@ -49,6 +49,8 @@ class OurOptions:
     def __post_init__(self) -> None:
         if self.cache_folder is not None and self.cache_gb is None:
             raise UsageError("--feature-cache needs --cache-gb: how much it may take")
+        if self.cache_gb is not None and not 0 < self.cache_gb < math.inf:
+            raise UsageError(f"--cache-gb must be a number above 0, found {self.cache_gb:g}")
         # reports at once what is out of range; whether the rate is adaptive may be known only from -g or the experiment
         adaptive = self.rate.keys() & set(ADAPTIVE_KEYS) and not self.rate.keys() & set(RATE_KEYS)
         RateOptions.layered({"output_frames": NATIVE}, {"lambd": ADAPTIVE} if adaptive else {}, self.rate)
@@ -98,24 +100,23 @@ def build_parser() -> argparse.ArgumentParser:
 def add_our_options(group: argparse._ArgumentGroup) -> None:
     rate = group.add_mutually_exclusive_group()
     lambd_help = "from 0 (20 ms per frame, the default) to below 2; adaptive: learnt by the task"
-    rate.add_argument("--lambd", type=lambd_or_adaptive, metavar="L|adaptive", help=lambd_help)
+    rate.add_argument("--lambd", metavar="L|adaptive", help=lambd_help)
     rate.add_argument("--frame-period-ms", type=float, metavar="P", help="mean frame period, 20 or more")
     rate.add_argument("--pool", type=int, metavar="N", help="at lambd 0, the mean of every N frames: a fixed rate")
     group.add_argument("--rate-weight", type=float, metavar="W", help="of an adaptive lambd: what frames cost")
     group.add_argument("--lambd-start", type=float, metavar="L", help="of an adaptive lambd: 0 to 1, default 0.5")
     group.add_argument("--lambd-max", type=float, metavar="L", help="of an adaptive lambd: up to 1, the default")
-    group.add_argument(
-        "--output-frames",
-        choices=OUTPUT_FRAMES,
-        help="native: the compressed frames, the default for asr, pr, sid and other tasks that can use them; "
-        "upsampled: repeated to 20 ms, the default for the rest",
+    frames_help = (
+        "native: the compressed frames, the default for asr, pr, sid and other tasks that can use them; "
+        "upsampled: repeated to 20 ms, the default for the rest"
     )
+    group.add_argument("--output-frames", choices=OUTPUT_FRAMES, help=frames_help)
     group.add_argument(option(OLD_NAME), choices=OUTPUT_FRAMES, help=argparse.SUPPRESS)  # in scripts of users
     repeat_help = "repeat each native frame, for CTC; auto: as often as the training labels need"
     group.add_argument("--repeat", type=repeat_count, metavar="N|auto", help=repeat_help)
     group.add_argument(
         "--cache-gb",
-        type=positive,
+        type=float,
         metavar="GB",
         help="cache the features of a frozen upstream on disk, up to this many 10^9 bytes, and use those already there",
     )
@@ -172,23 +173,6 @@ def add_s3prl_options(group: argparse._ArgumentGroup) -> None:
     add("--cache_dir", help="The cache directory for pretrained model downloading")
     add("--verbose", action="store_true", help="Print model information")
     add("--disable_cudnn", action="store_true", help="Disable CUDNN")
-
-
-def lambd_or_adaptive(value: str) -> float | str:
-    try:
-        return value if value == ADAPTIVE else float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"a number or {ADAPTIVE} is expected, found {value!r}") from None
-
-
-def positive(value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"a number above 0 is expected, found {value!r}")
-    return number
 
 
 def repeat_count(value: str) -> int | str:

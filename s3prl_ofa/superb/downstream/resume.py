@@ -1,9 +1,9 @@
 """Resuming a training as if it had never stopped.
 
-S3PRL stores weights, optimizer, step and epoch. On resuming it restarts the epoch with other random numbers, so that an
-interrupted run ends with another score than an uninterrupted one. Here every checkpoint also stores the states of the
-random number generators, at the start of the epoch and now, and how many batches of the epoch are done. On resuming,
-the loader is made from the first state, the batches that are done are skipped, and the second state is restored.
+S3PRL restarts the epoch with other random numbers, so that an interrupted run ends with another score. Here every
+checkpoint also stores the states of the random number generators, at the start of the epoch and now, and how many
+batches of the epoch are done. On resuming, the loader is made from the first state, the batches that are done are
+skipped, and the second state is restored.
 """
 
 import random
@@ -41,19 +41,9 @@ class Position:
         self.epoch_start = random_state()
         return WatchedLoader(make_loader(), self)
 
-    def remaining(self, loader: Any) -> Iterator[Any]:
-        """The batches of an epoch that are not done yet."""
-        stored, self.stored = self.stored, None
-        done = stored["batches"] if stored else 0
-        for self.batches, batch in enumerate(loader, 1):
-            if self.batches > done:
-                yield batch
-            elif self.batches == done:
-                set_random_state(stored["now"])  # before the next batch is drawn
-
 
 class WatchedLoader:
-    """A loader whose remaining batches a ``Position`` follows."""
+    """A loader of the batches of an epoch that are not done yet, which a ``Position`` follows."""
 
     def __init__(self, loader: Any, position: Position) -> None:
         self.loader, self.position = loader, position
@@ -65,7 +55,14 @@ class WatchedLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        return self.position.remaining(self.loader)
+        position = self.position
+        stored, position.stored = position.stored, None
+        done = stored["batches"] if stored else 0
+        for position.batches, batch in enumerate(self.loader, 1):
+            if position.batches > done:
+                yield batch
+            elif position.batches == done:
+                set_random_state(stored["now"])  # before the next batch is drawn
 
 
 def check_position(stored: dict[str, Any], now: dict[str, Any]) -> None:

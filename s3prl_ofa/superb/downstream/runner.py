@@ -6,7 +6,7 @@ Training and evaluation are S3PRL's own loops; only how their parts are built is
 import argparse
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from s3prl_ofa.superb.downstream.resume import Position
 from s3prl_ofa.superb.feature_cache.cache import cache_for
 from s3prl_ofa.superb.learned_rate.rate import AdaptiveRate
 from s3prl_ofa.superb.learned_rate.training import train_rate
-from s3prl_ofa.superb.upstream.expert import UpstreamExpert
+from s3prl_ofa.superb.upstream.expert import UpstreamExpert, unwrapped
 from s3prl_ofa.superb.upstream.featurizer import LengthAwareFeaturizer
 
 
@@ -48,7 +48,7 @@ class DownstreamRunner(s3prl_runner.Runner):
         self.args, self.config, self.init_ckpt = args, config, states
         self.saves, self.scores, self.updates = SafeSaves(), {}, processes.UpdateCounter()
         self.rate: s3prl_runner.ModelEntry | None = None
-        stack.enter_context(self.adapted_module())
+        stack.enter_context(self.patches())
         self.upstream = self._get_upstream()
         self.featurizer = self._get_featurizer()
         self.downstream = self._get_downstream()
@@ -66,10 +66,9 @@ class DownstreamRunner(s3prl_runner.Runner):
             self.saves.position = Position(states.get(POSITION) if args.past_exp else None)
             self.intercept_training_loader(self.saves.position.watched_loader)
 
-    @contextlib.contextmanager
-    def adapted_module(self) -> Iterator[None]:
+    def patches(self) -> contextlib.AbstractContextManager:
         """Replaces the names in the module of S3PRL's Runner that a subclass cannot override."""
-        with patched_attributes(
+        return patched_attributes(
             s3prl_runner,
             # A checkpoint is written completely before it gets its name, and only then an older one is removed.
             torch=ModuleOverlay(s3prl_runner.torch, save=self.saves.save),
@@ -80,10 +79,9 @@ class DownstreamRunner(s3prl_runner.Runner):
             DDP=processes.data_parallel,
             # S3PRL counts the updates only of the leader, so the others would never stop training.
             tqdm=s3prl_runner.tqdm if is_leader_process() else self.updates.progress_bar,
-            # Building one of our upstreams sets it (see adapt_s3prl); here it is set back.
-            Featurizer=s3prl_runner.Featurizer,
-        ):
-            yield
+            # Utterances have the lengths that the upstream gives.
+            Featurizer=LengthAwareFeaturizer,
+        )
 
     def intercept_training_loader(self, load: Callable[[Callable[[], Any]], Any]) -> None:
         """Makes the downstream model give ``load(make_loader)`` as its loader of training batches."""
@@ -110,18 +108,6 @@ class DownstreamRunner(s3prl_runner.Runner):
             self.rate = self._init_model(rate, "Rate", trainable=True)
         return entry
 
-    def _get_featurizer(self) -> s3prl_runner.ModelEntry:
-        args = self.args
-        featurizer = LengthAwareFeaturizer(
-            self.upstream.model,
-            feature_selection=args.upstream_feature_selection,
-            layer_selection=args.upstream_layer_selection,
-            upstream_device=args.device,
-            normalize=args.upstream_feature_normalize,
-        )
-        interfaces = ["output_dim", "downsample_rate"]
-        return self._init_model(featurizer.to(args.device), "Featurizer", trainable=True, interfaces=interfaces)
-
     def _get_downstream(self) -> s3prl_runner.ModelEntry:
         with packed_lstm_in_asr():
             return super()._get_downstream()
@@ -129,8 +115,3 @@ class DownstreamRunner(s3prl_runner.Runner):
     def _get_optimizer(self, models: list[nn.Module]) -> torch.optim.Optimizer:
         optimizer = super()._get_optimizer(models)
         return optimizer if is_leader_process() else self.updates.counting(optimizer)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, if it is wrapped."""
-    return getattr(model, "module", model)

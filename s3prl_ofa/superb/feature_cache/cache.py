@@ -44,7 +44,7 @@ Entry = dict[str, Tensor]  # of one utterance
 Compute = Callable[[list[Tensor]], ExtractOutput]
 
 
-class FeatureCache:
+class FeatureCache(contextlib.AbstractContextManager):
     """The outputs of one model at one rate: a section of a cache's folder, which other models and rates share.
 
     model, rate: as ``model.extract(waves, **rate)`` is called. layers: the wanted hidden states, from 0 to the
@@ -82,9 +82,6 @@ class FeatureCache:
             self.close()
             raise UsageError(f"the feature cache {folder} cannot be written ({error.strerror})") from error
 
-    def __enter__(self) -> "FeatureCache":
-        return self
-
     def __exit__(self, *exception: object) -> None:
         self.close()
 
@@ -98,29 +95,24 @@ class FeatureCache:
         A batch of which nothing is cached, or any batch while ``recompute`` is set, is returned as it was computed.
         Otherwise its utterances were computed in other batches, on which features do not depend but for rounding.
         """
-        start, self.overhead = self.now(), math.nan
+        start, self.overhead = now(self.device), math.nan
         check_waves(waves, self.receptive_field, self.device)  # all, so that errors name the index in the batch
         paths = [self.path(wave) for wave in waves]
         entries = [None if self.recompute else read(path) for path in paths]
         missing = [index for index, entry in enumerate(entries) if entry is None]
         if missing:
-            before = self.now()
+            before = now(self.device)
             out = compute([waves[index] for index in missing])
-            after = self.now()
+            after = now(self.device)
             mixed = len(missing) < len(waves)
             for row, index in enumerate(missing):
                 if mixed or not (self.full or paths[index].exists()):
                     entries[index] = entry_of(out, row, self.layers)
                     self.store(paths[index], entries[index])
             if not mixed:
-                self.overhead = self.now() - after + before - start
+                self.overhead = now(self.device) - after + before - start
                 return out
         return self.collate(entries, waves)
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
     def path(self, wave: Tensor) -> pathlib.Path:
         samples = hashlib.sha256(wave.detach().to("cpu", torch.float32).contiguous().numpy())
@@ -188,6 +180,13 @@ def cache_for(runner: Any, folder: str | os.PathLike, limit_gb: float) -> Featur
     last = upstream.model.config.layers
     layers = wanted_layers(args.upstream_feature_selection, args.upstream_layer_selection, last)
     return FeatureCache(folder, limit_gb, upstream.model, upstream.options.extract_rate, layers)
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def default_folder() -> pathlib.Path:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.superb.learned_rate.rate import AdaptiveRate
+from s3prl_ofa.superb.upstream.expert import unwrapped
 from s3prl_ofa.superb.upstream.rate_options import RateOptions
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def loss_difference(
     module, args: the downstream model, and what it was called with.
     """
     split, _, *others = args
-    forward = getattr(module, "module", module).forward  # without hooks
+    forward = unwrapped(module).forward  # without hooks
     devices = [here[0].device] if here[0].is_cuda else []
     losses = []
     with torch.no_grad(), dropout_disabled(module):
@@ -104,12 +105,6 @@ def logging_rate(log_records: Callable[..., Any], rate: AdaptiveRate, runner: An
         return found
 
     return log
-
-
-def check_frozen(options: RateOptions, trainable: bool) -> None:
-    """Raises UsageError if an upstream with an adaptive rate is to be fine-tuned (``-f``)."""
-    if options.adaptive and trainable:
-        raise UsageError("lambd adaptive trains the rate of an upstream that itself stays as it is: leave out -f")
 
 
 def check_change(before: RateOptions, after: RateOptions, mode: str) -> None:

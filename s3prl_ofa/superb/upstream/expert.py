@@ -122,12 +122,16 @@ class UpstreamExpert(nn.Module):
         return {"hidden_states": states, "hidden_states_len": lengths, "last_hidden_state": states[-1], **layers}
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, if it is wrapped."""
+    return getattr(model, "module", model)
+
+
 def adapt_s3prl() -> None:
     """Makes S3PRL's own Runner and S3PRLUpstream, where they are imported, read the lengths that our upstreams give.
 
-    Both compute lengths from a constant frame rate and leave an upstream no say in it, so one name of each is replaced.
-    This is done when one of our upstreams is built and not on import, so that a process that uses other upstreams keeps
-    S3PRL's classes; for other upstreams beside ours the replacements do what the originals do.
+    Both compute lengths from a constant frame rate. One name of each is replaced when one of our upstreams is built, so
+    that a process that uses only others keeps S3PRL's classes; for others the replacements do what the originals do.
     """
     runner, upstream = sys.modules.get("s3prl.downstream.runner"), sys.modules.get("s3prl.nn.upstream")
     if runner is None and upstream is None:

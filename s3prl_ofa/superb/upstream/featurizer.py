@@ -13,10 +13,7 @@ MIN_SAMPLES = 800  # S3PRL pads waves to 0.05 s before an upstream sees them
 
 
 class LengthAwareFeaturizer(Featurizer):
-    """S3PRL's Featurizer, but each utterance has the length that the upstream gives as ``hidden_states_len``.
-
-    For an upstream that gives no lengths it is the original: lengths from the number of samples and a constant rate.
-    """
+    """S3PRL's Featurizer, but an utterance has the length that the upstream gives as ``hidden_states_len``, if any."""
 
     def __init__(self, upstream: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(upstream, *args, **kwargs)
@@ -39,8 +36,7 @@ class LengthAwareFeaturizer(Featurizer):
 def with_native_lengths(forward: Callable) -> Callable:
     """Wraps ``S3PRLUpstream.forward`` so that an upstream with native frames keeps its own lengths.
 
-    The original stretches or cuts hidden states to the length at a constant rate; it still serves every upstream that
-    has one, including ours with upsampled frames.
+    The original, which stretches or cuts hidden states to the length at a constant rate, still serves all others.
     """
 
     @functools.wraps(forward)

@@ -114,20 +114,14 @@ class RateOptions:
             object.__setattr__(self, name, number)  # a plain number, which YAML can hold
         if self.repeat > 1 and self.output_frames != NATIVE:
             raise UsageError(f"repeat {self.repeat} needs output_frames {NATIVE}, found {self.output_frames}")
-        given = [name for name in ADAPTIVE_KEYS if getattr(self, name) is not None]
-        if self.adaptive:
-            self.set_adaptive_defaults(given)
-        elif given:
-            value = getattr(self, given[0])
-            raise UsageError(f"{given[0]} needs lambd {ADAPTIVE}, found {given[0]} {value!r} without it")
-
-    def set_adaptive_defaults(self, given: list[str]) -> None:
-        for name in ADAPTIVE_KEYS.keys() - given:
-            object.__setattr__(self, name, ADAPTIVE_KEYS[name])
-        if self.lambd_start > self.lambd_max:
-            if "lambd_start" in given:
-                raise UsageError(f"lambd_start must be at most lambd_max, {self.lambd_max:g}, found {self.lambd_start}")
-            object.__setattr__(self, "lambd_start", self.lambd_max)
+        for name, default in ADAPTIVE_KEYS.items():
+            value = getattr(self, name)
+            if self.adaptive and value is None:
+                object.__setattr__(self, name, default if name != "lambd_start" else min(default, self.lambd_max))
+            elif not self.adaptive and value is not None:
+                raise UsageError(f"{name} needs lambd {ADAPTIVE}, found {name} {value!r} without it")
+        if self.adaptive and self.lambd_start > self.lambd_max:
+            raise UsageError(f"lambd_start must be at most lambd_max, {self.lambd_max:g}, found {self.lambd_start}")
 
     @property
     def adaptive(self) -> bool:

@@ -223,7 +223,10 @@ def test_model_config_file_and_command_line(command, tmp_path):
         (("-m", "train", "-d", "sid", "-p", "exp", "-k", "nosuch.pt"), "nosuch.pt"),
         (("-m", "train", "-d", "sid", "-p", "exp", "-k", __file__), "test_end_to_end.py"),
         (("-m", "train", "-d", "sid", "-p", "exp", "--lambd", "2"), "[0, 2)"),
-        (("-m", "train", "-d", "sid", "-p", "exp", "--lambd", "half"), "--lambd"),
+        (
+            ("-m", "train", "-d", "sid", "-p", "exp", "--lambd", "half"),
+            "or adaptive, found 'half'",
+        ),
         (("-m", "train", "-d", "sid", "-p", "exp", "--lambd", "0.5", "--frame-period-ms", "40"), "--lambd"),
         (("-m", "train", "-d", "sid", "-p", "exp", "--frame-period-ms", "10"), "20"),
         (("-m", "train", "-d", "sid", "-p", "exp", "--repeat", "0"), "repeat"),

@@ -153,8 +153,11 @@ MISUSE = [
     (["--feature-cache", "features"], "--feature-cache needs --cache-gb"),
     (["--cache-gb", "1", "-f"], "leave it out with -f"),
     (["--cache-gb", "1", "--lambd", "adaptive"], "leave it out with lambd adaptive"),
-    *((["--cache-gb", value], f"a number above 0 is expected, found '{value}'") for value in ("0", "-1", "nan", "x")),
-    (["--cache-gb", "inf"], "a number above 0 is expected, found 'inf'"),
+    *(
+        (["--cache-gb", value], f"--cache-gb must be a number above 0, found {value}")
+        for value in ("0", "-1", "nan", "inf")
+    ),
+    (["--cache-gb", "x"], "--cache-gb: invalid float value: 'x'"),
 ]
 
 
@@ -189,7 +192,7 @@ def test_every_option_of_the_rate_reaches_the_cache():
     rate = RateOptions(lambd=0.5).extract_rate
     assert {"lambd", "frame_period_ms"} == set(rate)
     assert {field.name for field in dataclasses.fields(RateOptions)} - set(rate) == {
-        "frames",
+        "output_frames",
         "repeat",
         "pool",
         "rate_weight",

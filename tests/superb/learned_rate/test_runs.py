@@ -181,8 +181,8 @@ def test_a_fixed_experiment_has_no_rate_to_evaluate(tmp_path, capfd):
         (["--lambd", "adaptive", "--rate-weight", "nan"], ["rate_weight", "nan"]),
         (["--lambd", "adaptive", "--lambd-start", "1.5"], ["lambd_start", "[0, 1]", "1.5"]),
         (["--lambd", "adaptive", "--pool", "2"], ["--pool", "--lambd"]),
-        (["--lambd", "adapted"], ["--lambd", "adaptive", "adapted"]),
-        (["--lambd", "adaptive", "-f"], ["-f"]),
+        (["--lambd", "adapted"], ["lambd", "adaptive", "adapted"]),
+        (["--lambd", "adaptive", "-f"], ["lambd adaptive", "leave out -f"]),
         (["--lambd", "adaptive", "-u", "mfcc"], ["--lambd", "ofa_wav2vec2", "mfcc"]),
     ],
 )
