@@ -67,11 +67,10 @@ def trimmed_lengths(
 ) -> dict[str, int]:
     """The length of every file, from ``cache`` if the file's size and modification time are unchanged."""
     try:
-        kept = json.loads(cache.read_text("utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+        found = json.loads(cache.read_text("utf-8"))
+        kept = {path: [size, time, length] for path, (size, time, length) in found.items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError, RecursionError):  # none, or not written here
         kept = {}
-    entries = kept.items() if isinstance(kept, dict) else ()
-    kept = {path: entry for path, entry in entries if isinstance(entry, list) and len(entry) == 3}
     stats = {path: pathlib.Path(path).stat() for path in paths}
     keys = {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
     new = [path for path in paths if not (path in kept and kept[path][:2] == keys[path])]

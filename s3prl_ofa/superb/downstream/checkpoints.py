@@ -29,9 +29,8 @@ logger = logging.getLogger(__name__)
 
 STATES = re.compile(r"states-(\d+)\.ckpt")
 # the types of its entries
-TYPES = {"Args": argparse.Namespace, "Step": int, "Epoch": int}
-TYPES |= dict.fromkeys(("Config", "Optimizer", "Scheduler", "Upstream", "Featurizer", "Rate", "Downstream"), dict)
-TYPES[POSITION] = dict
+TYPES = {"Args": argparse.Namespace, "Step": int, "Epoch": int, "Config": dict, "Optimizer": dict, "Scheduler": dict}
+TYPES |= dict.fromkeys(("Upstream", "Featurizer", "Rate", "Downstream", POSITION), dict)
 OLD_RATE = "rate."  # names of a learned rate in the featurizer's state
 TEMPORARIES = (".states-*.ckpt", ".*best*.ckpt")  # S3PRL's names, as atomic_path changes them
 

@@ -114,12 +114,8 @@ def add_our_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(option(OLD_NAME), choices=OUTPUT_FRAMES, help=argparse.SUPPRESS)  # in scripts of users
     repeat_help = "repeat each native frame, for CTC; auto: as often as the training labels need"
     group.add_argument("--repeat", type=repeat_count, metavar="N|auto", help=repeat_help)
-    group.add_argument(
-        "--cache-gb",
-        type=float,
-        metavar="GB",
-        help="cache the features of a frozen upstream on disk, up to this many 10^9 bytes, and use those already there",
-    )
+    gb_help = "cache the features of a frozen upstream on disk, up to this many 10^9 bytes, and use those already there"
+    group.add_argument("--cache-gb", type=float, metavar="GB", help=gb_help)
     cache_help = "folder of the cache; default: ~/.cache/s3prl_ofa/features"
     group.add_argument("--feature-cache", metavar="DIR", help=cache_help)
     group.add_argument("--mini", action="store_true", help="the small config, for minutes on two CPU cores")

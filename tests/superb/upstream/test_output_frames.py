@@ -186,7 +186,7 @@ def test_an_experiment_on_native_frames_is_refused(diarize, capfd):
     upsampled frames can be asked for."""
     assert diarize("--lambd", "0.5") == 0
     states = torch.load("exp/states-2.ckpt", weights_only=True)
-    states["Args"].upstream_model_config = "{output_frames: native, lambd: 0.5}"
+    states["Args"].upstream_model_config = "{frames: native, lambd: 0.5}"  # as earlier versions stored it
     torch.save(states, "exp/states-2.ckpt")
     for mode in ("evaluate", "train"):
         assert cli.main(["run_downstream", "-m", mode, "-e", "exp"]) == 2
