@@ -88,10 +88,10 @@ class Meter:
         self.batches[-1] += [between - before - overhead, now(self.device) - between]
 
     def after_training_batch(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        now = time.perf_counter()
+        moment = time.perf_counter()
         if module.training and self.last_training is not None:
-            self.training.append(now - self.last_training)
-        self.last_training = now if module.training else None  # the next interval would include the evaluation
+            self.training.append(moment - self.last_training)
+        self.last_training = moment if module.training else None  # the next interval would include the evaluation
 
     def write(self) -> None:
         """Writes what was measured into the experiment's folder; for the inference of one file there is nothing.

@@ -205,10 +205,8 @@ def read_model_config(model_config: str | os.PathLike | Mapping[str, Any] | None
         return dict(model_config)
     text = os.fspath(model_config)
     source = f"model_config {text[:300]!r}"
-    if os.path.isfile(text):
-        text = pathlib.Path(text).read_bytes()
     try:
-        options = read_yaml(text.decode("utf-8") if isinstance(text, bytes) else text)
+        options = read_yaml(pathlib.Path(text).read_text("utf-8") if os.path.isfile(text) else text)
     except ValueError as error:
         raise UsageError(f"{source} is not YAML: {error}") from error
     if options is None:

@@ -85,12 +85,12 @@ def checked(row: Row) -> tuple[Row, list[str]]:
 
     Raises ValueError for a row that cannot be used.
     """
+    row = with_current_names(row)
     if row["state"] == FAILED:
         log = row.get("log") if isinstance(row.get("log"), list) else []
         return {**row, "error": str(row.get("error", "no reason is given")), "log": [str(line) for line in log]}, []
     if row["state"] != FINISHED:
         raise ValueError(f"state: {FINISHED} or {FAILED} is expected, found {shown(row['state'])}")
-    row = with_current_names(row)
     found, left_out = dict(row), []
     for key, kind in (NEEDED | NULLABLE).items():
         if key not in row:
