@@ -136,6 +136,7 @@ def featurizer_of(upstream, **options):
 @torch.no_grad()
 def test_featurizer_cuts_at_the_true_lengths(waves):
     """Native frames reach the downstream model with the lengths that the upstream gives, weighted over all layers."""
+    importlib.import_module("s3prl.downstream.runner")  # before the upstream, as in S3PRL's own command
     upstream = importlib.import_module("s3prl.hub").ofa_wav2vec2(CKPT, lambd=1.0, output_frames="native")
     featurizer = featurizer_of(upstream)
     assert upstream.measured.utterances == 0  # the second of noise that it tries out is not counted
@@ -163,6 +164,7 @@ def test_featurizer_cuts_at_the_true_lengths(waves):
 )
 def test_featurizer_keeps_the_options_of_the_original(waves, options, pick):
     """-s, -l and --upstream_feature_normalize do what they do in S3PRL."""
+    importlib.import_module("s3prl.downstream.runner")
     upstream = importlib.import_module("s3prl.hub").ofa_wav2vec2(CKPT, lambd=0.5, output_frames="native")
     output = upstream(waves)
     features = featurizer_of(upstream, **options)(waves, output)
