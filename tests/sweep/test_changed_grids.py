@@ -143,7 +143,8 @@ def test_a_slip_in_how_a_score_is_read_can_be_put_right(tmp_path):
         other = grid_of()
         other["tasks"]["sid"][key] = value
         assert lay(tmp_path, other) == {ONE} and folders(tmp_path) == {job.name}
-        assert json.loads((folder / "point.json").read_text())[key] == value
+        stored = Job.load(folder)
+        assert {"metric": stored.metric, "test": stored.test_split}[key] == value
     assert lay(tmp_path, grid_of()) == set()
 
 
