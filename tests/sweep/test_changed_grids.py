@@ -190,5 +190,5 @@ def test_dry_run(tmp_path, monkeypatch, capsys):
     assert cli.main(["sweep", "my.yaml", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert f"{jobs[ONE].name}  (finished)" in printed and "4 points, 2 of them finished" in printed
-    assert "sid: 2 points of about 60 s\nabout 2 min in all\n" in printed
+    assert "sid: 2 points of about 0:01:00\nabout 0:02:00 in all\n" in printed
     assert [path.name for path in out.iterdir()] == ["results.jsonl"]

@@ -91,11 +91,16 @@ def vocabulary(name: str, beside: pathlib.Path, roots: dict[str, str | None]) ->
     return str(found)
 
 
+def mapping_at(config: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The mapping below these keys of a config; an empty one where there is none."""
+    found: Any = config
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 def expert_section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """A mapping below the config's ``downstream_expert``; an empty one where there is none."""
-    expert = config.get("downstream_expert")
-    section = expert.get(name) if isinstance(expert, dict) else None
-    return section if isinstance(section, dict) else {}
+    return mapping_at(config, "downstream_expert", name)
 
 
 def splits_of(config: dict[str, Any], mode: str, evaluated: str) -> list[str]:

@@ -19,6 +19,7 @@ from s3prl_ofa.superb.tasks.configs import (
     VOCABULARY,
     expert_section,
     is_superb,
+    mapping_at,
     splits_of,
 )
 from s3prl_ofa.superb.tasks.corpora import split_folder
@@ -81,10 +82,7 @@ def placeholders(task: str) -> Iterator[tuple[str, str]]:
 def section_of(config: dict[str, Any], where: str) -> tuple[dict[str, Any], str]:
     """The mapping that holds a key such as ``a.b.c``, or an empty one, and the last part of the key."""
     *parents, key = where.split(".")
-    section: Any = config
-    for parent in parents:
-        section = section.get(parent) if isinstance(section, dict) else None
-    return section if isinstance(section, dict) else {}, key
+    return mapping_at(config, *parents), key
 
 
 def overridden(where: str, override: str | None) -> bool:

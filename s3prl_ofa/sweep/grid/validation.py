@@ -23,7 +23,7 @@ from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.resources import folder
 from s3prl_ofa.superb.compat.plain_names import check_config, check_downstream, is_split
 from s3prl_ofa.superb.registration import URL_SCHEMES
-from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM, resolve_config
+from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM, mapping_at, resolve_config
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, whole
 from s3prl_ofa.sweep.grid.parsing import KNOWN, points_of
 from s3prl_ofa.sweep.grid.schema import Grid, Task
@@ -86,7 +86,6 @@ def config_digest(config: dict[str, Any], roots: Iterable[str]) -> str:
 
 def check_baselines(grid: Grid) -> None:
     for baseline in grid.baselines:
-        importlib.import_module("s3prl_ofa.superb")
         if baseline.upstream.startswith("_") or not hasattr(importlib.import_module("s3prl.hub"), baseline.upstream):
             raise UsageError(f"baselines: S3PRL has no upstream {baseline.upstream}")
         if baseline.upstream.startswith(OFA):
@@ -194,11 +193,9 @@ def divisor(steps: int, wanted: int) -> int:
 
 def put(config: dict[str, Any], key: str, value: Any, where: str) -> None:
     *parents, last = key.split(".")
-    section: Any = config
-    for parent in parents:
-        section = section.get(parent) if isinstance(section, dict) else None
-    if not isinstance(section, dict):
+    changed = mapping_at(config, *parents)
+    if not changed:
         raise UsageError(f"{where}: the config has no {'.'.join(parents)}, which {key} would be part of")
-    if last not in section:
+    if last not in changed:
         logger.warning("%s: the config has no %s yet; adding it", where, key)
-    section[last] = value
+    changed[last] = value

@@ -1,10 +1,10 @@
 """``s3prl-ofa report DIR``: results.csv, report.md, plots and report.html from what a sweep has found so far."""
 
 import argparse
-import csv
 import pathlib
 import re
-from typing import Any
+
+import pandas as pd
 
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.sweep.job import Row
@@ -60,23 +60,10 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def write_csv(rows: list[Row], path: pathlib.Path) -> None:
-    """One row a point, failed ones too; what is nested in a row becomes columns such as scores.wer."""
-    flat = [flattened(row) for row in rows]
-    columns = list(dict.fromkeys(key for row in flat for key in row))
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(flat)
-
-
-def flattened(row: Row, where: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in row.items():
-        if isinstance(value, dict):
-            found |= flattened(value, f"{where}{key}.")
-        else:
-            found[where + key] = " | ".join(map(str, value)) if isinstance(value, list) else value
-    return found
+    """One row per point, failed ones too; what is nested in a row becomes columns such as scores.wer."""
+    rows = [{**row, "log": " | ".join(row["log"])} if "log" in row else row for row in rows]
+    # a row at a time: in a column with empty cells pandas would make floats of whole numbers
+    flat = [pd.json_normalize(row).to_dict("records")[0] for row in rows]
+    with atomic_path(path) as temporary:
+        table = pd.DataFrame(flat, dtype=object)
+        table.to_csv(temporary, index=False, lineterminator="\n", errors="backslashreplace")

@@ -1,5 +1,6 @@
 """``s3prl-ofa sweep --dry-run``: the points, and how long those that are left may take, judged by finished ones."""
 
+import datetime
 import math
 import statistics
 from collections import Counter
@@ -20,18 +21,14 @@ def dry_run(jobs: dict[str, Job], rows: dict[str, Row], parallel: int) -> int:
         alike = [row for row in rows.values() if (row.get("task"), row.get("steps")) == (task, steps)]
         took = [row["duration_s"] for row in alike if row["state"] == FINISHED and isinstance(row["duration_s"], float)]
         mean = statistics.fmean(took) if took else math.nan
-        known = f" of about {duration(mean)}" if took else "; no estimate before one finishes"
+        known = f" of about {rounded(mean)}" if took else "; no estimate before one finishes"
         print(f"{task}: {count} point{'s' * (count > 1)}{known}")
         total += count * mean
     if total > 0:
         at_a_time = f", {parallel} at a time" if parallel > 1 else ""
-        print(f"about {duration(total / min(parallel, left.total()))} in all{at_a_time}")
+        print(f"about {rounded(total / min(parallel, left.total()))} in all{at_a_time}")
     return 0
 
 
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+def rounded(seconds: float) -> datetime.timedelta:
+    return datetime.timedelta(seconds=round(seconds))
