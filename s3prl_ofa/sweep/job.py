@@ -18,14 +18,15 @@ import os
 import pathlib
 from typing import Any
 
+from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.superb.tasks.configs import CTC_TASKS
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE
-from s3prl_ofa.superb.upstream.task_frames import usual_frames
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE, RateOptions
+from s3prl_ofa.superb.upstream.task_frames import options_for, usual_frames
 
 OFA = "ofa_wav2vec2"  # the upstream whose rates are compared
 AUTO = "auto"  # as often as CTC needs each frame
-RATE_NAMES = {"lambd": "lambd{}", "frame_period_ms": "{}ms", "pool": "pool{}", ADAPTIVE: "adaptive{}"}
+RATE_NAMES = {"lambd": "lambd {}", "frame_period_ms": "{} ms", "pool": "pool {}", ADAPTIVE: "adaptive {}"}
 FINISHED, FAILED = "finished", "failed"  # states of a row
 POINTS = "points"  # the folder of the points' folders
 FEATURES = "features"  # beside it, the feature cache
@@ -65,7 +66,7 @@ class Point:
         """Whatever is not the task's default is spelled out, regardless of what else the grid holds."""
         parts = [self.task, self.model]
         if self.rate is not None:
-            parts.append(RATE_NAMES[self.rate].format(exact(self.value)))
+            parts.append(RATE_NAMES[self.rate].format(exact(self.value)).replace(" ", ""))
         if self.lambd_start is not None:
             parts.append(f"start{exact(self.lambd_start)}")
         if self.frames not in (None, usual_frames(self.task)):
@@ -83,6 +84,14 @@ class Point:
         limits = {"lambd_start": self.lambd_start, "lambd_max": self.lambd_max}
         options = {**rate, **limits, "frames": self.frames, "repeat": self.asked_repeat}
         return {name: value for name, value in options.items() if value is not None}
+
+    def checked_options(self) -> RateOptions:
+        """As run_downstream reads them, with a repeat of 1 for ``auto``; raises UsageError, by the task, as it does."""
+        repeat = {"repeat": None} if self.asked_repeat == AUTO else {}
+        try:
+            return options_for(self.task, {**self.rate_options, **repeat})
+        except UsageError as error:
+            raise UsageError(f"tasks.{self.task}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

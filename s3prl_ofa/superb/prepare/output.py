@@ -9,7 +9,7 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io import verified
 from s3prl_ofa.io.audio import ALL_SUFFIXES
 from s3prl_ofa.io.files import atomic_path, printable
-from s3prl_ofa.superb.tasks.corpora import Utterance, read_split, split_names, splits_with
+from s3prl_ofa.superb.tasks.corpora import TRANSCRIPT, Utterance, read_split, splits_with
 
 REPORT = "bad_audio.tsv"
 SHOWN_BAD_FILES = 20
@@ -61,7 +61,7 @@ class Output:
 
         A folder of audio without transcripts is not a split, and is left out.
         """
-        names = split_names(librispeech)
+        names = splits_with(librispeech, TRANSCRIPT)
         missing = [split for split in wanted or [] if split not in names]
         if missing or not names:
             raise UsageError(

@@ -13,9 +13,9 @@ import yaml
 from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE
-from s3prl_ofa.superb.upstream.task_frames import options_for, usual_frames
+from s3prl_ofa.superb.upstream.task_frames import usual_frames
 from s3prl_ofa.sweep.grid.schema import Grid, Rates, Task, validated
-from s3prl_ofa.sweep.job import AUTO, OFA, Point, usual_repeat
+from s3prl_ofa.sweep.job import OFA, Point, usual_repeat
 
 KNOWN = {
     "asr": {"metric": "wer", "dev": "dev-clean", "test": "test-clean"},
@@ -109,12 +109,7 @@ def points_of(grid: Grid) -> list[Point]:
     """
     found = [point for name, task in grid.tasks.items() for point in task_points(grid, name, task)]
     for point in found:
-        try:
-            options_for(
-                point.task, {**point.rate_options, "repeat": None if point.asked_repeat == AUTO else point.asked_repeat}
-            )
-        except UsageError as error:
-            raise UsageError(f"tasks.{point.task}: {error}") from None
+        point.checked_options()
     return sorted(found, key=lambda point: grid.tasks[point.task].seeds.index(point.seed))
 
 

@@ -19,12 +19,11 @@ import torch
 from s3prl_ofa.checkpoint import checkpoint_path, load
 from s3prl_ofa.device import AUTO
 from s3prl_ofa.errors import CheckpointError, UsageError
-from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.resources import folder
 from s3prl_ofa.superb.compat.plain_names import check_config, check_downstream, is_split
 from s3prl_ofa.superb.registration import URL_SCHEMES
 from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM, mapping_at, resolve_config
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, whole
+from s3prl_ofa.superb.upstream.rate_options import whole
 from s3prl_ofa.sweep.grid.parsing import KNOWN, points_of
 from s3prl_ofa.sweep.grid.schema import Grid, Task
 from s3prl_ofa.sweep.job import OFA, Job
@@ -99,11 +98,7 @@ def check_baselines(grid: Grid) -> None:
 
 def check_checkpoints(grid: Grid) -> dict[str, str | None]:
     """The SHA-256 of each checkpoint that is here, by its absolute path."""
-    needs_compressor = any(
-        rate == ADAPTIVE or rate == "lambd" and value > 0 or rate == "frame_period_ms" and value > MIN_FRAME_PERIOD_MS
-        for task in grid.tasks.values()
-        for rate, value in task.rates.pairs()
-    )
+    needs_compressor = any(point.checked_options().compresses for point in points_of(grid))
     for name, path in grid.checkpoints.items():
         if not exists(path):
             raise UsageError(f"checkpoints.{name}: there is no {path}")

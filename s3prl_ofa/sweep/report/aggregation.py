@@ -12,14 +12,13 @@ import pandas as pd
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE
 from s3prl_ofa.superb.upstream.task_frames import usual_frames
-from s3prl_ofa.sweep.job import FAILED, FINISHED, POINT, POINTS, Row, usual_repeat
+from s3prl_ofa.sweep.job import FAILED, FINISHED, POINT, POINTS, RATE_NAMES, Row, exact, usual_repeat
 from s3prl_ofa.sweep.report.rows import NEEDED, NULLABLE, OPTIONAL, Fault, read_rows
 from s3prl_ofa.sweep.results import FILE
 
 VARIABLE, LEARNED, FIXED, BASELINE = "variable", "adaptive", "pooling", "baseline"  # what a setting is compared as
 KINDS = (VARIABLE, LEARNED, FIXED, BASELINE)
 KIND_OF_RATE = {"lambd": VARIABLE, "frame_period_ms": VARIABLE, "pool": FIXED, ADAPTIVE: LEARNED}
-LABELS = {"lambd": "lambd {:g}", "frame_period_ms": "{:g} ms", "pool": "pool {:g}", ADAPTIVE: "adaptive {:g}"}
 # In these, rows of one name differ only where trainings of several kinds are reported together; how each is named.
 VARIED = {
     "steps": "{:.0f} steps",
@@ -169,8 +168,8 @@ def metric_name(setting: Any) -> str:
 
 def label(setting: Any) -> str:
     """The rate: lambd 0.5, 40 ms, pool 3, adaptive 0.1 (its weight; from 0.9: its start); of a baseline its name."""
-    name = LABELS[setting.rate].format(setting.value) if setting.rate else setting.model
-    return name + ("" if math.isnan(setting.lambd_start) else f" from {setting.lambd_start:g}")
+    name = RATE_NAMES[setting.rate].format(exact(setting.value)) if setting.rate else setting.model
+    return name + ("" if math.isnan(setting.lambd_start) else f" from {exact(setting.lambd_start)}")
 
 
 def detail(setting: Any) -> str:

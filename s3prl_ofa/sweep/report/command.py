@@ -1,20 +1,22 @@
 """``s3prl-ofa report DIR``: results.csv, report.md, plots and report.html from what a sweep has found so far."""
 
 import argparse
+import base64
 import pathlib
 import re
 
+import jinja2
 import pandas as pd
 
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.sweep.job import Row
-from s3prl_ofa.sweep.report.aggregation import summarize
-from s3prl_ofa.sweep.report.page import page
+from s3prl_ofa.sweep.report import tables
+from s3prl_ofa.sweep.report.aggregation import Summary, percent, summarize
 from s3prl_ofa.sweep.report.plots import PLOTS, draw_all
-from s3prl_ofa.sweep.report.tables import FAULTS, completeness, fault_lines, markdown
 
 PERCENT = re.compile(r"(\d+(?:\.\d+)?)(%?)")
 FOLDER = "report"
+TEMPLATE = "page.html.jinja"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,15 +45,29 @@ def run(args: argparse.Namespace) -> int:
     write_csv(summary.rows, out / "results.csv")
     plots = draw_all(summary, out)
     captions = {plot.stem: plot.caption for plot in PLOTS}
-    write_text(out / "report.md", markdown(summary, plots, captions))
+    write_text(out / "report.md", tables.markdown(summary, plots, captions))
     write_text(out / "report.html", page(summary, plots, captions))
-    print(completeness(summary))
+    print(tables.completeness(summary))
     for reach in summary.reaches:
         print(f"{reach.curve}: {reach.text}")
     if summary.faults:
-        print("\n".join([f"\n{FAULTS}:", *fault_lines(summary)]))
+        print("\n".join([f"\n{tables.FAULTS}:", *tables.fault_lines(summary)]))
     print(f"\n{out / 'report.html'}, report.md, results.csv, {', '.join(f'{stem}.png/.svg' for stem in plots)}")
     return 0
+
+
+def page(summary: Summary, plots: dict[str, pathlib.Path], captions: dict[str, str]) -> str:
+    """The report as one HTML file that needs nothing else: plots are in it, and nothing comes from a network."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    images = {stem: base64.b64encode(path.read_bytes()).decode("ascii") for stem, path in plots.items()}
+    template = environment.get_template(TEMPLATE)
+    return template.render(summary=summary, tables=tables, percent=percent, images=images, captions=captions)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -61,9 +77,8 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 def write_csv(rows: list[Row], path: pathlib.Path) -> None:
     """One row per point, failed ones too; what is nested in a row becomes columns such as scores.wer."""
-    rows = [{**row, "log": " | ".join(row["log"])} if "log" in row else row for row in rows]
     # a row at a time: in a column with empty cells pandas would make floats of whole numbers
-    flat = [pd.json_normalize(row).to_dict("records")[0] for row in rows]
+    flat = pd.DataFrame([pd.json_normalize(row).iloc[0].to_dict() for row in rows], dtype=object)
+    flat = flat.map(lambda value: " | ".join(map(str, value)) if isinstance(value, list) else value)
     with atomic_path(path) as temporary:
-        table = pd.DataFrame(flat, dtype=object)
-        table.to_csv(temporary, index=False, lineterminator="\n", errors="backslashreplace")
+        flat.to_csv(temporary, index=False, lineterminator="\n", errors="backslashreplace")

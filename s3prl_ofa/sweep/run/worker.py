@@ -35,8 +35,7 @@ from s3prl_ofa.sweep.job import (
     read_json,
     write_json,
 )
-from s3prl_ofa.sweep.run.process import DISK_FULL
-from s3prl_ofa.sweep.run.provenance import provenance
+from s3prl_ofa.sweep.run.process import DISK_FULL, provenance
 
 COMMAND = "s3prl-ofa run_downstream"
 TRAIN = f"{COMMAND} -a -m train"  # how a training begins in the log

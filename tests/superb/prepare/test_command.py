@@ -15,8 +15,7 @@ from superb_corpora import SENTENCES, make_corpora, noise
 
 from s3prl_ofa import cli
 from s3prl_ofa.io.scan import scan
-from s3prl_ofa.superb.prepare.g2p import LetterToSound, phone_names
-from s3prl_ofa.superb.prepare.lexicon import pronounce
+from s3prl_ofa.superb.prepare.lexicon import LetterToSound, phone_names, pronounce
 from s3prl_ofa.superb.prepare.manifest import divide
 from s3prl_ofa.superb.prepare.speaker_list import make_list
 from s3prl_ofa.superb.tasks.speaker_lists import read_list

@@ -9,8 +9,7 @@ from superb_corpora import make_librispeech
 
 from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.prepare.g2p import LetterToSound
-from s3prl_ofa.superb.prepare.lexicon import pronounce, read_given
+from s3prl_ofa.superb.prepare.lexicon import LetterToSound, pronounce, read_given
 from s3prl_ofa.superb.tasks.corpora import read_lexicon
 
 needs_lexicon_extra = pytest.mark.skipif(
