@@ -34,7 +34,7 @@ LOCK = ".point.lock"
 POINT, CONFIG, EXPERIMENT, LOG = "point.json", "config.yaml", "experiment", "run.log"
 TRAINED, RESULT = "trained.json", "result.json"
 HASH_LENGTH = 8
-# settings without a part in the training: a change of these only needs another evaluation
+# settings that play no part in training: a change of these needs only another evaluation
 SCORING = ("metric", "higher_is_better", "unit", "dev_split", "test_split")
 TAIL = 5  # lines of a log that are shown
 
@@ -114,7 +114,7 @@ class Job(Point):
 
     @property
     def settings(self) -> Row:
-        """What the point's row says of it, whatever becomes of it."""
+        """The part of the point's row that is known before it runs."""
         fields = {name: value for name, value in vars(self).items() if name not in ("config", "device", "name")}
         return {
             **fields,

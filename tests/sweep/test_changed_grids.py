@@ -105,7 +105,7 @@ def test_merged_rows_of_other_trainings(tmp_path):
     summary = summarize(tmp_path, 0.05)
     assert list(summary.settings["detail"]) == [", 100 steps", ", 9000 steps"]
     assert list(summary.settings["seeds"]) == [(1,), (2,)]
-    assert [reach.curve for reach in summary.reaches] == ["sid, tiny, 100 steps", "sid, tiny, 9000 steps"]
+    assert [found.curve for found in summary.longest_periods] == ["sid, tiny, 100 steps", "sid, tiny, 9000 steps"]
 
 
 def test_results_of_earlier_grids_stay(tmp_path, corpora):

@@ -118,7 +118,7 @@ BAD = {
     ),
     "native frames of a task that needs upsampled ones": (
         lambda grid: grid["tasks"].update(mosei={"config": SID, "metric": "acc", "dev": "dev", "frames": "native"}),
-        "tasks.mosei: mosei averages the padding .* needs frames upsampled, found frames native",
+        "tasks.mosei.frames: mosei averages the padding .* needs frames upsampled",
     ),
     "bad frames": (lambda grid: grid.update(frames=["both"]), "frames should be 'upsampled' or 'native'"),
     "bad name": (

@@ -76,10 +76,8 @@ class Output:
         return names
 
     def write(self, name: str, write: Callable[[pathlib.Path], str]) -> None:
-        """Has a file written whole or not at all, and prints its contents as ``write`` sums them up.
-
-        A file that exists is kept, unless ``force``.
-        """
+        """Writes a file atomically and prints the summary that ``write`` returns; one that exists is kept, unless
+        ``force``."""
         path = self.folder / name
         if path.exists() and not self.force:
             self.keep(path)

@@ -13,7 +13,7 @@ import yaml
 from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE
-from s3prl_ofa.superb.upstream.task_frames import usual_frames
+from s3prl_ofa.superb.upstream.task_frames import refusal, usual_frames
 from s3prl_ofa.sweep.grid.schema import Grid, Rates, Task, validated
 from s3prl_ofa.sweep.job import OFA, Point, usual_repeat
 
@@ -86,7 +86,9 @@ def filled(name: str, task: Task, grid: Grid) -> Task:
 
 
 def check_task(name: str, task: Task, key: Callable[[str], str]) -> None:
-    """Raises UsageError for settings without an effect. key: where the file gives a setting."""
+    """Raises UsageError for settings that do not suit the task. key: where the file gives a setting."""
+    if NATIVE in task.frames and (reason := refusal(name)):
+        raise UsageError(f"{key('frames')}: {reason}")
     for setting, default in () if task.rates.adaptive else (("lambd_starts", (None,)), ("lambd_max", None)):
         if getattr(task, setting) != default:
             raise UsageError(f"{key(setting)} is for adaptive rates, and {name} has none")

@@ -20,7 +20,7 @@ TEMPLATE = "page.html.jinja"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=pathlib.Path, metavar="DIR", help="what s3prl-ofa sweep wrote to")
+    parser.add_argument("folder", type=pathlib.Path, metavar="DIR", help="the output folder of s3prl-ofa sweep")
     parser.add_argument(
         "--tolerance",
         type=tolerance,
@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="how much worse than at 20 ms a score may be, relatively: 5%% (default) or 0.05",
     )
-    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help=f"for the files (default: DIR/{FOLDER})")
+    parser.add_argument(
+        "--out", type=pathlib.Path, metavar="DIR", help=f"where the report goes (default: DIR/{FOLDER})"
+    )
 
 
 def tolerance(text: str) -> float:
@@ -48,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     write_text(out / "report.md", tables.markdown(summary, plots, captions))
     write_text(out / "report.html", page(summary, plots, captions))
     print(tables.completeness(summary))
-    for reach in summary.reaches:
-        print(f"{reach.curve}: {reach.text}")
+    for found in summary.longest_periods:
+        print(f"{found.curve}: {found.text}")
     if summary.faults:
         print("\n".join([f"\n{tables.FAULTS}:", *tables.fault_lines(summary)]))
     print(f"\n{out / 'report.html'}, report.md, results.csv, {', '.join(f'{stem}.png/.svg' for stem in plots)}")

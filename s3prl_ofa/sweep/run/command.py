@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             stack.enter_context(locked(out / SWEEP_LOCK, wait=False))
         except InUse:
-            raise UsageError(f"{out} is in use by another sweep; wait for its end, or give another --out") from None
+            raise UsageError(f"{out} is in use by another sweep; wait until it ends, or give another --out") from None
         except OSError as error:
             raise UsageError(f"--out {out} cannot be written ({error.strerror}); expected a writable folder") from None
         with atomic_path(out / GRID) as temporary:

@@ -88,7 +88,7 @@ def run_process(
 
 
 def provenance() -> dict[str, Any]:
-    """The keys of a row, of a finished and of a failed one: finished (the time, UTC), versions, commit."""
+    """When, and with what, a row came to be: finished (the time, UTC), versions, commit."""
     return {
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"s3prl_ofa": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},

@@ -313,7 +313,7 @@ def test_speakers_of_any_name(corpora, out, capsys):
     """Own speakers are listed like VoxCeleb1's, with the folders of VoxCeleb1 and without them."""
     wav = own_speakers(corpora, "alice smith", "id90001")
     assert prepare("voxceleb1", "--voxceleb1", corpora, "--out", out) == 0
-    assert "of 2 speakers, divided by us" in capsys.readouterr().out
+    assert "of 2 speakers, divided at random" in capsys.readouterr().out
     listed = read_list(out / "veri_test_class.txt")
     assert set(listed) == {path.relative_to(wav).as_posix() for path in wav.rglob("*.wav")}
     assert sorted(entry.part for entry in listed.values()) == [1] * 4 + [2, 2, 3, 3]

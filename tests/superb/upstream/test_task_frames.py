@@ -69,7 +69,7 @@ def test_sweeps_know_the_frames_too(own):
     task = {"config": "sd.yaml", "metric": "der"}
     grid = {"checkpoints": {"tiny": CKPT}, "rates": {"lambd": 0.5}, "repeat": [1, 2]}
     grid["tasks"] = {"diarization": task, "fluent_commands": {"config": "ic.yaml", "metric": "acc"}}
-    found = {(point.task, point.frames, point.repeat) for point in points_of(grid_from(grid))}
+    found = {(point.task, point.frames, point.asked_repeat) for point in points_of(grid_from(grid))}
     assert found == {
         ("diarization", "upsampled", 1),
         ("fluent_commands", "native", 1),
@@ -80,7 +80,7 @@ def test_sweeps_know_the_frames_too(own):
         grid_from(grid)
     del (task if own else grid)["frames"]
     task["repeat"] = 2
-    with pytest.raises(UsageError, match="^tasks.diarization.repeat: diarization has labels"):
+    with pytest.raises(UsageError, match="^tasks.diarization.repeat is for native frames, and diarization has none"):
         grid_from(grid)
 
 
