@@ -142,9 +142,7 @@ class LetterToSound:
         return re.fullmatch("[a-z']*[a-z][a-z']*", word, re.ASCII | re.IGNORECASE) is not None
 
     def __call__(self, word: str) -> list[str]:
-        """The phones of a word; empty when the model has none. Raises ValueError for a word that it cannot read."""
-        if not self.can_read(word):
-            raise ValueError(f"g2p_en reads the letters a to z and apostrophes, found {word!r}")
+        """The phones of a word that it can read; empty when the model has none."""
         ids = [LETTERS.index("<unk>" if letter == "'" else letter) for letter in word.lower()]
         state = torch.zeros(1, self.encoder[1].shape[1])
         for index in [*ids, LETTERS.index("</s>")]:

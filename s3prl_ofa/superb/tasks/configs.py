@@ -16,6 +16,7 @@ from s3prl_ofa.superb.compat.task_names import ASR, PR, S3PRL_DOWNSTREAM
 from s3prl_ofa.superb.tasks.data_roots import PLACEHOLDERS, DataRoots, existing
 
 CTC_TASKS = ("asr", "pr")
+TASKS = {name: task for task, name in S3PRL_DOWNSTREAM.items()}  # our name of each, by S3PRL's
 CONFIGS = "downstream_configs"
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 # below downstream_expert: the section and key of the vocabulary, and those of the corpus, whose section has the splits
@@ -32,7 +33,7 @@ def resolve_config(downstream: str, config: str | None, mini: bool, roots: dict[
     absolute path (see ``vocabulary``).
     Raises UsageError for an unknown task, a missing or unreadable config and missing data, naming the option.
     """
-    task = {name: task for task, name in S3PRL_DOWNSTREAM.items()}.get(downstream, downstream)
+    task = TASKS.get(downstream, downstream)
     if config is None and task not in S3PRL_DOWNSTREAM:
         raise UsageError(f"there is a config for {', '.join(S3PRL_DOWNSTREAM)}, found {downstream}: give yours with -c")
     name = f"{task}{'_mini' if mini else ''}.yaml"
