@@ -112,10 +112,6 @@ BAD = {
     "bad seed": (lambda grid: grid.update(seeds=[1.5]), "seeds should be a valid integer, found 1.5"),
     "bad learning rate": (lambda grid: grid.update(learning_rates=[0]), "learning_rates should be greater than 0"),
     "bad repeat": (lambda grid: grid["tasks"]["asr"].update(repeat="often"), "tasks.asr.repeat"),
-    "repeat of no native frames": (
-        lambda grid: grid["tasks"]["asr"].update(frames="upsampled"),
-        "tasks.asr.repeat is for native frames, and asr has none",
-    ),
     "native frames of a task that needs upsampled ones": (
         lambda grid: grid["tasks"].update(mosei={"config": SID, "metric": "acc", "dev": "dev", "frames": "native"}),
         "tasks.mosei.frames: mosei averages the padding .* needs frames upsampled",

@@ -5,7 +5,7 @@ import itertools
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import yaml
@@ -79,21 +79,26 @@ def filled(name: str, task: Task, grid: Grid) -> Task:
     usual = {**DEFAULTS, **known, "frames": (usual_frames(name),), "repeat": (usual_repeat(name),)}
     usual["higher_is_better"] = not is_error(task.metric or known["metric"])
     filled_in = task.model_copy(update={**usual, **axes, **own})
-    check_task(name, filled_in, lambda key: f"tasks.{name}.{key}" if key in own else key)
+    check_task(name, filled_in, own)
     if grid.checkpoints and not filled_in.rates.pairs():
         raise UsageError(f"tasks.{name}.rates is missing: at least one of {', '.join(Rates.model_fields)} is expected")
     return filled_in
 
 
-def check_task(name: str, task: Task, key: Callable[[str], str]) -> None:
-    """Raises UsageError for settings that do not suit the task. key: where the file gives a setting."""
-    if NATIVE in task.frames and (reason := refusal(name)):
-        raise UsageError(f"{key('frames')}: {reason}")
+def check_task(name: str, task: Task, own: Collection[str]) -> None:
+    """Raises UsageError for settings that do not suit the task. own: those that the task gives, not the grid."""
+
+    def key(setting: str) -> str:
+        return f"tasks.{name}.{setting}" if setting in own else setting
+
+    if reason := refusal(name):
+        if NATIVE in task.frames:
+            raise UsageError(f"{key('frames')}: {reason}")
+        if "repeat" in own and task.repeat != (1,):
+            raise UsageError(f"{key('repeat')}: {reason}, whose repeat is 1")
     for setting, default in () if task.rates.adaptive else (("lambd_starts", (None,)), ("lambd_max", None)):
         if getattr(task, setting) != default:
             raise UsageError(f"{key(setting)} is for adaptive rates, and {name} has none")
-    if NATIVE not in task.frames and key("repeat") != "repeat" and task.repeat != (1,):
-        raise UsageError(f"{key('repeat')} is for {NATIVE} frames, and {name} has none")
     if len(task.learning_rates) > 1 and task.dev is None:
         raise UsageError(f"tasks.{name}.dev is missing: the split on which the best of learning_rates is chosen")
 

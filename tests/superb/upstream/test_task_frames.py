@@ -80,7 +80,7 @@ def test_sweeps_know_the_frames_too(own):
         grid_from(grid)
     del (task if own else grid)["frames"]
     task["repeat"] = 2
-    with pytest.raises(UsageError, match="^tasks.diarization.repeat is for native frames, and diarization has none"):
+    with pytest.raises(UsageError, match="^tasks.diarization.repeat: diarization has labels"):
         grid_from(grid)
 
 
