@@ -18,14 +18,15 @@ import os
 import pathlib
 from typing import Any
 
+from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.superb.tasks.configs import CTC_TASKS
-from s3prl_ofa.superb.upstream.output_frames import usual_output_frames
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE
+from s3prl_ofa.superb.upstream.output_frames import options_for, usual_output_frames
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE, RateOptions
 
 OFA = "ofa_wav2vec2"  # the upstream whose rates are compared
 AUTO = "auto"  # as often as CTC needs each frame
-RATE_NAMES = {"lambd": "lambd{:g}", "frame_period_ms": "{:g}ms", "pool": "pool{:g}", ADAPTIVE: "adaptive{:g}"}
+RATE_NAMES = {"lambd": "lambd {}", "frame_period_ms": "{} ms", "pool": "pool {}", ADAPTIVE: "adaptive {}"}
 FINISHED, FAILED = "finished", "failed"  # states of a row
 POINTS = "points"  # the folder of the points' folders
 FEATURES = "features"  # beside it, the feature cache
@@ -33,8 +34,7 @@ LOCK = ".point.lock"
 POINT, CONFIG, EXPERIMENT, LOG = "point.json", "config.yaml", "experiment", "run.log"
 TRAINED, RESULT = "trained.json", "result.json"
 HASH_LENGTH = 8
-IN_ROW = {"repeat": "asked_repeat", "dev": "dev_split", "test": "test_split"}  # settings with another name in a row
-# settings without a part in the training: a change of these only needs another evaluation
+# settings that play no part in training: a change of these needs only another evaluation
 SCORING = ("metric", "higher_is_better", "unit", "dev_split", "test_split")
 TAIL = 5  # lines of a log that are shown
 
@@ -45,7 +45,7 @@ Row = dict[str, Any]
 class Point:
     """One combination of what a grid varies; a baseline has no rate, output_frames or repeat.
 
-    learning_rate, lambd_start: None for the config's and for the default of run_downstream.
+    learning_rate, lambd_start, lambd_max: None for the config's and for the defaults of run_downstream.
     """
 
     task: str
@@ -55,8 +55,9 @@ class Point:
     rate: str | None = None
     value: float | None = None
     lambd_start: float | None = None
+    lambd_max: float | None = None
     output_frames: str | None = None
-    repeat: int | str | None = None
+    asked_repeat: int | str | None = None
     learning_rate: float | None
     seed: int
 
@@ -65,16 +66,32 @@ class Point:
         """Whatever is not the task's default is spelled out, regardless of what else the grid holds."""
         parts = [self.task, self.model]
         if self.rate is not None:
-            parts.append(RATE_NAMES[self.rate].format(self.value))
+            parts.append(RATE_NAMES[self.rate].format(exact(self.value)).replace(" ", ""))
         if self.lambd_start is not None:
-            parts.append(f"start{self.lambd_start:g}")
+            parts.append(f"start{exact(self.lambd_start)}")
         if self.output_frames not in (None, usual_output_frames(self.task)):
             parts.append(self.output_frames)
-        if self.repeat not in (None, usual_repeat(self.task)) and self.output_frames == NATIVE:
-            parts.append(f"repeat{self.repeat}")
+        if self.output_frames == NATIVE and self.asked_repeat != usual_repeat(self.task):
+            parts.append(f"repeat{self.asked_repeat}")
         if self.learning_rate is not None:
-            parts.append(f"lr{self.learning_rate:g}")
+            parts.append(f"lr{exact(self.learning_rate)}")
         return "_".join([*parts, f"seed{self.seed}"])
+
+    @property
+    def rate_options(self) -> dict[str, Any]:
+        """The options of run_downstream for the upstream's rate; none for a baseline."""
+        rate = {"lambd": ADAPTIVE, "rate_weight": self.value} if self.rate == ADAPTIVE else {self.rate: self.value}
+        limits = {"lambd_start": self.lambd_start, "lambd_max": self.lambd_max}
+        options = {**rate, **limits, "output_frames": self.output_frames, "repeat": self.asked_repeat}
+        return {name: value for name, value in options.items() if value is not None}
+
+    def checked_options(self) -> RateOptions:
+        """As run_downstream reads them, with a repeat of 1 for ``auto``; raises UsageError, by the task, as it does."""
+        repeat = {"repeat": None} if self.asked_repeat == AUTO else {}
+        try:
+            return options_for(self.task, {**self.rate_options, **repeat})
+        except UsageError as error:
+            raise UsageError(f"tasks.{self.task}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,22 +103,21 @@ class Job(Point):
     """
 
     checkpoint_sha256: str | None
-    lambd_max: float | None
     config: dict[str, Any]
     config_sha256: str
     metric: str
     higher_is_better: bool
     unit: float
-    dev: str | None
-    test: str
+    dev_split: str | None
+    test_split: str
     device: str
 
     @property
     def settings(self) -> Row:
-        """What the point's row says of it, whatever becomes of it."""
-        names = [field.name for field in dataclasses.fields(self) if field.name not in ("config", "device")]
+        """The part of the point's row that is known before it runs."""
+        fields = {name: value for name, value in vars(self).items() if name not in ("config", "device", "name")}
         return {
-            **{IN_ROW.get(name, name): getattr(self, name) for name in names},
+            **fields,
             "learning_rate": (self.config.get("optimizer") or {}).get("lr"),
             "steps": self.config["runner"]["total_steps"],
         }
@@ -128,6 +144,10 @@ class Job(Point):
     @classmethod
     def load(cls, folder: pathlib.Path) -> "Job":
         return cls(**read_json(folder / POINT))
+
+
+def exact(number: float) -> str:
+    return str(number).removesuffix(".0")
 
 
 def usual_repeat(task: str) -> int | str:

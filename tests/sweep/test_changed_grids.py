@@ -105,7 +105,7 @@ def test_merged_rows_of_other_trainings(tmp_path):
     summary = summarize(tmp_path, 0.05)
     assert list(summary.settings["detail"]) == [", 100 steps", ", 9000 steps"]
     assert list(summary.settings["seeds"]) == [(1,), (2,)]
-    assert [reach.curve for reach in summary.reaches] == ["sid, tiny, 100 steps", "sid, tiny, 9000 steps"]
+    assert [found.curve for found in summary.longest_periods] == ["sid, tiny, 100 steps", "sid, tiny, 9000 steps"]
 
 
 def test_results_of_earlier_grids_stay(tmp_path, corpora):
@@ -143,7 +143,8 @@ def test_a_slip_in_how_a_score_is_read_can_be_put_right(tmp_path):
         other = grid_of()
         other["tasks"]["sid"][key] = value
         assert lay(tmp_path, other) == {ONE} and folders(tmp_path) == {job.name}
-        assert json.loads((folder / "point.json").read_text())[key] == value
+        stored = Job.load(folder)
+        assert {"metric": stored.metric, "test": stored.test_split}[key] == value
     assert lay(tmp_path, grid_of()) == set()
 
 
@@ -189,5 +190,5 @@ def test_dry_run(tmp_path, monkeypatch, capsys):
     assert cli.main(["sweep", "my.yaml", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert f"{jobs[ONE].name}  (finished)" in printed and "4 points, 2 of them finished" in printed
-    assert "sid: 2 points of about 60 s\nabout 2 min in all\n" in printed
+    assert "sid: 2 points of about 0:01:00\nabout 0:02:00 in all\n" in printed
     assert [path.name for path in out.iterdir()] == ["results.jsonl"]

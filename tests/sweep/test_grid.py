@@ -41,6 +41,8 @@ def test_points(good):
     assert names[0] == "sid_tiny_lambd0_lr0.01_seed1"
     assert "asr_tiny_40ms_repeat2_lr0.001_seed2" in names and "sid_tiny_pool3_lr0.001_seed1" in names
     assert all(name.endswith("seed1") for name in names[:16])
+    good |= {"rates": {"lambd": [0.5, 0.50000001]}, "learning_rates": [0.1, 0.10000001], "tasks": ["sid"], "seeds": 1}
+    assert len({point.label for point in points_of(grid_from(good))}) == 4
 
 
 def test_axes(good):
@@ -86,7 +88,7 @@ def test_prepared(good):
     assert pathlib.Path(config["downstream_expert"]["datarc"]["file_path"]).is_absolute()
     asr = prepared["asr_tiny_lambd0_repeat2_lr0.01_seed1"]
     assert asr.config["runner"]["total_steps"] == 500 and asr.config["optimizer"]["lr"] == 0.01
-    assert (asr.metric, asr.dev, asr.test) == ("wer", "dev-clean", "test-clean")
+    assert (asr.metric, asr.dev_split, asr.test_split) == ("wer", "dev-clean", "test-clean")
     assert len(asr.checkpoint_sha256) == 64
     assert [divisor(12, wanted) for wanted in (5, 12, 100, 1)] == [4, 12, 12, 1]
 
@@ -120,14 +122,15 @@ BAD = {
     "no rates": (lambda grid: grid.update(rates={}), "rates is missing: at least one of lambd,"),
     "same seed twice": (lambda grid: grid.update(seeds=[1, 1]), "seeds: 1 is given twice"),
     "same rate twice": (lambda grid: grid["rates"].update(lambd=[0.5, "5e-1"]), "rates.lambd: 0.5 is given twice"),
-    "nearly the same learning rate": (
-        lambda grid: grid.update(learning_rates=[0.1, 0.10000001]),
-        "learning_rates: two",
-    ),
-    "nearly the same rate": (lambda grid: grid["rates"].update(lambd=[0.5, 0.50000001]), "rates: two points"),
     "bad seed": (lambda grid: grid.update(seeds=[1.5]), "seeds should be a valid integer, found 1.5"),
     "bad learning rate": (lambda grid: grid.update(learning_rates=[0]), "learning_rates should be greater than 0"),
     "bad repeat": (lambda grid: grid["tasks"]["asr"].update(repeat="often"), "tasks.asr.repeat"),
+    "native frames of a task that needs upsampled ones": (
+        lambda grid: grid["tasks"].update(
+            mosei={"config": SID, "metric": "acc", "dev": "dev", "output_frames": "native"}
+        ),
+        "tasks.mosei.output_frames: mosei averages the padding .* needs output_frames upsampled",
+    ),
     "bad frames": (lambda grid: grid.update(output_frames=["both"]), "output_frames should be 'upsampled' or 'native'"),
     "bad name": (
         lambda grid: grid.update(checkpoints={"a/b": CKPT}),
@@ -255,7 +258,7 @@ def test_scores_of_a_config(good):
     more = {"downstream_expert.metric": ["per", "cer"]}
     good |= {"tasks": {"asr": {"test": "test-other"}, "pr": {"metric": "cer", "overrides": more}}, "data": data}
     prepared = prepare(grid_from(good))
-    assert {job.test for job in prepared.values()} == {"test-other", "test"}
+    assert {job.test_split for job in prepared.values()} == {"test-other", "test"}
     assert {job.metric for job in prepared.values()} == {"wer", "cer"}
 
 

@@ -135,15 +135,15 @@ def test_learning_rate_is_chosen_on_dev(task, best, tmp_path):
 def test_how_far_a_task_can_be_compressed(scores, tolerance, expected, tmp_path):
     """The longest period up to which every one that was run stays within the tolerance of the 20 ms score."""
     rows = [row("sid", "lambd", lambd, 1, score=score) for lambd, score in scores.items()]
-    (reach,) = summarize(write_sweep(tmp_path, rows), tolerance).reaches
-    assert expected in reach.text
+    (longest,) = summarize(write_sweep(tmp_path, rows), tolerance).longest_periods
+    assert expected in longest.text
 
 
 def test_errors_may_grow(tmp_path):
     """For an error rate the tolerance is upwards."""
     rows = [row("asr", "lambd", lambd, 1, score=score) for lambd, score in ((0.0, 20.0), (0.5, 20.9), (1.0, 21.1))]
-    (reach,) = summarize(write_sweep(tmp_path, rows), 0.05).reaches
-    assert reach.text.startswith("32.3 ms, ") and reach.limit == pytest.approx(21)
+    (longest,) = summarize(write_sweep(tmp_path, rows), 0.05).longest_periods
+    assert longest.text.startswith("32.3 ms, ") and longest.limit == pytest.approx(21)
 
 
 def test_curves_of_one_model_are_told_apart(tmp_path):
@@ -151,7 +151,7 @@ def test_curves_of_one_model_are_told_apart(tmp_path):
     kinds = ({"output_frames": "upsampled"}, {"asked_repeat": 1}, {"asked_repeat": 2})
     rows = [row("pr", "lambd", lambd, 1, **kind, point=f"{lambd}{kind}") for lambd in (0.0, 0.5) for kind in kinds]
     rows.append(row("sid", "lambd", 0.0, 1))
-    found = [reach.curve for reach in summarize(write_sweep(tmp_path, rows), 0.05).reaches]
+    found = [period.curve for period in summarize(write_sweep(tmp_path, rows), 0.05).longest_periods]
     assert found == ["pr, tiny, repeat 1", "pr, tiny, repeat 2", "pr, tiny, upsampled", "sid, tiny"]
 
 

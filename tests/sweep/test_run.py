@@ -16,6 +16,7 @@ from paths import ROOT
 from s3prl_ofa import cli
 from s3prl_ofa.io import locks
 from s3prl_ofa.io.locks import locked
+from s3prl_ofa.sweep.job import FEATURES
 from s3prl_ofa.sweep.results import collect, numbered_lines
 from s3prl_ofa.sweep.run.command import SWEEP_LOCK
 
@@ -126,6 +127,7 @@ def test_rows(undisturbed):
     assert fast["frame_period_ms"] == pytest.approx(79.7, abs=3)
     assert slow["frame_count"] > 3 * fast["frame_count"] and slow["macs_per_second"] > fast["macs_per_second"]
     assert {path.name for path in (undisturbed / "points").iterdir()} == {row["point"] for row in rows.values()}
+    assert not (undisturbed / FEATURES).exists()  # as no cache was asked for
 
 
 def test_finished_points_are_not_run_again(undisturbed, capsys):
@@ -151,7 +153,7 @@ def test_killed_and_the_same(voices, undisturbed, tmp_path):
     """Killed with SIGKILL in training, in evaluation and in the middle of writing a row, and started again each time, a
     sweep ends with the row of the one that was not disturbed: the same scores, not lost, not twice."""
     out = tmp_path / "sweep"
-    grid = grid_of(voices, rates={"lambd": 1})
+    grid = grid_of(voices, rates={"lambd": 1}, executor={"kind": "debug", "cpus": 1})  # a process less to start
     for kill in KILLS:
         status, said = start(grid, out, kill)
         assert status == -signal.SIGKILL, said

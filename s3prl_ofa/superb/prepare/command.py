@@ -19,8 +19,8 @@ FOLDER = {"type": pathlib.Path, "metavar": "DIR"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "audio": {**FOLDER, "metavar": "AUDIO", "help": "a folder of audio files"},
     "corpus": {**FOLDER, "metavar": "CORPUS", "help": "a folder with audio of any rate and format"},
-    "--librispeech": {"metavar": "ROOT", "help": "the folder of LibriSpeech"},
-    "--voxceleb1": {"metavar": "ROOT", "help": "the folder of VoxCeleb1, or of your own speakers"},
+    "--librispeech": {"metavar": "ROOT", "help": "LibriSpeech's folder"},
+    "--voxceleb1": {"metavar": "ROOT", "help": "VoxCeleb1's folder, or one of your own speakers"},
     "--splits": {"nargs": "+", "metavar": "SPLIT", "help": "only these splits (default: all)"},
     "--lexicon": {"nargs": "+", "metavar": "FILE", "default": [], "help": "lexicons of lines WORD PHONES"},
     "--list": {
@@ -28,7 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "FILE",
         "help": "a list of lines PART SPEAKER/... (default: ROOT/iden_split.txt or veri_test_class.txt, else made)",
     },
-    "--seed": {"type": int, "default": 1, "help": "of the division into parts (default: 1)"},
+    "--seed": {"type": int, "default": 1, "help": "of the random division into parts (default: 1)"},
     "--valid-fraction": {
         "type": float,
         "default": 0.01,

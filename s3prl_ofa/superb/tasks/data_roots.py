@@ -1,5 +1,6 @@
 """Where a task's data is: the paths and splits that fill the placeholders of its config, from the options of a run."""
 
+import dataclasses
 import pathlib
 
 from s3prl_ofa.errors import UsageError
@@ -17,6 +18,7 @@ SPLITS = ("train", "dev", "test")
 PLACEHOLDERS = ("librispeech", "voxceleb1", "bucket", "lexicon", "speaker_list", *SPLITS)
 
 
+@dataclasses.dataclass
 class DataRoots:
     """The values of a config's placeholders; each is looked up only when a config holds it.
 
@@ -25,9 +27,8 @@ class DataRoots:
     +); an option that was not given is missing or None. Every method raises UsageError naming the option to give.
     """
 
-    def __init__(self, given: dict[str, str | None], mini: bool) -> None:
-        self.given = given
-        self.mini = mini
+    given: dict[str, str | None]
+    mini: bool
 
     def value(self, placeholder: str) -> str | list[str]:
         """The value of one of ``PLACEHOLDERS``."""

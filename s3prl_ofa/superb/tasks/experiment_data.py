@@ -11,14 +11,17 @@ import yaml
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.resources import folder
-from s3prl_ofa.superb.compat.task_names import ASR, S3PRL_DOWNSTREAM
+from s3prl_ofa.superb.compat.plain_names import entries
+from s3prl_ofa.superb.compat.task_names import ASR
 from s3prl_ofa.superb.tasks.configs import (
     CONFIGS,
     CORPUS,
     PLACEHOLDER,
+    TASKS,
     VOCABULARY,
     expert_section,
     is_superb,
+    mapping_at,
     splits_of,
 )
 from s3prl_ofa.superb.tasks.corpora import split_folder
@@ -27,7 +30,6 @@ from s3prl_ofa.superb.tasks.labels import STORED
 
 logger = logging.getLogger(__name__)
 
-TASKS = {name: task for task, name in S3PRL_DOWNSTREAM.items()}
 ROOTS = ("librispeech", "voxceleb1")  # later placeholders are filled from these folders
 
 
@@ -67,24 +69,15 @@ def refill(
 
 def placeholders(task: str) -> Iterator[tuple[str, str]]:
     """Yields the key and name of each placeholder, such as ("downstream_expert.datarc.libri_root", "librispeech")."""
-
-    def below(value: Any, where: str) -> Iterator[tuple[str, str]]:
-        if isinstance(value, dict):
-            for key, item in value.items():
-                yield from below(item, f"{where}.{key}" if where else key)
-        elif isinstance(value, str) and (found := PLACEHOLDER.fullmatch(value)):
-            yield where, found[1]
-
-    yield from below(yaml.safe_load((folder(CONFIGS) / f"{task}.yaml").read_text("utf-8")), "")
+    for path, value in entries(yaml.safe_load((folder(CONFIGS) / f"{task}.yaml").read_text("utf-8"))):
+        if isinstance(value, str) and (found := PLACEHOLDER.fullmatch(value)):
+            yield ".".join(path), found[1]
 
 
 def section_of(config: dict[str, Any], where: str) -> tuple[dict[str, Any], str]:
     """The mapping that holds a key such as ``a.b.c``, or an empty one, and the last part of the key."""
     *parents, key = where.split(".")
-    section: Any = config
-    for parent in parents:
-        section = section.get(parent) if isinstance(section, dict) else None
-    return section if isinstance(section, dict) else {}, key
+    return mapping_at(config, *parents), key
 
 
 def overridden(where: str, override: str | None) -> bool:

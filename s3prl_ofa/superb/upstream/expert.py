@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from s3prl_ofa.checkpoint import load
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS, SAMPLE_RATE
+from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.model.cost import macs
 from s3prl_ofa.model.ofa import ExtractOutput
 from s3prl_ofa.superb.upstream.rate_options import NATIVE, RateOptions, read_model_config
@@ -72,8 +72,7 @@ class UpstreamExpert(nn.Module):
         self.model = load(ckpt).requires_grad_(not self.options.adaptive)
         self.rate: Any = None  # an AdaptiveRate
         self.cache: Any = None  # a FeatureCache
-        period_ms = self.options.frame_period_ms or MIN_FRAME_PERIOD_MS
-        if self.model.config.compressor == "none" and (self.options.lambd or period_ms > MIN_FRAME_PERIOD_MS):
+        if self.model.config.compressor == "none" and self.options.compresses:
             raise UsageError(f"{ckpt} has no compressor, so only lambd 0 is possible; asked for {self.options}")
         self.measured = Measured()
         adapt_s3prl()

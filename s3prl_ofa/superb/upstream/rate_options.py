@@ -128,6 +128,11 @@ class RateOptions:
         return isinstance(self.lambd, str) and self.lambd == ADAPTIVE
 
     @property
+    def compresses(self) -> bool:
+        """Whether frames are merged, for which a checkpoint needs a compressor."""
+        return bool(self.lambd) or (self.frame_period_ms or MIN_FRAME_PERIOD_MS) > MIN_FRAME_PERIOD_MS
+
+    @property
     def extract_rate(self) -> dict[str, float | None]:
         """The rate as OFAWav2Vec2.extract takes it; pooling is done afterwards."""
         return {"lambd": self.lambd, "frame_period_ms": self.frame_period_ms}

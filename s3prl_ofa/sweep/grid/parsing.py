@@ -5,8 +5,8 @@ import itertools
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import yaml
 
@@ -17,22 +17,12 @@ from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE
 from s3prl_ofa.sweep.grid.schema import Grid, Rates, Task, validated
 from s3prl_ofa.sweep.job import OFA, Point, usual_repeat
 
-
-class Known(NamedTuple):
-    """What is known of a task. unit: what turns its scores into percent."""
-
-    metric: str
-    higher_is_better: bool
-    dev: str
-    test: str
-    unit: float
-
-
 KNOWN = {
-    "asr": Known("wer", False, "dev-clean", "test-clean", 1),
-    "pr": Known("per", False, "dev", "test", 100),
-    "sid": Known("acc", True, "dev", "test", 100),
+    "asr": {"metric": "wer", "dev": "dev-clean", "test": "test-clean"},
+    "pr": {"metric": "per", "dev": "dev", "test": "test"},
+    "sid": {"metric": "acc", "dev": "dev", "test": "test"},
 }
+DEFAULTS = {"rates": Rates(), "learning_rates": (None,), "lambd_starts": (None,), "seeds": (1,), "test": "test"}
 # words that make a metric an error
 LOWER_IS_BETTER = frozenset(("wer", "cer", "uer", "eer", "der", "mindcf", "loss", "nll", "ppl", "perplexity"))
 LOWER_IS_BETTER |= {"mse", "rmse", "mae", "mcd", "error", "errors", "err"}
@@ -80,53 +70,35 @@ def grid_from(loaded: Any) -> Grid:
 
 def filled(name: str, task: Task, grid: Grid) -> Task:
     """The task with the grid's axes, or the default ones, in place of what it does not give."""
-    known = KNOWN.get(name)
+    known = KNOWN.get(name, {})
     for key in () if known else ("config", "metric"):
         if getattr(task, key) is None:
             raise UsageError(f"tasks.{name}.{key} is missing; only {', '.join(KNOWN)} come with one")
-    metric = task.metric or known.metric
-    is_usual = known is not None and metric == known.metric
-    defaults = {
-        "rates": Rates(),
-        "output_frames": (usual_output_frames(name),),
-        "repeat": (usual_repeat(name),),
-        "learning_rates": (None,),
-        "lambd_starts": (None,),
-        "seeds": (1,),
-        "mini": False,
-        "metric": metric,
-        "higher_is_better": known.higher_is_better if is_usual else not is_error(metric),
-        "dev": known and known.dev,
-        "test": known.test if known else "test",
-    }
-    filled_in = {
-        key: next((value for layer in (task, grid) if (value := getattr(layer, key, None)) is not None), default)
-        for key, default in defaults.items()
-    }
-    own = task.model_fields_set
-    if why_not_native(name) and "repeat" not in own:
-        filled_in["repeat"] = (1,)
-    task = task.model_copy(update=filled_in)
-    check_task(name, task, lambda key: f"tasks.{name}.{key}" if key in own else key)
-    if grid.checkpoints and not task.rates.pairs():
-        key = f"tasks.{name}.rates" if "rates" in own else "rates"
-        raise UsageError(f"{key} is missing: at least one of {', '.join(Rates.model_fields)} is expected")
-    return task
+    own = {key: value for key, value in task if value is not None}
+    axes = {key: value for key, value in grid if value is not None and key in Task.model_fields}
+    usual = {**DEFAULTS, **known, "output_frames": (usual_output_frames(name),), "repeat": (usual_repeat(name),)}
+    usual["higher_is_better"] = not is_error(task.metric or known["metric"])
+    filled_in = task.model_copy(update={**usual, **axes, **own})
+    check_task(name, filled_in, own)
+    if grid.checkpoints and not filled_in.rates.pairs():
+        raise UsageError(f"tasks.{name}.rates is missing: at least one of {', '.join(Rates.model_fields)} is expected")
+    return filled_in
 
 
-def check_task(name: str, task: Task, key: Callable[[str], str]) -> None:
-    """Raises UsageError for settings of a task that do not fit together. key: where the file gives a setting."""
+def check_task(name: str, task: Task, own: Collection[str]) -> None:
+    """Raises UsageError for settings that do not suit the task. own: those that the task gives, not the grid."""
+
+    def key(setting: str) -> str:
+        return f"tasks.{name}.{setting}" if setting in own else setting
+
     if reason := why_not_native(name):
         if NATIVE in task.output_frames:
             raise UsageError(f"{key('output_frames')}: {reason}")
-        if task.repeat != (1,):
+        if "repeat" in own and task.repeat != (1,):
             raise UsageError(f"{key('repeat')}: {reason}, whose repeat is 1")
     for setting, default in () if task.rates.adaptive else (("lambd_starts", (None,)), ("lambd_max", None)):
         if getattr(task, setting) != default:
             raise UsageError(f"{key(setting)} is for adaptive rates, and {name} has none")
-    late = [start for start in task.lambd_starts if None not in (start, task.lambd_max) and start > task.lambd_max]
-    if late:
-        raise UsageError(f"{key('lambd_max')} is {task.lambd_max:g}, and of lambd_starts {late[0]:g} is above it")
     if len(task.learning_rates) > 1 and task.dev is None:
         raise UsageError(f"tasks.{name}.dev is missing: the split on which the best of learning_rates is chosen")
 
@@ -138,8 +110,13 @@ def is_error(metric: str) -> bool:
 
 
 def points_of(grid: Grid) -> list[Point]:
-    """All points, the first seed of everything before the second, so that a sweep that is stopped has a table."""
+    """All points, the first seed of everything before the second, so that a sweep that is stopped has a table.
+
+    Raises UsageError for a rate that run_downstream would refuse.
+    """
     found = [point for name, task in grid.tasks.items() for point in task_points(grid, name, task)]
+    for point in found:
+        point.checked_options()
     return sorted(found, key=lambda point: grid.tasks[point.task].seeds.index(point.seed))
 
 
@@ -149,11 +126,12 @@ def task_points(grid: Grid, name: str, task: Task) -> Iterator[Point]:
         for (model, checkpoint), (rate, value), frames in itertools.product(
             grid.checkpoints.items(), task.rates.pairs(), task.output_frames
         ):
+            ofa = {"model": model, "upstream": OFA, "checkpoint": checkpoint, "rate": rate, "value": value}
             # a repeat is for native frames; upsampled ones are as many as at 20 ms
             repeats = task.repeat if frames == NATIVE else (1,)
+            adaptive = {"lambd_max": task.lambd_max} if rate == ADAPTIVE else {}
             starts = task.lambd_starts if rate == ADAPTIVE else (None,)
             for repeat, start in itertools.product(repeats, starts):
-                ofa = {"model": model, "upstream": OFA, "checkpoint": checkpoint, "rate": rate, "value": value}
-                yield Point(**common, **ofa, lambd_start=start, output_frames=frames, repeat=repeat)
+                yield Point(**common, **ofa, **adaptive, lambd_start=start, output_frames=frames, asked_repeat=repeat)
         for baseline in grid.baselines:
             yield Point(**common, model=baseline.name, upstream=baseline.upstream, checkpoint=baseline.checkpoint)

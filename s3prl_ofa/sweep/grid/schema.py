@@ -49,13 +49,11 @@ def check_repeat(value: Any) -> int | str:
 def named_tasks(value: Any) -> dict[str, Any]:
     """Tasks and their settings, from a mapping or from names alone."""
     names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list | Mapping) or not names or not all(isinstance(name, str) for name in names):
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        names = dict.fromkeys(names)
+    if not names or not isinstance(names, Mapping):
         raise ValueError(f"names of tasks are expected, or a mapping as {{sid: {{steps: 500}}}}, found {shown(value)}")
-    return (
-        {name: settings or {} for name, settings in names.items()}
-        if isinstance(names, Mapping)
-        else dict.fromkeys(names, {})
-    )
+    return {name: settings or {} for name, settings in names.items()}
 
 
 OneOrMore = Annotated[tuple[ItemT, ...], BeforeValidator(listed), AfterValidator(distinct)]

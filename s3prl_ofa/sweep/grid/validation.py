@@ -19,21 +19,20 @@ import torch
 from s3prl_ofa.checkpoint import checkpoint_path, load
 from s3prl_ofa.device import AUTO
 from s3prl_ofa.errors import CheckpointError, UsageError
-from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.resources import folder
 from s3prl_ofa.superb.compat.plain_names import check_config, check_downstream, is_split
 from s3prl_ofa.superb.registration import URL_SCHEMES
-from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM, resolve_config
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, whole
+from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM, mapping_at, resolve_config
+from s3prl_ofa.superb.upstream.rate_options import whole
 from s3prl_ofa.sweep.grid.parsing import KNOWN, points_of
 from s3prl_ofa.sweep.grid.schema import Grid, Task
-from s3prl_ofa.sweep.job import OFA, Job, Point
+from s3prl_ofa.sweep.job import OFA, Job
 
 logger = logging.getLogger(__name__)
 
 WITH_CHECKPOINT = ("_local", "_url", "_custom")  # endings of S3PRL upstreams that take a checkpoint (-k)
 EVERY = ("eval_step", "save_step", "log_step")  # of S3PRL's runner
-NUMBERS = {"value": "rates", "learning_rate": "learning_rates", "lambd_start": "lambd_starts"}  # in a point's label
+SHARES = {"pr": "per", "sid": "acc"}  # scores from 0 to 1, which reports show in percent
 ROOT_OPTION = re.compile(r"(`[^`]*`)|--([a-z][a-z0-9-]*)")
 
 
@@ -52,29 +51,22 @@ def prepare(grid: Grid) -> dict[str, Job]:
     checkpoint_digests = check_checkpoints(grid)
     configs = {name: base_config(grid, name, task) for name, task in grid.tasks.items()}
     config_digests = {name: config_digest(config, grid.data.values()) for name, config in configs.items()}
-    labels: dict[str, Point] = {}
     jobs = {}
     for point in points_of(grid):
-        if other := labels.get(point.label):
-            key = next(key for field, key in NUMBERS.items() if getattr(other, field) != getattr(point, field))
-            raise UsageError(f"{key}: two points are both named {point.label}; their values differ too little")
-        labels[point.label] = point
-        task, known = grid.tasks[point.task], KNOWN.get(point.task)
-        config = copy.deepcopy(configs[point.task])
+        task, config = grid.tasks[point.task], copy.deepcopy(configs[point.task])
         if point.learning_rate is not None:
             put(config, "optimizer.lr", point.learning_rate, f"tasks.{point.task}.learning_rates")
         checkpoint = point.checkpoint and absolute(point.checkpoint)
         job = Job(
             **{**vars(point), "checkpoint": checkpoint},
             checkpoint_sha256=checkpoint_digests.get(checkpoint),
-            lambd_max=task.lambd_max if point.rate == ADAPTIVE else None,
             config=config,
             config_sha256=config_digests[point.task],
             metric=task.metric,
             higher_is_better=task.higher_is_better,
-            unit=known.unit if known and task.metric == known.metric else 1,
-            dev=task.dev,
-            test=task.test,
+            unit=100 if SHARES.get(point.task) == task.metric else 1,
+            dev_split=task.dev,
+            test_split=task.test,
             device=grid.device,
         )
         jobs[job.name] = job
@@ -93,7 +85,6 @@ def config_digest(config: dict[str, Any], roots: Iterable[str]) -> str:
 
 def check_baselines(grid: Grid) -> None:
     for baseline in grid.baselines:
-        importlib.import_module("s3prl_ofa.superb")
         if baseline.upstream.startswith("_") or not hasattr(importlib.import_module("s3prl.hub"), baseline.upstream):
             raise UsageError(f"baselines: S3PRL has no upstream {baseline.upstream}")
         if baseline.upstream.startswith(OFA):
@@ -107,11 +98,7 @@ def check_baselines(grid: Grid) -> None:
 
 def check_checkpoints(grid: Grid) -> dict[str, str | None]:
     """The SHA-256 of each checkpoint that is here, by its absolute path."""
-    needs_compressor = any(
-        rate == ADAPTIVE or rate == "lambd" and value > 0 or rate == "frame_period_ms" and value > MIN_FRAME_PERIOD_MS
-        for task in grid.tasks.values()
-        for rate, value in task.rates.pairs()
-    )
+    needs_compressor = any(point.checked_options().compresses for point in points_of(grid))
     for name, path in grid.checkpoints.items():
         if not exists(path):
             raise UsageError(f"checkpoints.{name}: there is no {path}")
@@ -201,11 +188,9 @@ def divisor(steps: int, wanted: int) -> int:
 
 def put(config: dict[str, Any], key: str, value: Any, where: str) -> None:
     *parents, last = key.split(".")
-    section: Any = config
-    for parent in parents:
-        section = section.get(parent) if isinstance(section, dict) else None
-    if not isinstance(section, dict):
+    changed = mapping_at(config, *parents)
+    if not changed:
         raise UsageError(f"{where}: the config has no {'.'.join(parents)}, which {key} would be part of")
-    if last not in section:
+    if last not in changed:
         logger.warning("%s: the config has no %s yet; adding it", where, key)
-    section[last] = value
+    changed[last] = value

@@ -12,14 +12,13 @@ import pandas as pd
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.upstream.output_frames import usual_output_frames
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE
-from s3prl_ofa.sweep.job import FAILED, FINISHED, POINT, POINTS, Row, usual_repeat
+from s3prl_ofa.sweep.job import FAILED, FINISHED, POINT, POINTS, RATE_NAMES, Row, exact, usual_repeat
 from s3prl_ofa.sweep.report.rows import NEEDED, NULLABLE, OPTIONAL, Fault, read_rows
 from s3prl_ofa.sweep.results import FILE
 
 VARIABLE, LEARNED, FIXED, BASELINE = "variable", "adaptive", "pooling", "baseline"  # what a setting is compared as
 KINDS = (VARIABLE, LEARNED, FIXED, BASELINE)
 KIND_OF_RATE = {"lambd": VARIABLE, "frame_period_ms": VARIABLE, "pool": FIXED, ADAPTIVE: LEARNED}
-LABELS = {"lambd": "lambd {:g}", "frame_period_ms": "{:g} ms", "pool": "pool {:g}", ADAPTIVE: "adaptive {:g}"}
 # In these, rows of one name differ only where trainings of several kinds are reported together; how each is named.
 VARIED = {
     "steps": "{:.0f} steps",
@@ -43,7 +42,7 @@ NO_COMPRESSION_MS = 20.5  # up to this asked frame period a setting counts as 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Reach:
+class LongestPeriod:
     """How far a model can be compressed for a task: the longest frame period up to which every measured one has a score
     within the tolerance. text: one sentence. limit: the worst score that is within it, None without a 20 ms point."""
 
@@ -61,7 +60,7 @@ class Summary:
     folder: pathlib.Path
     rows: list[Row]
     settings: pd.DataFrame
-    reaches: list[Reach]
+    longest_periods: list[LongestPeriod]
     missing: list[str]
     tolerance: float
     faults: list[Fault]
@@ -89,7 +88,7 @@ def summarize(folder: pathlib.Path, tolerance: float) -> Summary:
         found = f"{points} points, none of them finished" if points else nothing
         raise UsageError(f"{folder}: a sweep with finished points is expected, found {found}")
     settings = settings_of(finished)
-    return Summary(folder, rows, settings, reaches(settings, tolerance), missing, tolerance, faults)
+    return Summary(folder, rows, settings, longest_periods(settings, tolerance), missing, tolerance, faults)
 
 
 def settings_of(rows: list[Row]) -> pd.DataFrame:
@@ -169,8 +168,8 @@ def metric_name(setting: Any) -> str:
 
 def label(setting: Any) -> str:
     """The rate: lambd 0.5, 40 ms, pool 3, adaptive 0.1 (its weight; from 0.9: its start); of a baseline its name."""
-    name = LABELS[setting.rate].format(setting.value) if setting.rate else setting.model
-    return name + ("" if math.isnan(setting.lambd_start) else f" from {setting.lambd_start:g}")
+    name = RATE_NAMES[setting.rate].format(exact(setting.value)) if setting.rate else setting.model
+    return name + ("" if math.isnan(setting.lambd_start) else f" from {exact(setting.lambd_start)}")
 
 
 def detail(setting: Any) -> str:
@@ -182,16 +181,18 @@ def detail(setting: Any) -> str:
     return frames + repeat + (f", {setting.variant}" if setting.variant else "")
 
 
-def reaches(settings: pd.DataFrame, tolerance: float) -> list[Reach]:
+def longest_periods(settings: pd.DataFrame, tolerance: float) -> list[LongestPeriod]:
     """For every task and model, how far the frame period can be stretched."""
     measured = settings[(settings["kind"] == VARIABLE) & settings["frame_period_ms"].notna()]
     return [
-        Reach(task, f"{task}, {model}{detail}", *reach(list(curve.itertuples()), tolerance))
+        LongestPeriod(
+            task, f"{task}, {model}{detail}", *max_period_within_tolerance(list(curve.itertuples()), tolerance)
+        )
         for (task, model, detail), curve in measured.groupby(["task", "model", "detail"], sort=False)
     ]
 
 
-def reach(curve: list[Any], tolerance: float) -> tuple[float | None, str]:
+def max_period_within_tolerance(curve: list[Any], tolerance: float) -> tuple[float | None, str]:
     """The limit of the score, and a sentence. curve: settings, the shortest frame period first."""
     base = next((index for index, setting in enumerate(curve) if is_uncompressed(setting)), None)
     if base is None:

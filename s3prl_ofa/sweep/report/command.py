@@ -1,24 +1,26 @@
 """``s3prl-ofa report DIR``: results.csv, report.md, plots and report.html from what a sweep has found so far."""
 
 import argparse
-import csv
+import base64
 import pathlib
 import re
-from typing import Any
+
+import jinja2
+import pandas as pd
 
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.sweep.job import Row
-from s3prl_ofa.sweep.report.aggregation import summarize
-from s3prl_ofa.sweep.report.page import page
+from s3prl_ofa.sweep.report import tables
+from s3prl_ofa.sweep.report.aggregation import Summary, percent, summarize
 from s3prl_ofa.sweep.report.plots import PLOTS, draw_all
-from s3prl_ofa.sweep.report.tables import FAULTS, completeness, fault_lines, markdown
 
 PERCENT = re.compile(r"(\d+(?:\.\d+)?)(%?)")
 FOLDER = "report"
+TEMPLATE = "page.html.jinja"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=pathlib.Path, metavar="DIR", help="what s3prl-ofa sweep wrote to")
+    parser.add_argument("folder", type=pathlib.Path, metavar="DIR", help="the output folder of s3prl-ofa sweep")
     parser.add_argument(
         "--tolerance",
         type=tolerance,
@@ -26,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="how much worse than at 20 ms a score may be, relatively: 5%% (default) or 0.05",
     )
-    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help=f"for the files (default: DIR/{FOLDER})")
+    parser.add_argument(
+        "--out", type=pathlib.Path, metavar="DIR", help=f"where the report goes (default: DIR/{FOLDER})"
+    )
 
 
 def tolerance(text: str) -> float:
@@ -43,15 +47,29 @@ def run(args: argparse.Namespace) -> int:
     write_csv(summary.rows, out / "results.csv")
     plots = draw_all(summary, out)
     captions = {plot.stem: plot.caption for plot in PLOTS}
-    write_text(out / "report.md", markdown(summary, plots, captions))
+    write_text(out / "report.md", tables.markdown(summary, plots, captions))
     write_text(out / "report.html", page(summary, plots, captions))
-    print(completeness(summary))
-    for reach in summary.reaches:
-        print(f"{reach.curve}: {reach.text}")
+    print(tables.completeness(summary))
+    for found in summary.longest_periods:
+        print(f"{found.curve}: {found.text}")
     if summary.faults:
-        print("\n".join([f"\n{FAULTS}:", *fault_lines(summary)]))
+        print("\n".join([f"\n{tables.FAULTS}:", *tables.fault_lines(summary)]))
     print(f"\n{out / 'report.html'}, report.md, results.csv, {', '.join(f'{stem}.png/.svg' for stem in plots)}")
     return 0
+
+
+def page(summary: Summary, plots: dict[str, pathlib.Path], captions: dict[str, str]) -> str:
+    """The report as one HTML file that needs nothing else: plots are in it, and nothing comes from a network."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    images = {stem: base64.b64encode(path.read_bytes()).decode("ascii") for stem, path in plots.items()}
+    template = environment.get_template(TEMPLATE)
+    return template.render(summary=summary, tables=tables, percent=percent, images=images, captions=captions)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -60,23 +78,9 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def write_csv(rows: list[Row], path: pathlib.Path) -> None:
-    """One row a point, failed ones too; what is nested in a row becomes columns such as scores.wer."""
-    flat = [flattened(row) for row in rows]
-    columns = list(dict.fromkeys(key for row in flat for key in row))
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(flat)
-
-
-def flattened(row: Row, where: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in row.items():
-        if isinstance(value, dict):
-            found |= flattened(value, f"{where}{key}.")
-        else:
-            found[where + key] = " | ".join(map(str, value)) if isinstance(value, list) else value
-    return found
+    """One row per point, failed ones too; what is nested in a row becomes columns such as scores.wer."""
+    # a row at a time: in a column with empty cells pandas would make floats of whole numbers
+    flat = pd.DataFrame([pd.json_normalize(row).iloc[0].to_dict() for row in rows], dtype=object)
+    flat = flat.map(lambda value: " | ".join(map(str, value)) if isinstance(value, list) else value)
+    with atomic_path(path) as temporary:
+        flat.to_csv(temporary, index=False, lineterminator="\n", errors="backslashreplace")

@@ -91,7 +91,7 @@ def draw(figure: Any, plot: Plot, summary: Summary) -> None:
     handles = {}
     for task, panel in zip(tasks, panels, strict=True):
         shown = settings[(settings["task"] == task) & settings[plot.column].notna()]
-        limits = [reach.limit for reach in summary.reaches if reach.task == task and reach.limit is not None]
+        limits = [found.limit for found in summary.longest_periods if found.task == task and found.limit is not None]
         draw_panel(panel, plot, shown, styles)
         if len(limits) == 1:  # of several models the lines would say nothing
             text = f"{percent(summary.tolerance)} worse than at 20 ms"

@@ -109,7 +109,7 @@ def fault_lines(summary: Summary) -> list[str]:
 def markdown(summary: Summary, plots: dict[str, pathlib.Path], captions: dict[str, str]) -> str:
     lines = ["# Sweep", "", completeness(summary), "", *markdown_table(*overview(summary)), "", notes(summary)]
     lines += ["", f"## Longest frame period within {percent(summary.tolerance)} of 20 ms", ""]
-    lines += [f"* {plain(f'{reach.curve}: {reach.text}')}" for reach in summary.reaches] or [f"* {NOTHING}"]
+    lines += [f"* {plain(f'{found.curve}: {found.text}')}" for found in summary.longest_periods] or [f"* {NOTHING}"]
     for stem, path in plots.items():
         lines += ["", f"![{captions[stem]}]({path.with_suffix('.png').name})", "", f"{captions[stem]}."]
     lines += ["", "## All settings", "", *markdown_table(*all_settings(summary))]

@@ -2,10 +2,13 @@
 
 import argparse
 import contextlib
+import datetime
 import logging
 import math
 import pathlib
+import statistics
 import sys
+from collections import Counter
 
 from tqdm import tqdm
 
@@ -14,9 +17,8 @@ from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.io.locks import InUse, is_locked, locked
 from s3prl_ofa.sweep.grid.parsing import read_grid
 from s3prl_ofa.sweep.grid.validation import prepare
-from s3prl_ofa.sweep.job import FAILED, FINISHED, LOCK, LOG, POINT, POINTS, RESULT, Job, tail
+from s3prl_ofa.sweep.job import FAILED, FINISHED, LOCK, LOG, POINT, POINTS, RESULT, Job, Row, tail
 from s3prl_ofa.sweep.results import FILE, collect, write_results
-from s3prl_ofa.sweep.run.estimate import dry_run
 from s3prl_ofa.sweep.run.launcher import Launcher
 from s3prl_ofa.sweep.run.process import KILLED
 
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             stack.enter_context(locked(out / SWEEP_LOCK, wait=False))
         except InUse:
-            raise UsageError(f"{out} is in use by another sweep; wait for its end, or give another --out") from None
+            raise UsageError(f"{out} is in use by another sweep; wait until it ends, or give another --out") from None
         except OSError as error:
             raise UsageError(f"--out {out} cannot be written ({error.strerror}); expected a writable folder") from None
         with atomic_path(out / GRID) as temporary:
@@ -71,6 +73,32 @@ def run(args: argparse.Namespace) -> int:
         left = lay_out(jobs, out, args.retry)
         killed = run_points(launcher, left, len(jobs) - len(left), out)
         return conclude(out, jobs, killed)
+
+
+def dry_run(jobs: dict[str, Job], rows: dict[str, Row], parallel: int) -> int:
+    """Prints the points, and an estimate for each task with finished points of as many steps. rows: by point."""
+    left: Counter[tuple[str, int]] = Counter()
+    for name, job in jobs.items():
+        finished = job.state(rows.get(name)) == FINISHED
+        left[job.task, job.settings["steps"]] += not finished
+        print(name + "  (finished)" * finished)
+    print(f"\n{len(jobs)} points, {len(jobs) - left.total()} of them finished")
+    total = 0.0
+    for (task, steps), count in (+left).items():
+        alike = [row for row in rows.values() if (row.get("task"), row.get("steps")) == (task, steps)]
+        took = [row["duration_s"] for row in alike if row["state"] == FINISHED and isinstance(row["duration_s"], float)]
+        mean = statistics.fmean(took) if took else math.nan
+        known = f" of about {rounded(mean)}" if took else "; no estimate before one finishes"
+        print(f"{task}: {count} point{'s' * (count > 1)}{known}")
+        total += count * mean
+    if total > 0:
+        at_a_time = f", {parallel} at a time" if parallel > 1 else ""
+        print(f"about {rounded(total / min(parallel, left.total()))} in all{at_a_time}")
+    return 0
+
+
+def rounded(seconds: float) -> datetime.timedelta:
+    return datetime.timedelta(seconds=round(seconds))
 
 
 def lay_out(jobs: dict[str, Job], out: pathlib.Path, retry: bool) -> dict[str, pathlib.Path]:

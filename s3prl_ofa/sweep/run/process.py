@@ -4,6 +4,8 @@ The point's folder is locked, and the process inherits the lock: if it outlives 
 lock, and whoever comes next waits for its end and does what is left.
 """
 
+import datetime
+import importlib.metadata
 import os
 import pathlib
 import signal
@@ -16,12 +18,13 @@ from s3prl_ofa.io.locks import locked
 from s3prl_ofa.signals import termination, wait_for
 from s3prl_ofa.sweep.job import FAILED, FINISHED, LOCK, LOG, POINT, RESULT, Job, tail, write_json
 from s3prl_ofa.sweep.results import read_result
-from s3prl_ofa.sweep.run.provenance import provenance
+from s3prl_ofa.version import __version__
 
 CACHE_GB = "--cache-gb"  # of worker.py and of run_downstream
 DISK_FULL = 74  # exit status of worker.py, as in sysexits.h; the point can be resumed
 FROM_OUTSIDE = ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")
 FROM_OUTSIDE += ("SIGUSR1", "SIGUSR2", "SIGXCPU")  # with these Slurm and submitit announce the end of a job
+PACKAGES = ("torch", "s3prl")  # whose versions are in a row
 KILLED = "killed"  # how a point ends that has no row yet: it is resumed the next time
 
 
@@ -82,3 +85,24 @@ def run_process(
     if status in (0, DISK_FULL):
         return KILLED if status else FINISHED, ""
     return FAILED, f"status {status}: {(tail(folder / LOG) or ['it printed nothing'])[-1]}"
+
+
+def provenance() -> dict[str, Any]:
+    """When, and with what, a row came to be: finished (the time, UTC), versions, commit."""
+    return {
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"s3prl_ofa": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
+        "commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """Of the project, where it is run from a checkout; with -dirty where files differ from it."""
+    root = pathlib.Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -35,8 +35,7 @@ from s3prl_ofa.sweep.job import (
     read_json,
     write_json,
 )
-from s3prl_ofa.sweep.run.process import DISK_FULL
-from s3prl_ofa.sweep.run.provenance import provenance
+from s3prl_ofa.sweep.run.process import DISK_FULL, provenance
 
 COMMAND = "s3prl-ofa run_downstream"
 TRAIN = f"{COMMAND} -a -m train"  # how a training begins in the log
@@ -77,7 +76,7 @@ def work(folder: pathlib.Path, job: Job, cache: list[str]) -> None:
         write_json(folder / TRAINED, {"seconds": time.monotonic() - start})
     trained = read_json(folder / TRAINED)["seconds"]
     start = time.monotonic()
-    for split in filter(None, (job.dev, job.test)):
+    for split in filter(None, (job.dev_split, job.test_split)):
         if not measured_path(experiment, split).exists():
             past = str(chosen_checkpoint(experiment, job))
             run_downstream(["-m", "evaluate", "-e", past, "-t", split, "--device", job.device, *cache])
@@ -95,15 +94,9 @@ def train_arguments(folder: pathlib.Path, job: Job) -> list[str]:
     arguments += ["-p", str(folder / EXPERIMENT), "--seed", str(job.seed), "--device", job.device]
     if job.checkpoint is not None:
         arguments += ["-k", job.checkpoint]
-    if job.rate is None:
-        return arguments
-    if job.rate == ADAPTIVE:
-        arguments += ["--lambd", ADAPTIVE]
-    rate = "rate_weight" if job.rate == ADAPTIVE else job.rate
-    for name, value in ((rate, job.value), ("lambd_start", job.lambd_start), ("lambd_max", job.lambd_max)):
-        arguments += [] if value is None else ["--" + name.replace("_", "-"), f"{value:.17g}"]
-    arguments += ["--output-frames", job.output_frames]
-    return arguments + (["--repeat", str(job.repeat)] if job.repeat != 1 else [])
+    for name, value in job.rate_options.items():
+        arguments += ["--" + name.replace("_", "-"), str(value)]
+    return arguments
 
 
 def chosen_checkpoint(experiment: pathlib.Path, job: Job) -> pathlib.Path:
@@ -121,10 +114,10 @@ def row_of(folder: pathlib.Path, job: Job, seconds: float) -> Row:
     Raises ValueError where there is no score.
     """
     found = {}
-    for split in filter(None, ("train", job.dev, job.test)):
+    for split in filter(None, ("train", job.dev_split, job.test_split)):
         path = measured_path(folder / EXPERIMENT, split)
         found[split] = read_json(path) if path.exists() else {}  # of training, one step is too few to measure
-    test = found[job.test]
+    test = found[job.test_split]
     if test["scores"].get(job.metric) is None:
         scores = ", ".join(f"{name} {value}" for name, value in test["scores"].items()) or "nothing"
         raise ValueError(f"tasks.{job.task}.metric: no {job.metric} in what S3PRL logged: {scores}")
@@ -132,7 +125,7 @@ def row_of(folder: pathlib.Path, job: Job, seconds: float) -> Row:
     return job.row(
         FINISHED,
         score=test["scores"][job.metric],
-        dev_score=found[job.dev]["scores"].get(job.metric) if job.dev else None,
+        dev_score=found[job.dev_split]["scores"].get(job.metric) if job.dev_split else None,
         **{key: value for key, value in test.items() if key not in NOT_IN_ROW},
         frame_count=test["frames"],
         repeat=(test["options"] or {}).get("repeat"),

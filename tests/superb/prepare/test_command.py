@@ -15,8 +15,7 @@ from superb_corpora import SENTENCES, make_corpora, noise
 
 from s3prl_ofa import cli
 from s3prl_ofa.io.scan import scan
-from s3prl_ofa.superb.prepare.g2p import LetterToSound, phone_names
-from s3prl_ofa.superb.prepare.lexicon import pronounce
+from s3prl_ofa.superb.prepare.lexicon import LetterToSound, phone_names, pronounce
 from s3prl_ofa.superb.prepare.manifest import divide
 from s3prl_ofa.superb.prepare.speaker_list import make_list
 from s3prl_ofa.superb.tasks.speaker_lists import read_list
@@ -314,7 +313,7 @@ def test_speakers_of_any_name(corpora, out, capsys):
     """Own speakers are listed like VoxCeleb1's, with the folders of VoxCeleb1 and without them."""
     wav = own_speakers(corpora, "alice smith", "id90001")
     assert prepare("voxceleb1", "--voxceleb1", corpora, "--out", out) == 0
-    assert "of 2 speakers, divided by us" in capsys.readouterr().out
+    assert "of 2 speakers, divided at random" in capsys.readouterr().out
     listed = read_list(out / "veri_test_class.txt")
     assert set(listed) == {path.relative_to(wav).as_posix() for path in wav.rglob("*.wav")}
     assert sorted(entry.part for entry in listed.values()) == [1] * 4 + [2, 2, 3, 3]

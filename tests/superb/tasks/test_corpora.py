@@ -100,7 +100,7 @@ def test_files_of_macos_are_ignored(task, root, chapter):
     empty.mkdir(parents=True)
     (empty / "._1-2.trans.txt").write_bytes(APPLE_DOUBLE)
     assert used_by(task, root) == before
-    assert corpora.split_names(root / "LibriSpeech") == sorted(SPLITS)
+    assert corpora.splits_with(root / "LibriSpeech", corpora.TRANSCRIPT) == sorted(SPLITS)
     assert prepared(root, "bucket") == 0 and in_bucket(root) == set(before)
 
 

@@ -69,7 +69,7 @@ def test_sweeps_know_the_frames_too(own):
     task = {"config": "sd.yaml", "metric": "der"}
     grid = {"checkpoints": {"tiny": CKPT}, "rates": {"lambd": 0.5}, "repeat": [1, 2]}
     grid["tasks"] = {"diarization": task, "fluent_commands": {"config": "ic.yaml", "metric": "acc"}}
-    found = {(point.task, point.output_frames, point.repeat) for point in points_of(grid_from(grid))}
+    found = {(point.task, point.output_frames, point.asked_repeat) for point in points_of(grid_from(grid))}
     assert found == {
         ("diarization", "upsampled", 1),
         ("fluent_commands", "native", 1),
