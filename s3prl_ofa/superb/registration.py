@@ -17,7 +17,7 @@ from s3prl_ofa.checkpoint import checkpoint_path
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.superb.compat import shims
 from s3prl_ofa.superb.compat.workers import register_in_workers
-from s3prl_ofa.superb.upstream.expert import UpstreamExpert
+from s3prl_ofa.superb.upstream.expert import UpstreamExpert, adapt_s3prl
 
 URL_SCHEMES = ("http://", "https://")
 
@@ -83,6 +83,11 @@ def fix_num_workers(expert: ModuleType) -> None:
     patch_ctc_loaders()
 
 
+def patch_runner(runner: ModuleType) -> None:
+    shims.cpu_beside_cuda(runner)
+    adapt_s3prl()
+
+
 def patch_dataset(dataset: ModuleType) -> None:
     shims.speech_loader(dataset)
     register_in_workers(dataset)
@@ -99,7 +104,8 @@ def add_corpora(ctc: ModuleType) -> None:
 AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "s3prl": lambda _: shims.apply_shims(),
     "s3prl.hub": lambda hub: vars(hub).update(ENTRIES),
-    "s3prl.downstream.runner": shims.cpu_beside_cuda,
+    "s3prl.nn.upstream": lambda _: adapt_s3prl(),
+    "s3prl.downstream.runner": patch_runner,
     "s3prl.downstream.asr.expert": replace_asr_dataset,
     "s3prl.downstream.asr.dataset": patch_dataset,
     "s3prl.downstream.voxceleb1.dataset": patch_dataset,

@@ -84,6 +84,19 @@ assert (names()[1], *names()[3:]) == (at_first[1], *at_first[3:])
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_s3prl_imported_after_an_upstream_was_built():
+    """Its runner and S3PRLUpstream read the lengths of upstreams that were there before them."""
+    code = f"""
+from s3prl_ofa.superb.registration import ofa_wav2vec2
+ofa_wav2vec2({CKPT!r})
+from s3prl.downstream import runner
+from s3prl.nn.upstream import S3PRLUpstream
+assert runner.Featurizer.__name__ == "LengthAwareFeaturizer"
+assert hasattr(S3PRLUpstream.forward, "keeps_native_lengths")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_checkpoint_is_downloaded_once_and_again_on_refresh(tmp_path, monkeypatch):
     """_url and a URL for ofa_wav2vec2 go through S3PRL's download cache, and refresh is honoured."""
     requests = []
@@ -136,7 +149,6 @@ def featurizer_of(upstream, **options):
 @torch.no_grad()
 def test_featurizer_cuts_at_the_true_lengths(waves):
     """Native frames reach the downstream model with the lengths that the upstream gives, weighted over all layers."""
-    importlib.import_module("s3prl.downstream.runner")  # before the upstream, as in S3PRL's own command
     upstream = importlib.import_module("s3prl.hub").ofa_wav2vec2(CKPT, lambd=1.0, output_frames="native")
     featurizer = featurizer_of(upstream)
     assert upstream.measured.utterances == 0  # the second of noise that it tries out is not counted
@@ -164,7 +176,6 @@ def test_featurizer_cuts_at_the_true_lengths(waves):
 )
 def test_featurizer_keeps_the_options_of_the_original(waves, options, pick):
     """-s, -l and --upstream_feature_normalize do what they do in S3PRL."""
-    importlib.import_module("s3prl.downstream.runner")
     upstream = importlib.import_module("s3prl.hub").ofa_wav2vec2(CKPT, lambd=0.5, output_frames="native")
     output = upstream(waves)
     features = featurizer_of(upstream, **options)(waves, output)

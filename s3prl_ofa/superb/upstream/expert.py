@@ -60,6 +60,8 @@ class UpstreamExpert(nn.Module):
     none: only the rate is trained.
     """
 
+    built = False  # whether this process has built one
+
     def __init__(
         self,
         ckpt: str | os.PathLike,
@@ -75,6 +77,7 @@ class UpstreamExpert(nn.Module):
         if self.model.config.compressor == "none" and self.options.compresses:
             raise UsageError(f"{ckpt} has no compressor, so only lambd 0 is possible; asked for {self.options}")
         self.measured = Measured()
+        UpstreamExpert.built = True
         adapt_s3prl()
 
     @property
@@ -129,11 +132,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def adapt_s3prl() -> None:
     """Makes S3PRL's own Runner and S3PRLUpstream, where they are imported, read the lengths that our upstreams give.
 
-    Both compute lengths from a constant frame rate. One name of each is replaced when one of our upstreams is built, so
+    Both compute lengths from a constant frame rate. One name of each is replaced once one of our upstreams is built, so
     that a process that uses only others keeps S3PRL's classes; for others the replacements do what the originals do.
     """
     runner, upstream = sys.modules.get("s3prl.downstream.runner"), sys.modules.get("s3prl.nn.upstream")
-    if runner is None and upstream is None:
+    if not UpstreamExpert.built or (runner is None and upstream is None):
         return
     from s3prl_ofa.superb.upstream.featurizer import LengthAwareFeaturizer, with_native_lengths
 
