@@ -144,12 +144,14 @@ def test_checkpoints_of_a_downstream_training(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["states-1.ckpt"]
 
 
-def test_what_s3prl_writes_itself(tmp_path):
-    """If only S3PRL knows the file, the experiment is named."""
+def test_settings_of_an_experiment(tmp_path):
+    """The first file of an experiment is named like every other, and is not left half written."""
     command = ["run_downstream", "-m", "train", "-u", "ofa_wav2vec2", "-k", ROOT / "tests" / "golden" / "ref_tiny.pt"]
     command += ["-d", "sid", "--mini", "--voxceleb1", ROOT / "s3prl_ofa" / "demo" / "audio", "--lambd", 1]
     (said,) = limited(700, [*command, "-p", tmp_path / "exp", "-o", "config.runner.total_steps=1"])
-    assert said.splitlines()[-1] == f"s3prl-ofa run_downstream: error: {tmp_path / 'exp'}: {REASON}"
+    start, end = f"s3prl-ofa run_downstream: error: {tmp_path / 'exp'}/args_", f".yaml: {REASON}"
+    assert said.splitlines()[-1].startswith(start) and said.splitlines()[-1].endswith(end)
+    assert not list((tmp_path / "exp").glob("*args_*"))
 
 
 WRITERS = {
