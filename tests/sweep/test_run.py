@@ -67,7 +67,7 @@ def start(grid: dict, out: pathlib.Path, kill: str | None = None) -> tuple[int, 
     """Runs a sweep in its own process group, killed as killer/sitecustomize.py says; its exit status and output."""
     environment = dict(os.environ)
     if kill is not None:
-        environment["OFA_KILL"] = kill
+        environment |= {"OFA_KILL": kill, "OFA_TOLD": str(out.with_suffix(".told"))}
         environment["PYTHONPATH"] = os.pathsep.join([str(KILLER), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = command_of(grid, out)
     # files, not pipes: a process that outlives the sweep would keep a pipe open
@@ -75,6 +75,9 @@ def start(grid: dict, out: pathlib.Path, kill: str | None = None) -> tuple[int, 
         process = subprocess.Popen(command, stdout=said, stderr=said, env=environment, cwd=ROOT, start_new_session=True)
         status = process.wait(600)
         if status >= 0:
+            give_up = time.monotonic() + 30  # a job's processes end a moment after its result is there
+            while left_of(process.pid) and time.monotonic() < give_up:
+                time.sleep(0.05)
             assert left_of(process.pid) == []
         said.seek(0)
         return status, said.read()

@@ -121,9 +121,10 @@ def stop(jobs: dict[pathlib.Path, Any]) -> None:
     while busy := {lock: job for lock, job in jobs.items() if not job.done() or is_locked(lock)}:
         if sent + SIGNAL_AGAIN_SECONDS < time.monotonic():  # a job that just started may have no handler yet
             sent = time.monotonic()
-            for job in busy.values():
-                if not job.done():
-                    os.kill(int(job.job_id), signal.SIGTERM)
+            with put_off():  # a second signal does not wait for the jobs, but all are told to end
+                for job in busy.values():
+                    if not job.done():
+                        os.kill(int(job.job_id), signal.SIGTERM)
         time.sleep(POLL_SECONDS["local"])
 
 
