@@ -158,7 +158,7 @@ def test_other_upstreams_run_unchanged(command, seen_frames, caplog):
     fbank = ("-u", "fbank")
     assert command("-m", "train", "-d", "sid", "-p", "exp", upstream=fbank) == 0
     assert stored("exp/states-2.ckpt")["Args"].upstream_model_config is None
-    assert seen_frames[0][0] > 1.9 * seen_frames[0][1]  # 10 ms a frame
+    assert seen_frames[0][0] > 1.9 * seen_frames[0][1]  # 10 ms per frame
     assert "measured" not in caplog.text
     for option in (("--lambd", "0.5"), ("--pool", "2"), ("--output-frames", "native"), ("--repeat", "auto")):
         assert command("-m", "train", "-d", "sid", "-p", "none", *option, upstream=fbank) == 2
