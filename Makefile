@@ -1,4 +1,4 @@
-# make demo: speaker identification on the bundled audio at three rates, through S3PRL, with a table at the end
+# make demo: speaker identification on the bundled audio at three rates, through S3PRL, with a table and a picture at the end
 # make test: lint, formatting, all tests but the slow ones; make test-slow: those, each with processes of its own
 # python -m tests.hostile: thousands of damaged and hostile checkpoints, half an hour; make test has a few hundred
 # make docs: the documentation, into site/
@@ -13,7 +13,7 @@ TEST_PROCESSES ?= 2
 .PHONY: demo test test-slow docs venv clean
 
 demo:
-	@.ci/venv
+	@.ci/venv demo,sweep
 	@$(PYTHON_IN_VENV) -m s3prl_ofa.demo --ckpt "$(CKPT)" --lambds $(LAMBDS)
 
 test:

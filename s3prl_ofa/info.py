@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +10,14 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.extract.inputs import find_utterances
 from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_audio
 from s3prl_ofa.io.files import printable
+from s3prl_ofa.resources import AUDIO
 
 if TYPE_CHECKING:
     import torch
 
     from s3prl_ofa.model import OFAWav2Vec2
 
-BUNDLED_AUDIO = pathlib.Path(__file__).parent / "demo" / "audio" / "test"
+BUNDLED_AUDIO = AUDIO / "test"
 LAMBDS = tuple(step / 10 for step in range(11))
 
 

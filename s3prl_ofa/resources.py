@@ -1,8 +1,9 @@
-"""Finds the folders that are at the top level for S3PRL's users: ``upstream`` and ``downstream_configs``."""
+"""Where the files that come with the package are; ``upstream`` and ``downstream_configs`` are at the top level."""
 
 import pathlib
 
 PACKAGE = pathlib.Path(__file__).resolve().parent
+AUDIO = PACKAGE / "demo" / "audio"  # synthetic speech, laid out as VoxCeleb1
 
 
 def folder(name: str) -> pathlib.Path:

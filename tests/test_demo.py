@@ -1,50 +1,51 @@
-"""``make demo``: the table of rate against score and cost."""
+"""``make demo``: the table and the picture of score, time and memory against frame period."""
 
 import csv
+import re
 
-import pytest
+import yaml
 
 from s3prl_ofa.demo import run as demo
 
+NUMBERS = ["value", "score", "frame_period_ms", "macs_per_second", "peak_memory_mb"]
+NUMBERS += ["upstream_seconds_per_second", "downstream_seconds_per_second"]
+
 
 def test_demo(tmp_path, golden_checkpoint, capsys):
-    """Two rates through real S3PRL: a row each with measured period, accuracy, chance, cost and seconds."""
+    """Two rates through a real sweep: a table, a picture, a report, and what to type next with one's own data."""
     arguments = ["--ckpt", str(golden_checkpoint), "--lambds", "0", "1", "--steps", "3", "--out", str(tmp_path)]
     assert demo.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "accuracy" in printed and "0.125" in printed
-    (path,) = tmp_path.glob("*/results.csv")
-    with path.open() as file:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    assert [row["lambd"] for row in rows] == [0.0, 1.0]
-    assert rows[0]["frame_period_ms"] == pytest.approx(20.1, abs=0.1)
-    assert rows[1]["frame_period_ms"] == pytest.approx(79.7, abs=0.5)
-    for row in rows:
-        assert 0 <= row["accuracy"] <= 1 and row["chance"] == 1 / 8 and row["seconds"] > 0
-    assert rows[0]["mmacs_per_second"] > rows[1]["mmacs_per_second"] > 0
-    assert len(list(path.parent.glob("*.log"))) == 4
+    (out,) = tmp_path.iterdir()
+    with (out / "report" / "results.csv").open() as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: float(row["value"]))
+    assert [float(row["value"]) for row in rows] == [0.0, 1.0]
+    table = [line.split() for line in printed.splitlines() if re.match(r" *[01]  ", line)]
+    for (lambd, period, accuracy, mmacs, time, memory), row in zip(table, rows, strict=True):
+        assert float(lambd) == float(row["value"]) and accuracy == f"{float(row['score']):.3f}"
+        assert (
+            period == f"{float(row['frame_period_ms']):.1f}" and mmacs == f"{float(row['macs_per_second']) / 1e6:.1f}"
+        )
+        seconds = float(row["upstream_seconds_per_second"]) + float(row["downstream_seconds_per_second"])
+        assert time == f"{1000 * seconds:.1f}" and memory == f"{float(row['peak_memory_mb']):.0f}"
+    assert 20 < float(table[0][1]) < 20.2 and 79 < float(table[1][1]) < 81
+    assert "chance is 0.125" in printed
+    assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert re.search(rf"cp {re.escape(str(out / 'grid.yaml'))} grid.yaml", printed)
+    assert list(yaml.safe_load((out / "grid.yaml").read_text())["checkpoints"].values()) == [str(golden_checkpoint)]
 
 
 def test_refused_before_work(tmp_path, capsys):
-    """A bad rate and a missing checkpoint: one line, status 2, nothing written."""
-    out = tmp_path / "out"
-    assert demo.main(["--lambds", "3", "--out", str(out)]) == 2
-    assert "[0, 2)" in capsys.readouterr().err
-    assert demo.main(["--ckpt", str(tmp_path / "none.pt"), "--out", str(out)]) == 2
-    assert "no such file" in capsys.readouterr().err
-    assert not out.exists()
-
-
-def test_plain_checkpoint(tmp_path, capsys):
-    """A checkpoint without a compressor can only do lambd 0."""
+    """A bad rate, a missing checkpoint, and a rate that needs a compressor: one line, status 2, nothing written."""
     from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
 
-    OFAWav2Vec2(ModelConfig(dim=32, ffn_dim=64, heads=4, layers=1)).save(tmp_path / "plain.safetensors")
-    assert demo.main(["--ckpt", str(tmp_path / "plain.safetensors"), "--out", str(tmp_path / "out")]) == 2
-    assert "no compressor" in capsys.readouterr().err
-
-
-def test_failed_command(tmp_path):
-    """If a run fails, the error has its last line and its log."""
-    with pytest.raises(demo.FailedRun, match="status 2.*run.log"):
-        demo.run_downstream(["-m", "train", "--lambd", "9"], tmp_path / "run.log")
+    plain, out = tmp_path / "plain.safetensors", tmp_path / "out"
+    OFAWav2Vec2(ModelConfig(dim=32, ffn_dim=64, heads=4, layers=1)).save(plain)
+    for arguments, message in (
+        (["--lambds", "3"], r"rates\.lambd"),
+        (["--ckpt", str(tmp_path / "none.pt")], "there is no"),
+        (["--ckpt", str(plain)], "no compressor"),
+    ):
+        assert demo.main([*arguments, "--out", str(out)]) == 2
+        assert re.search(message, capsys.readouterr().err)
+    assert not out.exists()

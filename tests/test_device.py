@@ -47,7 +47,7 @@ def test_every_command_checks_it(command, audio_folder, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.tsv").write_text(f"{audio_folder}\na.flac\t16000\n")
     if command[0] == "run_downstream":
-        from s3prl_ofa.demo.run import AUDIO
+        from s3prl_ofa.resources import AUDIO
 
         command = [*command, "--voxceleb1", str(AUDIO)]
     assert cli.main([*command, "--device", "meta"]) == 2

@@ -1,46 +1,50 @@
 """The demo: speaker identification on the bundled audio, through S3PRL, at several rates.
 
-For each rate one ``s3prl-ofa run_downstream`` trains and another one evaluates on the test split, as a user would type
-them. The commands and their output are kept in the output folder.
+It is a sweep like any other: a grid, ``s3prl-ofa sweep``, ``s3prl-ofa report``; then a table and a picture.
 """
 
 import argparse
-import csv
 import os
 import pathlib
-import re
 import shlex
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
-from typing import Any
+from shutil import which
 
-import tqdm
+import yaml
 
 from s3prl_ofa.arguments import Parser, add_device_argument
+from s3prl_ofa.checkpoint import checkpoint_path
 from s3prl_ofa.cli import guarded
+from s3prl_ofa.cli import main as s3prl_ofa
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.io.audio import find_audio, load_audio
+from s3prl_ofa.io.audio import find_audio
 from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.resources import AUDIO
+from s3prl_ofa.sweep.job import FINISHED, Row
+from s3prl_ofa.sweep.results import collect
 
-FOLDER = pathlib.Path(__file__).parent
-AUDIO = FOLDER / "audio"
 LAMBDS = (0.0, 0.5, 1.0)
 STEPS = 80
 LEARNING_RATE = 0.02  # high, because there are few steps
+PICTURE = "demo.png"
 COLUMNS = {
-    "lambd": "lambd",
-    "frame_period_ms": "frame period (ms)",
-    "accuracy": "accuracy",
-    "chance": "chance",
-    "mmacs_per_second": "upstream MMAC per second of audio",
-    "seconds": "wall time (s)",
+    "lambd": lambda row: f"{row['value']:g}",
+    "frame period (ms)": lambda row: f"{row['frame_period_ms']:.1f}",
+    "accuracy": lambda row: f"{row['score']:.3f}",
+    "MMAC per second of audio": lambda row: f"{row['macs_per_second'] / 1e6:.1f}",
+    "time (ms per second of audio)": lambda row: f"{milliseconds(row):.1f}",
+    "memory (MiB)": lambda row: f"{row['peak_memory_mb']:.0f}",
 }
-
-
-class FailedRun(RuntimeError):
-    """A command of the demo ended with an error."""
+NEXT = """
+Next, with your checkpoint and your data (docs/how-to/sweeps.md says what else can be varied):
+  cp {grid} grid.yaml     # then edit checkpoints, data, tasks and rates
+  {command} sweep grid.yaml
+  {command} report sweeps/grid
+To see and hear what a rate does:
+  {command} demo"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,97 +66,69 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    rows = describe(args.ckpt, args.lambds, args.device)
-    chance = 1 / len({path.parts[-3] for path in find_audio(AUDIO / "test")})
     out = args.out / time.strftime("%Y-%m-%d-%H%M%S")
-    with tqdm.tqdm(total=2 * len(rows), unit="run", disable=None) as bar:
-        for row in rows:
-            row |= {"chance": chance, **identify_speakers(args, row["lambd"], out, bar)}
-    table = as_text(rows)
-    with atomic_path(out / "results.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"\nSpeaker identification, bundled synthetic speech, {args.ckpt}\n\n{table}\n\nlogs and results: {out}")
+    grid = {
+        "checkpoints": {"model": str(checkpoint_path(args.ckpt).absolute())},
+        "data": {"voxceleb1": str(AUDIO)},
+        "tasks": {"sid": {"steps": args.steps, "learning_rates": [LEARNING_RATE]}},
+        "rates": {"lambd": list(args.lambds)},
+        "mini": True,
+        "device": args.device,
+        "executor": {"parallel": 2, "cpus": 1},
+    }
+    with tempfile.TemporaryDirectory() as folder:  # the sweep keeps a copy, once it has accepted the grid
+        path = pathlib.Path(folder, "grid.yaml")
+        path.write_text(yaml.safe_dump(grid, sort_keys=False), "utf-8")
+        status = s3prl_ofa(["sweep", str(path), "--out", str(out)])
+    if status:
+        return status
+    if status := s3prl_ofa(["report", str(out)]):
+        return status
+    rows = sorted((row for row in collect(out).values() if row["state"] == FINISHED), key=lambda row: row["value"])
+    draw(rows, out / PICTURE)
+    print(f"\nSpeaker identification, bundled synthetic speech, {args.ckpt}; chance is {chance():.3f}\n")
+    print(f"{as_text(rows)}\n\npicture: {out / PICTURE}")
+    here = os.path.relpath(pathlib.Path(sys.executable).with_name("s3prl-ofa"))
+    print(NEXT.format(grid=shlex.quote(str(out / "grid.yaml")), command="s3prl-ofa" if which("s3prl-ofa") else here))
     return 0
 
 
-def describe(ckpt: str, lambds: Sequence[float], device: str) -> list[dict[str, Any]]:
-    """One row per rate with the upstream's cost on the test utterances. Raises UsageError for an impossible rate."""
-    from s3prl_ofa.checkpoint import load
-    from s3prl_ofa.info import measure
-    from s3prl_ofa.model.rate import check_lambd
+def milliseconds(row: Row) -> float:
+    """The time of upstream and downstream model per second of audio."""
+    return 1000 * (row["upstream_seconds_per_second"] + row["downstream_seconds_per_second"])
 
+
+def chance() -> float:
+    """The accuracy of guessing one of the bundled speakers."""
+    return 1 / len({path.parts[-3] for path in find_audio(AUDIO / "test")})
+
+
+def draw(rows: list[Row], path: pathlib.Path) -> None:
+    """Draws score, time and memory against frame period."""
     try:
-        check_lambd(lambds, len(lambds))
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    model = load(ckpt, device)
-    if model.compressor is None and any(lambds):
-        raise UsageError(f"{ckpt} has no compressor: only lambd 0 is possible")
-    waves = [load_audio(path) for path in find_audio(AUDIO / "test")]
-    table = measure(model, waves, lambds)["table"]
-    return [{"lambd": row["lambd"], "mmacs_per_second": row["macs_per_second"] / 1e6} for row in table]
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError(f"the picture is drawn with matplotlib ({error}): pip install 's3prl-ofa[sweep]'") from None
 
-
-def identify_speakers(args: argparse.Namespace, lambd: float, out: pathlib.Path, bar: tqdm.tqdm) -> dict[str, float]:
-    """Trains and evaluates at one rate. Returns the test accuracy, the measured frame period and the seconds taken."""
-    experiment = out / f"lambd-{lambd:g}"
-    # Checkpoints are saved every so many steps, of which one has to be the last step.
-    every = max(1, args.steps // 3)
-    steps = every * max(1, args.steps // every)
-    override = ",,".join(
-        f"config.{key}={value}"
-        for key, value in {
-            "runner.total_steps": steps,
-            "runner.eval_step": every,
-            "runner.save_step": every,
-            "runner.log_step": every,
-            "optimizer.lr": LEARNING_RATE,
-        }.items()
-    )
-    start = time.monotonic()
-    bar.set_description(f"lambd {lambd:g}: training")
-    device = ["--device", args.device]
-    train = ["-m", "train", "-u", "ofa_wav2vec2", "-k", args.ckpt, "--lambd", f"{lambd:g}", "-d", "sid", "--mini"]
-    train += ["--voxceleb1", str(AUDIO), "-p", str(experiment), "-o", override, *device]
-    run_downstream(train, out / f"{experiment.name}.train.log")
-    bar.update()
-    bar.set_description(f"lambd {lambd:g}: evaluation")
-    log = out / f"{experiment.name}.evaluate.log"
-    best = experiment / "dev-best.ckpt"  # missing if nothing was ever correct on dev
-    printed = run_downstream(["-m", "evaluate", "-e", str(best if best.exists() else experiment), *device], log)
-    bar.update()
-    found = {
-        "accuracy": re.search(r"^test acc: (\S+)", printed, re.M),
-        "frame_period_ms": re.search(r"measured frame period: (\S+) ms", printed),
+    panels = {
+        "accuracy": [row["score"] for row in rows],
+        "time (ms per second of audio)": [milliseconds(row) for row in rows],
+        "peak memory (MiB)": [row["peak_memory_mb"] for row in rows],
     }
-    if None in found.values():
-        raise FailedRun(f"no result in {log}")
-    return {"seconds": time.monotonic() - start, **{key: float(match[1]) for key, match in found.items()}}
+    periods = [row["frame_period_ms"] for row in rows]
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    for axes, (title, values) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        axes.plot(periods, values, marker="o", color="#0072b2")
+        axes.set(title=title, xlabel="frame period (ms)", ylim=(0, 1.15 * max(values)))
+        axes.spines[["top", "right"]].set_visible(False)
+        if title == "accuracy":
+            axes.axhline(chance(), color="#999999", linestyle=":")
+            axes.annotate("chance", (periods[-1], chance()), ha="right", va="bottom", color="#666666")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
 
 
-def run_downstream(arguments: list[str], log: pathlib.Path) -> str:
-    """Runs the command and returns its output, also kept in ``log``. Raises FailedRun with its last line."""
-    command = [sys.executable, "-m", "s3prl_ofa", "run_downstream", *arguments]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    # One thread: for a model as small as the bundled one, more would mostly wait for each other.
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    with log.open("w", encoding="utf-8") as file:
-        file.write(f"$ {shlex.join(command)}\n")
-        file.flush()
-        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
-    printed = log.read_text("utf-8", errors="replace").replace("\r", "\n")
-    if status:
-        last = [line for line in printed.splitlines() if line.strip()][-1]
-        raise FailedRun(f"run_downstream ended with status {status}: {last} (full log: {log})")
-    return printed
-
-
-def as_text(rows: list[dict[str, Any]]) -> str:
-    digits = {"lambd": "g", "accuracy": ".3f", "chance": ".3f"}
-    lines = ["  ".join(COLUMNS.values())]
-    for row in rows:
-        cells = (f"{row[key]:{len(title)}{digits.get(key, '.1f')}}" for key, title in COLUMNS.items())
-        lines.append("  ".join(cells))
+def as_text(rows: list[Row]) -> str:
+    lines = ["  ".join(COLUMNS)]
+    lines += ["  ".join(f"{cell(row):>{len(title)}}" for title, cell in COLUMNS.items()) for row in rows]
     return "\n".join(lines)

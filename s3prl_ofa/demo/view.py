@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from s3prl_ofa.demo.figures import Interval, draw
-from s3prl_ofa.demo.run import AUDIO
 from s3prl_ofa.guidance.alignments import read_ctm
 from s3prl_ofa.io.audio import SAMPLE_RATE
+from s3prl_ofa.resources import AUDIO
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
