@@ -49,7 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layer",
         metavar="K",
-        help="hidden state K, 0 (the encoder's input) to the last layer (default), or 'all'",
+        help="hidden state K, 0 (the encoder's input) to the last layer (default), several as 2,4, or 'all'",
+    )
+    parser.add_argument(
+        "--window-s",
+        type=float,
+        metavar="S",
+        help="for long files: attention sees S seconds at a time, such as 30 (default: the whole file)",
+    )
+    parser.add_argument(
+        "--overlap-s", type=float, metavar="S", help="seconds that neighbouring windows share (default: 4)"
     )
     parser.add_argument(
         "--batch-seconds", type=float, default=BATCH_SECONDS, metavar="S", help="audio per batch (default: 120)"
@@ -70,22 +79,25 @@ def run(args: argparse.Namespace) -> int:
     rate = check_rate(args)
     if not (args.batch_seconds > 0 and math.isfinite(args.batch_seconds)):
         raise UsageError(f"--batch-seconds must be a number above 0, found {args.batch_seconds:g}")
+    window = check_windows(args)
     utterances = find_utterances(args.audio)
     model = load(args.ckpt, device=args.device, dtype=getattr(torch, args.dtype))
-    layer = check_layer(args.layer, model.config.layers)
+    layers = check_layers(args.layer, model.config.layers)
     if model.compressor is None and rate not in ({"lambd": 0.0}, {"frame_period_ms": 20.0}):
         raise UsageError(f"{args.ckpt} has no compressor: only --lambd 0 (a frame period of 20 ms) is possible")
     settings = {
         **rate,
         "allow_beyond_one": args.allow_beyond_one,
-        "layer": layer,
+        **window,
+        "layer": args.layer if args.layer == "all" else layers if len(layers) > 1 else layers[0],
         "dtype": args.dtype,
         "format": args.format,
         # last, because it also changes with the dtype, and then the message should name the dtype
         "checkpoint": model.fingerprint(),
     }
     with open_store(args.out, settings, args.force) as store:
-        extraction = Extraction(model, rate, args.allow_beyond_one, layer, output_format, store)
+        options = {**rate, **window, "layers": layers, "allow_beyond_one": args.allow_beyond_one}
+        extraction = Extraction(model, options, output_format, store)
         return extraction.run(utterances, args.batch_seconds)
 
 
@@ -104,15 +116,30 @@ def check_rate(args: argparse.Namespace) -> dict[str, float]:
         raise UsageError(str(error)) from None
 
 
-def check_layer(layer: str | None, layers: int) -> int | str:
-    """A hidden state's number, or "all"."""
-    if layer is None:
-        return layers
-    if layer == "all":
-        return layer
-    if not layer.isdecimal() or int(layer) > layers:
-        raise UsageError(f"--layer must be a whole number from 0 to {layers}, or all; found {layer}")
-    return int(layer)
+def check_windows(args: argparse.Namespace) -> dict[str, float]:
+    """The windows as keyword arguments of ``extract``. Raises UsageError if they do not advance."""
+    from s3prl_ofa.model.windows import OVERLAP_S, check_window
+
+    if args.window_s is None:
+        return {}
+    window = {"window_s": args.window_s, "overlap_s": OVERLAP_S if args.overlap_s is None else args.overlap_s}
+    try:
+        check_window(**window)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return window
+
+
+def check_layers(text: str | None, layers: int) -> list[int]:
+    """The numbers of the hidden states that ``--layer`` names. Raises UsageError."""
+    if text == "all":
+        return list(range(layers + 1))
+    numbers = [str(layers)] if text is None else text.split(",")
+    if not all(number.isdecimal() and int(number) <= layers for number in numbers):
+        raise UsageError(
+            f"--layer must be a whole number from 0 to {layers}, several such as 2,4, or all; found {text}"
+        )
+    return [int(number) for number in numbers]
 
 
 @dataclasses.dataclass
@@ -120,9 +147,7 @@ class Extraction:
     """One run: what to compute, where to write it, and what went wrong."""
 
     model: "OFAWav2Vec2"
-    rate: dict[str, float]
-    allow_beyond_one: bool
-    layer: int | str
+    options: dict[str, Any]  # of the model's extract
     output_format: Format
     store: Store
     errors: list[tuple[Utterance, str]] = dataclasses.field(default_factory=list)
@@ -196,11 +221,10 @@ class Extraction:
         """Runs the model on a batch and writes its output. The utterances of a failed batch are retried one by one."""
         if not loaded:
             return
-        layers = None if self.layer == "all" else self.layer
         waves = [wave for _, wave in loaded]
         out = None
         try:
-            out = self.model.extract(waves, layers=layers, allow_beyond_one=self.allow_beyond_one, **self.rate)
+            out = self.model.extract(waves, **self.options)
         except (ValueError, RuntimeError, MemoryError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
         if out is None and len(loaded) == 1:
@@ -215,7 +239,7 @@ class Extraction:
         for index, (utterance, wave) in enumerate(loaded):
             frames = int(out.lengths[index])
             states = [as_array(state[index, :frames]) for state in out.hidden_states]
-            features = np.stack(states) if self.layer == "all" else states[-1]
+            features = np.stack(states) if len(states) > 1 else states[0]
             if not np.isfinite(features).all():
                 self.fail(utterance, "its features hold NaN or infinite values; are the weights too large for --dtype?")
                 continue
@@ -252,7 +276,7 @@ class Extraction:
             }
         )
         self.done += 1
-        period_ms = self.rate.get("frame_period_ms")
+        period_ms = self.options.get("frame_period_ms")
         if period_ms is not None and frames > max(1, round(1000 * seconds / period_ms)):
             self.unreached += 1
 
@@ -265,7 +289,7 @@ class Extraction:
         lines = [f"{self.done} of {total} files extracted to {self.store.folder}, {finished_before} already done"]
         if self.unreached:
             lines.append(
-                f"{self.unreached} cannot reach {self.rate['frame_period_ms']:g} ms and have lambd 1 "
+                f"{self.unreached} cannot reach {self.options['frame_period_ms']:g} ms and have lambd 1 "
                 "(--allow-beyond-one goes further)"
             )
         if self.errors:

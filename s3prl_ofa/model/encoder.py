@@ -1,5 +1,7 @@
 """The transformer encoder of wav2vec 2.0, on rows: the frames of all utterances of a batch, one after the other."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -109,8 +111,8 @@ class Encoder(nn.Module):
         convolved = self.pos_conv(layout[None, None].permute(0, 3, 1, 2))[0, :, 0].t()[: len(layout)]
         return F.gelu(convolved if where is None else convolved[where])
 
-    def forward(self, rows: Tensor, lengths: Tensor, layers: int) -> list[Tensor]:
-        """The input of each of the first ``layers`` layers and the output of the last: layers + 1 tensors of rows.
+    def forward(self, rows: Tensor, lengths: Tensor, states: Sequence[int]) -> list[Tensor]:
+        """The hidden states ``states``, rows each: k is the input of layer k, counted from 0, or the last output.
 
         rows: (frames of the batch, dim). lengths: (batch,) on the CPU.
         """
@@ -118,9 +120,9 @@ class Encoder(nn.Module):
         if not self.pre_norm:
             rows = self.norm(rows)
         groups = attention_groups(lengths, rows.device)
-        hidden_states = [rows]
-        for layer in self.layers[:layers]:
-            hidden_states.append(layer(hidden_states[-1], groups))
-        if self.pre_norm and layers == len(self.layers):
-            hidden_states[-1] = self.norm(hidden_states[-1])
-        return hidden_states
+        kept = {0: rows} if 0 in states else {}
+        for number, layer in enumerate(self.layers[: max(states)], 1):
+            rows = layer(rows, groups)
+            if number in states:
+                kept[number] = self.norm(rows) if self.pre_norm and number == len(self.layers) else rows
+        return [kept[number] for number in states]

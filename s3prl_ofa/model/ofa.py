@@ -30,6 +30,7 @@ from s3prl_ofa.model.packing import pad
 from s3prl_ofa.model.rate import check_frame_period, check_lambd, solve_lambd, wanted_frames
 from s3prl_ofa.model.storage import write_safetensors
 from s3prl_ofa.model.waves import check_waves, normalize_wave, without_padding
+from s3prl_ofa.model.windows import OVERLAP_S, check_window, encode_in_windows
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ PerUtterance = float | Sequence[float] | Tensor
 class ExtractOutput:
     """Hidden states of a batch, padded with zeros, and the times of their frames.
 
-    hidden_states: layers + 1 tensors (batch, frames, dim): the input of each layer, then the encoder's output.
+    hidden_states: layers + 1 tensors (batch, frames, dim): the input of each layer, then the encoder's output; or those
+        that were asked for.
     lengths: (batch,) int64, valid frames.
     times: (batch, frames, 2) float64, start and end of each frame in seconds.
     lambd: (batch,) float64, the lambd that was used.
@@ -170,8 +172,10 @@ class OFAWav2Vec2(nn.Module):
         waves: Waves,
         lambd: PerUtterance | None = None,
         frame_period_ms: PerUtterance | None = None,
-        layers: int | None = None,
+        layers: int | Sequence[int] | None = None,
         allow_beyond_one: bool = False,
+        window_s: float | None = None,
+        overlap_s: float = OVERLAP_S,
     ) -> ExtractOutput:
         """Hidden states of a batch at a chosen rate.
 
@@ -179,18 +183,21 @@ class OFAWav2Vec2(nn.Module):
         lambd: a number in [0, 2), or one per utterance; 0 is no compression (20 ms), 1 the model's alpha alone.
         frame_period_ms: the mean frame period, 20 or more, or one per utterance, instead of lambd. Each utterance gets
             the number of frames nearest to it, exactly, through the lambd that gives it.
-        layers: number of encoder layers to run (0: only the encoder's input); all by default.
+        layers: number of encoder layers to run (0: only the encoder's input); all by default. A sequence, such as [12]
+            or [0, 6], names the hidden states to return, which takes less memory than all of them.
         allow_beyond_one: let a frame period use lambd above 1 where lambd 1 gives too many frames. Otherwise the
             nearest reachable rate is used, with a warning in the log.
+        window_s, overlap_s: for long utterances. Attention sees windows of ``window_s`` seconds of which neighbours
+            share ``overlap_s``, so time is linear in the length and memory bounded. Frames, lengths and times stay the
+            same, hidden states are close to those of the whole (docs/how-to/long-audio.md). Shorter utterances, and
+            all without ``window_s``, are seen whole.
 
-        Without lambd and frame_period_ms, lambd is 0. Raises ValueError for bad waves, rates and layers.
+        Without lambd and frame_period_ms, lambd is 0. Raises ValueError for bad waves, rates, layers and windows.
         """
         if lambd is not None and frame_period_ms is not None:
             raise ValueError("give lambd or frame_period_ms, not both")
-        if layers is None:
-            layers = self.config.layers
-        if isinstance(layers, bool) or not isinstance(layers, int) or not 0 <= layers <= self.config.layers:
-            raise ValueError(f"layers must be a whole number from 0 to {self.config.layers}, found {layers!r}")
+        states = check_layers(layers, self.config.layers)
+        check_window(window_s, overlap_s)
         waves = check_waves(waves, self.config.receptive_field, self.device)
         seconds = torch.tensor([len(wave) for wave in waves], dtype=torch.float64, device=self.device) / SAMPLE_RATE
         # The rate is checked before any work is done.
@@ -224,13 +231,22 @@ class OFAWav2Vec2(nn.Module):
             plan = uncompressed_plan(input_lengths)
         lengths = plan.lengths.cpu()
 
-        hidden_states = self.encoder(self.projection(rows), lengths, layers)
+        periods_s = seconds / plan.lengths
+        rows = self.projection(rows)
+        if window_s is None:
+            hidden_states = self.encoder(rows, lengths, states)
+        else:
+            window, overlap = (torch.round(value / periods_s).long().cpu() for value in (window_s, overlap_s))
+            window = window.clamp(min=1)
+            hidden_states = encode_in_windows(
+                self.encoder, rows, lengths, states, window, torch.minimum(overlap, window - 1)
+            )
         return ExtractOutput(
             hidden_states=tuple(pad(state, lengths) for state in hidden_states),
             lengths=plan.lengths,
             times=crossing_times(plan) * (self.config.hop / SAMPLE_RATE),
             lambd=rate,
-            frame_period_ms=1000.0 * seconds / plan.lengths,
+            frame_period_ms=1000.0 * periods_s,
             input_lengths=input_lengths,
             frame_index=frame_index(plan),
             alpha_sum=alpha_sum,
@@ -251,6 +267,18 @@ class OFAWav2Vec2(nn.Module):
                 ", ".join(map(str, unreached)),
             )
         return solved
+
+
+def check_layers(layers: int | Sequence[int] | None, all_layers: int) -> Sequence[int]:
+    """The numbers of the hidden states that ``layers`` of ``extract`` asks for. Raises ValueError."""
+    if isinstance(layers, Sequence) and not isinstance(layers, str):
+        states: Sequence[int] = layers
+    else:
+        layers = all_layers if layers is None else layers
+        states = range(layers + 1) if isinstance(layers, int) and not isinstance(layers, bool) else ()
+    if not states or not all(isinstance(state, int) and 0 <= state <= all_layers for state in states):
+        raise ValueError(f"layers must be a whole number from 0 to {all_layers} or a list of them, found {layers!r}")
+    return states
 
 
 def uncompressed_plan(input_lengths: Tensor) -> CifPlan:

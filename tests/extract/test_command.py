@@ -39,15 +39,25 @@ def test_features_are_the_models(extract, audio_folder, golden_model, tmp_path):
         assert out / row["file"] == out / "features" / f"{name}.npy"
 
 
-@pytest.mark.parametrize("layer", ["0", "1", "2", "all"])
+@pytest.mark.parametrize("layer", ["0", "1", "2", "2,0", "all"])
 def test_layers(extract, audio_folder, golden_model, tmp_path, layer):
-    """--layer k selects hidden state k, all selects all of them."""
+    """--layer k selects hidden state k, 2,0 these two in that order, all selects all of them."""
     assert extract(audio_folder / "a.flac", "--layer", layer) == 0
     states = golden_model.extract([load_audio(audio_folder / "a.flac")]).hidden_states
     expected = np.stack([state[0].numpy() for state in states])
-    expected = expected if layer == "all" else expected[int(layer)]
+    chosen = {"2,0": [2, 0], "all": slice(None)}
+    expected = expected[chosen[layer] if layer in chosen else int(layer)]
     features = np.load(tmp_path / "out" / "features" / "a.flac.npy")
     assert features.shape == expected.shape and np.abs(features - expected).max() < 1e-5
+
+
+def test_windows(extract, audio_folder, golden_model, tmp_path):
+    """--window-s and --overlap-s give what the model gives with these windows."""
+    assert extract(audio_folder / "a.flac", "--window-s", 0.5, "--overlap-s", 0.1) == 0
+    wave = load_audio(audio_folder / "a.flac")
+    expected = golden_model.extract([wave], window_s=0.5, overlap_s=0.1).hidden_states[-1][0].numpy()
+    assert np.abs(expected - golden_model.extract([wave]).hidden_states[-1][0].numpy()).max() > 1e-3
+    assert np.abs(np.load(tmp_path / "out" / "features" / "a.flac.npy") - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("name", writers.FORMATS)
@@ -263,6 +273,8 @@ def test_refused_before_work(extract, audio_folder, golden_checkpoint, tmp_path,
         (audio_folder, "--lambd", 0.5, "--frame-period-ms", 40): "not allowed with",
         (audio_folder, "--layer", 3): "0 to 2",
         (audio_folder, "--layer", "top"): "0 to 2",
+        (audio_folder, "--layer", "1,,2"): "0 to 2",
+        (audio_folder, "--window-s", 3): "window_s must be finite and greater than overlap_s",
         (audio_folder, "--batch-seconds", 0): "above 0",
         (audio_folder, "--device", "abacus"): "abacus",
         (audio_folder, "--device", "meta"): "cannot be used",
