@@ -23,10 +23,10 @@ def in_main_thread() -> bool:
 
 
 @contextlib.contextmanager
-def termination(replace: bool = False) -> Iterator[list[int]]:
+def termination() -> Iterator[list[int]]:
     """Raises Terminated for every SIGTERM within the block; yields the list of the signals received so far.
 
-    A handler that is already set, as by submitit on a cluster, is kept unless ``replace`` is true.
+    A handler that is already set, as by submitit on a cluster, is kept.
     """
     seen: list[int] = []
 
@@ -35,7 +35,7 @@ def termination(replace: bool = False) -> Iterator[list[int]]:
         raise Terminated
 
     before = signal.getsignal(signal.SIGTERM)
-    if not in_main_thread() or not (replace or before is signal.SIG_DFL):
+    if not in_main_thread() or before is not signal.SIG_DFL:
         yield seen
         return
     signal.signal(signal.SIGTERM, end)

@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import json
 import os
 import pathlib
 import re
 import tempfile
 import unicodedata
 from collections.abc import Iterator
+from typing import Any
 
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories of control characters, surrogates and line breaks
 STEM = 40  # characters of the file's name kept in its temporary name: at most 4 bytes each, of the 255 of a name
@@ -82,6 +84,19 @@ def no_room(error: BaseException | None) -> tuple[int, str | None] | None:
             return int(found[1]), None
         error = error.__cause__ or error.__context__
     return None
+
+
+def read_json(path: pathlib.Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes the file durably: what it says is done is on the disk before it."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def append(path: str | os.PathLike, content: bytes) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.io.files import TEMPORARY_NAME, atomic_path
+from s3prl_ofa.io.files import TEMPORARY_NAME, write_json
 from s3prl_ofa.io.locks import InUse, NoLocks, locked
 
 logger = logging.getLogger(__name__)
@@ -18,12 +18,13 @@ LOCK, SETTINGS = ".lock", "settings.json"
 
 
 @contextlib.contextmanager
-def locked_folder(folder: pathlib.Path, name: str, temporary: Sequence[str]) -> Iterator[None]:
+def locked_folder(folder: pathlib.Path, name: str, temporary: Sequence[str], must_lock: bool = False) -> Iterator[None]:
     """Makes ``folder``, keeps other processes out of it, and removes what a killed process left half written.
 
     name: what messages call the folder, such as "--out features". temporary: glob patterns below ``folder`` where
     temporary files of ``atomic_path`` may lie; nothing else is removed. A killed process leaves no lock behind. Where
-    the file system has no locks, a warning says so. Raises UsageError if the folder cannot be written or is locked.
+    the file system has no locks, a warning says so; with ``must_lock`` NoLocks is raised. Raises UsageError if the
+    folder cannot be written or is locked.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -31,6 +32,8 @@ def locked_folder(folder: pathlib.Path, name: str, temporary: Sequence[str]) -> 
         except InUse:
             raise in_use(name) from None
         except NoLocks as error:  # as on some network file systems; one process at a time works there all the same
+            if must_lock:
+                raise
             logger.warning("%s", error)
         except OSError as error:
             raise UsageError(f"{name} cannot be written ({error.strerror}); expected a folder to write to") from None
@@ -75,8 +78,7 @@ def check_settings(
 
 
 def write_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
-    with atomic_path(folder / SETTINGS) as temporary:
-        temporary.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+    write_json(folder / SETTINGS, settings)
 
 
 def remove_results(folder: pathlib.Path, results: Sequence[str]) -> None:

@@ -1,25 +1,12 @@
-"""A point of a sweep: its settings, its folder and its row, as one value.
-
-The folder's name ends in a hash of the settings that decide the training, so that a folder never mixes trainings:
-
-point.json       the settings, with S3PRL's whole config; only while the last grid of the sweep has the point
-config.yaml      that config, for S3PRL
-experiment/      S3PRL's folder
-run.log          the commands and what they printed
-trained.json     training is done
-result.json      the point's row: it has finished or failed
-"""
+"""A point of a sweep, as one value: its settings, the name of its folder, and its row."""
 
 import dataclasses
 import functools
 import hashlib
 import json
-import os
-import pathlib
 from typing import Any
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.superb.tasks.configs import CTC_TASKS
 from s3prl_ofa.superb.upstream.output_frames import options_for, usual_output_frames
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE, RateOptions
@@ -28,15 +15,9 @@ OFA = "ofa_wav2vec2"  # the upstream whose rates are compared
 AUTO = "auto"  # as often as CTC needs each frame
 RATE_NAMES = {"lambd": "lambd {}", "frame_period_ms": "{} ms", "pool": "pool {}", ADAPTIVE: "adaptive {}"}
 FINISHED, FAILED = "finished", "failed"  # states of a row
-POINTS = "points"  # the folder of the points' folders
-FEATURES = "features"  # beside it, the feature cache
-LOCK = ".point.lock"
-POINT, CONFIG, EXPERIMENT, LOG = "point.json", "config.yaml", "experiment", "run.log"
-TRAINED, RESULT = "trained.json", "result.json"
 HASH_LENGTH = 8
 # settings that play no part in training: a change of these needs only another evaluation
 SCORING = ("metric", "higher_is_better", "unit", "dev_split", "test_split")
-TAIL = 5  # lines of a log that are shown
 
 Row = dict[str, Any]
 
@@ -66,16 +47,11 @@ class Point:
         """Whatever is not the task's default is spelled out, regardless of what else the grid holds."""
         parts = [self.task, self.model]
         if self.rate is not None:
-            parts.append(RATE_NAMES[self.rate].format(exact(self.value)).replace(" ", ""))
-        if self.lambd_start is not None:
-            parts.append(f"start{exact(self.lambd_start)}")
-        if self.output_frames not in (None, usual_output_frames(self.task)):
-            parts.append(self.output_frames)
-        if self.output_frames == NATIVE and self.asked_repeat != usual_repeat(self.task):
-            parts.append(f"repeat{self.asked_repeat}")
-        if self.learning_rate is not None:
-            parts.append(f"lr{exact(self.learning_rate)}")
-        return "_".join([*parts, f"seed{self.seed}"])
+            parts.append(RATE_NAMES[self.rate].format(exact(self.value)))
+            parts += [f"start{exact(self.lambd_start)}"] if self.lambd_start is not None else []
+            parts += unusual(self.task, self.output_frames, self.asked_repeat)
+        parts += [f"lr{exact(self.learning_rate)}"] if self.learning_rate is not None else []
+        return "_".join([*parts, f"seed{self.seed}"]).replace(" ", "")
 
     @property
     def rate_options(self) -> dict[str, Any]:
@@ -124,7 +100,8 @@ class Job(Point):
 
     @functools.cached_property
     def name(self) -> str:
-        """Of the point's folder, and in its row."""
+        """Of the point's folder, and in its row. It ends in a hash of the settings that decide the training, so that a
+        folder never mixes trainings."""
         ignored = {"model", *SCORING} | ({"checkpoint"} if self.checkpoint_sha256 else set())
         deciding = {key: value for key, value in self.settings.items() if key not in ignored}
         digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
@@ -138,13 +115,6 @@ class Job(Point):
         is_current = row is not None and all(row.get(key) == self.settings[key] for key in SCORING)
         return row["state"] if is_current else None
 
-    def save(self, folder: pathlib.Path) -> None:
-        write_json(folder / POINT, dataclasses.asdict(self))
-
-    @classmethod
-    def load(cls, folder: pathlib.Path) -> "Job":
-        return cls(**read_json(folder / POINT))
-
 
 def exact(number: float) -> str:
     return str(number).removesuffix(".0")
@@ -154,20 +124,8 @@ def usual_repeat(task: str) -> int | str:
     return AUTO if task in CTC_TASKS else 1
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text("utf-8"))
-
-
-def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes the file durably: what it says is done is on the disk before it."""
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def tail(log: pathlib.Path) -> list[str]:
-    """The last lines of a log, without those of progress bars."""
-    text = log.read_text("utf-8", errors="replace").replace("\r", "\n") if log.exists() else ""
-    return [line for line in text.splitlines() if line.strip() and "it/s]" not in line and "s/it]" not in line][-TAIL:]
+def unusual(task: str, output_frames: str, repeat: int | str) -> list[str]:
+    """What is not the task's default, in words. repeat: empty where it is not known."""
+    frames = [output_frames] if output_frames != usual_output_frames(task) else []
+    is_usual = output_frames != NATIVE or str(repeat) in ("", str(usual_repeat(task)))
+    return frames if is_usual else [*frames, f"repeat {repeat}"]

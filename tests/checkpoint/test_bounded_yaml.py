@@ -13,7 +13,7 @@ from s3prl_ofa.pretrain.launch import build_parser, config_path
 from s3prl_ofa.superb.compat.plain_names import check_config
 from s3prl_ofa.superb.tasks.configs import resolve_config
 from s3prl_ofa.superb.upstream.rate_options import read_model_config
-from s3prl_ofa.sweep.grid.parsing import read_grid
+from s3prl_ofa.sweep.grid.schema import read_grid
 
 # each line holds the one before nine times: 9 ** 12 values
 BOMB = "a: &a [1]\n" + "".join(

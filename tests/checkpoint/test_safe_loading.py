@@ -139,7 +139,7 @@ def test_hostile_baselines_of_a_sweep(saved, corpora, tmp_path, capsys):
         "tasks": {"sid": {"steps": 1}},
         "mini": True,
         "data": {"voxceleb1": str(corpora / "VoxCeleb1"), "prepared": str(corpora / "prepared")},
-        "executor": {"kind": "debug", "cpus": 1},
+        "executor": {"kind": "local", "cpus": 1},
     }
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
     assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]) == 1

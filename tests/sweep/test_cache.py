@@ -5,11 +5,11 @@ import yaml
 from paths import CKPT
 
 from s3prl_ofa import cli
-from s3prl_ofa.sweep.grid.parsing import grid_from
-from s3prl_ofa.sweep.grid.validation import prepare
-from s3prl_ofa.sweep.job import FEATURES, Point
-from s3prl_ofa.sweep.results import collect
-from s3prl_ofa.sweep.run.worker import cache_arguments
+from s3prl_ofa.sweep.grid.jobs import prepare
+from s3prl_ofa.sweep.grid.schema import grid_from
+from s3prl_ofa.sweep.job import Point
+from s3prl_ofa.sweep.results import PointFolder, collect
+from s3prl_ofa.sweep.run.point import FEATURES, cache_arguments
 
 DATARC = "downstream_expert.datarc"
 
@@ -25,7 +25,7 @@ def grid(corpora):
         "mini": True,
         "device": "cpu",
         "data": {"voxceleb1": str(corpora / "VoxCeleb1"), "prepared": str(corpora / "prepared")},
-        "executor": {"kind": "debug", "cpus": 1},
+        "executor": {"kind": "local", "cpus": 1},
     }
 
 
@@ -54,10 +54,11 @@ def test_points_share_it(grid, corpora, tmp_path):
 def test_who_uses_it(upstream, rate, uses, tmp_path):
     """OFA checkpoints at a given rate use it; a learned rate has features that change, and baselines have no cache."""
     point = Point(task="sid", model="x", upstream=upstream, checkpoint=None, rate=rate, learning_rate=None, seed=1)
-    arguments = cache_arguments(tmp_path / "points" / "a", point, ["--cache-gb", "2"])
+    folder = PointFolder(tmp_path / "points" / "a")
+    arguments = cache_arguments(folder, point, ["--cache-gb", "2"])
     expected = ["--cache-gb", "2", "--feature-cache", str(tmp_path / FEATURES)]
     assert arguments == (expected if uses else [])
-    assert cache_arguments(tmp_path / "points" / "a", point, []) == []
+    assert cache_arguments(folder, point, []) == []
 
 
 def test_its_size_is_no_part_of_a_point(grid):

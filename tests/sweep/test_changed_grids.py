@@ -11,11 +11,12 @@ from paths import DEMO, REF_TINY
 from sweep_rows import row
 
 from s3prl_ofa import cli
-from s3prl_ofa.sweep.grid.parsing import grid_from
-from s3prl_ofa.sweep.grid.validation import prepare
-from s3prl_ofa.sweep.job import Job, write_json
+from s3prl_ofa.io.files import write_json
+from s3prl_ofa.sweep.grid.jobs import prepare
+from s3prl_ofa.sweep.grid.schema import grid_from
+from s3prl_ofa.sweep.job import Job
 from s3prl_ofa.sweep.report.aggregation import summarize
-from s3prl_ofa.sweep.results import collect, write_results
+from s3prl_ofa.sweep.results import PointFolder, collect, write_results
 from s3prl_ofa.sweep.run.command import lay_out
 
 ONE, TWO, THREE = (f"sid_tiny_lambd0_seed{seed}" for seed in (1, 2, 3))
@@ -43,13 +44,13 @@ def lay(out: pathlib.Path, given: dict) -> set[str]:
     return {jobs[name].label for name in lay_out(jobs, out, retry=False)}
 
 
-def begin(out: pathlib.Path, job: Job, state: str | None = None, **found) -> pathlib.Path:
+def begin(out: pathlib.Path, job: Job, state: str | None = None, **found) -> PointFolder:
     """As if the point had been started, and with a state had ended."""
-    folder = out / "points" / job.name
-    (folder / "run.log").write_text("$ s3prl-ofa run_downstream\n")
+    folder = PointFolder(out / "points" / job.name)
+    folder.log.write_text("$ s3prl-ofa run_downstream\n")
     if state:
         found = row("sid", "lambd", 0.0, 1) | found
-        write_json(folder / "result.json", found | job.row(state, error="x", log=[]))
+        write_json(folder.result, found | job.row(state, error="x", log=[]))
     return folder
 
 
@@ -143,7 +144,7 @@ def test_a_slip_in_how_a_score_is_read_can_be_put_right(tmp_path):
         other = grid_of()
         other["tasks"]["sid"][key] = value
         assert lay(tmp_path, other) == {ONE} and folders(tmp_path) == {job.name}
-        stored = Job.load(folder)
+        stored = folder.job()
         assert {"metric": stored.metric, "test": stored.test_split}[key] == value
     assert lay(tmp_path, grid_of()) == set()
 
@@ -167,8 +168,8 @@ def test_failed_points_are_left_alone(tmp_path):
     lay(tmp_path, grid_of())
     folder = begin(tmp_path, job, "failed")
     assert lay(tmp_path, grid_of()) == set()
-    assert lay_out({job.name: job}, tmp_path, retry=True) == {job.name: folder}
-    assert not (folder / "result.json").exists()
+    assert lay_out({job.name: job}, tmp_path, retry=True).keys() == {job.name}
+    assert not folder.result.exists()
 
 
 def test_dry_run(tmp_path, monkeypatch, capsys):

@@ -12,8 +12,8 @@ from sweep_rows import row, write_sweep
 from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.resources import folder
-from s3prl_ofa.sweep.grid.parsing import UniqueKeys, grid_from, points_of, read_grid
-from s3prl_ofa.sweep.grid.validation import divisor, prepare
+from s3prl_ofa.sweep.grid.jobs import divisor, points_of, prepare
+from s3prl_ofa.sweep.grid.schema import UniqueKeys, grid_from, read_grid
 from s3prl_ofa.sweep.run.launcher import Launcher
 
 SID = str(folder("downstream_configs") / "sid_mini.yaml")
@@ -96,8 +96,11 @@ def test_prepared(good):
 BAD = {
     "nothing": (lambda grid: grid.clear(), "tasks is missing"),
     "unknown key": (lambda grid: grid.update(lambdas=[1]), "lambdas is no key"),
-    "unknown key of a task": (lambda grid: grid["tasks"]["sid"].update(stpes=1), "tasks.sid.stpes"),
-    "unknown kind of rate": (lambda grid: grid["rates"].update(speed=1), "rates.speed"),
+    "unknown key of a task": (
+        lambda grid: grid["tasks"]["sid"].update(stpes=1),
+        "tasks.sid: stpes is no key of a grid; choices here: rates, ",
+    ),
+    "unknown kind of rate": (lambda grid: grid["rates"].update(speed=1), "rates: speed is no key"),
     "unknown task": (lambda grid: grid["tasks"].update(sidd={"config": "x", "metric": "acc"}), "tasks.sidd"),
     "task without config": (lambda grid: grid["tasks"].update(emotion=None), "tasks.emotion.config"),
     "task without metric": (lambda grid: grid["tasks"].update(emotion={"config": "x"}), "tasks.emotion.metric"),
@@ -111,8 +114,14 @@ BAD = {
     "period out of range": (lambda grid: grid["rates"].update(frame_period_ms=5), "rates.frame_period_ms"),
     "pool of one": (lambda grid: grid["rates"].update(pool=1), "rates.pool"),
     "rate out of range of a task": (lambda grid: grid["tasks"]["sid"].update(rates={"lambd": -1}), "tasks.sid.rates.l"),
-    "adaptive": (lambda grid: grid.update(rates="adaptive"), "rates: an adaptive lambd is given by the weight"),
-    "adaptive lambd": (lambda grid: grid["rates"].update(lambd=[0, "adaptive"]), "rates: an adaptive lambd"),
+    "adaptive": (
+        lambda grid: grid.update(rates="adaptive"),
+        "rates: a mapping of lambd, frame_period_ms, pool, adaptive is expected, found 'adaptive'",
+    ),
+    "adaptive lambd": (
+        lambda grid: grid["rates"].update(lambd=[0, "adaptive"]),
+        "rates.lambd: the rate adaptive is given by its weight in the loss",
+    ),
     "weight below 0": (
         lambda grid: grid["rates"].update(adaptive=[0.1, -1]),
         "rates.adaptive should be greater",
@@ -169,7 +178,7 @@ BAD = {
     ),
     "unknown executor": (
         lambda grid: grid.update(executor={"kind": "ssh"}),
-        "executor.kind should be 'local', '",
+        "executor.kind should be 'local' or 'slurm', found 'ssh'",
     ),
     "no room": (lambda grid: grid.update(cache_gb=0), "cache_gb should be greater than 0"),
     "tasks in a list": (lambda grid: grid.update(tasks=[{"sid": {"steps": 2}}]), "tasks: names of tasks are expected"),

@@ -1,6 +1,5 @@
 """The process of a point: how its end is reported, and its row, whatever interrupted it. Nothing is trained."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -10,12 +9,10 @@ import sys
 import pytest
 
 from s3prl_ofa.io.files import DiskFull
-from s3prl_ofa.signals import Terminated
-from s3prl_ofa.sweep.grid.schema import Executor
 from s3prl_ofa.sweep.job import Job
-from s3prl_ofa.sweep.results import collect
-from s3prl_ofa.sweep.run import process, worker
-from s3prl_ofa.sweep.run.launcher import Ended, Launcher, ended
+from s3prl_ofa.sweep.results import PointFolder, collect
+from s3prl_ofa.sweep.run import launcher, point
+from s3prl_ofa.sweep.run.point import End, PointProcess
 
 JOB = Job(
     task="sid",
@@ -42,9 +39,9 @@ JOB = Job(
 
 @pytest.fixture
 def folder(tmp_path):
-    folder = tmp_path / "points" / JOB.name
-    JOB.save(folder)
-    assert Job.load(folder) == JOB
+    folder = PointFolder(tmp_path / "points" / JOB.name)
+    folder.save(JOB)
+    assert folder.job() == JOB
     return folder
 
 
@@ -68,8 +65,8 @@ def test_how_a_point_ended(code, state, words, folder, tmp_path, monkeypatch):
     shell = tmp_path / "shell"
     shell.write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path}/process.py\n")
     shell.chmod(0o755)
-    monkeypatch.setattr(process.sys, "executable", str(shell))
-    assert process.run_point(folder, None, 1, None) == state
+    monkeypatch.setattr(point.sys, "executable", str(shell))
+    assert PointProcess(folder, None, 1, None).end() == End(state)
     rows = list(collect(tmp_path).values())
     assert [row["error"] for row in rows] == ([] if words is None else [words])
     for row in rows:
@@ -82,15 +79,15 @@ def test_a_full_disk_is_not_the_points_failure(folder, monkeypatch, capsys):
     def call(arguments):
         raise DiskFull(28, "No space left on device", "/full/states-2.ckpt")
 
-    monkeypatch.setattr(worker, "run_downstream", call)
-    assert worker.main([str(folder)]) == 74
+    monkeypatch.setattr(point, "run_downstream", call)
+    assert point.main([str(folder.path)]) == 74
     said = capsys.readouterr().err
     assert said.startswith("s3prl-ofa run_downstream: error: /full/states-2.ckpt: no room") and said.count("\n") == 1
 
 
 def test_a_job_whose_grid_has_gone(tmp_path):
     """A job that waited in a queue while the grid became another one runs nothing."""
-    assert process.run_point(tmp_path / "points" / "p", None, 1, None) == "killed"
+    assert PointProcess(PointFolder(tmp_path / "points" / "p"), None, 1, None).end() == End("killed")
     assert not collect(tmp_path)
 
 
@@ -98,10 +95,10 @@ def test_a_job_whose_grid_has_gone(tmp_path):
 def test_a_row_does_not_depend_on_a_kill_after_training(interrupted, folder, monkeypatch):
     """Memory and duration are those of training and evaluation, in one process or in two."""
     clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr(worker.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(point.time, "monotonic", lambda: float(next(clock)))
     memory = {"train": 900.0, "dev": 300.0, "test": 200.0}
-    (folder / "experiment").mkdir()
-    (folder / "run.log").touch()
+    folder.experiment.mkdir()
+    folder.log.touch()
     calls = []
 
     def call(arguments):
@@ -111,46 +108,32 @@ def test_a_row_does_not_depend_on_a_kill_after_training(interrupted, folder, mon
             raise KeyboardInterrupt
         calls.append(split)
         found = {"device": "x", "frames": 10, "options": {"repeat": 1}, "scores": {"acc": 0.5, "loss": 2.0}}
-        path = folder / "experiment" / f"measured_{split}.json"
+        path = folder.experiment / f"measured_{split}.json"
         path.write_text(json.dumps({**found, "peak_memory_mb": memory[split]}))
 
-    monkeypatch.setattr(worker, "run_downstream", call)
+    monkeypatch.setattr(point, "run_downstream", call)
     if interrupted:
         with pytest.raises(KeyboardInterrupt):
-            worker.work(folder, JOB, [])
-    worker.work(folder, JOB, [])
+            point.work(folder, JOB, [])
+    point.work(folder, JOB, [])
     assert calls == ["train", *["dev"] * interrupted, "dev", "test"]
-    row = json.loads((folder / "result.json").read_text())
+    row = json.loads(folder.result.read_text())
     assert row["peak_memory_mb"] == 900.0 and row["duration_s"] == 20.0 and row["score"] == 0.5
-    worker.work(folder, dataclasses.replace(JOB, metric="loss"), [])  # whose metric was a slip
-    assert json.loads((folder / "result.json").read_text())["score"] == 2.0 and calls[-1] == "test"
+    point.work(folder, dataclasses.replace(JOB, metric="loss"), [])  # whose metric was a slip
+    assert json.loads(folder.result.read_text())["score"] == 2.0 and calls[-1] == "test"
 
 
-@pytest.mark.parametrize(("executor", "ends"), [("local", True), ("slurm", False)])
-def test_sigterm_within_a_job(executor, ends, monkeypatch):
-    """On this machine it ends the point; on a cluster it stays submitit's, which waits for Slurm's other signal."""
+def test_a_job_leaves_sigterm_to_submitit(folder, monkeypatch):
+    """On a cluster submitit waits for Slurm's other signal, and the point goes on."""
     heard = []
-
-    def run_point(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return "finished"
-
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
-    monkeypatch.setattr(process, "run_point", run_point)
+    monkeypatch.setattr(point, "wait_for", lambda process: os.kill(os.getpid(), signal.SIGTERM) or process.wait())
+    monkeypatch.setattr(point.sys, "executable", "true")
     before = signal.signal(signal.SIGTERM, lambda *arguments: heard.append(arguments))
     try:
-        with pytest.raises(Terminated) if ends else contextlib.nullcontext():
-            assert process.PointRun()("folder", None, 1) == "finished"
-        assert len(heard) == (not ends)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert len(heard) == 1 + (not ends)
+        launcher.PointRun()(folder, None, 1, None)
+        assert len(heard) == 1
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def test_a_workstation_has_no_time_limit(tmp_path):
-    """hours is for clusters: a training of weeks on one's own machine is not cut."""
-    assert Launcher(Executor(hours=0.001), tmp_path).executor.parameters["timeout_min"] > 60 * 24 * 365
 
 
 class EndedJob:
@@ -173,7 +156,7 @@ def test_what_kept_a_process_from_telling_its_end():
         f"OSError: disk gone\n\n{rule}\nYou can check full logs with 'job.stderr(0)' and 'job.stdout(0)'"
         "or at paths:\n  - /a/0_log.err\n  - /a/0_log.out"
     )
-    assert ended("p", EndedJob(FailedJobError(text))) == Ended("p", "failed", "OSError: disk gone")
+    assert launcher.end_of_job(EndedJob(FailedJobError(text))) == End("failed", "OSError: disk gone")
     silent = UncompletedJobError("Job 7 (task: 0) has not produced any output\n  - /a/0_log.err")
-    assert ended("p", EndedJob(silent)) == Ended("p", "killed")
-    assert ended("p", EndedJob(ValueError(""))) == Ended("p", "failed", "ValueError")
+    assert launcher.end_of_job(EndedJob(silent)) == End("killed")
+    assert launcher.end_of_job(EndedJob(ValueError(""))) == End("failed", "ValueError")

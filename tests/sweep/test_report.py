@@ -2,7 +2,6 @@
 
 import csv
 import json
-import pathlib
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -11,12 +10,12 @@ from paths import ROOT
 from sweep_rows import grid_rows, row, write_sweep
 
 from s3prl_ofa import cli
-from s3prl_ofa.sweep.report.aggregation import summarize
-from s3prl_ofa.sweep.report.plots import PLOTS, draw_all
-from s3prl_ofa.sweep.report.tables import markdown, overview
+from s3prl_ofa.sweep.report.aggregation import BASELINE, FIXED, VARIABLE, summarize
+from s3prl_ofa.sweep.report.command import render
+from s3prl_ofa.sweep.report.plots import PLOTS, REPEATED, draw, draw_all
+from s3prl_ofa.sweep.report.tables import overview
 from s3prl_ofa.sweep.results import collect
 
-CAPTIONS = {plot.stem: plot.caption for plot in PLOTS}
 STEMS = ("score_frame_period", "score_macs", "score_speed")
 
 
@@ -102,7 +101,7 @@ def test_mean_and_spread_over_seeds(sweep):
     assert setting.deviation == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
     assert setting.seeds == (1, 2) and setting.gmacs == pytest.approx(0.9 + 1.6 * 20.1 / 32.3)
     kinds = [(item.kind, item.frame_period_ms) for item in sid]
-    assert kinds == sorted(kinds, key=lambda item: ("variable pooling baseline".index(item[0]), item[1]))
+    assert kinds == sorted(kinds) and {kind for kind, _ in kinds} == {VARIABLE, FIXED, BASELINE}
     assert [item.label for item in sid][4:] == ["lambd 1", "pool 2", "pool 3", "pool 4", "mfcc"]
 
 
@@ -166,12 +165,7 @@ def test_learnt_rates_alone(tmp_path, capsys):
 
 def test_series_and_marks(sweep, tmp_path):
     """One panel per task, with a curve of our model, one of pooling, a mark of the baseline, and error bars."""
-    from matplotlib.figure import Figure
-
-    from s3prl_ofa.sweep.report.plots import draw
-
-    figure = Figure()
-    draw(figure, PLOTS[0], summarize(sweep, 0.05))
+    figure = draw(PLOTS["score_frame_period"], summarize(sweep, 0.05))
     assert [panel.get_title() for panel in figure.axes] == ["ASR", "PR", "SID"]
     for panel in figure.axes:
         series = {bars.get_label(): bars for bars in panel.containers}
@@ -185,13 +179,8 @@ def test_series_and_marks(sweep, tmp_path):
 
 def test_repeated_frames_are_marked(tmp_path):
     """Where CTC had to see frames more than once the mark is hollow, as such a score is not of the rate alone."""
-    from matplotlib.figure import Figure
-
-    from s3prl_ofa.sweep.report.plots import REPEATED, draw
-
     rows = [row("pr", "lambd", lambd, 1, repeat=repeat) for lambd, repeat in ((0.0, 1), (0.5, 1), (1.0, 2))]
-    figure = Figure()
-    draw(figure, PLOTS[0], summarize(write_sweep(tmp_path, rows), 0.05))
+    figure = draw(PLOTS["score_frame_period"], summarize(write_sweep(tmp_path, rows), 0.05))
     hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
     assert [line.get_xdata().tolist() for line in hollow if len(line.get_xdata())] == [[80.8]]
     assert REPEATED in [text.get_text() for text in figure.legends[0].get_texts()]
@@ -228,7 +217,7 @@ def test_published_results():
     published = ROOT / "benchmarks" / "results" / "mini_librispeech"
     summary = summarize(published, 0.05)
     text = (published / "report" / "report.md").read_text()
-    assert markdown(summary, {plot.stem: pathlib.Path(plot.stem) for plot in PLOTS}, CAPTIONS) == text
+    assert render("report.md", summary, dict.fromkeys(PLOTS)) == text
     page = (ROOT / "docs" / "results.md").read_text().replace("`mfcc`", "mfcc")
     for rate, period, gmacs, asr, pr, sid in overview(summary)[1]:
         scores = " | ".join(score.replace("(frames x2)", "(x2)") for score in (pr, sid, asr))

@@ -16,9 +16,9 @@ from paths import ROOT
 from s3prl_ofa import cli
 from s3prl_ofa.io import locks
 from s3prl_ofa.io.locks import locked
-from s3prl_ofa.sweep.job import FEATURES
+from s3prl_ofa.io.output_folder import LOCK
 from s3prl_ofa.sweep.results import collect, numbered_lines
-from s3prl_ofa.sweep.run.command import SWEEP_LOCK
+from s3prl_ofa.sweep.run.point import FEATURES
 
 CKPT = str(ROOT / "tests" / "golden" / "ref_tiny.pt")
 KILLER = pathlib.Path(__file__).parent / "killer"
@@ -156,7 +156,7 @@ def test_killed_and_the_same(voices, undisturbed, tmp_path):
     """Killed with SIGKILL in training, in evaluation and in the middle of writing a row, and started again each time, a
     sweep ends with the row of the one that was not disturbed: the same scores, not lost, not twice."""
     out = tmp_path / "sweep"
-    grid = grid_of(voices, rates={"lambd": 1}, executor={"kind": "debug", "cpus": 1})  # a process less to start
+    grid = grid_of(voices, rates={"lambd": 1})
     for kill in KILLS:
         status, said = start(grid, out, kill)
         assert status == -signal.SIGKILL, said
@@ -208,10 +208,10 @@ def test_killed_at_random_moments(voices, undisturbed, tmp_path):
 def test_one_sweep_a_folder(voices, tmp_path, capsys):
     """A second sweep in the same folder is refused, and does nothing."""
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid_of(voices)))
-    with locked(tmp_path / "out" / SWEEP_LOCK, wait=False):
+    with locked(tmp_path / "out" / LOCK, wait=False):
         assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]) == 2
-    assert "in use by another sweep" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out").iterdir() if path.name != "submitit"] == [SWEEP_LOCK]
+    assert "is in use by another process" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
 
 
 def test_no_locks(voices, tmp_path, monkeypatch, capsys):
@@ -236,11 +236,11 @@ def test_no_folder(voices, tmp_path, capsys):
 
 def test_failed_and_tried_again(voices, tmp_path, capsys):
     """A point that fails is listed with the end of its log and status 1, is left alone the next time, and --retry runs
-    it again; its row is then replaced. In this process, with submitit's debug executor."""
+    it again; its row is then replaced."""
     root = tmp_path / "voices"
     shutil.copytree(voices, root)
     hidden = root / "test" / "wav" / SPEAKERS[0]
-    grid = grid_of(root, rates={"lambd": 1}, executor={"kind": "debug", "cpus": 1})
+    grid = grid_of(root, rates={"lambd": 1})
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
     command = ["sweep", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]
     hidden.rename(tmp_path / "hidden")

@@ -10,8 +10,9 @@ from submitit import SlurmJob
 
 from s3prl_ofa import cli
 from s3prl_ofa.sweep.grid.schema import Executor
-from s3prl_ofa.sweep.results import collect
+from s3prl_ofa.sweep.results import PointFolder, collect
 from s3prl_ofa.sweep.run import launcher
+from s3prl_ofa.sweep.run.point import End
 
 ROOT = pathlib.Path(cli.__file__).parent
 DATARC = "downstream_expert.datarc"
@@ -98,5 +99,4 @@ def test_a_job_that_ends_without_a_word(cluster, tmp_path, monkeypatch, capsys):
     runner = launcher.Launcher(Executor(kind="slurm", cpus=2), tmp_path)
     assert runner.parallel == 64 and runner.gpu[0] is None and runner.threads == 2
     (tmp_path / "points" / "p").mkdir(parents=True)
-    (found,) = runner.run({"p": tmp_path / "points" / "p"}, started=print)
-    assert found == launcher.Ended("p", "killed")
+    assert list(runner.run({"p": PointFolder(tmp_path / "points" / "p")}, started=print)) == [("p", End("killed"))]

@@ -6,7 +6,6 @@ nevertheless, so that there is something to measure.
 """
 
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -22,7 +21,7 @@ from tensorboardX.record_writer import RecordWriter
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.io.files import write_json
 from s3prl_ofa.io.tensorboard import outlast_full_disk
 from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.superb.feature_cache.cache import now
@@ -110,8 +109,7 @@ class Meter:
         rate = self.runner.learned_rate
         found = {"learnt_lambd": None} | ({} if rate is None else rate.measured()) | found
         found |= {"device": device_name(self.device), "peak_memory_mb": peak_memory_mb(self.device)}
-        with atomic_path(measured_path(args.expdir, split)) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        write_json(measured_path(args.expdir, split), found)
 
     def evaluated(self) -> dict[str, Any]:
         """Counts, the options of our upstream, the scores by their metric's name, and per second of audio the MACs and

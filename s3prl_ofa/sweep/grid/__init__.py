@@ -1,1 +1,1 @@
-"""Grid files: what they may hold (schema), how they are read (parsing), whether they can be run (validation)."""
+"""Grid files: what they may hold and how they are read (schema), and the points that they stand for (jobs)."""

@@ -1,22 +1,39 @@
-"""Which keys a grid file may hold and what each may be, as pydantic models."""
+"""Grid files: what they may hold, as pydantic models, and how they are read.
 
+What is wrong with the file alone is a UsageError here, one sentence that begins with the key, as in
+``tasks.asr.repeat``; what needs checkpoints, data or S3PRL is checked in jobs.py.
+"""
+
+import os
+import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
+import yaml
+
+from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
 from s3prl_ofa.errors import UsageError, shown
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.model.rate import MAX_LAMBD
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, MIN_POOL, real, whole, with_current_names
-from s3prl_ofa.sweep.job import AUTO
+from s3prl_ofa.superb.upstream.output_frames import usual_output_frames, why_not_native
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, MIN_POOL, NATIVE, real, whole, with_current_names
+from s3prl_ofa.sweep.job import AUTO, usual_repeat
 
 try:
     from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-    from pydantic_core import PydanticCustomError
 except ImportError as error:
     raise UsageError(f"grids are read with pydantic ({error}): pip install 's3prl-ofa[sweep]'") from None
 
-UNKNOWN_KEY = "unknown_key"  # pydantic's type of such an error
+KNOWN = {
+    "asr": {"metric": "wer", "dev": "dev-clean", "test": "test-clean"},
+    "pr": {"metric": "per", "dev": "dev", "test": "test"},
+    "sid": {"metric": "acc", "dev": "dev", "test": "test"},
+}
+# metrics of which less is better, as EER, slot_value_cer or word_error_rate; per is also a word of its own
+ERROR_WORDS = "[wcued]er|mindcf|loss|nll|ppl|perplexity|r?mse|mae|mcd|errors?|err"
+ERROR = re.compile(rf"(?<![a-z0-9])(({ERROR_WORDS})(?![a-z0-9])|per[^a-z0-9]*$)")
+
 ItemT = TypeVar("ItemT")
 
 
@@ -37,6 +54,8 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def number(value: Any) -> Any:
     """YAML 1.1 takes ``1e-1``, without a point, for text."""
+    if value == ADAPTIVE:
+        raise ValueError(f"the rate {ADAPTIVE} is given by its weight in the loss, as {{{ADAPTIVE}: 0.1}}")
     return real(value) if isinstance(value, str) and real(value) is not None else value
 
 
@@ -79,9 +98,8 @@ class Section(BaseModel):
             raise ValueError(f"a mapping of {choices} is expected, found {shown(value)}")
         for key in value:
             if key not in cls.model_fields:
-                context = {"key": str(key), "choices": choices}
-                raise PydanticCustomError(UNKNOWN_KEY, "is no key of a grid; choices here: {choices}", context)
-        return {key: item for key, item in value.items() if item is not None or key in {*AXES, *Rates.model_fields}}
+                raise ValueError(f"{key} is no key of a grid; choices here: {choices}")
+        return {key: item for key, item in value.items() if item is not None or key in LISTS}
 
 
 class Rates(Section):
@@ -93,16 +111,6 @@ class Rates(Section):
     pool: OneOrMore[Annotated[int, Field(ge=MIN_POOL)]] = ()
     adaptive: OneOrMore[Annotated[Number, Field(ge=0)]] = ()
 
-    @model_validator(mode="before")
-    @classmethod
-    def check_adaptive(cls, value: Any) -> Any:
-        for item in value.values() if isinstance(value, Mapping) else [value]:
-            if ADAPTIVE in (item if isinstance(item, list) else [item]):
-                raise ValueError(
-                    f"an adaptive lambd is given by the weight of the frame rate in its loss, as {{{ADAPTIVE}: 0.1}}"
-                )
-        return value
-
     def pairs(self) -> list[tuple[str, float]]:
         """(kind of rate, value)"""
         return [(key, value) for key in type(self).model_fields for value in getattr(self, key)]
@@ -111,12 +119,12 @@ class Rates(Section):
 class Axes(Section):
     """What is varied. None in place of a learning rate is the config's, in place of a start run_downstream's."""
 
-    rates: Rates | None = None
-    output_frames: OneOrMore[Literal["upsampled", "native"]] | None = None
-    repeat: OneOrMore[Annotated[int | str, BeforeValidator(check_repeat)]] | None = None
-    learning_rates: OneOrMore[Positive] | None = None
-    lambd_starts: OneOrMore[Annotated[Number, Field(ge=0, le=1)]] | None = None
-    seeds: OneOrMore[NotNegative] | None = None
+    rates: Rates = Rates()
+    output_frames: OneOrMore[Literal["upsampled", "native"]] = ()  # empty, as is repeat: the task's usual one
+    repeat: OneOrMore[Annotated[int | str, BeforeValidator(check_repeat)]] = ()
+    learning_rates: OneOrMore[Positive] = (None,)
+    lambd_starts: OneOrMore[Annotated[Number, Field(ge=0, le=1)]] = (None,)
+    seeds: OneOrMore[NotNegative] = (1,)
 
     @model_validator(mode="before")
     @classmethod
@@ -124,21 +132,21 @@ class Axes(Section):
         return with_current_names(value) if isinstance(value, Mapping) else value
 
 
-AXES = tuple(Axes.model_fields)
+LISTS = {*Axes.model_fields, *Rates.model_fields} - {"rates"}
 
 
 class Task(Axes):
     """A task's settings; axes that it does not give are those of the grid."""
 
     config: Text | None = None
-    mini: bool | None = None
+    mini: bool = False
     steps: Count | None = None
     overrides: dict[str, Any] = {}  # of the config's keys, as runner.eval_step: 50
     metric: Text | None = None
     higher_is_better: bool | None = None
     lambd_max: Annotated[Number, Field(gt=0, le=1)] | None = None  # of adaptive rates
     dev: Text | None = None
-    test: Text | None = None
+    test: Text = "test"
 
 
 class Baseline(Section):
@@ -160,7 +168,7 @@ class Executor(Section):
     """Who runs the points. parallel: how many at a time. gpus: local, how many of the machine's GPUs are dealt out, one
     per point; slurm, GPUs per point. cpus: threads per point. The rest is for slurm."""
 
-    kind: Literal["local", "slurm", "debug"] = "local"
+    kind: Literal["local", "slurm"] = "local"
     parallel: Count | None = None
     gpus: NotNegative | None = None
     cpus: Count | None = None
@@ -184,24 +192,91 @@ class Grid(Axes):
     tasks: Annotated[dict[str, Task], BeforeValidator(named_tasks)]
 
 
-def validated(loaded: Any) -> Grid:
-    """The grid in what YAML gave. Raises UsageError with the first thing that is wrong, by its key."""
+class UniqueKeys(yaml.SafeLoader):
+    """YAML that refuses a key given twice, of which PyYAML would silently take the last one."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index] and key != "<<":
+                mark = node.value[index][0].start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} is given twice", mark)
+        return node
+
+
+def read_grid(path: str | os.PathLike) -> Grid:
+    """The grid in a YAML file. Paths in it stay as they are; jobs.py makes them absolute."""
+    path = pathlib.Path(path)
     try:
-        return Grid.model_validate(loaded)
+        loaded = read_yaml(path.read_text("utf-8"), UniqueKeys)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); a grid file is expected") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is not YAML: {error}") from None
+    try:
+        return grid_from(loaded)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def grid_from(loaded: Any) -> Grid:
+    """The grid in what YAML gave, with every setting of its tasks filled in. Raises UsageError with the first thing
+    that is wrong."""
+    try:
+        grid = Grid.model_validate(loaded)
     except ValidationError as error:
         raise UsageError(sentence(error)) from None
+    if not grid.checkpoints and not grid.baselines:
+        raise UsageError("checkpoints: give at least one, as NAME: PATH, or one of baselines")
+    taken = [*grid.checkpoints, *(baseline.name for baseline in grid.baselines)]
+    for name in taken:
+        if taken.count(name) > 1:
+            raise UsageError(f"baselines: the name {name} is taken twice; give one another name")
+    return grid.model_copy(update={"tasks": {name: filled(name, task, grid) for name, task in grid.tasks.items()}})
 
 
 def sentence(error: ValidationError) -> str:
     """The first of pydantic's errors, by its key."""
     first = error.errors(include_url=False)[0]
-    context = first.get("ctx", {})
-    keys = [part for part in first["loc"] if isinstance(part, str) and part != "[key]"]
-    if first["type"] == UNKNOWN_KEY:
-        return f"{'.'.join([*keys, context['key']])} {first['msg']}"
-    key = ".".join(keys) or "the grid"
+    key = ".".join(part for part in first["loc"] if isinstance(part, str) and part != "[key]") or "the grid"
     if first["type"] == "missing":
         return f"{key} is missing"
-    if "error" in context:
-        return f"{key}: {context['error']}"
+    if "error" in first.get("ctx", {}):
+        return f"{key}: {first['ctx']['error']}"
     return f"{key} {re.sub('^[A-Z][a-z]+ ', '', first['msg'])}, found {shown(first['input'])}"  # Input should be ...
+
+
+def filled(name: str, task: Task, grid: Grid) -> Task:
+    """The task with the grid's settings, or the usual ones, in place of what it does not give."""
+    known = KNOWN.get(name, {})
+    own = task.model_fields_set
+    shared = {key: getattr(grid, key) for key in grid.model_fields_set & Task.model_fields.keys()}
+    for key in () if known else ("config", "metric"):
+        if key not in own:
+            raise UsageError(f"tasks.{name}.{key} is missing; only {', '.join(KNOWN)} come with one")
+    usual = {**known, "output_frames": (usual_output_frames(name),), "repeat": (usual_repeat(name),)}
+    usual["higher_is_better"] = ERROR.search((task.metric or known["metric"]).lower()) is None
+    filled_in = task.model_copy(update={key: value for key, value in (usual | shared).items() if key not in own})
+    check_task(name, filled_in, own)
+    if grid.checkpoints and not filled_in.rates.pairs():
+        raise UsageError(f"tasks.{name}.rates is missing: at least one of {', '.join(Rates.model_fields)} is expected")
+    return filled_in
+
+
+def check_task(name: str, task: Task, own: Collection[str]) -> None:
+    """Raises UsageError for settings that do not suit the task. own: those that the task gives, not the grid."""
+
+    def key(setting: str) -> str:
+        return f"tasks.{name}.{setting}" if setting in own else setting
+
+    if reason := why_not_native(name):
+        if NATIVE in task.output_frames:
+            raise UsageError(f"{key('output_frames')}: {reason}")
+        if "repeat" in own and task.repeat != (1,):
+            raise UsageError(f"{key('repeat')}: {reason}, whose repeat is 1")
+    for setting, default in () if task.rates.adaptive else (("lambd_starts", (None,)), ("lambd_max", None)):
+        if getattr(task, setting) != default:
+            raise UsageError(f"{key(setting)} is for adaptive rates, and {name} has none")
+    if len(task.learning_rates) > 1 and task.dev is None:
+        raise UsageError(f"tasks.{name}.dev is missing: the split on which the best of learning_rates is chosen")

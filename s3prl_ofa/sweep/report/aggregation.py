@@ -10,14 +10,12 @@ from typing import Any
 import pandas as pd
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.upstream.output_frames import usual_output_frames
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE
-from s3prl_ofa.sweep.job import FAILED, FINISHED, POINT, POINTS, RATE_NAMES, Row, exact, usual_repeat
-from s3prl_ofa.sweep.report.rows import NEEDED, NULLABLE, OPTIONAL, Fault, read_rows
-from s3prl_ofa.sweep.results import FILE
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
+from s3prl_ofa.sweep.job import FAILED, FINISHED, RATE_NAMES, Row, exact, unusual
+from s3prl_ofa.sweep.report.rows import COLUMNS, FLOATS, read_rows
+from s3prl_ofa.sweep.results import POINTS, RESULTS, point_folders
 
-VARIABLE, LEARNED, FIXED, BASELINE = "variable", "adaptive", "pooling", "baseline"  # what a setting is compared as
-KINDS = (VARIABLE, LEARNED, FIXED, BASELINE)
+VARIABLE, LEARNED, FIXED, BASELINE = range(4)  # what a setting is compared as, in the order of the tables
 KIND_OF_RATE = {"lambd": VARIABLE, "frame_period_ms": VARIABLE, "pool": FIXED, ADAPTIVE: LEARNED}
 # In these, rows of one name differ only where trainings of several kinds are reported together; how each is named.
 VARIED = {
@@ -31,13 +29,6 @@ SIBLINGS = ["task", "kind", "model"]  # rows that are alike in these are compare
 # rows that are alike in these differ in seed and learning rate alone
 GROUPED = [*SIBLINGS, "rate", "value", "lambd_start", "output_frames", "asked_repeat", "variant"]
 TEXTS = ["rate", "output_frames", "asked_repeat"]
-NUMBERS = ["value", "lambd_start", "lambd_max", "learning_rate", "steps", "unit", "score", "dev_score", "learnt_lambd"]
-NUMBERS += ["frame_period_ms", "peak_memory_mb"]
-RESCALED = {
-    "macs_per_second": ("gmacs", 1e-9),
-    "upstream_seconds_per_second": ("upstream_ms", 1e3),
-    "downstream_seconds_per_second": ("downstream_ms", 1e3),
-}
 NO_COMPRESSION_MS = 20.5  # up to this asked frame period a setting counts as 20 ms
 
 
@@ -55,23 +46,17 @@ class LongestPeriod:
 @dataclasses.dataclass(frozen=True)
 class Summary:
     """What a report contains. settings: see ``settings_of``. missing: names of the grid's points without a row.
-    faults: of the rows."""
+    faults: of the rows, a sentence each."""
 
     folder: pathlib.Path
     rows: list[Row]
+    finished: list[Row]
+    failed: list[Row]
     settings: pd.DataFrame
     longest_periods: list[LongestPeriod]
     missing: list[str]
     tolerance: float
-    faults: list[Fault]
-
-    @property
-    def finished(self) -> list[Row]:
-        return [row for row in self.rows if row["state"] == FINISHED]
-
-    @property
-    def failed(self) -> list[Row]:
-        return [row for row in self.rows if row["state"] == FAILED]
+    faults: list[str]
 
 
 def summarize(folder: pathlib.Path, tolerance: float) -> Summary:
@@ -79,16 +64,17 @@ def summarize(folder: pathlib.Path, tolerance: float) -> Summary:
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder; give the one that s3prl-ofa sweep wrote to")
     rows, faults = read_rows(folder)
-    finished = [row for row in rows if row["state"] == FINISHED]
-    wanted = sorted(path.parent.name for path in (folder / POINTS).glob(f"*/{POINT}"))
+    finished, failed = ([row for row in rows if row["state"] == state] for state in (FINISHED, FAILED))
+    wanted = [point.path.name for point in point_folders(folder) if point.settings.exists()]
     missing = [name for name in wanted if name not in {row["point"] for row in rows}]
     if not finished and not faults:
         points = len(missing) + len(rows)
-        nothing = f"no row in {FILE}" if (folder / FILE).exists() else f"neither {POINTS} nor {FILE}"
+        nothing = f"no row in {RESULTS}" if (folder / RESULTS).exists() else f"neither {POINTS} nor {RESULTS}"
         found = f"{points} points, none of them finished" if points else nothing
         raise UsageError(f"{folder}: a sweep with finished points is expected, found {found}")
     settings = settings_of(finished)
-    return Summary(folder, rows, settings, longest_periods(settings, tolerance), missing, tolerance, faults)
+    periods = longest_periods(settings, tolerance)
+    return Summary(folder, rows, finished, failed, settings, periods, missing, tolerance, faults)
 
 
 def settings_of(rows: list[Row]) -> pd.DataFrame:
@@ -100,13 +86,15 @@ def settings_of(rows: list[Row]) -> pd.DataFrame:
     second of audio), upstream_ms, downstream_ms and total_ms (wall time per second of audio) and peak_memory_mb;
     learning_rate, tried_rates, steps, seeds, repeats, devices, metric_name, higher_is_better, label and detail.
     """
-    frame = pd.DataFrame(rows, columns=[*NEEDED, *NULLABLE, *OPTIONAL], dtype=object)
-    for key, (name, factor) in RESCALED.items():
-        frame[name] = frame[key].astype(float) * factor
-    frame[NUMBERS] = frame[NUMBERS].astype(float)
-    frame["score"] *= frame["unit"]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object).astype(dict.fromkeys([*FLOATS, "steps"], float))
     frame[TEXTS] = frame[TEXTS].fillna("").astype(str)
-    frame["kind"] = frame["rate"].map(KIND_OF_RATE).fillna(BASELINE)
+    frame = frame.assign(
+        kind=frame["rate"].map(KIND_OF_RATE).fillna(BASELINE),
+        score=frame["score"] * frame["unit"],
+        gmacs=frame["macs_per_second"] * 1e-9,
+        upstream_ms=frame["upstream_seconds_per_second"] * 1e3,
+        downstream_ms=frame["downstream_seconds_per_second"] * 1e3,
+    )
     frame["variant"] = variants(frame)
     means = ("learnt_lambd", "frame_period_ms", "gmacs", "upstream_ms", "downstream_ms", "peak_memory_mb")
     firsts = ("learning_rate", "tried_rates", "steps", "metric", "higher_is_better", "unit")
@@ -125,13 +113,11 @@ def settings_of(rows: list[Row]) -> pd.DataFrame:
         .reset_index()
     )
     settings["total_ms"] = settings["upstream_ms"] + settings["downstream_ms"]
-    settings["metric_name"] = [metric_name(setting) for setting in settings.itertuples()]
-    settings["label"] = [label(setting) for setting in settings.itertuples()]
-    settings["detail"] = [detail(setting) for setting in settings.itertuples()]
+    for text in (metric_name, label, detail):
+        settings[text.__name__] = [text(setting) for setting in settings.itertuples()]
     tasks = list(frame["task"].unique())
     settings["task_order"] = settings["task"].map(tasks.index)
-    settings["kind_order"] = settings["kind"].map(KINDS.index)
-    order = ["task_order", "kind_order", "model", "output_frames", "asked_repeat", "variant", "frame_period_ms"]
+    order = ["task_order", "kind", "model", "output_frames", "asked_repeat", "variant", "frame_period_ms"]
     return settings.sort_values(order, kind="stable", ignore_index=True)
 
 
@@ -174,11 +160,8 @@ def label(setting: Any) -> str:
 
 def detail(setting: Any) -> str:
     """What follows a label: frames and repeat where they are not the task's default, and the variant."""
-    given = setting.output_frames
-    frames = "" if setting.kind == BASELINE or given == usual_output_frames(setting.task) else f", {given}"
-    is_usual = given != NATIVE or setting.asked_repeat in ("", str(usual_repeat(setting.task)))
-    repeat = "" if is_usual else f", repeat {setting.asked_repeat}"
-    return frames + repeat + (f", {setting.variant}" if setting.variant else "")
+    frames = unusual(setting.task, setting.output_frames, setting.asked_repeat) if setting.rate else []
+    return "".join(f", {part}" for part in (*frames, setting.variant) if part)
 
 
 def longest_periods(settings: pd.DataFrame, tolerance: float) -> list[LongestPeriod]:
@@ -216,6 +199,11 @@ def max_period_within_tolerance(curve: list[Any], tolerance: float) -> tuple[flo
 
 def is_uncompressed(setting: Any) -> bool:
     return setting.value == 0 if setting.rate == "lambd" else setting.value <= NO_COMPRESSION_MS
+
+
+def several_models(settings: pd.DataFrame) -> bool:
+    """Whether settings must be called by their model too; baselines always are."""
+    return settings.loc[settings["kind"] != BASELINE, "model"].nunique() > 1
 
 
 def percent(share: float) -> str:

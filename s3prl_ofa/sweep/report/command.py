@@ -2,6 +2,8 @@
 
 import argparse
 import base64
+import functools
+import html
 import pathlib
 import re
 
@@ -16,7 +18,6 @@ from s3prl_ofa.sweep.report.plots import PLOTS, draw_all
 
 PERCENT = re.compile(r"(\d+(?:\.\d+)?)(%?)")
 FOLDER = "report"
-TEMPLATE = "page.html.jinja"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,35 +47,36 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or args.folder / FOLDER
     write_csv(summary.rows, out / "results.csv")
     plots = draw_all(summary, out)
-    captions = {plot.stem: plot.caption for plot in PLOTS}
-    write_text(out / "report.md", tables.markdown(summary, plots, captions))
-    write_text(out / "report.html", page(summary, plots, captions))
+    for name in ("report.md", "report.html"):
+        with atomic_path(out / name) as temporary:
+            text = render(name, summary, plots)
+            temporary.write_text(text, "utf-8", errors="backslashreplace")  # logs may hold anything
     print(tables.completeness(summary))
     for found in summary.longest_periods:
         print(f"{found.curve}: {found.text}")
     if summary.faults:
-        print("\n".join([f"\n{tables.FAULTS}:", *tables.fault_lines(summary)]))
+        print("\n".join([f"\n{tables.FAULTS}:", *summary.faults]))
     print(f"\n{out / 'report.html'}, report.md, results.csv, {', '.join(f'{stem}.png/.svg' for stem in plots)}")
     return 0
 
 
-def page(summary: Summary, plots: dict[str, pathlib.Path], captions: dict[str, str]) -> str:
-    """The report as one HTML file that needs nothing else: plots are in it, and nothing comes from a network."""
+def render(name: str, summary: Summary, plots: dict[str, pathlib.Path]) -> str:
+    """The text of ``report.md`` or ``report.html``. plots: the SVG files, by stem.
+
+    The page needs nothing else: plots are in it, and nothing comes from a network.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-        autoescape=True,
+        autoescape=name.endswith(".html"),
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    images = {stem: base64.b64encode(path.read_bytes()).decode("ascii") for stem, path in plots.items()}
-    template = environment.get_template(TEMPLATE)
-    return template.render(summary=summary, tables=tables, percent=percent, images=images, captions=captions)
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, "utf-8", errors="backslashreplace")  # logs may hold anything
+    environment.filters["plain"] = functools.partial(html.escape, quote=False)  # what Markdown would take for HTML
+    environment.filters["base64"] = lambda path: base64.b64encode(path.read_bytes()).decode("ascii")
+    template = environment.get_template(f"{name}.jinja")
+    return template.render(summary=summary, tables=tables, percent=percent, plots=plots, PLOTS=PLOTS)
 
 
 def write_csv(rows: list[Row], path: pathlib.Path) -> None:

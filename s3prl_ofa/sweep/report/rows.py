@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from s3prl_ofa.errors import shown
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, RATE_KEYS, with_current_names
 from s3prl_ofa.sweep.job import FAILED, FINISHED, Row
-from s3prl_ofa.sweep.results import FILE, numbered_lines, point_results
+from s3prl_ofa.sweep.results import RESULTS, numbered_lines, point_rows
 
 LARGEST = 1e15  # beyond it, means and deviations lose all digits or overflow
 RATES = (*RATE_KEYS, ADAPTIVE)
@@ -43,38 +43,33 @@ OPTIONAL |= {"dev_score": NUMBER, "learnt_lambd": NUMBER}
 OPTIONAL |= {"frame_period_ms": POSITIVE, "macs_per_second": COST, "peak_memory_mb": COST}
 OPTIONAL |= {"upstream_seconds_per_second": COST, "downstream_seconds_per_second": COST}
 
-WHOLES = {key for key, kind in (NEEDED | OPTIONAL).items() if kind in (WHOLE, REPEAT)}
+COLUMNS = NEEDED | NULLABLE | OPTIONAL
+WHOLES = {key for key, kind in COLUMNS.items() if kind in (WHOLE, REPEAT)}
+FLOATS = [key for key, kind in COLUMNS.items() if kind in (NUMBER, POSITIVE, COST)]
 
 
-class Fault(NamedTuple):
-    """What is wrong with a line of the results, and where."""
-
-    where: str
-    text: str
-
-
-def read_rows(out: pathlib.Path) -> tuple[list[Row], list[Fault]]:
+def read_rows(out: pathlib.Path) -> tuple[list[Row], list[str]]:
     """One usable row per point, from the results file and the points' own results, and what is wrong with the others.
     Of several, the last finished one counts, or else the last one."""
     lines = list(numbered_lines(out))
     written = [row for _, row in lines]
-    lines += [(place, row) for place, row in point_results(out) if row not in written]
+    lines += [(place, row) for place, row in point_rows(out) if row not in written]
     found: dict[str, Row] = {}
     faults = []
     for place, row in lines:
         if row is None:
-            faults.append(Fault(f"{FILE}, {place}", "not a row of a sweep; cut off while it was written?"))
+            faults.append(f"{RESULTS}, {place}: not a row of a sweep; cut off while it was written?")
             continue
         where = f"{row['point']} ({place})"
         try:
             row, left_out = checked(row)
         except ValueError as error:
-            faults.append(Fault(where, f"{error}; the row is left out"))
+            faults.append(f"{where}: {error}; the row is left out")
             continue
-        faults += [Fault(where, f"{text}; it is treated as unknown") for text in left_out]
+        faults += [f"{where}: {text}; it is treated as unknown" for text in left_out]
         earlier = found.get(row["point"], {}).get("state")
         if earlier == row["state"] == FINISHED:
-            faults.append(Fault(where, "finished in an earlier line too; the last one counts"))
+            faults.append(f"{where}: finished in an earlier line too; the last one counts")
         if earlier != FINISHED or row["state"] == FINISHED:
             found[row["point"]] = row
     return list(found.values()), faults

@@ -1,18 +1,16 @@
-"""The words and numbers of a report, and the Markdown file of them."""
+"""The words and numbers of a report, which its Markdown file and its page share."""
 
-import html
 import math
-import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
-from s3prl_ofa.sweep.report.aggregation import BASELINE, Summary, percent
-from s3prl_ofa.sweep.results import FILE
+from s3prl_ofa.sweep.report.aggregation import BASELINE, Summary, several_models
+from s3prl_ofa.sweep.results import RESULTS
 
 NOTHING = "nothing to compare"
-FAULTS = f"Faults in {FILE}"
+FAULTS = f"Faults in {RESULTS}"
 COLUMNS: dict[str, Callable[[Any], str]] = {  # of the table of all settings
     "task": lambda setting: setting.task,
     "upstream": lambda setting: setting.model,
@@ -40,7 +38,7 @@ def overview(summary: Summary) -> tuple[list[str], list[list[str]]]:
     settings = summary.settings.assign(name=summary.settings["label"] + summary.settings["detail"])
     settings["copy"] = settings.groupby(["task", "model", "name"]).cumcount()  # of rows that differ in nothing named
     metrics = dict(zip(settings["task"], settings["metric_name"], strict=True))
-    several = settings.loc[settings["kind"] != BASELINE, "model"].nunique() > 1
+    several = several_models(settings)
     header = [*["upstream"] * several, "rate", "frame period (ms)", "GMACs / s"]
     rows = []
     for (model, name, _), alike in settings.groupby(["model", "name", "copy"], sort=False):
@@ -48,7 +46,7 @@ def overview(summary: Summary) -> tuple[list[str], list[list[str]]]:
             setting.task: plus_minus(setting, 1) + repeated(setting, " (frames x{})") for setting in alike.itertuples()
         }
         cells = [*[model] * several, name, between(alike["frame_period_ms"], 1), between(alike["gmacs"], 2)]
-        place = (alike["kind_order"].iloc[0], model, alike["frame_period_ms"].iloc[0])
+        place = (alike["kind"].iloc[0], model, alike["frame_period_ms"].iloc[0])
         rows.append((place, [*cells, *(scores.get(task, "") for task in metrics)]))
     return [*header, *(f"{task}, {metric}" for task, metric in metrics.items())], [
         cells for _, cells in sorted(rows, key=lambda row: row[0])
@@ -94,45 +92,12 @@ def completeness(summary: Summary) -> str:
     parts += [f"{len(summary.failed)} failed"] if summary.failed else []
     parts += [f"{len(summary.missing)} without a result yet"] if summary.missing else []
     faults = len(summary.faults)
-    parts += [f"{FILE} has {faults} fault{'s' * (faults > 1)}"] if faults else []
+    parts += [f"{RESULTS} has {faults} fault{'s' * (faults > 1)}"] if faults else []
     return ", ".join(parts) + ("." if is_complete(summary) else ": what follows is not the whole grid.")
 
 
 def is_complete(summary: Summary) -> bool:
     return len(summary.finished) == len(summary.rows) + len(summary.missing) and not summary.faults
-
-
-def fault_lines(summary: Summary) -> list[str]:
-    return [f"{fault.where}: {fault.text}" for fault in summary.faults]
-
-
-def markdown(summary: Summary, plots: dict[str, pathlib.Path], captions: dict[str, str]) -> str:
-    lines = ["# Sweep", "", completeness(summary), "", *markdown_table(*overview(summary)), "", notes(summary)]
-    lines += ["", f"## Longest frame period within {percent(summary.tolerance)} of 20 ms", ""]
-    lines += [f"* {plain(f'{found.curve}: {found.text}')}" for found in summary.longest_periods] or [f"* {NOTHING}"]
-    for stem, path in plots.items():
-        lines += ["", f"![{captions[stem]}]({path.with_suffix('.png').name})", "", f"{captions[stem]}."]
-    lines += ["", "## All settings", "", *markdown_table(*all_settings(summary))]
-    if summary.faults:
-        lines += ["", f"## {FAULTS}", "", *(f"* {plain(line)}" for line in fault_lines(summary))]
-    if summary.failed:
-        lines += ["", "## Failed", ""]
-        for row in summary.failed:
-            lines += [f"* {row['point']}: {plain(row['error'])}", "", *(f"      {line}" for line in row["log"]), ""]
-    if summary.missing:
-        lines += ["", "## No result yet", "", *(f"* {name}" for name in summary.missing)]
-    return "\n".join(lines) + "\n"
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    cells = [[plain(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
-    first, *others = ["| " + " | ".join(row) + " |" for row in cells]
-    return [first, "|" + "---|" * len(header), *others]
-
-
-def plain(text: str) -> str:
-    """Escapes what Markdown would take for HTML."""
-    return html.escape(text, quote=False)
 
 
 def notes(summary: Summary) -> str:

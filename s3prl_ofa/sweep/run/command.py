@@ -14,17 +14,17 @@ from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path
-from s3prl_ofa.io.locks import InUse, is_locked, locked
-from s3prl_ofa.sweep.grid.parsing import read_grid
-from s3prl_ofa.sweep.grid.validation import prepare
-from s3prl_ofa.sweep.job import FAILED, FINISHED, LOCK, LOG, POINT, POINTS, RESULT, Job, Row, tail
-from s3prl_ofa.sweep.results import FILE, collect, write_results
+from s3prl_ofa.io.locks import is_locked
+from s3prl_ofa.io.output_folder import locked_folder
+from s3prl_ofa.sweep.grid.jobs import prepare
+from s3prl_ofa.sweep.grid.schema import read_grid
+from s3prl_ofa.sweep.job import FAILED, FINISHED, Job, Row
+from s3prl_ofa.sweep.results import POINTS, RESULTS, PointFolder, collect, point_folders, write_results
 from s3prl_ofa.sweep.run.launcher import Launcher
-from s3prl_ofa.sweep.run.process import KILLED
+from s3prl_ofa.sweep.run.point import KILLED
 
 logger = logging.getLogger(__name__)
 
-SWEEP_LOCK = ".sweep.lock"
 GRID = "grid.yaml"  # a copy of the grid file that was run last
 
 
@@ -61,13 +61,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.grid}: {error}") from None
     if args.dry_run:
         return dry_run(jobs, collect(out), launcher.parallel)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(out / SWEEP_LOCK, wait=False))
-        except InUse:
-            raise UsageError(f"{out} is in use by another sweep; wait until it ends, or give another --out") from None
-        except OSError as error:
-            raise UsageError(f"--out {out} cannot be written ({error.strerror}); expected a writable folder") from None
+    with locked_folder(out, f"--out {out}", temporary=(".*",), must_lock=True):
         with atomic_path(out / GRID) as temporary:
             temporary.write_bytes(args.grid.read_bytes())
         left = lay_out(jobs, out, args.retry)
@@ -79,14 +73,17 @@ def dry_run(jobs: dict[str, Job], rows: dict[str, Row], parallel: int) -> int:
     """Prints the points, and an estimate for each task with finished points of as many steps. rows: by point."""
     left: Counter[tuple[str, int]] = Counter()
     for name, job in jobs.items():
-        finished = job.state(rows.get(name)) == FINISHED
-        left[job.task, job.settings["steps"]] += not finished
-        print(name + "  (finished)" * finished)
+        if job.state(rows.get(name)) == FINISHED:
+            name += "  (finished)"
+        else:
+            left[job.task, job.settings["steps"]] += 1
+        print(name)
     print(f"\n{len(jobs)} points, {len(jobs) - left.total()} of them finished")
     total = 0.0
-    for (task, steps), count in (+left).items():
-        alike = [row for row in rows.values() if (row.get("task"), row.get("steps")) == (task, steps)]
-        took = [row["duration_s"] for row in alike if row["state"] == FINISHED and isinstance(row["duration_s"], float)]
+    for (task, steps), count in left.items():
+        alike = {"state": FINISHED, "task": task, "steps": steps}.items()
+        took = [row.get("duration_s") for row in rows.values() if alike <= row.items()]
+        took = [seconds for seconds in took if isinstance(seconds, float)]
         mean = statistics.fmean(took) if took else math.nan
         known = f" of about {rounded(mean)}" if took else "; no estimate before one finishes"
         print(f"{task}: {count} point{'s' * (count > 1)}{known}")
@@ -101,48 +98,47 @@ def rounded(seconds: float) -> datetime.timedelta:
     return datetime.timedelta(seconds=round(seconds))
 
 
-def lay_out(jobs: dict[str, Job], out: pathlib.Path, retry: bool) -> dict[str, pathlib.Path]:
+def lay_out(jobs: dict[str, Job], out: pathlib.Path, retry: bool) -> dict[str, PointFolder]:
     """Writes the settings of each point that is not finished to its folder. Returns the folders of those to run, by
     name: failed ones only with ``retry``.
 
     Points of an earlier grid keep their results; those that were never begun are removed, as one may wait in a queue.
     """
-    folders = {name: out / POINTS / name for name in jobs}
-    for path in (out / POINTS).glob(f"*/{POINT}"):
-        if path.parent.name not in jobs:
-            path.unlink()
+    for folder in point_folders(out):
+        if folder.path.name not in jobs and folder.settings.exists():
+            folder.settings.unlink()
             with contextlib.suppress(OSError):
-                path.parent.rmdir()  # only if nothing else is in it
+                folder.path.rmdir()  # only if nothing else is in it
     rows = write_results(out)
-    states = {name: job.state(rows.get(name)) for name, job in jobs.items()}
     left = {}
-    for name, folder in folders.items():
-        if states[name] == FINISHED:
+    for name, job in jobs.items():
+        folder, state = PointFolder(out / POINTS / name), job.state(rows.get(name))
+        if state == FINISHED:
             continue
-        jobs[name].save(folder)
-        if states[name] == FAILED and retry:
-            (folder / RESULT).unlink(missing_ok=True)
-        if states[name] == FAILED and (folder / RESULT).exists():
-            continue
+        folder.save(job)
+        if state == FAILED and folder.result.exists():
+            if not retry:
+                continue
+            folder.result.unlink()
         left[name] = folder
-        if is_locked(folder / LOCK):
+        if is_locked(folder.lock):
             logger.warning("%s is still running, started by an earlier sweep; waiting for its end", name)
     return left
 
 
-def run_points(launcher: Launcher, folders: dict[str, pathlib.Path], done: int, out: pathlib.Path) -> dict[str, str]:
+def run_points(launcher: Launcher, folders: dict[str, PointFolder], done: int, out: pathlib.Path) -> dict[str, str]:
     """Runs the points and returns those that gave no result, with the reason."""
     killed = {}
     with (
         tqdm(total=done + len(folders), initial=done, unit="point", disable=None) as bar,
         contextlib.closing(launcher.run(folders, started=bar.set_description)) as ends,
     ):
-        for name, state, error in ends:
+        for name, end in ends:
             bar.update()
-            if error or state == KILLED:
-                killed[name] = error or KILLED
+            if end.error or end.state == KILLED:
+                killed[name] = end.error or KILLED
             write_results(out)
-            bar.write(f"{name}: {state}", file=sys.stderr)
+            bar.write(f"{name}: {end.state}", file=sys.stderr)
     return killed
 
 
@@ -152,14 +148,14 @@ def conclude(out: pathlib.Path, jobs: dict[str, Job], killed: dict[str, str]) ->
     states = {name: job.state(rows.get(name)) for name, job in jobs.items()}
     finished = sum(state == FINISHED for state in states.values())
     failed = [name for name, state in states.items() if state == FAILED and name not in killed]
-    print(f"{finished} of {len(jobs)} points are finished; results: {out / FILE}")
+    print(f"{finished} of {len(jobs)} points are finished; results: {out / RESULTS}")
     for name in failed:
         print(f"\n{name} failed: {rows[name]['error']}")
         print("".join(f"    {line}\n" for line in rows[name]["log"]), end="")
     if failed:
         print("\n--retry runs failed points again.")
     for name, reason in killed.items():
-        lines = tail(out / POINTS / name / LOG)
+        lines = PointFolder(out / POINTS / name).tail()
         print(f"\n{name}: {reason}; the same command resumes it" + "".join(f"\n    {line}" for line in lines))
     if finished:
         print(f"\ns3prl-ofa report {out} makes the tables and plots.")

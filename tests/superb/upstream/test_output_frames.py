@@ -15,7 +15,8 @@ from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.upstream import output_frames
 from s3prl_ofa.superb.upstream.rate_options import RateOptions, read_model_config
-from s3prl_ofa.sweep.grid.parsing import grid_from, points_of
+from s3prl_ofa.sweep.grid.jobs import points_of
+from s3prl_ofa.sweep.grid.schema import grid_from
 
 SAMPLE_RATE = 16_000  # Hz
 HOP = 320  # samples

@@ -1,4 +1,4 @@
-"""Whether a grid can be run: checkpoints, data, configs, tasks and baselines are checked before anything runs.
+"""From a grid to its points, as jobs: checkpoints, data, configs, tasks and baselines are checked before anything runs.
 
 Raises UsageError with one sentence that begins with the key of the grid.
 """
@@ -6,12 +6,13 @@ Raises UsageError with one sentence that begins with the key of the grid.
 import copy
 import hashlib
 import importlib
+import itertools
 import json
 import logging
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -23,10 +24,9 @@ from s3prl_ofa.resources import folder
 from s3prl_ofa.superb.compat.plain_names import check_config, check_downstream, is_split
 from s3prl_ofa.superb.registration import URL_SCHEMES
 from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM, mapping_at, resolve_config
-from s3prl_ofa.superb.upstream.rate_options import whole
-from s3prl_ofa.sweep.grid.parsing import KNOWN, points_of
-from s3prl_ofa.sweep.grid.schema import Grid, Task
-from s3prl_ofa.sweep.job import OFA, Job
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE, whole
+from s3prl_ofa.sweep.grid.schema import KNOWN, Grid, Task
+from s3prl_ofa.sweep.job import OFA, Job, Point
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,34 @@ WITH_CHECKPOINT = ("_local", "_url", "_custom")  # endings of S3PRL upstreams th
 EVERY = ("eval_step", "save_step", "log_step")  # of S3PRL's runner
 SHARES = {"pr": "per", "sid": "acc"}  # scores from 0 to 1, which reports show in percent
 ROOT_OPTION = re.compile(r"(`[^`]*`)|--([a-z][a-z0-9-]*)")
+
+
+def points_of(grid: Grid) -> list[Point]:
+    """All points, the first seed of everything before the second, so that a sweep that is stopped has a table.
+
+    Raises UsageError for a rate that run_downstream would refuse.
+    """
+    found = [point for name, task in grid.tasks.items() for point in task_points(grid, name, task)]
+    for point in found:
+        point.checked_options()
+    return sorted(found, key=lambda point: grid.tasks[point.task].seeds.index(point.seed))
+
+
+def task_points(grid: Grid, name: str, task: Task) -> Iterator[Point]:
+    for learning_rate, seed in itertools.product(task.learning_rates, task.seeds):
+        common = {"task": name, "learning_rate": learning_rate, "seed": seed}
+        for (model, checkpoint), (rate, value), frames in itertools.product(
+            grid.checkpoints.items(), task.rates.pairs(), task.output_frames
+        ):
+            ofa = {"model": model, "upstream": OFA, "checkpoint": checkpoint, "rate": rate, "value": value}
+            # a repeat is for native frames; upsampled ones are as many as at 20 ms
+            repeats = task.repeat if frames == NATIVE else (1,)
+            adaptive = {"lambd_max": task.lambd_max} if rate == ADAPTIVE else {}
+            starts = task.lambd_starts if rate == ADAPTIVE else (None,)
+            for repeat, start in itertools.product(repeats, starts):
+                yield Point(**common, **ofa, **adaptive, lambd_start=start, output_frames=frames, asked_repeat=repeat)
+        for baseline in grid.baselines:
+            yield Point(**common, model=baseline.name, upstream=baseline.upstream, checkpoint=baseline.checkpoint)
 
 
 def prepare(grid: Grid) -> dict[str, Job]:

@@ -1,0 +1,229 @@
+"""The process of a point: ``python -m s3prl_ofa.sweep.run.point FOLDER`` trains, evaluates and writes the point's row.
+
+``--cache-gb GB`` after it lets frozen upstreams use the sweep's feature cache. Each step leaves its file when it is
+done, and only then, so that after a kill at any moment another process does what is left. The point is locked
+meanwhile: a process may outlive the sweep that started it, and whoever comes next waits for its end. All steps are
+run_downstream commands, one after the other in one process, as S3PRL takes long to import.
+"""
+
+import datetime
+import importlib.metadata
+import logging
+import multiprocessing
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import yaml
+
+from s3prl_ofa.cli import guarded, run_command
+from s3prl_ofa.io.files import DiskFull, atomic_path, read_json, write_json
+from s3prl_ofa.io.locks import locked
+from s3prl_ofa.signals import wait_for
+from s3prl_ofa.superb.downstream.checkpoints import states_files
+from s3prl_ofa.superb.downstream.metrics import measured_path
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
+from s3prl_ofa.sweep.job import FAILED, FINISHED, OFA, Job, Row
+from s3prl_ofa.sweep.results import PointFolder
+from s3prl_ofa.version import __version__
+
+COMMAND = "s3prl-ofa run_downstream"
+TRAIN = f"{COMMAND} -a -m train"  # how a training begins in the log
+FEATURES = "features"  # the feature cache, beside the folder of the points
+CACHE_GB = "--cache-gb"  # of this process and of run_downstream
+DISK_FULL = 74  # exit status, as in sysexits.h; the point can be resumed
+FROM_OUTSIDE = ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")
+FROM_OUTSIDE += ("SIGUSR1", "SIGUSR2", "SIGXCPU")  # with these Slurm and submitit announce the end of a job
+KILLED = "killed"  # how a point ends that has no row yet: it is resumed the next time
+NOT_IN_ROW = {"split", "batches", "frames", "options", "peak_memory_mb"}  # of what was measured on the test split
+PACKAGES = ("torch", "s3prl")  # whose versions are in a row
+
+
+class End(NamedTuple):
+    """How a point ended: finished, failed or killed; error: why there may be no row that tells."""
+
+    state: str
+    error: str = ""
+
+
+class PointProcess:
+    """A process on this machine that does what is left of the point in ``folder``, its output added to the point's log.
+
+    gpu: the one to use, empty for none; None leaves it to the environment. cache_gb: the limit of the sweep's feature
+    cache; None for no cache.
+    """
+
+    def __init__(self, folder: PointFolder, gpu: str | None, threads: int, cache_gb: float | None) -> None:
+        self.folder, self.started = folder, time.monotonic()
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        command = [sys.executable, "-m", "s3prl_ofa.sweep.run.point", str(folder.path)]
+        command += [] if cache_gb is None else [CACHE_GB, f"{cache_gb:.17g}"]
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with folder.log.open("a", encoding="utf-8") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+
+    def done(self) -> bool:
+        return self.process.poll() is not None
+
+    def end(self) -> End:
+        """Waits for the process, which Ctrl-C or a cluster's signal ends too. A point that failed gets its row here, as
+        a process that crashed cannot write one."""
+        status = wait_for(self.process)
+        if not self.folder.settings.exists():
+            return End(KILLED)  # it was waiting in a queue, and the sweep's grid no longer has it
+        job = self.folder.job()
+        if state := job.state(self.folder.row()):
+            return End(state)
+        error = failure(status, self.folder)
+        if error is None:
+            return End(KILLED)
+        found = {"error": error, "log": self.folder.tail(), "duration_s": time.monotonic() - self.started}
+        write_json(self.folder.result, job.row(FAILED, **found, **provenance()))
+        return End(FAILED)
+
+
+def failure(status: int, folder: PointFolder) -> str | None:
+    """What was wrong with a point whose process ended with ``status``; None where it was ended from outside."""
+    if status < 0:  # by a signal; with a shell in between the status is 128 + the signal's number
+        status = 128 - status
+    if status > 128 and status - 128 in set(signal.Signals):
+        name = signal.Signals(status - 128).name
+        return None if name in FROM_OUTSIDE else f"it crashed with {name}"  # such as a segmentation fault
+    return None if status in (0, DISK_FULL) else f"status {status}: {(folder.tail() or ['it printed nothing'])[-1]}"
+
+
+def main(argv: Sequence[str]) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    folder = PointFolder(pathlib.Path(argv[0]))
+
+    def run() -> int:
+        with locked(folder.lock, wait=True):
+            if not folder.settings.exists():
+                return 0  # it was waiting in a queue, and the sweep's grid no longer has it
+            job = folder.job()
+            try:
+                if job.state(folder.row()) is None:
+                    work(folder, job, cache_arguments(folder, job, argv[1:]))
+            except DiskFull as error:  # the point has not failed
+                print(f"{COMMAND}: error: {error}", file=sys.stderr)
+                return DISK_FULL
+            return 0
+
+    return guarded(COMMAND, run)
+
+
+def cache_arguments(folder: PointFolder, job: Job, given: Sequence[str]) -> list[str]:
+    """The options of run_downstream for the sweep's feature cache; none for a point that cannot use one."""
+    if not given or job.upstream != OFA or job.rate == ADAPTIVE:
+        return []
+    return [*given, "--feature-cache", str(folder.path.parents[1] / FEATURES)]
+
+
+def work(folder: PointFolder, job: Job, cache: list[str]) -> None:
+    """Does what is left of the point and writes its row."""
+    start = time.monotonic()
+    experiment = folder.experiment
+    if not folder.trained.exists():
+        with atomic_path(folder.config) as temporary:
+            temporary.write_text(yaml.safe_dump(job.config, sort_keys=False), "utf-8")
+        run_downstream([*train_arguments(folder, job), *cache])
+        write_json(folder.trained, {"seconds": time.monotonic() - start})
+    trained = read_json(folder.trained)["seconds"]
+    start = time.monotonic()
+    for split in filter(None, (job.dev_split, job.test_split)):
+        if not measured_path(experiment, split).exists():
+            past = str(chosen_checkpoint(experiment, job))
+            run_downstream(["-m", "evaluate", "-e", past, "-t", split, "--device", job.device, *cache])
+    write_json(folder.result, row_of(folder, job, trained + time.monotonic() - start))
+
+
+def run_downstream(arguments: list[str]) -> None:
+    print(f"$ {COMMAND} {shlex.join(arguments)}", flush=True)
+    run_command("run_downstream", arguments)
+
+
+def train_arguments(folder: PointFolder, job: Job) -> list[str]:
+    """``-a`` resumes from S3PRL's last checkpoint, or begins where there is none."""
+    arguments = ["-a", "-m", "train", "-u", job.upstream, "-d", job.task, "-c", str(folder.config)]
+    arguments += ["-p", str(folder.experiment), "--seed", str(job.seed), "--device", job.device]
+    if job.checkpoint is not None:
+        arguments += ["-k", job.checkpoint]
+    for name, value in job.rate_options.items():
+        arguments += ["--" + name.replace("_", "-"), str(value)]
+    return arguments
+
+
+def chosen_checkpoint(experiment: pathlib.Path, job: Job) -> pathlib.Path:
+    """The one that S3PRL found best on dev, or the last one where none was better than nothing; always the last one of
+    an adaptive rate, as the best on dev would be one at which frames still cost less than they do in the end."""
+    last = states_files(experiment)[:1]
+    best = [] if job.rate == ADAPTIVE else sorted(experiment.glob("[!.]*best*.ckpt"), key=os.path.getmtime)
+    return ([path for path in best if "test" not in path.name] or last or [experiment])[-1]
+
+
+def row_of(folder: PointFolder, job: Job, seconds: float) -> Row:
+    """The row of a finished point. seconds: of training and evaluation, each in the process that finished it.
+    attempts: how often training began. peak_memory_mb: of the processes of training and evaluation.
+
+    Raises ValueError where there is no score.
+    """
+    found = {}
+    for split in filter(None, ("train", job.dev_split, job.test_split)):
+        path = measured_path(folder.experiment, split)
+        found[split] = read_json(path) if path.exists() else {}  # of training, one step is too few to measure
+    test = found[job.test_split]
+    if test["scores"].get(job.metric) is None:
+        scores = ", ".join(f"{name} {value}" for name, value in test["scores"].items()) or "nothing"
+        raise ValueError(f"tasks.{job.task}.metric: no {job.metric} in what S3PRL logged: {scores}")
+    log = folder.log.read_text("utf-8", errors="replace")
+    return job.row(
+        FINISHED,
+        score=test["scores"][job.metric],
+        dev_score=found[job.dev_split]["scores"].get(job.metric) if job.dev_split else None,
+        **{key: value for key, value in test.items() if key not in NOT_IN_ROW},
+        frame_count=test["frames"],
+        repeat=(test["options"] or {}).get("repeat"),
+        # the splits were in one process only if nothing was interrupted
+        peak_memory_mb=max(measured.get("peak_memory_mb") or 0.0 for measured in found.values()),
+        duration_s=seconds,
+        attempts=log.count(f"$ {TRAIN}"),
+        **provenance(),
+    )
+
+
+def provenance() -> dict[str, Any]:
+    """When, and with what, a row came to be: finished (the time, UTC), versions, commit."""
+    return {
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"s3prl_ofa": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
+        "commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """Of the project, where it is run from a checkout; with -dirty where files differ from it."""
+    root = pathlib.Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    for child in multiprocessing.active_children():  # of a data loader, if this process was told to end
+        child.terminate()
+        child.join()
+    os._exit(status)  # everything is on the disk; tearing down torch takes as long as a short evaluation
