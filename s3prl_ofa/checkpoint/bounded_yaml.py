@@ -5,6 +5,19 @@ import yaml
 from s3prl_ofa.checkpoint.plain_values import plain
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """YAML that refuses a key given twice, of which PyYAML would silently take the last one."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index] and key != "<<":
+                mark = node.value[index][0].start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} is given twice", mark)
+        return node
+
+
 def read_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> object:
     """The plain values in the text. Raises ValueError, on one line, if it is not YAML or too large."""
     try:

@@ -10,10 +10,11 @@ from paths import CKPT
 from sweep_rows import row, write_sweep
 
 from s3prl_ofa import cli
+from s3prl_ofa.checkpoint.bounded_yaml import UniqueKeys
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.resources import folder
 from s3prl_ofa.sweep.grid.jobs import divisor, points_of, prepare
-from s3prl_ofa.sweep.grid.schema import UniqueKeys, grid_from, read_grid
+from s3prl_ofa.sweep.grid.schema import grid_from, read_grid
 from s3prl_ofa.sweep.run.launcher import Launcher
 
 SID = str(folder("downstream_configs") / "sid_mini.yaml")

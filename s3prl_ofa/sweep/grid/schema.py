@@ -10,9 +10,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-
-from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
+from s3prl_ofa.checkpoint.bounded_yaml import UniqueKeys, read_yaml
 from s3prl_ofa.errors import UsageError, shown
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.model.rate import MAX_LAMBD
@@ -190,19 +188,6 @@ class Grid(Axes):
     out: Text | None = None
     cache_gb: Positive | None = None  # for features of frozen upstreams, of all points together
     tasks: Annotated[dict[str, Task], BeforeValidator(named_tasks)]
-
-
-class UniqueKeys(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which PyYAML would silently take the last one."""
-
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        keys = [key.value for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index] and key != "<<":
-                mark = node.value[index][0].start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key} is given twice", mark)
-        return node
 
 
 def read_grid(path: str | os.PathLike) -> Grid:

@@ -42,10 +42,6 @@ class Plot(NamedTuple):
     label: str
     against: str
 
-    @property
-    def caption(self) -> str:
-        return f"Score against {self.against}"
-
 
 PLOTS = {  # by their file's stem
     "score_frame_period": Plot(

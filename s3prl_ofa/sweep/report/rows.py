@@ -44,7 +44,6 @@ OPTIONAL |= {"frame_period_ms": POSITIVE, "macs_per_second": COST, "peak_memory_
 OPTIONAL |= {"upstream_seconds_per_second": COST, "downstream_seconds_per_second": COST}
 
 COLUMNS = NEEDED | NULLABLE | OPTIONAL
-WHOLES = {key for key, kind in COLUMNS.items() if kind in (WHOLE, REPEAT)}
 FLOATS = [key for key, kind in COLUMNS.items() if kind in (NUMBER, POSITIVE, COST)]
 
 
@@ -87,23 +86,20 @@ def checked(row: Row) -> tuple[Row, list[str]]:
     if row["state"] != FINISHED:
         raise ValueError(f"state: {FINISHED} or {FAILED} is expected, found {shown(row['state'])}")
     found, left_out = dict(row), []
-    for key, kind in (NEEDED | NULLABLE).items():
-        if key not in row:
+    for key, kind in COLUMNS.items():
+        if key not in row and key not in OPTIONAL:
             raise ValueError(f"{key} is missing")
-        found[key] = None if key in NULLABLE and is_nan(row[key]) else row[key]
-        if not (kind.fits(found[key]) or key in NULLABLE and found[key] is None):
-            raise ValueError(f"{key}: {kind.words} is expected, found {shown(row[key])}")
+        value = row.get(key)
+        if key in NULLABLE and isinstance(value, float) and math.isnan(value):
+            value = None
+        if not (kind.fits(value) or key not in NEEDED and value is None):
+            fault = f"{key}: {kind.words} is expected, found {shown(value)}"
+            if key not in OPTIONAL:
+                raise ValueError(fault)
+            left_out.append(fault)
+            value = None
+        # other programs write whole numbers as floats in a column that has empty cells
+        found[key] = int(value) if isinstance(value, float) and kind in (WHOLE, REPEAT) else value
     if (found["rate"] is None) != (found["value"] is None):
         raise ValueError(f"rate and value belong together, found {shown(row['rate'])} and {shown(row['value'])}")
-    for key, kind in OPTIONAL.items():
-        found[key] = row.get(key)
-        if found[key] is not None and not kind.fits(found[key]):
-            left_out.append(f"{key}: {kind.words} is expected, found {shown(row[key])}")
-            found[key] = None
-    # other programs write whole numbers as floats in a column that has empty cells
-    whole = {key: int(value) for key, value in found.items() if isinstance(value, float) and key in WHOLES}
-    return found | whole, left_out
-
-
-def is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+    return found, left_out

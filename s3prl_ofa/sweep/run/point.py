@@ -38,8 +38,8 @@ TRAIN = f"{COMMAND} -a -m train"  # how a training begins in the log
 FEATURES = "features"  # the feature cache, beside the folder of the points
 CACHE_GB = "--cache-gb"  # of this process and of run_downstream
 DISK_FULL = 74  # exit status, as in sysexits.h; the point can be resumed
-FROM_OUTSIDE = ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")
-FROM_OUTSIDE += ("SIGUSR1", "SIGUSR2", "SIGXCPU")  # with these Slurm and submitit announce the end of a job
+# with the last three Slurm and submitit announce the end of a job
+FROM_OUTSIDE = ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 KILLED = "killed"  # how a point ends that has no row yet: it is resumed the next time
 NOT_IN_ROW = {"split", "batches", "frames", "options", "peak_memory_mb"}  # of what was measured on the test split
 PACKAGES = ("torch", "s3prl")  # whose versions are in a row
