@@ -12,11 +12,11 @@ from s3prl_ofa.superb.upstream.output_frames import options_for, usual_output_fr
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE, RateOptions
 
 OFA = "ofa_wav2vec2"  # the upstream whose rates are compared
-AUTO = "auto"  # as often as CTC needs each frame
+AUTO = "auto"  # repeat each frame as often as CTC needs
 RATE_NAMES = {"lambd": "lambd {}", "frame_period_ms": "{} ms", "pool": "pool {}", ADAPTIVE: "adaptive {}"}
 FINISHED, FAILED = "finished", "failed"  # states of a row
 HASH_LENGTH = 8
-# settings that play no part in training: a change of these needs only another evaluation
+# settings that do not affect training: after a change of these another evaluation is enough
 SCORING = ("metric", "higher_is_better", "unit", "dev_split", "test_split")
 
 Row = dict[str, Any]
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 class Point:
     """One combination of what a grid varies; a baseline has no rate, output_frames or repeat.
 
-    learning_rate, lambd_start, lambd_max: None for the config's and for the defaults of run_downstream.
+    learning_rate, lambd_start, lambd_max: None for the config's value and run_downstream's defaults.
     """
 
     task: str
@@ -44,7 +44,7 @@ class Point:
 
     @property
     def label(self) -> str:
-        """Whatever is not the task's default is spelled out, regardless of what else the grid holds."""
+        """Spells out whatever is not the task's default, regardless of what else is in the grid."""
         parts = [self.task, self.model]
         if self.rate is not None:
             parts.append(RATE_NAMES[self.rate].format(exact(self.value)))
@@ -62,7 +62,7 @@ class Point:
         return {name: value for name, value in options.items() if value is not None}
 
     def checked_options(self) -> RateOptions:
-        """As run_downstream reads them, with a repeat of 1 for ``auto``; raises UsageError, by the task, as it does."""
+        """The options as run_downstream reads them, a repeat of 1 for ``auto``; raises UsageError naming the task."""
         repeat = {"repeat": None} if self.asked_repeat == AUTO else {}
         try:
             return options_for(self.task, {**self.rate_options, **repeat})
@@ -100,8 +100,8 @@ class Job(Point):
 
     @functools.cached_property
     def name(self) -> str:
-        """Of the point's folder, and in its row. It ends in a hash of the settings that decide the training, so that a
-        folder never mixes trainings."""
+        """The name of the point's folder, also in its row. It ends in a hash of the settings that decide the training,
+        so that a folder never mixes trainings."""
         ignored = {"model", *SCORING} | ({"checkpoint"} if self.checkpoint_sha256 else set())
         deciding = {key: value for key, value in self.settings.items() if key not in ignored}
         digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()

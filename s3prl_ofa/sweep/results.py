@@ -17,7 +17,7 @@ TAIL = 5  # lines of a log that are shown
 
 
 class PointFolder:
-    """The files of a point. No file is there before what it stands for is done."""
+    """The files of a point; each is written only when what it stands for is done."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
@@ -78,7 +78,7 @@ def numbered_lines(out: pathlib.Path) -> Iterator[tuple[str, Row | None]]:
 
 
 def point_rows(out: pathlib.Path) -> Iterator[tuple[str, Row | None]]:
-    """(path below ``out``, row) of every point that has finished or failed, the earliest first."""
+    """(path below ``out``, row) of every point that has finished or failed, earliest first."""
     ended = [folder for folder in point_folders(out) if folder.result.exists()]
     ended.sort(key=lambda folder: folder.result.stat().st_mtime_ns)
     return ((str(folder.result.relative_to(out)), folder.row()) for folder in ended)

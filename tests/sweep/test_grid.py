@@ -96,12 +96,12 @@ def test_prepared(good):
 
 BAD = {
     "nothing": (lambda grid: grid.clear(), "tasks is missing"),
-    "unknown key": (lambda grid: grid.update(lambdas=[1]), "lambdas is no key"),
+    "unknown key": (lambda grid: grid.update(lambdas=[1]), "lambdas is not a key"),
     "unknown key of a task": (
         lambda grid: grid["tasks"]["sid"].update(stpes=1),
-        "tasks.sid: stpes is no key of a grid; choices here: rates, ",
+        "tasks.sid: stpes is not a key of a grid; choices here: rates, ",
     ),
-    "unknown kind of rate": (lambda grid: grid["rates"].update(speed=1), "rates: speed is no key"),
+    "unknown kind of rate": (lambda grid: grid["rates"].update(speed=1), "rates: speed is not a key"),
     "unknown task": (lambda grid: grid["tasks"].update(sidd={"config": "x", "metric": "acc"}), "tasks.sidd"),
     "task without config": (lambda grid: grid["tasks"].update(emotion=None), "tasks.emotion.config"),
     "task without metric": (lambda grid: grid["tasks"].update(emotion={"config": "x"}), "tasks.emotion.metric"),
@@ -150,7 +150,7 @@ BAD = {
         lambda grid: grid.update(baselines=[{"upstream": "mfcc", "name": "tiny"}]),
         "baselines: the name tiny",
     ),
-    "missing checkpoint": (lambda grid: grid.update(checkpoints={"a": "no.pt"}), "checkpoints.a: there is no no.pt"),
+    "missing checkpoint": (lambda grid: grid.update(checkpoints={"a": "no.pt"}), "checkpoints.a: no.pt does not exist"),
     "no checkpoint": (lambda grid: grid.update(checkpoints={"a": __file__}), "checkpoints.a: "),
     "missing root": (lambda grid: grid["data"].pop("voxceleb1"), "tasks.sid: .*data.voxceleb1"),
     "root that is not there": (lambda grid: grid["data"].update(librispeech="no"), "tasks.asr: data.librispeech no"),
@@ -182,8 +182,8 @@ BAD = {
         "executor.kind should be 'local' or 'slurm', found 'ssh'",
     ),
     "no room": (lambda grid: grid.update(cache_gb=0), "cache_gb should be greater than 0"),
-    "tasks in a list": (lambda grid: grid.update(tasks=[{"sid": {"steps": 2}}]), "tasks: names of tasks are expected"),
-    "tasks in lists": (lambda grid: grid.update(tasks=[["sid"]]), "tasks: names of tasks are expected"),
+    "tasks in a list": (lambda grid: grid.update(tasks=[{"sid": {"steps": 2}}]), "tasks: task names are expected"),
+    "tasks in lists": (lambda grid: grid.update(tasks=[["sid"]]), "tasks: task names are expected"),
     "step of text": (
         lambda grid: grid["tasks"]["sid"].update(overrides={"runner.eval_step": "abc"}),
         "tasks.sid: runner.eval_step must be a whole number of at least 1, found 'abc'",
@@ -216,7 +216,7 @@ BAD = {
     "unknown device": (lambda grid: grid.update(device="tpu"), "device: .*tpu"),
     "baseline without its checkpoint": (
         lambda grid: grid.update(baselines=["hubert_local"]),
-        "baselines: hubert_local takes a checkpoint, as {upstream",
+        "baselines: hubert_local needs a checkpoint, as {upstream",
     ),
     "more GPUs than there are": (lambda grid: grid.update(executor={"gpus": 400}), "executor.gpus is 400"),
     "no Slurm": (lambda grid: grid.update(executor={"kind": "slurm"}), "executor.kind: slurm cannot be used here"),

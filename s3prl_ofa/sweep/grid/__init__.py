@@ -1,1 +1,1 @@
-"""Grid files: what they may hold and how they are read (schema), and the points that they stand for (jobs)."""
+"""Grid files: what they may hold and how they are read (schema), and the points they describe (jobs)."""

@@ -37,7 +37,7 @@ ROOT_OPTION = re.compile(r"(`[^`]*`)|--([a-z][a-z0-9-]*)")
 
 
 def points_of(grid: Grid) -> list[Point]:
-    """All points, the first seed of everything before the second, so that a sweep that is stopped has a table.
+    """All points, the first seed of everything before the second, so that an interrupted sweep already gives a table.
 
     Raises UsageError for a rate that run_downstream would refuse.
     """
@@ -66,7 +66,7 @@ def task_points(grid: Grid, name: str, task: Task) -> Iterator[Point]:
 
 def prepare(grid: Grid) -> dict[str, Job]:
     """The points of a grid, ready to be run, by name."""
-    try:  # whether it has the device only the machine that runs a point can tell
+    try:  # only the machine that runs a point can tell whether it has the device
         torch.device("cpu" if grid.device == AUTO else grid.device)
     except RuntimeError as error:
         raise UsageError(f"device: {str(error).splitlines()[0]}") from None
@@ -102,8 +102,8 @@ def prepare(grid: Grid) -> dict[str, Job]:
 
 
 def config_digest(config: dict[str, Any], roots: Iterable[str]) -> str:
-    """SHA-256 of a task's config without its learning rate. Of the path of a corpus only the last name counts, as it
-    may lie elsewhere on another machine."""
+    """SHA-256 of a task's config without its learning rate. Only the last component of a corpus's path counts, as
+    another machine may keep it elsewhere."""
     text = json.dumps({**config, "optimizer": {**(config.get("optimizer") or {}), "lr": None}}, sort_keys=True)
     paths = {os.path.realpath(pathlib.Path(root).expanduser()) for root in roots}
     for path in sorted({*paths, str(folder("downstream_configs"))}, key=len, reverse=True):
@@ -119,7 +119,7 @@ def check_baselines(grid: Grid) -> None:
             raise UsageError(f"baselines: {baseline.upstream} is not a baseline; list its checkpoint under checkpoints")
         if baseline.checkpoint is None and baseline.upstream.endswith(WITH_CHECKPOINT):
             want = f"{{upstream: {baseline.upstream}, checkpoint: PATH}}"
-            raise UsageError(f"baselines: {baseline.upstream} takes a checkpoint, as {want}")
+            raise UsageError(f"baselines: {baseline.upstream} needs a checkpoint, as {want}")
         if baseline.checkpoint and not exists(baseline.checkpoint):
             raise UsageError(f"baselines: the checkpoint of {baseline.name}, {baseline.checkpoint}, does not exist")
 
@@ -129,7 +129,7 @@ def check_checkpoints(grid: Grid) -> dict[str, str | None]:
     needs_compressor = any(point.checked_options().compresses for point in points_of(grid))
     for name, path in grid.checkpoints.items():
         if not exists(path):
-            raise UsageError(f"checkpoints.{name}: there is no {path}")
+            raise UsageError(f"checkpoints.{name}: {path} does not exist")
         if path.startswith(URL_SCHEMES):
             continue  # S3PRL downloads it when the first point runs
         try:
@@ -137,7 +137,7 @@ def check_checkpoints(grid: Grid) -> dict[str, str | None]:
         except CheckpointError as error:
             raise UsageError(f"checkpoints.{name}: {error}") from None
         if needs_compressor and model.compressor is None:
-            raise UsageError(f"checkpoints.{name}: {path} has no compressor, so its only rates are lambd 0 and pool")
+            raise UsageError(f"checkpoints.{name}: {path} has no compressor, so it supports only lambd 0 and pool")
     paths = [*grid.checkpoints.values(), *(item.checkpoint for item in grid.baselines if item.checkpoint)]
     return {path: None if path.startswith(URL_SCHEMES) else digest(pathlib.Path(path)) for path in map(absolute, paths)}
 
@@ -167,8 +167,8 @@ def base_config(grid: Grid, name: str, task: Task) -> dict[str, Any]:
         config = resolve_config(name, task.config, task.mini, dict(grid.data))
     except UsageError as error:
         # what run_downstream takes as an option is a key of data here
-        said = ROOT_OPTION.sub(lambda found: found[1] or f"data.{found[2].replace('-', '_')}", str(error))
-        raise UsageError(f"{where}: {said}") from None
+        message = ROOT_OPTION.sub(lambda found: found[1] or f"data.{found[2].replace('-', '_')}", str(error))
+        raise UsageError(f"{where}: {message}") from None
     for key, value in task.overrides.items():
         if key == "optimizer.lr" and task.learning_rates != (None,):
             raise UsageError(f"{where}.overrides: optimizer.lr is varied by learning_rates already")
@@ -195,7 +195,7 @@ def base_config(grid: Grid, name: str, task: Task) -> dict[str, Any]:
 
 
 def check_scores(name: str, task: Task, expert: dict[str, Any]) -> None:
-    """Checks the splits and the metric of a known task, which S3PRL would only miss after training."""
+    """Checks the splits and the metric of a known task, which S3PRL would miss only after training."""
     if name not in KNOWN:
         return
     splits, metrics = ["train", "dev", "test"], ["acc"]  # sid

@@ -69,7 +69,7 @@ def named_tasks(value: Any) -> dict[str, Any]:
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         names = dict.fromkeys(names)
     if not names or not isinstance(names, Mapping):
-        raise ValueError(f"names of tasks are expected, or a mapping as {{sid: {{steps: 500}}}}, found {shown(value)}")
+        raise ValueError(f"task names are expected, or a mapping such as {{sid: {{steps: 500}}}}, found {shown(value)}")
     return {name: settings or {} for name, settings in names.items()}
 
 
@@ -84,7 +84,7 @@ DataKey = Literal["librispeech", "voxceleb1", "prepared", "bucket", "lexicon", "
 
 
 class Section(BaseModel):
-    """A mapping with known keys. A key without a value counts as not given, but for a list, which cannot be empty."""
+    """A mapping with known keys. A key without a value counts as not given, except for lists, which cannot be empty."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
@@ -96,13 +96,13 @@ class Section(BaseModel):
             raise ValueError(f"a mapping of {choices} is expected, found {shown(value)}")
         for key in value:
             if key not in cls.model_fields:
-                raise ValueError(f"{key} is no key of a grid; choices here: {choices}")
+                raise ValueError(f"{key} is not a key of a grid; choices here: {choices}")
         return {key: item for key, item in value.items() if item is not None or key in LISTS}
 
 
 class Rates(Section):
-    """Of OFA checkpoints: lambd, mean frame periods in ms, average pooling of so many 20 ms frames, and weights of the
-    frame rate with which the task learns its own lambd."""
+    """Rates of OFA checkpoints: lambd, mean frame periods in ms, numbers of 20 ms frames to average, and weights of the
+    frame rate in the loss with which a task learns its own lambd."""
 
     lambd: OneOrMore[Annotated[Number, Field(ge=0, lt=MAX_LAMBD)]] = ()
     frame_period_ms: OneOrMore[Annotated[Number, Field(ge=MIN_FRAME_PERIOD_MS)]] = ()
@@ -163,8 +163,8 @@ class Baseline(Section):
 
 
 class Executor(Section):
-    """Who runs the points. parallel: how many at a time. gpus: local, how many of the machine's GPUs are dealt out, one
-    per point; slurm, GPUs per point. cpus: threads per point. The rest is for slurm."""
+    """What runs the points. parallel: how many at a time. gpus: for local, how many of the machine's GPUs to use, one
+    per point; for slurm, GPUs per point. cpus: threads per point. The rest is for slurm."""
 
     kind: Literal["local", "slurm"] = "local"
     parallel: Count | None = None
@@ -217,7 +217,7 @@ def grid_from(loaded: Any) -> Grid:
     taken = [*grid.checkpoints, *(baseline.name for baseline in grid.baselines)]
     for name in taken:
         if taken.count(name) > 1:
-            raise UsageError(f"baselines: the name {name} is taken twice; give one another name")
+            raise UsageError(f"baselines: the name {name} is used twice; rename one")
     return grid.model_copy(update={"tasks": {name: filled(name, task, grid) for name, task in grid.tasks.items()}})
 
 

@@ -134,8 +134,8 @@ def variants(frame: pd.DataFrame) -> list[str]:
 
 
 def at_best_learning_rate(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each setting's learning rate with the best mean score on dev; of those that were run with most seeds,
-    as one that was run once may have been lucky. tried_rates is added: how many there were."""
+    """The rows of each setting's learning rate with the best mean score on dev; among those run with the most
+    seeds, as one that was run once may have been lucky. Adds tried_rates: how many there were."""
     frame = frame.copy()
     frame["setting"] = frame.groupby(GROUPED, dropna=False, sort=False).ngroup()
     frame["trial"] = frame.groupby(["setting", "learning_rate"], dropna=False, sort=False).ngroup()

@@ -102,7 +102,7 @@ def lay_out(jobs: dict[str, Job], out: pathlib.Path, retry: bool) -> dict[str, P
     """Writes the settings of each point that is not finished to its folder. Returns the folders of those to run, by
     name: failed ones only with ``retry``.
 
-    Points of an earlier grid keep their results; those that were never begun are removed, as one may wait in a queue.
+    Points of an earlier grid keep their results; those never started are removed, as a queued job may wait for one.
     """
     for folder in point_folders(out):
         if folder.path.name not in jobs and folder.settings.exists():
@@ -122,7 +122,7 @@ def lay_out(jobs: dict[str, Job], out: pathlib.Path, retry: bool) -> dict[str, P
             folder.result.unlink()
         left[name] = folder
         if is_locked(folder.lock):
-            logger.warning("%s is still running, started by an earlier sweep; waiting for its end", name)
+            logger.warning("%s is still running, started by an earlier sweep; waiting for it to end", name)
     return left
 
 

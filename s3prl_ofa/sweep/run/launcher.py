@@ -34,10 +34,10 @@ class Launcher:
         on_slurm = settings.kind == "slurm"
         gpus = [] if on_slurm else local_gpus(settings)
         self.parallel = settings.parallel or (SLURM_PARALLEL if on_slurm else max(1, len(gpus)))
-        # of more slots than GPUs, several share one
+        # with more slots than GPUs, several share one
         self.gpu = [None if on_slurm else gpus[slot % len(gpus)] if gpus else "" for slot in range(self.parallel)]
         self.threads = settings.cpus or (SLURM_CPUS if on_slurm else max(1, (os.cpu_count() or 1) // self.parallel))
-        # start and end take and give the same for a process and for a job
+        # a process and a job start with the same arguments and have the same end
         self.start: Callable[..., Any] = PointProcess
         self.end: Callable[[Any], End] = PointProcess.end
         if on_slurm:
@@ -73,7 +73,7 @@ class Launcher:
 
 def stop(points: list[PointProcess]) -> None:
     """Ends points on this machine and waits for them."""
-    with put_off():  # a second signal does not wait, but all are told to end
+    with put_off():  # all are told to end before a second signal can interrupt
         for point in points:
             point.process.terminate()
     for point in points:
@@ -81,14 +81,14 @@ def stop(points: list[PointProcess]) -> None:
 
 
 def local_gpus(settings: Executor) -> list[str]:
-    """The GPUs to deal out, as CUDA_VISIBLE_DEVICES names them; all there are, unless the grid says how many."""
+    """The GPUs to use, as CUDA_VISIBLE_DEVICES names them: as many as the grid says, or all."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = [str(index) for index in range(torch.cuda.device_count())] if visible is None else visible.split(",")
     found = [name for name in found if name.strip()] if torch.cuda.is_available() else []
     if settings.gpus is None:
         return found
     if settings.gpus > len(found):
-        raise UsageError(f"executor.gpus is {settings.gpus}, and {len(found)} are here; choose as many or fewer")
+        raise UsageError(f"executor.gpus is {settings.gpus}, but {len(found)} were found; give at most that many")
     return found[: settings.gpus]
 
 
@@ -112,7 +112,7 @@ def slurm_executor(settings: Executor, folder: pathlib.Path, threads: int) -> An
     except ImportError as error:
         raise UsageError(f"jobs are submitted through submitit ({error}): pip install 's3prl-ofa[sweep]'") from None
     if submitit.SlurmExecutor.affinity() < 0:
-        raise UsageError("executor.kind: slurm cannot be used here, as there is no srun; local runs on this machine")
+        raise UsageError("executor.kind: slurm cannot be used here, as srun was not found; use local for this machine")
     executor = submitit.AutoExecutor(folder, cluster="slurm")
     executor.update_parameters(
         name="s3prl-ofa",
@@ -129,14 +129,14 @@ def slurm_executor(settings: Executor, folder: pathlib.Path, threads: int) -> An
 
 
 def end_of_job(job: Any) -> End:
-    """How the point of a submitit job ended, or what kept the job from telling."""
+    """How the point of a submitit job ended, or what kept the job from reporting it."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     error = job.exception()
     if error is None:
         return job.result()
     if isinstance(error, UncompletedJobError) and not isinstance(error, FailedJobError):
-        return End(KILLED)  # with no time to say anything
+        return End(KILLED)  # too abruptly to report anything
     # the last line of the traceback in submitit's error, before its rule and the paths of logs
     lines = str(error).partition("You can check full logs")[0].splitlines()
     return End(FAILED, next((line.strip() for line in reversed(lines) if line.strip("- ")), type(error).__name__))

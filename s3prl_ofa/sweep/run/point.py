@@ -2,7 +2,7 @@
 
 ``--cache-gb GB`` after it lets frozen upstreams use the sweep's feature cache. Each step leaves its file when it is
 done, and only then, so that after a kill at any moment another process does what is left. The point is locked
-meanwhile: a process may outlive the sweep that started it, and whoever comes next waits for its end. All steps are
+meanwhile: a process may outlive the sweep that started it, and the next one waits for it to end. All steps are
 run_downstream commands, one after the other in one process, as S3PRL takes long to import.
 """
 
@@ -34,7 +34,7 @@ from s3prl_ofa.sweep.results import PointFolder
 from s3prl_ofa.version import __version__
 
 COMMAND = "s3prl-ofa run_downstream"
-TRAIN = f"{COMMAND} -a -m train"  # how a training begins in the log
+TRAIN = f"{COMMAND} -a -m train"  # the start of a training in the log
 FEATURES = "features"  # the feature cache, beside the folder of the points
 CACHE_GB = "--cache-gb"  # of this process and of run_downstream
 DISK_FULL = 74  # exit status, as in sysexits.h; the point can be resumed
@@ -46,7 +46,7 @@ PACKAGES = ("torch", "s3prl")  # whose versions are in a row
 
 
 class End(NamedTuple):
-    """How a point ended: finished, failed or killed; error: why there may be no row that tells."""
+    """How a point ended: finished, failed or killed; error: what may have kept it from writing its row."""
 
     state: str
     error: str = ""
@@ -78,7 +78,7 @@ class PointProcess:
         a process that crashed cannot write one."""
         status = wait_for(self.process)
         if not self.folder.settings.exists():
-            return End(KILLED)  # it was waiting in a queue, and the sweep's grid no longer has it
+            return End(KILLED)  # it waited in a queue, and the sweep's grid no longer has it
         job = self.folder.job()
         if state := job.state(self.folder.row()):
             return End(state)
@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
     def run() -> int:
         with locked(folder.lock, wait=True):
             if not folder.settings.exists():
-                return 0  # it was waiting in a queue, and the sweep's grid no longer has it
+                return 0  # it waited in a queue, and the sweep's grid no longer has it
             job = folder.job()
             try:
                 if job.state(folder.row()) is None:
@@ -162,8 +162,8 @@ def train_arguments(folder: PointFolder, job: Job) -> list[str]:
 
 
 def chosen_checkpoint(experiment: pathlib.Path, job: Job) -> pathlib.Path:
-    """The one that S3PRL found best on dev, or the last one where none was better than nothing; always the last one of
-    an adaptive rate, as the best on dev would be one at which frames still cost less than they do in the end."""
+    """The best on dev, as found by S3PRL, or the last one if there is no best. For an adaptive rate always the last:
+    the best on dev would be from a time at which frames still cost less than in the end."""
     last = states_files(experiment)[:1]
     best = [] if job.rate == ADAPTIVE else sorted(experiment.glob("[!.]*best*.ckpt"), key=os.path.getmtime)
     return ([path for path in best if "test" not in path.name] or last or [experiment])[-1]
@@ -171,7 +171,7 @@ def chosen_checkpoint(experiment: pathlib.Path, job: Job) -> pathlib.Path:
 
 def row_of(folder: PointFolder, job: Job, seconds: float) -> Row:
     """The row of a finished point. seconds: of training and evaluation, each in the process that finished it.
-    attempts: how often training began. peak_memory_mb: of the processes of training and evaluation.
+    attempts: how often training was started. peak_memory_mb: of the processes of training and evaluation.
 
     Raises ValueError where there is no score.
     """
