@@ -211,12 +211,11 @@ def provenance() -> dict[str, Any]:
 def git_commit() -> str | None:
     """Of the project, where it is run from a checkout; with -dirty where files differ from it."""
     root = pathlib.Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}", "describe"]
+    command += ["--always", "--dirty", "--abbrev=40", "--exclude", "*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # there is no git
         return None
 
 
