@@ -153,11 +153,9 @@ def read_legacy(mapped: mmap.mmap, for_torch: bool) -> object:
     for key in keys:
         storage = storages[key]
         begin, end = end + 8, end + 8 + storage.nbytes
-        if end > len(mapped) or int.from_bytes(mapped[begin - 8 : begin], "little") != storage.numel:
-            raise CheckpointError(
-                f"the storage {shown(key)} is cut short or does not have {storage.numel} numbers: damaged"
-            )
+        if int.from_bytes(mapped[begin - 8 : begin], "little") != storage.numel:
+            raise CheckpointError(f"the storage {shown(key)} does not have {storage.numel} numbers: damaged")
         data[key] = numbers[begin:end]
     if end != len(mapped):
-        raise CheckpointError(f"{len(mapped) - end} bytes follow its last storage: damaged")
+        raise CheckpointError(f"{len(mapped)} bytes long; its storages end at byte {end}: damaged")
     return state

@@ -23,7 +23,7 @@ class _ExactGroups:
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         kind, dtype = input.device.type, lowered_dtype(input)
-        usable = self.groups == 1 or (dtype == torch.bfloat16 and weight.shape[1] % CHANNELS_PER_GROUP == 0)
+        usable = dtype == torch.bfloat16 and weight.shape[1] % CHANNELS_PER_GROUP == 0
         if kind != "cpu" or dtype is None or usable:
             return super()._conv_forward(input, weight, bias)
         with torch.autocast(kind, enabled=False):

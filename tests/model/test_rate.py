@@ -289,6 +289,7 @@ def test_alpha_is_the_slow_model_s():
             torch.testing.assert_close(alpha[row, : lengths[row]], expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_alpha_is_not_rounded_to_half_precision(waves, dtype):
     """Promise: lengths never go off by one in half precision models: what comes after the predictor's convolution is

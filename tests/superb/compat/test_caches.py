@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 import s3prl_ofa.superb  # noqa: F401  (applies the shims)
+from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.compat import caches
 
@@ -79,6 +80,20 @@ def test_other_tasks_read_no_pickle(tmp_path, monkeypatch):
     assert not marker.exists()
     pickle.load((cache / "cache_key.p").open("rb"))
     assert marker.exists()
+
+
+def test_every_run_has_its_caches_secured(verification, tmp_path, monkeypatch, capsys):
+    """run_downstream does so before S3PRL builds the task, with the experiment's folder for the lengths."""
+
+    def stop(dataset, cache):
+        raise UsageError(f"{dataset.__name__} keeps {cache}")
+
+    monkeypatch.setattr(caches, "keep_lengths", stop)
+    (tmp_path / "config.yaml").write_text("{runner: {}, downstream_expert: {}}")
+    task = ["-m", "train", "-d", "sv_voxceleb1", "-u", "fbank", "-c", str(tmp_path / "config.yaml")]
+    assert cli.main(["run_downstream", *task, "-p", str(tmp_path / "exp")]) == 2
+    kept = f"{PACKAGE}.sv_voxceleb1.dataset keeps {tmp_path}/exp/trimmed_lengths.json"
+    assert capsys.readouterr().err.endswith(f"error: {kept}\n")
 
 
 class Hostile:

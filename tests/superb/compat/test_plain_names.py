@@ -39,7 +39,7 @@ PLACES = {
     "downstream/sv_voxceleb1/model.py: utterance_module_name": [EXPERT + "modelrc.utter_module"],
     "downstream/sv_voxceleb1/expert.py: self.modelrc['ObjectiveLoss']": [EXPERT + "modelrc.ObjectiveLoss"],
     "utility/helper.py: value_str": None,  # -o, see below
-    "downstream/timit_phone/upstream_expert.py: modelrc['select']": None,  # of a checkpoint: test_guarded.py
+    "downstream/timit_phone/upstream_expert.py: modelrc['select']": None,  # of a checkpoint: test_safe_loading.py
     "downstream/voxceleb1/dataset.py: 'self.{}'.format(mode)": None,  # train, dev and test
     "run_downstream.py: f'runner.{args.mode}'": None,  # -m, of three choices
 }
@@ -65,7 +65,7 @@ PLACES["downstream/timit_phone_linear/expert.py: f'self.get_{split}_dataloader'"
 
 
 def calls_of_eval() -> set[str]:
-    """Where S3PRL's sources call ``eval``, and with what, but the upstreams: those are in test_guarded.py."""
+    """Where S3PRL's sources call ``eval``, and with what, but the upstreams: those are in test_safe_loading.py."""
     root = pathlib.Path(importlib.import_module("s3prl").__file__).parent
     files = [*root.glob("downstream/**/*.py"), *root.glob("*.py"), root / "utility" / "helper.py"]
     found = set()
