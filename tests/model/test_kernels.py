@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from models import BASE, CONFIGS, GOLDEN_CONFIG, LARGE, noise_waves, random_model
+from models import CONFIGS, noise_waves, random_model
 from paths import ROOT, TESTS
 from pretraining import speechlike, tiny_model
 from torch import nn
@@ -42,10 +42,10 @@ class GroupedConvolutions(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", LOWERED)
-@pytest.mark.parametrize("config", [BASE, LARGE, GOLDEN_CONFIG], ids=["base", "large", "without projection"])
-def test_shapes_that_amx_gets_wrong_are_not_asked_of_it(config, dtype):
+@pytest.mark.parametrize("name", ["base", "large"])
+def test_shapes_that_amx_gets_wrong_are_not_asked_of_it(name, dtype):
     """Promise: no grouped convolution in 16 bits with such channels per group, in a lowered model or under autocast."""
-    model, waves = random_model(config), noise_waves([4_000, 9_000], seed=1)
+    model, waves = random_model(CONFIGS[name]), noise_waves([4_000, 9_000], seed=1)
     with GroupedConvolutions() as autocast, torch.autocast("cpu", dtype=dtype):
         model.extract(waves, lambd=0.5)
     model.to(dtype)
@@ -102,9 +102,10 @@ def test_every_part_agrees_with_float32(name, dtype):
 
 
 def garbage(original, self, input, *args):
-    """A kernel as it is under AMX: well formed, finite, unrelated to its input, in 16 bits only."""
+    """A kernel as it is under AMX: well formed, finite, repeatable, unrelated to its input, in 16 bits only."""
     result = original(self, input, *args)
-    return torch.randn_like(result) if result.dtype in LOWERED else result
+    noise = torch.randn(result.shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(result.dtype) if result.dtype in LOWERED else result
 
 
 @pytest.mark.parametrize("autocast", [True, False])
@@ -133,7 +134,7 @@ def test_weights_too_large_for_float16():
 
 
 def test_kernels_are_looked_at_once(monkeypatch):
-    """Promise: kernels are not checked in float32, and once per dtype in 16 bits."""
+    """Promise: kernels are not checked in float32, nor in DataParallel's replicas, and once per dtype in 16 bits."""
     looked = []
     monkeypatch.setattr("s3prl_ofa.model.kernels.errors", lambda model: looked.append(model) or iter(()))
     model, waves = random_model(CONFIGS["base"]), noise_waves([4_000], seed=1)
@@ -143,6 +144,10 @@ def test_kernels_are_looked_at_once(monkeypatch):
     model.extract(waves)
     assert len(looked) == 1
     check_kernels(model.half())
+    assert len(looked) == 2
+    replica = random_model(CONFIGS["base"]).half()
+    replica._is_replica = True
+    check_kernels(replica)
     assert len(looked) == 2
 
 
