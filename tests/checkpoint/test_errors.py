@@ -98,6 +98,14 @@ WRONG_STATES = {
         lambda cfg, w: {"cfg": cfg, "model": {**w, "mask_emb": torch.eye(2).to_sparse()}},
         r"mask_emb is sparse",
     ),
+    "float8 weights": (
+        lambda cfg, w: {"cfg": cfg, "model": {**w, "mask_emb": w["mask_emb"].to(torch.float8_e4m3fn)}},
+        r"mask_emb is .* of a rare dtype such as float8.*; expected a dense tensor",
+    ),
+    "weights with attributes": (
+        lambda cfg, w: {"cfg": cfg, "model": {**w, "mask_emb": with_attribute(w["mask_emb"])}},
+        r"mask_emb is .* or has attributes; expected a dense tensor",
+    ),
     "other entries": (
         lambda cfg, w: {"state_dict": w, "epoch": 1},
         r"entries epoch, state_dict; expected model with cfg",
@@ -110,6 +118,12 @@ WRONG_STATES = {
 
 def changed(cfg, **values):
     return {**cfg, "model": {**cfg["model"], **values}}
+
+
+def with_attribute(weight):
+    parameter = torch.nn.Parameter(weight)
+    parameter.extra = [1]
+    return parameter
 
 
 @pytest.mark.parametrize("case", WRONG_STATES)

@@ -67,6 +67,24 @@ def test_trimmed_lengths_are_those_of_this_corpus(verification, tmp_path, make_w
     assert sorted(inside.rglob("*")) == before
 
 
+def test_lengths_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A kill while they are written leaves the cache as it was."""
+    cache, paths, write = tmp_path / "lengths.json", [str(tmp_path / name) for name in "ab"], pathlib.Path.write_text
+    for path in paths:
+        pathlib.Path(path).touch()
+    assert caches.trimmed_lengths(paths[:1], cache, lambda new: [7]) == {paths[0]: 7}
+    before = cache.read_text()
+
+    def killed(path, text, *args):
+        write(path, text[:9], *args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pathlib.Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        caches.trimmed_lengths(paths, cache, lambda new: [8])
+    assert cache.read_text() == before and not list(tmp_path.glob(".*"))
+
+
 def test_other_tasks_read_no_pickle(tmp_path, monkeypatch):
     """A task that would unpickle its cache names the file instead."""
     marker, cache = tmp_path / "marker", tmp_path / "downstream/voxceleb2_amsoftmax_segment_eval/cache_wav_paths"

@@ -168,6 +168,13 @@ def test_names_that_are_none_of_s3prls(name, value):
         plain_names.check_config(put({"runner": {}}, "downstream_expert.modelrc.module", value(name)))
 
 
+def test_names_in_mappings_of_a_list():
+    """A key counts at any depth."""
+    config = put({"runner": {}}, "downstream_expert.modelrc.layers", [[{"module": "os.system"}]])
+    with pytest.raises(UsageError, match="the config's downstream_expert.modelrc.layers.module: a plain name"):
+        plain_names.check_config(config)
+
+
 def test_what_s3prls_own_configs_hold():
     """Names, splits with hyphens, a pooling by numbers and an unknown word's weight as S3PRL's configs give them."""
     config = yaml.safe_load(
