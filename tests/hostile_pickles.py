@@ -73,6 +73,8 @@ def shared(value: bytes, times: int) -> bytes:
 
 def pickles() -> dict[str, bytes]:
     plus_one = number(1)
+    rebuild = name("torch._utils", "_rebuild_tensor_v2") + b"q\x01"
+    empty = many(storage(), number(0), many(number(0)), many(plus_one), b"\x89", b"}") + b"q\x02"
     hang = {
         "tuple as a key": archive(b"}" + tree(26, MARK, TUPLE) + b"K\x01s"),
         "tuple in a config": with_config(tree(26, MARK, TUPLE)),
@@ -116,6 +118,8 @@ def pickles() -> dict[str, bytes]:
                 cfg=b"}",
             )
         ),
+        "empty tensors in a list": archive(b"](" + rebuild + empty + b"h\x01h\x02R" * 160_000 + b"e"),
+        "300,000 empty tensors": archive(b"](" + rebuild + empty + b"h\x01h\x02R" * 300_000 + b"e"),
         "many weights": archive(
             mapping(
                 model=b"}"

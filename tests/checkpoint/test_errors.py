@@ -196,6 +196,9 @@ def test_endless_configuration_is_refused():
         bomb = [bomb, bomb]
     with pytest.raises(CheckpointError, match="100000 values"):
         plain(bomb)
+    for value in ("x" * 1_000, {"x" * 1_000: 1}):
+        with pytest.raises(CheckpointError, match="1000000 characters"):
+            plain([value] * 1_001)
 
 
 def test_conv_layers_are_parsed():

@@ -173,6 +173,19 @@ def test_a_weight_norm_that_its_dtype_cannot_hold_is_refused(tmp_path):
         convert(tmp_path / "x.safetensors", tmp_path / "x.pt")
 
 
+def test_weights_that_only_pretraining_uses(tmp_path):
+    """load passes over them, whatever they hold; convert, which keeps them, refuses those that are not finite."""
+    source, target = tmp_path / "x.safetensors", tmp_path / "y.safetensors"
+    for values, fits in ((torch.zeros(0), True), (torch.full((32,), torch.nan), False)):
+        write_safetensors(source, GOLDEN_CONFIG, golden_weights() | {"mask_emb": values})
+        load(source)
+        if fits:
+            assert torch.equal(read_checkpoint(convert(source, target)).weights["mask_emb"], values)
+        else:
+            with pytest.raises(CheckpointError, match="the weight mask_emb holds nan"):
+                convert(source, target, force=True)
+
+
 # --- sizes and messages ---
 
 

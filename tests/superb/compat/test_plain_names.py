@@ -345,7 +345,9 @@ def test_a_split_is_a_name(evaluate, trained):
     status, said = evaluate(lambda args, config: None, "-e", str(trained), "-t", HOSTILE["self.get_"])
     assert status == 2 and "-t " in said and "the name of a split is expected" in said
     assert all(map(plain_names.is_split, ("test", "test-clean", "dev-other+test")))
-    assert not any(map(plain_names.is_split, ("", "test()", "test[0]", "test if x", "test=1", "{test}", "'test'", None)))
+    assert not any(
+        map(plain_names.is_split, ("", "test()", "test[0]", "test if x", "test=1", "{test}", "'test'", None))
+    )
 
 
 def test_commands_in_kaldis_tables(tmp_path):
