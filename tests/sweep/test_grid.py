@@ -168,6 +168,10 @@ BAD = {
         lambda grid: grid["tasks"].update(emotion={"config": SID, "metric": "acc", "dev": "dev", "test": "test if x"}),
         "tasks.emotion.test: the name of a split is expected, found 'test if x'",
     ),
+    "code in the split to choose by": (
+        lambda grid: grid["tasks"].update(emotion={"config": SID, "metric": "acc", "dev": "dev if x"}),
+        "tasks.emotion.dev: the name of a split is expected, found 'dev if x'",
+    ),
     "no such config": (lambda grid: grid["tasks"]["sid"].update(config="no.yaml"), "tasks.sid: there is no config"),
     "override of nothing": (
         lambda grid: grid["tasks"]["sid"].update(overrides={"a.b": 1}),
