@@ -52,6 +52,7 @@ def archives(golden: bytes) -> Files:
     directory = bytearray(golden)
     end = directory.rfind(b"PK\6\6")
     directory[end + 40 : end + 48] = struct.pack("<Q", 2**31)
+    pickle = records["archive/data.pkl"]
     bomb = records | {first: bytes(10**7)}
     return {
         "compressed": rebuilt(records, zipfile.ZIP_DEFLATED),
@@ -66,6 +67,9 @@ def archives(golden: bytes) -> Files:
         "two pickles": rebuilt(records | {"other/data.pkl": records["archive/data.pkl"]}),
         "big-endian": rebuilt(records | {"archive/byteorder": b"big"}),
         "longer record": rebuilt(records | {first: records[first] + bytes(4)}),
+        "an instruction that torch does not write": rebuilt(
+            records | {"archive/data.pkl": pickle[:2] + b"N0" + pickle[2:]}
+        ),
         "program": rebuilt(records | {"archive/constants.pkl": b""}),
         "huge pickle": rebuilt(records | {"archive/data.pkl": b"N" * (2**25 + 1)}),
         "only a list": golden[golden.rfind(b"PK\1\2") :],

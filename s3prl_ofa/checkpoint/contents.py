@@ -13,7 +13,6 @@ from s3prl_ofa.checkpoint.safe_pickle import MAX_DIMS, OddTensor, StoredTensor
 from s3prl_ofa.errors import CheckpointError, listed, shown, shown_text
 from s3prl_ofa.model.config import ModelConfig
 from s3prl_ofa.model.names import check_finite, check_shapes
-from s3prl_ofa.model.storage import MAX_WEIGHTS
 
 POS_CONV = "encoder.pos_conv.0"
 # Newer torch's names of the two parts of a weight-normed weight.
@@ -22,6 +21,7 @@ PARAMETRIZED = {
     f"{POS_CONV}.parametrizations.weight.original1": f"{POS_CONV}.weight_v",
 }
 COMPRESSOR = "cif_subsampler."
+MAX_WEIGHTS = 5_000  # the largest models have some 800
 LONGEST_NAME = 128  # characters; the longest real name has 70
 SHARED = 2**28  # bytes by which weights that share storage may exceed the size of the file
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -1,14 +1,16 @@
 """A short run of ``python -m tests.hostile``, and regression tests of what it found."""
 
 import io
+import json
 import pathlib
+import struct
 import zipfile
 import zlib
 
 import hostile
 import pytest
 import torch
-from hostile_files import pickle_ends, rebuilt, records_of, saved
+from hostile_files import pickle_ends, rebuilt, records_of, saved, with_header
 from models import CONFIGS, GOLDEN_CONFIG, golden_weights, random_weights
 from paths import REF_TINY
 
@@ -16,7 +18,7 @@ from s3prl_ofa.checkpoint import convert, load, read_checkpoint
 from s3prl_ofa.errors import LONGEST_SHOWN, CheckpointError, shown
 from s3prl_ofa.model import OFAWav2Vec2
 from s3prl_ofa.model.names import weight_shapes
-from s3prl_ofa.model.storage import write_safetensors
+from s3prl_ofa.model.storage import FORMAT, write_safetensors
 from s3prl_ofa.superb.registration import ofa_wav2vec2_local
 
 FC1 = "encoder.layers.0.fc1.weight"
@@ -95,6 +97,40 @@ def test_files_written_without_checksums_are_read(tmp_path, reference):
     finally:
         torch.serialization.set_crc32_options(True)
     assert same_weights(read_checkpoint(tmp_path / "x.pt").weights, golden_weights())
+
+
+def test_the_list_of_records_is_held_to_the_records(tmp_path, reference):
+    """Without checksums too: records that run into the list or the next one, or that are exchanged, are refused."""
+    path, entries = tmp_path / "x.pt", {}
+    torch.serialization.set_crc32_options(False)
+    try:
+        data = saved(reference)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        place = archive.start_dir
+        for entry in archive.infolist():
+            entries[entry.filename] = place
+            place += 46 + len(entry.filename) + len(entry.extra) + len(entry.comment)
+    first, second, last = (entries[f"archive/data/{index}"] for index in (0, 1, len(golden_weights()) - 1))
+    final = max(entries.values())
+
+    def changed(place, size=None, offset=None):
+        content = bytearray(data)
+        if size is not None:
+            content[place + 20 : place + 28] = struct.pack("<II", size, size)
+        if offset is not None:
+            content[place + 42 : place + 46] = data[offset + 42 : offset + 46]
+        return bytes(content)
+
+    for content, said in (
+        (changed(final, size=2**20), "is cut short: damaged"),
+        (changed(last, size=2**20), "overlaps another"),
+        (changed(first, offset=second), "is not where the archive's list says"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=said):
+            read_checkpoint(path)
 
 
 def test_records_that_are_not_aligned_are_read(tmp_path):
@@ -194,6 +230,26 @@ def test_shapes_of_a_configuration(name):
     """The shapes that files are checked against are those of the model, for all variants."""
     config = CONFIGS.get(name, GOLDEN_CONFIG)
     assert weight_shapes(config) == {key: tuple(w.shape) for key, w in OFAWav2Vec2(config).weights().items()}
+
+
+def test_sizes_are_bounded(tmp_path, reference):
+    """Pickles, headers and numbers of weights that no model has are refused before they are read on."""
+    path, records = tmp_path / "x", records_of(REF_TINY.read_bytes())
+    many = {str(index): torch.zeros(0) for index in range(5_001)}
+    tensors = {name: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for name in many}
+    ours = {"format": FORMAT, "config": json.dumps(GOLDEN_CONFIG.to_dict())}
+    for content, said in (
+        (rebuilt(records | {"archive/data.pkl": bytes(2**25 + 1)}), "its pickle is 33554433 bytes long; expected at"),
+        (
+            with_header({"__metadata__": {"x": "x" * 2**22}}, b""),
+            "a safetensors header of 4194[0-9]+ bytes; expected at",
+        ),
+        (saved({"cfg": reference["cfg"], "model": many}), "holds 5001 weights; expected at most 5000"),
+        (with_header({"__metadata__": ours} | tensors, b""), "holds 5001 weights; expected at most 5000"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=said):
+            read_checkpoint(path)
 
 
 def test_a_final_dim_is_bounded(tmp_path):
