@@ -153,8 +153,14 @@ def pickles() -> dict[str, bytes]:
         "no storage": with_weight(tensor(many(number(4)), many(plus_one), stored=b"N")),
         "strange storage": with_weight(tensor(many(number(4)), many(plus_one), stored=storage(kind="load"))),
         "another key": with_weight(tensor(many(number(4)), many(plus_one), stored=storage(key="../data.pkl"))),
-        "one storage, two types": archive(
-            mapping(a=tensor(many(), many()), b=tensor(many(), many(), stored=storage(kind="IntStorage")))
+        "one storage, two sizes": archive(
+            mapping(
+                model=mapping(
+                    mask_emb=tensor(many(number(4)), many(plus_one)),
+                    other=tensor(many(number(8)), many(plus_one), stored=storage(number(8))),
+                ),
+                cfg=mapping(model=b"}", task=b"}"),
+            )
         ),
     }
     run = {
