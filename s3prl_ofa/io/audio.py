@@ -19,13 +19,16 @@ MAX_AMPLITUDE = 2.0**15  # float files hold -1 to 1, some hold 16-bit integers u
 BLOCK_SECONDS = 30.0  # an hour of 48 kHz stereo is 1.4 GB in float32; read in blocks, it is never all in memory
 # File suffixes of libsndfile's formats, including those that are not the format's name. RAW has no header to read.
 SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"}
-SUFFIXES |= {".aif", ".aifc", ".oga", ".opus", ".snd", ".sph"}
+SUFFIXES |= {".8svx", ".aif", ".aifc", ".iff", ".oga", ".opus", ".sf", ".snd", ".sph"}
 # Suffixes of audio that libsndfile cannot read. Such files are found all the same, so that they can be reported.
-OTHERS = "3ga 3gp aac ac3 amr ape asf avi awb dff dsf eac3 flv m4a m4b m4v mka mkv mov mp1 mp2 mp4 mpc mpeg mpg mpga ra"
-OTHERS += " rm shn spx tak tta weba webm wma wmv wv"
+OTHERS = "3ga 3gp aac aax ac3 amr ape asf avi awb dff dsf eac3 flv m4a m4b m4p m4r m4v mka mkv mov mp1 mp2 mp4 mpc mpeg"
+OTHERS += " mpg mpga oma qcp ra rm shn spx tak tta weba webm wma wmv wv"
 OTHER_SUFFIXES = {f".{name}" for name in OTHERS.split()}
 ALL_SUFFIXES = SUFFIXES | OTHER_SUFFIXES
 
+# libsndfile's formats whose integer PCM need not be decoded: any bits are valid samples, and open_audio has compared the
+# file's size with its header
+SIZED = {"WAV", "WAVEX", "RF64", "AIFF", "SVX", "AU", "W64", "CAF", "NIST"}
 CONVERT = "`s3prl-ofa prepare audio CORPUS --out DIR` makes a copy of a corpus that is"
 
 
@@ -71,16 +74,15 @@ def check_speech(path: str | os.PathLike, verify: bool = False) -> int:
     """Number of samples of a file that tasks and pretraining can read as it is: 16 kHz mono, at least 400 samples.
 
     Every command that reads a corpus uses this function to decide which files are usable. It reads only the header and
-    the end of a FLAC file; with ``verify`` it decodes compressed files completely. Raises AudioError with the reason
-    why the file cannot be used.
+    the end of a FLAC file; with ``verify`` it decodes the whole file, except integer PCM in ``SIZED`` formats. Raises
+    AudioError with the reason why the file cannot be used.
     """
     with open_audio(path) as file:
         check_format(file)
         if file.format == "FLAC":  # its header does not show whether the file was cut; a seek takes 0.1 ms
             check_end(file)
-        # integer PCM need not be decoded: its size has been compared with the header, and any bits are valid samples
-        compressed = file.format == "FLAC" or not file.subtype.startswith("PCM_")
-        for _ in mono_blocks(file) if verify and compressed else ():
+        checked = file.format in SIZED and file.subtype.startswith("PCM_")
+        for _ in mono_blocks(file) if verify and not checked else ():
             pass
         return file.frames
 

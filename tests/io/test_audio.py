@@ -224,7 +224,7 @@ def test_absurd_rates(tmp_path, rate):
             function(tmp_path / "a.wav")
 
 
-OTHERS = ("a.m4a", "b.MP4", "c.aac", "d.webm", "e.wma", "f.amr", "g.mka", "h.3gp", "i.ape", "j.wv", "k.m4b", "l.mov")
+OTHERS = "a.m4a b.MP4 c.aac d.webm e.wma f.amr g.mka h.3gp i.ape j.wv k.m4b l.mov m.m4p n.aax o.qcp".split()
 
 
 def test_formats_that_cannot_be_read_are_found(tmp_path):
@@ -291,6 +291,16 @@ def test_what_speech_is(tmp_path, make_wave):
         check_speech(path, verify=True)
     with pytest.raises(AudioError, match=r"a\\nb.flac: damaged"):
         load_speech(path)
+
+
+def test_formats_whose_size_is_not_in_their_header(tmp_path, make_wave):
+    """Only decoding shows that a file in another format, such as SDS, is cut, although its samples are integer PCM."""
+    path = tmp_path / "a.sds"
+    soundfile.write(path, make_wave(2.0), SAMPLE_RATE)
+    assert check_speech(path, verify=True) >= 2 * SAMPLE_RATE
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(AudioError, match="^damaged"):
+        check_speech(path, verify=True)
 
 
 def test_paths_are_printed_on_one_line():
