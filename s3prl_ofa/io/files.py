@@ -26,7 +26,7 @@ class DiskFull(OSError):
     def __str__(self) -> str:
         return (
             f"{self.filename}: no room to write it ({self.strerror}); free some space or raise the limit, then resume "
-            "or repeat the command: no file was left half written"
+            "or repeat the command"
         )
 
 

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import torch
 from guidance_data import write_manifest
-from paths import ROOT
+from paths import CKPT, ROOT
 from pretraining import corpus_settings, make_corpus, read_checkpoint, run_here, write_config
 from sweep_rows import grid_rows, write_sweep
 
@@ -23,10 +23,7 @@ from s3prl_ofa import cli
 from s3prl_ofa.io.files import DiskFull, append, atomic_path, writing
 
 pytestmark = pytest.mark.slow  # without coverage, whose own file would meet the limit too
-REASON = (
-    "no room to write it (File too large); free some space or raise the limit, then resume or repeat the command: "
-    "no file was left half written"
-)
+REASON = "no room to write it (File too large); free some space or raise the limit, then resume or repeat the command"
 CODE = """
 import json, resource, sys
 from s3prl_ofa import cli
@@ -152,6 +149,27 @@ def test_settings_of_an_experiment(tmp_path):
     start, end = f"s3prl-ofa run_downstream: error: {tmp_path / 'exp'}/args_", f".yaml: {REASON}"
     assert said.splitlines()[-1].startswith(start) and said.splitlines()[-1].endswith(end)
     assert not list((tmp_path / "exp").glob("*args_*"))
+
+
+def test_files_that_s3prl_writes(tmp_path, make_wave):
+    """Such as the predictions of an evaluation: the error names the experiment's folder."""
+    voices, exp, lines = tmp_path / "voices", tmp_path / "exp", []
+    for speaker in ("ada", "bob"):
+        (voices / speaker).mkdir(parents=True)
+        for number in range(60):  # with long names, so that the predictions are larger than our own files
+            name = f"{speaker}/{'x' * 180}{number}.wav"
+            soundfile.write(voices / name, make_wave(0.1, number), 16_000)
+            lines.append(f"{number % 3 + 1} {name}\n")
+    (tmp_path / "list").write_text("".join(lines))
+    train = ["run_downstream", "-m", "train", "-u", "ofa_wav2vec2", "-k", CKPT, "-d", "sid", "--mini", "-p", exp]
+    train += ["--voxceleb1", voices, "--speaker-list", tmp_path / "list"]
+    train += ["-o", "config.runner.total_steps=1,,config.runner.save_step=1"]
+    assert cli.main(list(map(str, train))) == 0
+    ours = [path.stat().st_size for path in exp.glob("*.yaml")]
+    (said,) = limited(max(ours) + 1000, ["run_downstream", "-m", "evaluate", "-e", exp])
+    assert said.splitlines()[-1] == f"s3prl-ofa run_downstream: error: {exp}: {REASON}"
+    assert 0 < (exp / "test_predict.txt").stat().st_size <= max(ours) + 1000  # cut by the limit
+    assert "Traceback" not in said
 
 
 WRITERS = {
