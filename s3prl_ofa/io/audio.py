@@ -26,8 +26,8 @@ OTHERS += " mpg mpga oma qcp ra rm shn spx tak tta weba webm wma wmv wv"
 OTHER_SUFFIXES = {f".{name}" for name in OTHERS.split()}
 ALL_SUFFIXES = SUFFIXES | OTHER_SUFFIXES
 
-# libsndfile's formats whose integer PCM need not be decoded: any bits are valid samples, and open_audio has compared the
-# file's size with its header
+# libsndfile's formats whose integer PCM need not be decoded: any bits are valid samples, and open_audio has compared
+# the file's size with its header
 SIZED = {"WAV", "WAVEX", "RF64", "AIFF", "SVX", "AU", "W64", "CAF", "NIST"}
 CONVERT = "`s3prl-ofa prepare audio CORPUS --out DIR` makes a copy of a corpus that is"
 

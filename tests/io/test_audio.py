@@ -224,7 +224,7 @@ def test_absurd_rates(tmp_path, rate):
             function(tmp_path / "a.wav")
 
 
-OTHERS = "a.m4a b.MP4 c.aac d.webm e.wma f.amr g.mka h.3gp i.ape j.wv k.m4b l.mov m.m4p n.aax o.qcp".split()
+OTHERS = ("a.m4a", "b.MP4", "c.aac", "d.webm", "e.wma", "f.amr", "g.mka", "h.3gp", "i.ape", "j.wv", "k.m4b", "l.mov")
 
 
 def test_formats_that_cannot_be_read_are_found(tmp_path):
