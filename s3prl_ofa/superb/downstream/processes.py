@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError
 
-# where launchers store the number of processes: torchrun, srun (of a step), mpirun (Open MPI, MPICH)
-WORLD_SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+# where launchers store the number of processes: torchrun, srun (of a step), mpirun (Open MPI, MPICH, MVAPICH)
+WORLD_SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # besides WORLD_SIZE, to find one another
 TORCHRUN = "torchrun --nproc-per-node {} -m s3prl_ofa run_downstream ..."
 TIMEOUT = datetime.timedelta(days=1)  # the others wait while the leader evaluates; torch's default is minutes

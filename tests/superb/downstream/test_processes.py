@@ -153,6 +153,7 @@ def test_torchrun_is_recognized(settled, local_rank):
         ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1"}, {}, "SLURM_STEP_NUM_TASKS=4 says that 4 processes"),
         ({**TORCHRUN, "WORLD_SIZE": "1", "PMI_SIZE": "2"}, {}, "PMI_SIZE=2 .*without WORLD_SIZE=2 each"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, {}, "OMPI_COMM_WORLD_SIZE=2 .*--nproc-per-node 2 -m s3prl_ofa"),
+        ({"MV2_COMM_WORLD_SIZE": "2"}, {}, "MV2_COMM_WORLD_SIZE=2 says that 2 processes"),
         ({}, {"local_rank": 0}, "--local_rank is what a launcher gives"),
         (TORCHRUN, {"mode": "evaluate"}, "-m evaluate runs in one process"),
         (TORCHRUN, {"mode": "inference"}, "-m inference runs in one process"),
