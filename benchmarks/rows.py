@@ -3,21 +3,15 @@
 import csv
 import os
 import pathlib
-import platform
 
 import torch
 
+from s3prl_ofa.device import device_name
+
 
 def machine(device: torch.device) -> str:
-    """The name of the processor or GPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        info = pathlib.Path("/proc/cpuinfo").read_text()
-        name = next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
+    """The name of the GPU, or of the processor with its number of cores."""
+    return device_name(device) if device.type == "cuda" else f"{device_name(device)}, {os.cpu_count()} cores"
 
 
 def write(rows: list[dict[str, object]], path: pathlib.Path) -> None:

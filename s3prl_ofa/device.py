@@ -1,5 +1,8 @@
-"""The device that a model runs on, from its name."""
+"""The device that a model runs on, from its name, and time on it."""
 
+import pathlib
+import platform
+import time
 from typing import TYPE_CHECKING
 
 from s3prl_ofa.errors import UsageError
@@ -25,3 +28,25 @@ def resolve_device(name: "str | torch.device") -> "torch.device":
     except (RuntimeError, AssertionError, TypeError) as error:
         detail = str(error).splitlines()[0]
         raise UsageError(f"device {name} cannot be used ({detail}); expected {AUTO}, cpu, cuda, cuda:1, ...") from None
+
+
+def device_name(device: "torch.device") -> str:
+    """The name of the processor or GPU."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        info = pathlib.Path("/proc/cpuinfo").read_text("utf-8")
+        return next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def now(device: "torch.device") -> float:
+    """Seconds, once the device has done what it was given."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -31,12 +31,14 @@ class DiskFull(OSError):
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def atomic_path(path: str | os.PathLike, sync: bool = False) -> Iterator[pathlib.Path]:
     """Yields a temporary file beside ``path``, which is renamed to ``path`` when the block succeeds.
 
     The temporary name keeps the suffix of ``path``, because some writers choose a format by it. When the block raises,
     the temporary file is removed and an existing file at ``path`` is left as it was. Parent folders are made. Raises
     DiskFull if there is no room for the file, OSError (ENAMETOOLONG) if the file system does not accept its name.
+
+    sync: waits until the content is on the disk before it gets its name; else a power cut can leave zeros.
     """
     path = pathlib.Path(path)
     with writing(path):
@@ -47,6 +49,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         temporary = pathlib.Path(name)
         try:
             yield temporary
+            if sync:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
             # mkstemp makes private files; a result should have the permissions of any other new file.
             umask = os.umask(0)
             os.umask(umask)
@@ -58,6 +63,15 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             raise
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def atomic_write(path: str | os.PathLike, content: str | bytes, sync: bool = False) -> None:
+    """Writes a file, text as UTF-8, with ``atomic_path``."""
+    with atomic_path(path, sync) as temporary:
+        if isinstance(content, str):
+            temporary.write_text(content, "utf-8")
+        else:
+            temporary.write_bytes(content)
 
 
 @contextlib.contextmanager
