@@ -9,4 +9,4 @@ from s3prl_ofa.superb.registration import (
 )
 
 __all__ = ["ofa_wav2vec2", "ofa_wav2vec2_custom", "ofa_wav2vec2_local", "ofa_wav2vec2_tiny", "ofa_wav2vec2_url"]
-dependencies = ["torch", "numpy", "safetensors", "soundfile", "yaml"]
+dependencies = ["torch", "numpy", "safetensors", "soundfile", "wrapt", "yaml"]

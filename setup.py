@@ -71,6 +71,7 @@ setup(
         "pyyaml",
         "tqdm",
         "safetensors",
+        "wrapt",
         "s3prl==0.4.18",
         *S3PRL_UNDECLARED,
     ],

@@ -4,14 +4,13 @@ S3PRL has no plugin mechanism and takes seconds to import, so nothing of it is i
 modules that need a change are changed when they are imported, or at once if they already are.
 """
 
-import importlib.abc
-import importlib.machinery
 import os
 import pathlib
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
+
+import wrapt
 
 from s3prl_ofa.checkpoint import checkpoint_path
 from s3prl_ofa.errors import CheckpointError, UsageError
@@ -38,7 +37,6 @@ def ofa_wav2vec2_local(ckpt: str | os.PathLike, refresh: bool = False, **options
     """The upstream from a checkpoint file or folder of any known format."""
     if not checkpoint_path(ckpt).exists():
         raise UsageError(f"there is no checkpoint at {os.fspath(ckpt)}")
-    register()  # S3PRL may have been partially imported when we were
     return UpstreamExpert(ckpt, **options)
 
 
@@ -77,20 +75,10 @@ def replace_asr_dataset(expert: ModuleType) -> None:
     expert.SequenceDataset = AsrDataset
 
 
-def fix_num_workers(expert: ModuleType) -> None:
-    from s3prl_ofa.superb.tasks.configs import patch_ctc_loaders
-
-    patch_ctc_loaders()
-
-
-def patch_runner(runner: ModuleType) -> None:
-    shims.cpu_beside_cuda(runner)
-    adapt_s3prl()
-
-
-def patch_dataset(dataset: ModuleType) -> None:
-    shims.speech_loader(dataset)
-    register_in_workers(dataset)
+def keep_num_workers(expert: ModuleType) -> None:
+    """S3PRL removes ``num_workers`` from the config at its first loader, so that all others would start 12 workers."""
+    load_dataset = expert.load_dataset
+    expert.load_dataset = lambda split, tokenizer, corpus: load_dataset(split, tokenizer, dict(corpus))
 
 
 def add_corpora(ctc: ModuleType) -> None:
@@ -101,49 +89,27 @@ def add_corpora(ctc: ModuleType) -> None:
 
 
 # What is done to which module of S3PRL once it is imported.
-AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
-    "s3prl": lambda _: shims.apply_shims(),
-    "s3prl.hub": lambda hub: vars(hub).update(ENTRIES),
-    "s3prl.nn.upstream": lambda _: adapt_s3prl(),
-    "s3prl.downstream.runner": patch_runner,
-    "s3prl.downstream.asr.expert": replace_asr_dataset,
-    "s3prl.downstream.asr.dataset": patch_dataset,
-    "s3prl.downstream.voxceleb1.dataset": patch_dataset,
-    "s3prl.downstream.ctc": add_corpora,
-    "s3prl.downstream.ctc.data": shims.speech_loader,
-    "s3prl.downstream.ctc.expert": fix_num_workers,
-    "s3prl.downstream.ctc.corpus.librispeech": register_in_workers,
+AFTER_IMPORT: dict[str, tuple[Callable[[ModuleType], Any], ...]] = {
+    "s3prl": (lambda _: shims.apply_shims(),),
+    "s3prl.hub": (lambda hub: vars(hub).update(ENTRIES),),
+    "s3prl.nn.upstream": (lambda _: adapt_s3prl(),),
+    "s3prl.downstream.runner": (lambda _: adapt_s3prl(), shims.cpu_beside_cuda),
+    "s3prl.downstream.asr.expert": (replace_asr_dataset,),
+    "s3prl.downstream.asr.dataset": (shims.speech_loader, register_in_workers),
+    "s3prl.downstream.voxceleb1.dataset": (shims.speech_loader, register_in_workers),
+    "s3prl.downstream.ctc": (add_corpora,),
+    "s3prl.downstream.ctc.data": (shims.speech_loader,),
+    "s3prl.downstream.ctc.expert": (keep_num_workers,),
+    "s3prl.downstream.ctc.corpus.librispeech": (register_in_workers,),
 }
 
 
-class AfterImportFinder(importlib.abc.MetaPathFinder):
-    """Finds the modules of ``AFTER_IMPORT`` by the other finders, and makes their functions run after their import."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name not in AFTER_IMPORT:
-            return None
-        specs = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
-        spec = next((spec for spec in specs if spec is not None), None)
-        if spec is None or spec.loader is None:
-            return spec
-        run_module = spec.loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            run_module(module)
-            AFTER_IMPORT[name](module)
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-
 def register() -> None:
-    """Changes the modules of ``AFTER_IMPORT`` that are imported, and the others later; may be called again."""
-    if not any(isinstance(finder, AfterImportFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, AfterImportFinder())
-    for name, function in AFTER_IMPORT.items():
-        module = sys.modules.get(name)
-        # A module that is still being imported (a linked checkout's hub imports us) may lack what is to be changed.
-        if module is not None and not getattr(module.__spec__, "_initializing", False):
-            function(module)
+    """Changes the modules of ``AFTER_IMPORT`` that are imported, and the others once they are.
+
+    A module may be in the middle of its import (a linked checkout's ``s3prl.hub`` imports us), so its function must not
+    need what comes later in the module.
+    """
+    for name, functions in AFTER_IMPORT.items():
+        for function in functions:
+            wrapt.register_post_import_hook(function, name)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import wrapt
 
 from s3prl_ofa.errors import CheckpointError
 
@@ -42,23 +43,18 @@ class Position:
         return WatchedLoader(make_loader(), self)
 
 
-class WatchedLoader:
+class WatchedLoader(wrapt.ObjectProxy):
     """A loader of the batches of an epoch that are not done yet, which a ``Position`` follows."""
 
     def __init__(self, loader: Any, position: Position) -> None:
-        self.loader, self.position = loader, position
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
-
-    def __len__(self) -> int:
-        return len(self.loader)
+        super().__init__(loader)
+        self._self_position = position
 
     def __iter__(self) -> Iterator[Any]:
-        position = self.position
+        position = self._self_position
         stored, position.stored = position.stored, None
         done = stored["batches"] if stored else 0
-        for position.batches, batch in enumerate(self.loader, 1):
+        for position.batches, batch in enumerate(self.__wrapped__, 1):
             if position.batches > done:
                 yield batch
             elif position.batches == done:

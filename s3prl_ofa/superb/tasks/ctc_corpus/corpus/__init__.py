@@ -3,12 +3,6 @@
 A source checkout of S3PRL has more of them in a folder of the same name: those stay within reach.
 """
 
-import pathlib
+import pkgutil
 
-from s3prl.downstream import ctc
-
-__path__ += [
-    str(folder)
-    for parent in ctc.__path__
-    if (folder := pathlib.Path(parent, "corpus")).is_dir() and str(folder) not in __path__
-]
+__path__ = pkgutil.extend_path(__path__, __name__)
