@@ -16,7 +16,6 @@ import logging
 import math
 import os
 import pathlib
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,25 +25,27 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from s3prl_ofa.device import now
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.io.files import atomic_path, cache_folder
+from s3prl_ofa.io.files import atomic_write, cache_folder
 from s3prl_ofa.io.locks import locked
 from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.model.ofa import ExtractOutput, OFAWav2Vec2
 from s3prl_ofa.model.waves import check_waves
-from s3prl_ofa.superb.feature_cache.key import key_of, wanted_layers
 from s3prl_ofa.superb.feature_cache.quota import KEY, LOCK, SUFFIX, Quota
+from s3prl_ofa.version import __version__
 
 logger = logging.getLogger(__name__)
 
 GB = 10**9
+FORMAT = 1  # increase when the model gives other features for the same weights
 ENTRY = {"hidden_states", "times", "frame_index", "lambd"}
 
 Entry = dict[str, Tensor]  # of one utterance
 Compute = Callable[[list[Tensor]], ExtractOutput]
 
 
-class FeatureCache(contextlib.AbstractContextManager):
+class FeatureCache(contextlib.ExitStack):
     """The outputs of one model at one rate: a section of a cache's folder, which other models and rates share.
 
     model, rate: as ``model.extract(waves, **rate)`` is called. layers: the wanted hidden states, from 0 to the
@@ -52,7 +53,7 @@ class FeatureCache(contextlib.AbstractContextManager):
     for all processes together; when it is reached, sections that are not in use are deleted, least recently opened
     first, and after that nothing more is cached.
 
-    Raises UsageError if the folder cannot be used. Close it at the end, or use it in a ``with`` statement.
+    Raises UsageError if the folder cannot be used. Locks it until it is closed, at the latest by a ``with`` statement.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class FeatureCache(contextlib.AbstractContextManager):
         rate: dict[str, float | None],
         layers: Sequence[int],
     ) -> None:
+        super().__init__()
         self.layers, self.count = tuple(layers), model.config.layers + 1
         self.device, self.receptive_field = model.device, model.config.receptive_field
         self.recompute, self.full = False, False
@@ -70,24 +72,15 @@ class FeatureCache(contextlib.AbstractContextManager):
         self.overhead = math.nan
         key = json.dumps(key_of(model, rate, self.layers), indent=1, sort_keys=True)
         self.section = pathlib.Path(folder, hashlib.sha256(key.encode()).hexdigest()[:32])
-        self.locks = contextlib.ExitStack()
         try:
-            self.quota = Quota(pathlib.Path(folder), round(limit_gb * GB), self.locks)
+            self.quota = Quota(pathlib.Path(folder), round(limit_gb * GB), self)
             with locked(self.quota.lock, wait=True):
-                self.locks.enter_context(locked(self.section / LOCK, wait=True, shared=True))
-                with atomic_path(self.section / KEY) as temporary:  # its time is when the section was last opened
-                    temporary.write_text(key + "\n", "utf-8")
+                self.enter_context(locked(self.section / LOCK, wait=True, shared=True))
+                atomic_write(self.section / KEY, key + "\n")  # its time is when the section was last opened
             self.quota.reserve(0, self.section)  # the limit may be lower than last time
         except OSError as error:
             self.close()
             raise UsageError(f"the feature cache {folder} cannot be written ({error.strerror})") from error
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Unlocks the folder."""
-        self.locks.close()
 
     def extract(self, waves: list[Tensor], compute: Compute) -> ExtractOutput:
         """What ``compute(waves)`` gives; only the utterances that are missing are computed.
@@ -131,11 +124,7 @@ class FeatureCache(contextlib.AbstractContextManager):
                 self.full = True
                 logger.info("the feature cache %s is full: what is missing is computed every time", self.quota.folder)
                 return
-            # Synced before it gets its name: after a power cut a file of the right size could hold zeros.
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(content)
-                with temporary.open("rb") as file:
-                    os.fsync(file.fileno())
+            atomic_write(path, content, sync=True)
         except (OSError, ValueError) as error:
             # What was reserved stays so until a process opens the folder alone and recounts.
             self.full = True
@@ -182,11 +171,26 @@ def cache_for(runner: Any, folder: str | os.PathLike, limit_gb: float) -> Featur
     return FeatureCache(folder, limit_gb, upstream.model, upstream.options.extract_rate, layers)
 
 
-def now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def key_of(model: OFAWav2Vec2, rate: dict[str, float | None], layers: Sequence[int]) -> dict[str, Any]:
+    """Weights, rate and layers; versions and the type of device too, because they decide how sums are rounded."""
+    return {
+        "format": FORMAT,
+        "weights": model.fingerprint(),
+        "rate": {name: value for name, value in rate.items() if value is not None} or {"lambd": 0.0},
+        "layers": list(layers),
+        "dtype": str(next(model.parameters()).dtype),
+        "device": model.device.type,
+        "versions": {"s3prl_ofa": __version__, "torch": torch.__version__},
+    }
+
+
+def wanted_layers(selection: str, layer: int | None, last: int) -> tuple[int, ...]:
+    """The layers, from 0 to ``last``, that S3PRL's ``-s`` and ``-l`` read; all of them for an unknown selection."""
+    layers = tuple(range(last + 1))
+    named = {"last_hidden_state": layers[-1:]} | {f"hidden_state_{index}": (index,) for index in layers}
+    if selection in named:
+        return named[selection]
+    return layers if layer is None or not -len(layers) <= layer <= last else (layers[layer],)
 
 
 def default_folder() -> pathlib.Path:

@@ -4,12 +4,12 @@ import contextlib
 import pathlib
 import shutil
 
-from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.io.files import atomic_write
 from s3prl_ofa.io.locks import InUse, locked
 
 LOCK, USERS, USED, KEY = ".lock", ".users", "bytes", "key.json"
 SUFFIX = ".safetensors"
-DELETED = ".gone-"  # before the name of a section that is being deleted
+HALF_WRITTEN = (f".{USED}.*", f"*/.{pathlib.Path(KEY).stem}.*", f"*/*/.*{SUFFIX}")  # what a killed process leaves
 
 
 class Quota:
@@ -25,27 +25,10 @@ class Quota:
         self.folder, self.limit, self.lock = folder, limit, folder / LOCK
         with locked(self.lock, wait=True):
             with contextlib.suppress(InUse), locked(folder / USERS, wait=False):
-                self.remove_leftovers()
+                for path in (path for pattern in HALF_WRITTEN for path in folder.glob(pattern)):
+                    path.unlink(missing_ok=True)
                 self.write(size_of(folder))
             locks.enter_context(locked(folder / USERS, wait=True, shared=True))
-
-    def remove_leftovers(self) -> None:
-        """Removes what killed processes left: sections half deleted, files half written."""
-        for section in self.folder.glob(f"{DELETED}*"):
-            shutil.rmtree(section, ignore_errors=True)
-        half_written = (f".{USED}.*", f"*/.{pathlib.Path(KEY).stem}.*", f"*/*/.*{SUFFIX}")
-        for path in (path for pattern in half_written for path in self.folder.glob(pattern)):
-            path.unlink(missing_ok=True)
-
-    def sections(self) -> list[pathlib.Path]:
-        """All sections, least recently opened first."""
-
-        def opened(section: pathlib.Path) -> float:
-            with contextlib.suppress(OSError):
-                return (section / KEY).stat().st_mtime
-            return 0.0
-
-        return sorted((path for path in self.folder.glob("[!.]*") if path.is_dir()), key=opened)
 
     def reserve(self, size: int, keep: pathlib.Path) -> bool:
         """Reserves ``size`` bytes, if necessary by deleting sections other than ``keep``; returns whether they fit.
@@ -55,44 +38,50 @@ class Quota:
         with locked(self.lock, wait=True):
             used = int((self.folder / USED).read_text())
             if used + size > self.limit and (not size or size_of(keep) + size <= self.limit):
-                for section in self.sections():
+                for section in sorted(self.folder.glob("[!.]*/"), key=opened):
                     if used + size > self.limit and section != keep:
-                        used -= self.delete(section)
+                        used -= delete(section)
             if not size and used > self.limit:
-                used -= self.trim(keep, used - self.limit)
+                used -= trim(keep, used - self.limit)
             fits = used + size <= self.limit
             self.write(used + size if fits else used)
             return fits
 
     def write(self, used: int) -> None:
-        with atomic_path(self.folder / USED) as temporary:
-            temporary.write_text(f"{used}\n")
+        atomic_write(self.folder / USED, f"{used}\n")
 
-    def delete(self, section: pathlib.Path) -> int:
-        """Deletes a section that is not in use; returns the bytes that this freed."""
-        try:
-            with locked(section / LOCK, wait=False):
-                size = size_of(section)
-                deleted = section.rename(section.with_name(DELETED + section.name))
-                shutil.rmtree(deleted, ignore_errors=True)
-                return size - size_of(deleted)
-        except (InUse, OSError):
-            return 0
 
-    def trim(self, section: pathlib.Path, excess: int) -> int:
-        """Deletes entries of a section until it takes ``excess`` bytes less; returns the bytes that this freed.
+def opened(section: pathlib.Path) -> float:
+    """When a section was last opened; 0 if its deletion was interrupted."""
+    key = section / KEY
+    return key.stat().st_mtime if key.exists() else 0.0
 
-        A process that has one of them open can go on reading it, and one that looks for it computes it.
-        """
-        freed = 0
-        for path in section.rglob(f"[!.]*{SUFFIX}"):  # not those that are being written
-            if freed >= excess:
-                break
-            with contextlib.suppress(OSError):
-                size = path.stat().st_size
-                path.unlink()
-                freed += size
-        return freed
+
+def delete(section: pathlib.Path) -> int:
+    """Deletes a section that is not in use; returns the bytes that this freed."""
+    try:
+        with locked(section / LOCK, wait=False):
+            size = size_of(section)
+            shutil.rmtree(section, ignore_errors=True)
+            return size - size_of(section)
+    except (InUse, OSError):
+        return 0
+
+
+def trim(section: pathlib.Path, excess: int) -> int:
+    """Deletes entries of a section until it takes ``excess`` bytes less; returns the bytes that this freed.
+
+    A process that has one of them open can go on reading it, and one that looks for it computes it.
+    """
+    freed = 0
+    for path in section.rglob(f"[!.]*{SUFFIX}"):  # not those that are being written
+        if freed >= excess:
+            break
+        with contextlib.suppress(OSError):
+            size = path.stat().st_size
+            path.unlink()
+            freed += size
+    return freed
 
 
 def size_of(folder: pathlib.Path) -> int:

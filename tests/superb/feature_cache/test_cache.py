@@ -6,8 +6,7 @@ from cached import ALL, CLOSE, RATES, ask, assert_same
 from paths import CKPT
 
 import s3prl_ofa
-from s3prl_ofa.superb.feature_cache.cache import default_folder
-from s3prl_ofa.superb.feature_cache.key import wanted_layers
+from s3prl_ofa.superb.feature_cache.cache import default_folder, wanted_layers
 from s3prl_ofa.superb.upstream.expert import UpstreamExpert
 
 
