@@ -2,17 +2,17 @@
 
 import importlib
 import json
+import os
 import pathlib
 import pickle
 import sys
 import types
-from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.io.files import atomic_write
 from s3prl_ofa.superb.compat.shims import ModuleOverlay
 
 LENGTHS = "sv_voxceleb1"  # the task that caches lengths
@@ -43,7 +43,7 @@ def keep_lengths(dataset: types.ModuleType, cache: pathlib.Path) -> None:
         self.roots, self.root_key, self.max_timestep, self.vad_c = file_path, key_list, max_timestep, vad_config
         roots = [pathlib.Path(root) for root in file_path]
         paths = [path for root in roots for path in dataset.find_files(root)]
-        lengths = trimmed_lengths(paths, cache, lambda paths: measure(dataset, paths, n_jobs))
+        lengths = trimmed_lengths(dataset, paths, cache, n_jobs)
         self.dataset = [path for path in paths if lengths[path] > vad_config["min_sec"]]
         self.all_speakers = sorted(folder.stem for root in roots for folder in root.iterdir() if folder.is_dir())
         self.speaker_num = len(self.all_speakers)
@@ -51,31 +51,24 @@ def keep_lengths(dataset: types.ModuleType, cache: pathlib.Path) -> None:
     dataset.SpeakerVerifi_train.__init__ = init
 
 
-def measure(dataset: types.ModuleType, paths: Sequence[str], n_jobs: int) -> list[int]:
-    """Samples of each file without its silence, as S3PRL measures them."""
+def trimmed_lengths(dataset: types.ModuleType, paths: list[str], cache: pathlib.Path, n_jobs: int) -> dict[str, int]:
+    """Samples of every file without its silence, as S3PRL measures them, or from ``cache`` if the file's size and
+    modification time are unchanged."""
     trim, effects = dataset.apply_effects_file, dataset.EFFECTS
 
     def length(path: str) -> int:
         return trim(path, effects)[0].shape[-1]
 
-    bar = tqdm(paths, desc="lengths", unit="file", dynamic_ncols=True)
-    return dataset.Parallel(n_jobs=n_jobs)(dataset.delayed(length)(path) for path in bar)
-
-
-def trimmed_lengths(
-    paths: Sequence[str], cache: pathlib.Path, measure: Callable[[Sequence[str]], list[int]]
-) -> dict[str, int]:
-    """The length of every file, from ``cache`` if the file's size and modification time are unchanged."""
     try:
         found = json.loads(cache.read_text("utf-8"))
         kept = {path: [size, time, length] for path, (size, time, length) in found.items()}
     except (FileNotFoundError, ValueError, TypeError, AttributeError, RecursionError):  # none, or not written here
         kept = {}
-    stats = {path: pathlib.Path(path).stat() for path in paths}
-    keys = {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
+    keys = {path: [(stat := os.stat(path)).st_size, stat.st_mtime_ns] for path in paths}
     new = [path for path in paths if not (path in kept and kept[path][:2] == keys[path])]
     if new:
-        kept |= {path: [*keys[path], length] for path, length in zip(new, measure(new), strict=True)}
-        with atomic_path(cache) as temporary:
-            temporary.write_text(json.dumps(kept), "utf-8")
+        bar = tqdm(new, desc="lengths", unit="file", dynamic_ncols=True)
+        measured = dataset.Parallel(n_jobs=n_jobs)(dataset.delayed(length)(path) for path in bar)
+        kept |= {path: [*keys[path], samples] for path, samples in zip(new, measured, strict=True)}
+        atomic_write(cache, json.dumps(kept))
     return {path: kept[path][2] for path in paths}

@@ -16,7 +16,7 @@ import subprocess
 import sys
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.io.files import atomic_write
 from s3prl_ofa.resources import folder
 
 logger = logging.getLogger(__name__)
@@ -57,19 +57,16 @@ def link(checkout: str | os.PathLike, force: bool = False) -> pathlib.Path:
     package = checkout_package(checkout)
     source, target = folder("upstream") / NAME, package / "upstream" / NAME
     hub = package / "hub.py"
-    text = hub.read_bytes()
-    new_text = with_hub_line(text, hub)
-    if os.path.lexists(target):
-        if not made_by_us(target):
-            raise UsageError(f"{target} exists and was not made by s3prl-ofa link; move it away first")
-        if not up_to_date(target, source):
-            if not force:
-                raise UsageError(f"{target} is an outdated link or copy of ours; --force renews it")
-            remove(target)
-    if not os.path.lexists(target):
+    new_text = with_hub_line(hub)
+    exists = os.path.lexists(target)
+    if exists and not made_by_us(target):
+        raise UsageError(f"{target} exists and was not made by s3prl-ofa link; move it away first")
+    if not (exists and up_to_date(target, source)):
+        if exists and not force:
+            raise UsageError(f"{target} is an outdated link or copy of ours; --force renews it")
+        remove(target)
         place(source, target)
-    if new_text != text:
-        write_hub(hub, new_text)
+    write_hub(hub, new_text)
     problem = torchaudio_problem(package)
     if problem is None:
         logger.info("%s is in place; run_downstream.py -u %s -k CKPT now works in %s", target, NAME, package)
@@ -96,10 +93,8 @@ def unlink(checkout: str | os.PathLike) -> None:
         raise UsageError(f"{target} was not made by s3prl-ofa link, so it stays")
     if not exists and HUB_LINE not in text:
         raise UsageError(f"{package} is not linked")
-    if HUB_LINE in text:
-        write_hub(hub, text.replace(HUB_LINE, b""))
-    if exists:
-        remove(target)
+    write_hub(hub, text.replace(HUB_LINE, b""))
+    remove(target)
     logger.info("%s is as it was before s3prl-ofa link", package)
 
 
@@ -125,25 +120,19 @@ def torchaudio_problem(package: pathlib.Path) -> str | None:
     return lines[-1] if lines else f"import torchaudio ends with status {result.returncode}"
 
 
-def with_hub_line(text: bytes, hub: pathlib.Path) -> bytes:
+def with_hub_line(hub: pathlib.Path) -> bytes:
     """The content of hub.py with our line before its first import of an upstream or downstream."""
-    if HUB_LINE in text:
-        return text
-    first = FIRST_IMPORT.search(text)
-    if first is None:
+    text = hub.read_bytes().replace(HUB_LINE, b"")
+    if not FIRST_IMPORT.search(text):
         raise UsageError(f"{hub} does not import upstreams as S3PRL 0.4 does, so ours cannot be added")
-    return text[: first.start()] + HUB_LINE + text[first.start() :]
+    return FIRST_IMPORT.sub(HUB_LINE + rb"\g<0>", text, count=1)
 
 
 def made_by_us(target: pathlib.Path) -> bool:
-    """Whether it is a copy with our mark, or a link to a folder like ours (or to where one was before it was moved)."""
-    if not target.is_symlink():
-        return (target / COPY_MARK).is_file()
-    goal = pathlib.Path(os.readlink(target))
-    if not target.exists():
-        return goal.parts[-2:] == ("upstream", NAME)
-    hubconf = target / "hubconf.py"
-    return hubconf.is_file() and b"s3prl_ofa" in hubconf.read_bytes()
+    """Whether it is a copy with our mark, or a link to a folder like ours, or to where one was before it was moved."""
+    if target.is_symlink():
+        return pathlib.Path(os.readlink(target)).parts[-2:] == ("upstream", NAME)
+    return (target / COPY_MARK).is_file()
 
 
 def up_to_date(target: pathlib.Path, source: pathlib.Path) -> bool:
@@ -164,15 +153,15 @@ def place(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def remove(target: pathlib.Path) -> None:
+    """Removes a link or a folder, if it is there."""
     if target.is_symlink():
         target.unlink()
-    else:
+    elif target.exists():
         shutil.rmtree(target)
 
 
 def write_hub(hub: pathlib.Path, text: bytes) -> None:
     """Replaces hub.py; its permissions stay."""
     mode = hub.stat().st_mode
-    with atomic_path(hub) as temporary:
-        temporary.write_bytes(text)
+    atomic_write(hub, text)
     hub.chmod(mode)

@@ -30,13 +30,8 @@ class PackedLSTM(nn.LSTM):
     """
 
     def forward(self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None) -> tuple:
-        if (
-            not isinstance(input, PackedSequence)
-            or input.data.device.type != "cpu"
-            or hx is not None
-            or self.num_layers > 1
-            or self.proj_size
-        ):
+        on_cpu = isinstance(input, PackedSequence) and input.data.device.type == "cpu"
+        if not on_cpu or hx is not None or self.num_layers > 1 or self.proj_size:
             return super().forward(input, hx)
         rows, lengths = pad_packed_sequence(input, batch_first=True)
         outputs = [self.direction(rows, "")]

@@ -1,23 +1,9 @@
 """Checks that a config, an experiment or an option holds only plain names where S3PRL would evaluate its strings.
 
-S3PRL 0.4.18 passes the strings under these keys of a config to ``eval``:
-
-* ``optimizer.name`` and ``scheduler.name``: ``get_NAME``, in optimizers.py and schedulers.py.
-* ``runner.train_dataloader``, ``runner.eval_dataloaders`` and ``-t``: ``self.get_NAME_dataloader``, in the experts of
-  atis, audio_snips, emotion, fluent_commands, mosei, phone_linear, speaker_linear_utter_libri, timit_phone_linear and
-  voxceleb1.
-* ``select``: a class, in downstream/model.py and the experts of asr, ctc, emotion, fluent_commands, speech_commands,
-  timit_phone and voxceleb1; in downstream/model.py also in ``pre_net`` and ``post_net``.
-* ``pooling`` (downstream/model.py), ``pooling_name`` (fluent_commands), ``model_type`` (emotion), ``ObjectiveLoss`` and
-  ``utter_module`` (sv_voxceleb1): a class.
-* ``module`` and ``agg_module``: a class, in the models of atis, audio_snips, fluent_commands, sv_voxceleb1, voxceleb1,
-  voxceleb2_amsoftmax_segment_eval and voxceleb2_ge2e.
-* ``metric``: functions, in the expert of ctc.
-* ``decoder_args.unk_weight``: a number, or ``-math.inf``, in the expert of asr.
-* the right-hand sides of ``-o``, in utility/helper.py.
-
-It also imports the downstream and looks up the upstream by name (runner.py), downloads code with ``--hub huggingface``
-(runner.py), and runs the lines of a ``wav.scp`` that end with a bar (diarization).
+S3PRL 0.4.18 passes the strings under the keys below to ``eval``, alone or as part of a name (``get_NAME``,
+``self.get_NAME_dataloader``), and likewise ``-t`` and the right-hand sides of ``-o``; the tests list every place and
+compare their list with S3PRL's sources. It also imports the downstream and looks up the upstream by name, downloads
+code with ``--hub huggingface``, and runs the lines of a ``wav.scp`` that end with a bar (diarization).
 """
 
 import argparse
@@ -39,20 +25,17 @@ from s3prl_ofa.errors import CheckpointError, UsageError, shown
 from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
 
 SECTIONS = ("runner", "downstream_expert")  # of every config of S3PRL's
-# keys, at any depth, whose names are evaluated as they are
-EVALUATED = {"select", "metric", "pooling", "pooling_name", "model_type", "module", "agg_module", "utter_module"}
-EVALUATED |= {"ObjectiveLoss"}
-# paths of names that are evaluated as part of a name
-PARTS = {("optimizer", "name"), ("scheduler", "name")}
-SPLITS = {("runner", "train_dataloader"), ("runner", "eval_dataloaders")}
+# keys whose values are evaluated as names, at any depth or with all of their path
+NAMES = ("select", "metric", "pooling", "pooling_name", "model_type", "module", "agg_module", "utter_module")
+NAMES += ("ObjectiveLoss", "optimizer.name", "scheduler.name")
+SPLITS = ("runner.train_dataloader", "runner.eval_dataloaders")
 SPLIT = re.compile(r"[\w.,+/-]+")  # train-clean-100, dev+test: no brackets, so nothing is called
 NUMBER = re.compile(r"[-+]?(math\.inf|math\.nan|[\d.]+(e[-+]?\d+)?)", re.IGNORECASE)
 TEXTS = {"upstream_ckpt": "-k", "upstream_model_config": "-g", "upstream_feature_selection": "-s"}
 FOLDER = re.compile(r"[\w-]+")
-# nodes of Python's grammar in right-hand sides that S3PRL fails to evaluate and then uses as text: train-clean-100,
-# model.pt, {lambd: 0.9}
-TEXT = (ast.Name, ast.Attribute, ast.Constant, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.expr_context)
-TEXT += (ast.List, ast.Tuple, ast.Set, ast.Dict, ast.Compare, ast.cmpop, ast.Expression)
+NO_LITERAL = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError)  # what ast raises for other text
+# nodes of Python's grammar that text which happens to be Python, such as model.pt or {lambd: 0.9}, does not contain
+CODE = (ast.Call, ast.Subscript, ast.Lambda, ast.comprehension, ast.JoinedStr, ast.BoolOp, ast.IfExp, ast.Starred)
 
 
 @contextlib.contextmanager
@@ -62,11 +45,9 @@ def reading_safely() -> Iterator[None]:
 
     classes = [kind for kind in vars(optimizers).values() if isinstance(kind, type)]
     schedules = [kind for kind in classes if issubclass(kind, optimizers._LRSchedule)]
-    # the second name is that in checkpoints from before S3PRL was a package
-    named = [
-        (kind, f"{module}.{kind.__name__}") for kind in schedules for module in (optimizers.__name__, "optimizers")
-    ]
-    with torch.serialization.safe_globals(named), nothing_run():
+    # and by their names in checkpoints from before S3PRL was a package
+    former = [(kind, f"optimizers.{kind.__name__}") for kind in schedules]
+    with torch.serialization.safe_globals([*schedules, *former]), nothing_run():
         yield
 
 
@@ -106,11 +87,6 @@ def check_downstream(name: Any, where: str = "") -> None:
         raise UsageError(f"{where}-d {shown(name)}: neither {', '.join(S3PRL_DOWNSTREAM)} nor a task of S3PRL's")
 
 
-def check_split(name: Any) -> None:
-    if not is_split(name):
-        raise UsageError(f"-t {shown(name)}: the name of a split is expected")
-
-
 def check_config(config: Any, where: str = "") -> None:
     """Raises UsageError unless it is a mapping of plain values, with plain names where S3PRL evaluates them."""
     if not isinstance(config, dict) or not all(isinstance(config.get(name), dict) for name in SECTIONS):
@@ -120,18 +96,12 @@ def check_config(config: Any, where: str = "") -> None:
         plain(config)
     except CheckpointError as error:
         raise UsageError(f"{where}the config: {error}") from None
-    for path, value in entries(config):
-        if path[-1] in EVALUATED or path in PARTS:
-            allowed = is_name
-        elif path in SPLITS:
-            allowed = is_split
-        elif path[-1] == "unk_weight":
-            allowed = is_number
-        else:
-            continue
+    allowed = dict.fromkeys(NAMES, is_name) | dict.fromkeys(SPLITS, is_split) | {"unk_weight": is_number}
+    for key, value in entries(config):
+        is_allowed = allowed.get(key) or allowed.get(key.rpartition(".")[2])
         for name in value if isinstance(value, list | tuple) else [value]:
-            if not allowed(name):
-                raise UsageError(f"{where}the config's {'.'.join(path)}: a plain name is expected, found {shown(name)}")
+            if is_allowed and not is_allowed(name):
+                raise UsageError(f"{where}the config's {key}: a plain name is expected, found {shown(name)}")
 
 
 def check_recordings(config: dict, where: str) -> None:
@@ -144,15 +114,15 @@ def check_recordings(config: dict, where: str) -> None:
                 raise UsageError(f"{where}{table}: a file is expected in each line, found the command {shown(line)}")
 
 
-def entries(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yields path and value of every key, at any depth, also of mappings in lists."""
+def entries(value: Any, parents: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every key, with its ``parents`` as in ``a.b.c``, and its value, also of mappings in lists."""
     if isinstance(value, list | tuple):
         for item in value:
-            yield from entries(item, path)
+            yield from entries(item, parents)
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield (*path, str(key)), item
-            yield from entries(item, (*path, str(key)))
+            yield f"{parents}{key}", item
+            yield from entries(item, f"{parents}{key}.")
 
 
 def is_name(value: Any) -> bool:
@@ -191,22 +161,19 @@ def literal_option(option: str) -> str:
             f"-o {shown(option)}: args.NAME=VALUE or config.NAME.NAME=VALUE is expected, several joined by ,,"
         )
     (value,) = values
-    try:
+    with contextlib.suppress(*NO_LITERAL):
         ast.literal_eval(value)
         return option
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        pass
-    if not is_text(value):
+    if is_code(value):
         raise UsageError(
             f"-o {shown(option)}: a number, a list or text is expected, not Python code; put text in quotes"
         )
     return f"{key}={value!r}"
 
 
-def is_text(value: str) -> bool:
-    """Whether S3PRL would use this as text: it is not Python, or contains a name and no call."""
-    try:
+def is_code(value: str) -> bool:
+    """Whether this is Python that computes something from names, or only from numbers; S3PRL takes the rest as text."""
+    with contextlib.suppress(*NO_LITERAL):
         nodes = list(ast.walk(ast.parse(value, mode="eval")))
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return True
-    return all(isinstance(node, TEXT) for node in nodes) and any(isinstance(node, ast.Name) for node in nodes)
+        return any(isinstance(node, CODE) for node in nodes) or not any(isinstance(node, ast.Name) for node in nodes)
+    return False

@@ -4,6 +4,7 @@ S3PRL has been broken on them since the end of 2025 (https://github.com/s3prl/s3
 whether it is needed, patches modules in memory, and returns whether it did; nothing is written into site-packages.
 """
 
+import collections
 import contextlib
 import importlib
 import importlib.machinery
@@ -12,7 +13,7 @@ import logging
 import os
 import sys
 import types
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import soundfile
 import torch
@@ -24,6 +25,8 @@ from s3prl_ofa.io.files import printable
 
 logger = logging.getLogger(__name__)
 
+# what torchaudio.info returned
+AudioInfo = collections.namedtuple("AudioInfo", "sample_rate num_frames num_channels bits_per_sample encoding")
 ISSUE = "https://github.com/s3prl/s3prl/issues/575"
 # soundfile's subtypes as the encodings and bits per sample of torchaudio.info; all others are "UNKNOWN", 0
 ENCODINGS = {"PCM_U8": ("PCM_U", 8), "FLOAT": ("PCM_F", 32), "DOUBLE": ("PCM_F", 64), "MPEG_LAYER_III": ("MP3", 0)}
@@ -60,8 +63,7 @@ def stub_module(name: str, **names: Any) -> types.ModuleType:
     """Creates a module with these names in it, in sys.modules and in its parent package."""
     module = types.ModuleType(name, f"Placeholder for {name}, which the installed version lacks ({ISSUE})")
     module.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)
-    for key, value in names.items():
-        setattr(module, key, value)
+    vars(module).update(names)
     sys.modules[name] = module
     parent, _, child = name.rpartition(".")
     if parent in sys.modules:
@@ -107,14 +109,9 @@ def torchaudio_import() -> bool:
             torch.version.cuda = version
     except OSError:
         forget_modules("torchaudio")
-        stub_module(
-            "torchaudio._extension",
-            _IS_TORCHAUDIO_EXT_AVAILABLE=False,
-            _IS_ALIGN_AVAILABLE=False,
-            fail_if_no_align=lambda function: function,
-        )
-        torchaudio = importlib.import_module("torchaudio")
-        torchaudio._extension = sys.modules["torchaudio._extension"]
+        absent = {"_IS_TORCHAUDIO_EXT_AVAILABLE": False, "_IS_ALIGN_AVAILABLE": False}
+        extension = stub_module("torchaudio._extension", **absent, fail_if_no_align=lambda function: function)
+        importlib.import_module("torchaudio")._extension = extension
     return True
 
 
@@ -193,11 +190,10 @@ def apply_shims() -> list[str]:
 
 def torchcodec_works() -> bool:
     """Whether TorchCodec is installed and finds FFmpeg."""
-    try:
+    with contextlib.suppress(ImportError, OSError, RuntimeError):
         importlib.import_module("torchcodec.decoders")
-    except (ImportError, OSError, RuntimeError):
-        return False
-    return True
+        return True
+    return False
 
 
 def load_audio(
@@ -248,16 +244,6 @@ def load_checked(path: str | os.PathLike) -> tuple[Tensor, int]:
     """A wave (1, samples), float32, and 16,000. Raises AudioError naming the file unless it is 16 kHz mono, has 400
     samples or more and can be read to its end."""
     return torch.from_numpy(load_speech(path))[None], SAMPLE_RATE
-
-
-class AudioInfo(NamedTuple):
-    """What ``torchaudio.info`` returned."""
-
-    sample_rate: int
-    num_frames: int
-    num_channels: int
-    bits_per_sample: int
-    encoding: str
 
 
 def audio_info(uri: str | os.PathLike | BinaryIO, *args: Any, **kwargs: Any) -> AudioInfo:
