@@ -1,8 +1,6 @@
 """S3PRL's configs of SUPERB's three tasks, filled with the paths of a user's data."""
 
 import copy
-import functools
-import importlib
 import math
 import pathlib
 import re
@@ -19,9 +17,9 @@ CTC_TASKS = ("asr", "pr")
 TASKS = {name: task for task, name in S3PRL_DOWNSTREAM.items()}  # our name of each, by S3PRL's
 CONFIGS = "downstream_configs"
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
-# below downstream_expert: the section and key of the vocabulary, and those of the corpus, whose section has the splits
-VOCABULARY = {ASR: ("datarc", "dict_path"), PR: ("text", "vocab_file")}
-CORPUS = {ASR: ("datarc", "libri_root"), PR: ("corpus", "path")}
+# the keys of the vocabulary, and of the corpus, whose section has the splits
+VOCABULARY = {ASR: "downstream_expert.datarc.dict_path", PR: "downstream_expert.text.vocab_file"}
+CORPUS = {ASR: "downstream_expert.datarc.libri_root", PR: "downstream_expert.corpus.path"}
 CTC_CORPORA = ("librispeech", "libriphone")  # a checkout of S3PRL has others
 
 
@@ -38,24 +36,28 @@ def resolve_config(downstream: str, config: str | None, mini: bool, roots: dict[
         raise UsageError(f"there is a config for {', '.join(S3PRL_DOWNSTREAM)}, found {downstream}: give yours with -c")
     name = f"{task}{'_mini' if mini else ''}.yaml"
     path = pathlib.Path(config).expanduser() if config else folder(CONFIGS) / name
+    filled = fill(read_config(path), DataRoots(roots, mini), path)
+    if not isinstance(expert := filled.get("downstream_expert") or {}, dict):
+        raise UsageError(f"{path}: downstream_expert must be a mapping, found {expert!r}")
+    if task == "asr":
+        mapping_at(filled, "downstream_expert", "datarc").setdefault("dict_path", "char.dict")
+    for section, key in (section_of(filled, where) for where in VOCABULARY.values()):
+        if key in section:
+            section[key] = vocabulary(section[key], path.parent, roots)
+    return filled
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """The content of a config. Raises UsageError if it is missing or not a YAML mapping."""
     if not path.is_file():
         raise UsageError(f"there is no config {path}")
     try:
-        loaded = read_yaml(path.read_text("utf-8"))
+        config = read_yaml(path.read_text("utf-8"))
     except ValueError as error:
         raise UsageError(f"{path} is not YAML: {error}") from None
-    if not isinstance(loaded, dict):
+    if not isinstance(config, dict):
         raise UsageError(f"{path} must hold a mapping with runner, optimizer and downstream_expert")
-    filled = fill(loaded, DataRoots(roots, mini), path)
-    if not isinstance(expert := filled.get("downstream_expert") or {}, dict):
-        raise UsageError(f"{path}: downstream_expert must be a mapping, found {expert!r}")
-    for section, key in VOCABULARY.values():
-        values = expert.get(section) or {}
-        if task == "asr" and section == "datarc":
-            values.setdefault("dict_path", "char.dict")
-        if key in values:
-            values[key] = vocabulary(values[key], path.parent, roots)
-    return filled
+    return config
 
 
 def fill(value: Any, roots: DataRoots, path: pathlib.Path) -> Any:
@@ -100,8 +102,10 @@ def mapping_at(config: dict[str, Any], *keys: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def expert_section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    return mapping_at(config, "downstream_expert", name)
+def section_of(config: dict[str, Any], where: str) -> tuple[dict[str, Any], str]:
+    """The mapping that holds a key such as ``a.b.c``, or an empty one, and the last part of the key."""
+    *parents, key = where.split(".")
+    return mapping_at(config, *parents), key
 
 
 def splits_of(config: dict[str, Any], mode: str, evaluated: str) -> list[str]:
@@ -114,7 +118,7 @@ def splits_of(config: dict[str, Any], mode: str, evaluated: str) -> list[str]:
 
 def is_superb(downstream: str, config: dict[str, Any]) -> bool:
     """Whether this is one of SUPERB's three tasks, in S3PRL's name, on its own corpus; S3PRL's ctc has others."""
-    corpus = str(expert_section(config, "corpus").get("name")).lower()
+    corpus = str(mapping_at(config, "downstream_expert", "corpus").get("name")).lower()
     return downstream in S3PRL_DOWNSTREAM.values() and (downstream != PR or corpus in CTC_CORPORA)
 
 
@@ -137,20 +141,3 @@ def scale_specaug(config: dict[str, Any], frame_period_ms: float) -> dict[str, A
         low = math.floor(low * ratio)
         specaug["time_mask_width_range"] = [low, max(low + 2, round((high - 1) * ratio) + 1)]
     return scaled
-
-
-def patch_ctc_loaders() -> None:
-    """Gives all data loaders of S3PRL's ctc the ``num_workers`` of the config; may be called again.
-
-    S3PRL's ``load_dataset`` removes it from the config that it is given, so that all loaders but the first would start
-    12 workers.
-    """
-    expert = importlib.import_module("s3prl.downstream.ctc.expert")
-    load_dataset = expert.load_dataset
-    if not hasattr(load_dataset, "__wrapped__"):
-
-        @functools.wraps(load_dataset)
-        def load_with_copy(split, tokenizer, corpus):
-            return load_dataset(split, tokenizer, dict(corpus))
-
-        expert.load_dataset = load_with_copy

@@ -22,6 +22,7 @@ from s3prl_ofa.io.verified import verify_audio
 
 logger = logging.getLogger(__name__)
 
+CORPORA = {"librispeech": "LibriSpeech", "voxceleb1": "VoxCeleb1"}  # the name of the folder that each option gives
 SHOWN = 3  # utterances or files that one message names
 SHOWN_LABELS = 20
 TRANSCRIPT = ".trans.txt"
@@ -74,16 +75,17 @@ def warn_once(message: str) -> None:
     logger.warning("%s", message)
 
 
-def corpus_root(root: str | pathlib.Path | None, option: str, name: str) -> pathlib.Path:
-    """The absolute folder of a corpus; ``root`` may also be the folder that holds the corpus as a sub-folder ``name``.
+def corpus_root(root: str | pathlib.Path | None, option: str) -> pathlib.Path:
+    """The absolute folder of the corpus that an option of ``CORPORA`` gives; ``root`` may also be the folder above it.
 
-    Raises UsageError naming ``option`` when no root was given or it is not a folder.
+    Raises UsageError naming the option when no root was given or it is not a folder.
     """
+    name = CORPORA[option]
     if root is None:
-        raise UsageError(f"this task reads {name}: give its folder with {option} ROOT")
+        raise UsageError(f"this task reads {name}: give its folder with --{option} ROOT")
     folder = pathlib.Path(root).expanduser()
     if not folder.is_dir():
-        raise UsageError(f"{option} {root}: there is no such folder")
+        raise UsageError(f"--{option} {root}: there is no such folder")
     return ((folder / name) if (folder / name).is_dir() else folder).resolve()
 
 

@@ -98,21 +98,20 @@ def check_ctc(downstream: str, config: dict[str, Any], upstream: Any) -> CtcChec
     if upstream.options.output_frames != NATIVE or not 0 < (upstream.options.lambd or 0) <= 1:
         return check
     fine = [upstream.model.config.num_frames(utterance.samples) for utterance in sample]
-    return dataclasses.replace(check, largest_lambd=largest_lambd(sample, weights, frames, fine, upstream.options))
+    needed = [-(-utterance.needed // upstream.options.repeat) for utterance in sample]
+    found = largest_lambd(np.array(needed), weights, np.array(frames), np.array(fine), upstream.options.lambd)
+    return dataclasses.replace(check, largest_lambd=found)
 
 
 def largest_lambd(
-    sample: list[Utterance], weights: list[float], frames: list[int], fine: list[int], options: RateOptions
+    needed: np.ndarray, weights: list[float], frames: np.ndarray, fine: np.ndarray, lambd: float
 ) -> float | None:
-    """See CtcCheck. frames: of each utterance at ``options.lambd``. fine: its 20 ms frames.
+    """See CtcCheck. needed: frames of each utterance, without repetition; frames: those at ``lambd``; fine: at 20 ms.
 
     Of T fine frames T - lambd (T - A) are left, rounded down, where A is the sum of alpha. T - A is at most
-    (T - frames) / options.lambd, so an utterance has the frames it needs up to the lambd that is found with that.
+    (T - frames) / lambd, so an utterance has the frames it needs up to the lambd that is found with that.
     """
-    limits = []
-    for utterance, count, most in zip(sample, frames, fine, strict=True):
-        needed = -(-utterance.needed // options.repeat)
-        limits.append(options.lambd * min(1.0, (most - needed) / max(most - count, 1e-9)))
+    limits = lambd * np.minimum(1.0, (fine - needed) / np.maximum(fine - frames, 1e-9))
     order = np.argsort(limits)
     below = np.cumsum(np.array(weights)[order])
     first = int(np.searchsorted(below, MAX_INFEASIBLE * below[-1], side="right"))  # that must have its frames
@@ -133,11 +132,10 @@ def choose(utterances: list[Utterance]) -> tuple[list[Utterance], list[float]]:
     ends = [round(share * len(ranked)) for share in STRATA]
     sample, weights = [], []
     for start, end in zip([0, *ends], ends, strict=False):
-        count = min(SAMPLES_PER_STRATUM, end - start)
-        sample += [
-            ranked[start + int((index + 0.5) * (end - start) / count)] for index in range(count)
-        ]  # evenly spaced
-        weights += [(end - start) / count for _ in range(count)]
+        step = (end - start) / min(SAMPLES_PER_STRATUM, end - start)
+        places = np.arange(start + step / 2, end, step).astype(int)  # evenly spaced
+        sample += [ranked[place] for place in places]
+        weights += [step] * len(places)
     return sample, weights
 
 

@@ -37,10 +37,10 @@ class DataRoots:
         return getattr(self, placeholder)()
 
     def librispeech(self) -> str:
-        return str(corpus_root(self.given.get("librispeech"), "--librispeech", "LibriSpeech"))
+        return str(corpus_root(self.given.get("librispeech"), "librispeech"))
 
     def voxceleb1(self) -> str:
-        root = corpus_root(self.given.get("voxceleb1"), "--voxceleb1", "VoxCeleb1")
+        root = corpus_root(self.given.get("voxceleb1"), "voxceleb1")
         speaker_folders(root)
         return str(root)
 

@@ -13,17 +13,8 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.resources import folder
 from s3prl_ofa.superb.compat.plain_names import entries
 from s3prl_ofa.superb.compat.task_names import ASR
-from s3prl_ofa.superb.tasks.configs import (
-    CONFIGS,
-    CORPUS,
-    PLACEHOLDER,
-    TASKS,
-    VOCABULARY,
-    expert_section,
-    is_superb,
-    mapping_at,
-    splits_of,
-)
+from s3prl_ofa.superb.tasks import configs
+from s3prl_ofa.superb.tasks.configs import CONFIGS, VOCABULARY, section_of
 from s3prl_ofa.superb.tasks.corpora import split_folder
 from s3prl_ofa.superb.tasks.data_roots import SPLITS, DataRoots
 from s3prl_ofa.superb.tasks.labels import STORED
@@ -43,7 +34,7 @@ def refill(
     Raises UsageError naming the option where the corpus is neither where the config says nor given.
     """
     given = dict(given)
-    for where, name in placeholders(TASKS[downstream]):
+    for where, name in placeholders(configs.TASKS[downstream]):
         section, key = section_of(config, where)
         if key not in section or overridden(where, override):
             continue
@@ -61,7 +52,7 @@ def refill(
         if section[key] != stored:
             logger.info("%s: %s in place of %s", where, section[key], stored)
     if STORED not in (config.get("downstream_expert") or {}):  # experiments from before vocabularies were stored
-        for where in (f"downstream_expert.{section}.{key}" for section, key in VOCABULARY.values()):
+        for where in VOCABULARY.values():
             section, key = section_of(config, where)
             if key in section and missing(section[key]) and not overridden(where, override):
                 section[key] = moved_vocabulary(section[key], where)
@@ -69,15 +60,9 @@ def refill(
 
 def placeholders(task: str) -> Iterator[tuple[str, str]]:
     """Yields the key and name of each placeholder, such as ("downstream_expert.datarc.libri_root", "librispeech")."""
-    for path, value in entries(yaml.safe_load((folder(CONFIGS) / f"{task}.yaml").read_text("utf-8"))):
-        if isinstance(value, str) and (found := PLACEHOLDER.fullmatch(value)):
-            yield ".".join(path), found[1]
-
-
-def section_of(config: dict[str, Any], where: str) -> tuple[dict[str, Any], str]:
-    """The mapping that holds a key such as ``a.b.c``, or an empty one, and the last part of the key."""
-    *parents, key = where.split(".")
-    return mapping_at(config, *parents), key
+    for where, value in entries(yaml.safe_load((folder(CONFIGS) / f"{task}.yaml").read_text("utf-8"))):
+        if isinstance(value, str) and (found := configs.PLACEHOLDER.fullmatch(value)):
+            yield where, found[1]
 
 
 def overridden(where: str, override: str | None) -> bool:
@@ -115,13 +100,10 @@ def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: 
         if not os.path.isfile(evaluated):
             raise UsageError(f"-m inference -t {evaluated}: there is no such file")
         return
-    if downstream not in CORPUS or not is_superb(downstream, config):
+    section, key = section_of(config, configs.CORPUS.get(downstream, ""))
+    if key not in section or not configs.is_superb(downstream, config):  # without the key, tables name the files
         return
-    name, key = CORPUS[downstream]
-    section = expert_section(config, name)
-    if key not in section:  # tables of utterances name the files
-        return
-    for split in splits_of(config, mode, evaluated):
+    for split in configs.splits_of(config, mode, evaluated):
         if mode == "evaluate" and split == "train" and split in section:
             raise UsageError(
                 f"-t train would score the batches of training, in which S3PRL leaves out or repeats utterances: "

@@ -11,9 +11,9 @@ import pathlib
 from typing import Any
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.io.files import atomic_write
 from s3prl_ofa.superb.compat.task_names import ASR, PR
-from s3prl_ofa.superb.tasks.configs import CORPUS, VOCABULARY, expert_section, is_superb, splits_of
+from s3prl_ofa.superb.tasks.configs import CORPUS, VOCABULARY, is_superb, mapping_at, section_of, splits_of
 from s3prl_ofa.superb.tasks.corpora import read_lines
 
 logger = logging.getLogger(__name__)
@@ -46,26 +46,24 @@ def store_vocabulary(downstream: str, config: dict[str, Any], expdir: pathlib.Pa
     if named is None:
         return
     expert = config["downstream_expert"]
-    stored = (((trained or {}).get("Config") or {}).get("downstream_expert") or {}).get(STORED)
+    stored = mapping_at(trained or {}, "Config", "downstream_expert").get(STORED)
     expert[STORED] = stored if isinstance(stored, str) else read_vocabulary(named)
-    with atomic_path(expdir / FILE) as temporary:
-        temporary.write_text(expert[STORED], encoding="utf-8")
+    atomic_write(expdir / FILE, expert[STORED])
     if named.is_file():
         if read_vocabulary(named) == expert[STORED]:
             return
         logger.warning(
             "%s is not used: the model was trained with another vocabulary, which its checkpoint holds", named
         )
-    section, key = VOCABULARY[downstream]
-    expert[section][key] = str(expdir / FILE)
+    section, key = section_of(config, VOCABULARY[downstream])
+    section[key] = str(expdir / FILE)
 
 
 def vocabulary_file(downstream: str, config: dict[str, Any]) -> pathlib.Path | None:
     """The vocabulary that the config names; None if it names none, as for subwords, for which S3PRL has a model."""
-    section, key = VOCABULARY.get(downstream, ("", ""))
-    values = expert_section(config, section)
-    named = key in values and (downstream == ASR or values.get("mode") in ("character", "word"))
-    return pathlib.Path(values[key]) if named else None
+    section, key = section_of(config, VOCABULARY.get(downstream, ""))
+    named = key in section and (downstream == ASR or section.get("mode") in ("character", "word"))
+    return pathlib.Path(section[key]) if named else None
 
 
 def read_vocabulary(path: pathlib.Path) -> str:
@@ -88,8 +86,8 @@ def check_labels(args: argparse.Namespace, config: dict[str, Any], trained: dict
     usable utterance or asr's training with only one, and for weights that belong to another number of labels. Before a
     training, a test split with such labels or no usable utterance is only a warning.
     """
-    data = expert_section(config, CORPUS.get(args.downstream, ("",))[0])
-    if not data or not is_superb(args.downstream, config):
+    data, _ = section_of(config, CORPUS.get(args.downstream, ""))
+    if not data or args.downstream not in CORPUS or not is_superb(args.downstream, config):
         return
     vocabulary = load_vocabulary(args.downstream, config)
     size = len(vocabulary) if args.downstream == ASR else vocabulary.vocab_size
@@ -101,12 +99,10 @@ def check_labels(args: argparse.Namespace, config: dict[str, Any], trained: dict
             f"it is not the one that the model was trained with"
         )
     splits = splits_of(config, args.mode, args.evaluate_split)
-    for split in splits:
-        if split in data:
-            found = labelled(args.downstream, config, split)
-            if split == "train" and args.downstream == ASR and len(found) == 1 < data.get("batch_size", 1):
-                path = found[0][0]
-                raise UsageError(f"{path} is the only utterance to train on; S3PRL skips a batch of one: give more")
+    for split in (split for split in splits if split in data):
+        found = labelled(args.downstream, config, split)
+        if split == "train" and args.downstream == ASR and len(found) == 1 < data.get("batch_size", 1):
+            raise UsageError(f"{found[0][0]} is the only utterance to train on; S3PRL skips a batch of one: give more")
     if args.mode == "train" and "test" in data and "test" not in splits:
         try:
             labelled(args.downstream, config, "test")

@@ -15,7 +15,7 @@ from typing import Any
 
 from s3prl_ofa.errors import UsageError, listed
 from s3prl_ofa.io.verified import verify_audio
-from s3prl_ofa.superb.tasks.configs import expert_section, splits_of
+from s3prl_ofa.superb.tasks.configs import mapping_at, splits_of
 from s3prl_ofa.superb.tasks.speaker_lists import PARTS, Entry, read_list, speaker_folders, speaker_of
 
 logger = logging.getLogger(__name__)
@@ -32,14 +32,14 @@ def feed_s3prl(args: argparse.Namespace, config: dict[str, Any], trained: dict[s
     VoxCeleb1's are put into ``config`` (``downstream_expert.datarc.speakers``, by label), and so into the checkpoints.
     Raises UsageError when the list cannot be used.
     """
-    datarc = expert_section(config, "datarc")
+    datarc = mapping_at(config, "downstream_expert", "datarc")
     if missing := [key for key in ("file_path", "meta_data") if key not in datarc]:
         raise UsageError(f"the config's downstream_expert.datarc has no {missing[0]}")
     path, root = pathlib.Path(datarc["meta_data"]), pathlib.Path(datarc["file_path"])
     if not path.is_file():
         raise UsageError(f"there is no speaker list {path}; {MAKE_LIST}")
     entries = read_list(path)
-    speakers = expert_section(config if trained is None else trained, "datarc").get("speakers")
+    speakers = mapping_at(config if trained is None else trained, "downstream_expert", "datarc").get("speakers")
     if speakers is None and trained is None and not set(map(speaker_of, entries)) <= set(VOXCELEB1):
         speakers = sorted(set(map(speaker_of, entries)))
     datarc.pop("speakers", None)

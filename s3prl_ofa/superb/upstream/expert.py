@@ -46,6 +46,10 @@ class Measured:
         """The mean frame period; NaN before the first utterance."""
         return 1000 * self.seconds / self.frames if self.frames else math.nan
 
+    def __str__(self) -> str:
+        total = f"{self.utterances} utterances ({self.seconds:.1f} s, {self.frames} frames)"
+        return f"{self.frame_period_ms:.2f} ms over {total}"
+
 
 class UpstreamExpert(nn.Module):
     """An S3PRL upstream.

@@ -214,8 +214,6 @@ def read_model_config(model_config: str | os.PathLike | Mapping[str, Any] | None
         options = read_yaml(pathlib.Path(text).read_text("utf-8") if os.path.isfile(text) else text)
     except ValueError as error:
         raise UsageError(f"{source} is not YAML: {error}") from error
-    if options is None:
-        return {}
-    if not isinstance(options, dict):
+    if not isinstance(options, dict | None):
         raise UsageError(f"{source} must be a YAML file or inline YAML such as '{{lambd: 0.5, output_frames: native}}'")
-    return options
+    return options or {}

@@ -27,7 +27,6 @@ def roots(corpora):
 @pytest.fixture
 def corpus_module():
     """Imports a module of ``s3prl.downstream.ctc.corpus`` again."""
-    configs.patch_ctc_loaders()
 
     def load(name: str):
         for module in [module for module in sys.modules if module.startswith("s3prl.downstream.ctc.corpus")]:
@@ -206,8 +205,6 @@ def test_specaug_covers_the_same_speech_at_any_rate():
 
 def test_all_loaders_have_the_configs_workers(roots, tmp_path):
     """S3PRL's ctc forgets num_workers after its first loader and starts 12 workers for the others; not here."""
-    configs.patch_ctc_loaders()
-    configs.patch_ctc_loaders()
     expert = importlib.import_module("s3prl.downstream.ctc.expert")
     config = configs.resolve_config("pr", None, True, roots)
     downstream = expert.DownstreamExpert(8, 320, config["downstream_expert"], str(tmp_path))

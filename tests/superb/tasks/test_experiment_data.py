@@ -183,5 +183,5 @@ def test_every_placeholder_can_be_refilled(task):
     for text in (str(mini), (folder("downstream_configs") / f"{task}.yaml").read_text().split("runner:")[1]):
         assert len(configs.PLACEHOLDER.findall(text)) == len(wanted)
     for where, name in wanted.items():
-        section, key = experiment_data.section_of(mini, where)
+        section, key = configs.section_of(mini, where)
         assert section[key] == f"${{{name}}}"

@@ -229,9 +229,9 @@ def test_an_output_layer_of_another_vocabulary(task, root, run, capsys):
     assert run("train", task) == 0
     states = stored("exp/states-2.ckpt")
     del states["Config"]["downstream_expert"]["vocabulary"]
-    section, key = configs.VOCABULARY[configs.S3PRL_DOWNSTREAM[task]]
+    section, key = configs.section_of(states["Config"], configs.VOCABULARY[configs.S3PRL_DOWNSTREAM[task]])
     (root / "short").write_text("| 1\nE 1\n" if task == "asr" else "AH0\nT\n")
-    states["Config"]["downstream_expert"][section][key] = str(root / "short")
+    section[key] = str(root / "short")
     torch.save(states, "exp/states-2.ckpt")
     count = {"asr": (32, 6), "pr": (74, 5)}[task]
     capsys.readouterr()
