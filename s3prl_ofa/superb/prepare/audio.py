@@ -6,16 +6,8 @@ import numpy as np
 import soundfile
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.io.audio import (
-    ALL_SUFFIXES,
-    OTHER_SUFFIXES,
-    SAMPLE_RATE,
-    AudioError,
-    check_speech,
-    find_audio,
-    load_audio,
-)
-from s3prl_ofa.io.files import atomic_path, printable
+from s3prl_ofa.io import audio
+from s3prl_ofa.io.files import atomic_path, atomic_write, printable
 from s3prl_ofa.io.scan import each_in_threads
 from s3prl_ofa.superb.prepare.output import Output
 from s3prl_ofa.superb.tasks.corpora import listing
@@ -38,7 +30,7 @@ def convert_corpus(output: Output, corpus: pathlib.Path) -> None:
         raise UsageError(f"--out {output.folder}: expected a folder outside {corpus}, which does not hold it either")
     sources: dict[pathlib.Path, pathlib.Path] = {}  # by the file that each becomes
     # of several files that become the same, the first in a readable format counts, as it does beside transcripts
-    for path in sorted(find_audio(root), key=lambda path: path.suffix.lower() in OTHER_SUFFIXES):
+    for path in sorted(audio.find_audio(root), key=lambda path: path.suffix.lower() in audio.OTHER_SUFFIXES):
         suffix = path.suffix if path.suffix.lower() == ".wav" else ".flac"
         copy = target / path.relative_to(root).with_suffix(suffix)
         if sources.setdefault(copy, path) != path:
@@ -60,13 +52,13 @@ def convert_corpus(output: Output, corpus: pathlib.Path) -> None:
 def convert(source: pathlib.Path, target: pathlib.Path) -> str | None:
     """Writes a file as 16 kHz mono with 16 bits; why it cannot be done, else None."""
     try:
-        wave = load_audio(source)
+        wave = audio.load_audio(source)
         if (peak := np.abs(wave).max()) > MAX_PEAK:
-            raise AudioError(f"its samples reach {peak:g}; expected -1 to 1")
+            raise audio.AudioError(f"its samples reach {peak:g}; expected -1 to 1")
         with atomic_path(target) as temporary:
-            soundfile.write(temporary, wave, SAMPLE_RATE, subtype="PCM_16")
-            check_speech(temporary)
-    except AudioError as error:
+            soundfile.write(temporary, wave, audio.SAMPLE_RATE, subtype="PCM_16")
+            audio.check_speech(temporary)
+    except audio.AudioError as error:
         return str(error)
     return None
 
@@ -78,7 +70,7 @@ def copy_others(output: Output, root: pathlib.Path, target: pathlib.Path, folder
     for folder in sorted({root / place for inner in below for place in (inner, *inner.parents)}):
         for path in listing(folder):
             copy = target / path.relative_to(root)
-            if path.suffix.lower() in ALL_SUFFIXES or not path.is_file() or copy.exists() and not output.force:
+            if path.suffix.lower() in audio.ALL_SUFFIXES or not path.is_file() or copy.exists() and not output.force:
                 continue
             if path.stat().st_size > LARGEST_COPIED:
                 output.left_out[path] = f"not audio, and above {LARGEST_COPIED >> 20} MiB: copy it if you need it"
@@ -88,7 +80,6 @@ def copy_others(output: Output, root: pathlib.Path, target: pathlib.Path, folder
             except OSError as error:
                 output.left_out[path] = f"cannot be read ({error.strerror})"
                 continue
-            with atomic_path(copy) as temporary:
-                temporary.write_bytes(content)
+            atomic_write(copy, content)
             copied += 1
     return copied

@@ -11,11 +11,11 @@ def write_bucket_files(output: Output, librispeech: pathlib.Path, splits: list[s
     """One CSV per split with file_path (below LibriSpeech) and length (samples), longest first, as S3PRL's script."""
     for split in output.splits(librispeech, splits):
 
-        def write(path: pathlib.Path, split: str = split) -> str:
+        def make(split: str = split) -> tuple[str, str]:
             samples = {utterance.audio: count for utterance, count in output.usable_utterances(librispeech, [split])}
             rows = sorted(samples.items(), key=lambda item: (-item[1], item[0]))
-            table = [(audio.relative_to(librispeech).as_posix(), count) for audio, count in rows]
-            pandas.DataFrame(table, columns=["file_path", "length"]).to_csv(path, index=False)
-            return f"{len(rows)} utterances"
+            paths = [(audio.relative_to(librispeech).as_posix(), count) for audio, count in rows]
+            table = pandas.DataFrame(paths, columns=["file_path", "length"])
+            return table.to_csv(index=False), f"{len(rows)} utterances"
 
-        output.write(f"bucket/{split}.csv", write)
+        output.write(f"bucket/{split}.csv", make)

@@ -12,7 +12,7 @@ from s3prl_ofa.superb.prepare.manifest import write_manifests
 from s3prl_ofa.superb.prepare.output import Output
 from s3prl_ofa.superb.prepare.speaker_list import write_speaker_list
 from s3prl_ofa.superb.prepare.vocabulary import write_vocabularies
-from s3prl_ofa.superb.tasks.corpora import corpus_root
+from s3prl_ofa.superb.tasks.corpora import CORPORA, corpus_root
 from s3prl_ofa.superb.tasks.speaker_lists import SPEAKER_LISTS
 
 FOLDER = {"type": pathlib.Path, "metavar": "DIR"}
@@ -88,11 +88,8 @@ def run(args: argparse.Namespace) -> int:
     if args.jobs is not None and args.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, found {args.jobs}")
     output = Output(args.out, args.force, args.jobs, getattr(args, "verify", False))
-    librispeech = voxceleb1 = None
-    if getattr(args, "librispeech", None):
-        librispeech = corpus_root(args.librispeech, "--librispeech", "LibriSpeech")
-    if getattr(args, "voxceleb1", None):
-        voxceleb1 = corpus_root(args.voxceleb1, "--voxceleb1", "VoxCeleb1")
+    given = {option: getattr(args, option, None) for option in CORPORA}
+    librispeech, voxceleb1 = (root and corpus_root(root, option) for option, root in given.items())
     if args.what == "all" and not (librispeech or voxceleb1):
         raise UsageError("give --librispeech ROOT, --voxceleb1 ROOT or both")
     if args.what == "bucket" or args.what == "all" and librispeech:

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError, listed
-from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.io.files import atomic_write
 from s3prl_ofa.resources import folder
 from s3prl_ofa.superb.prepare.output import Output
 from s3prl_ofa.superb.tasks.corpora import read_lexicon
@@ -32,16 +32,15 @@ def write_lexicon(output: Output, librispeech: pathlib.Path, lexicons: list[str]
     if origins_target.exists() and not target.exists() and not output.force:
         raise UsageError(f"{origins_target} already exists, {target.name} does not; --force replaces both")
 
-    def write(path: pathlib.Path) -> str:
+    def make() -> tuple[str, str]:
         words = {word for utterance, _ in output.usable_utterances(librispeech) for word in utterance.text.split()}
         entries = pronounce(words, read_given(lexicons, words))
-        path.write_text("".join(f"{word}\t{' '.join(phones)}\n" for word, (phones, _) in entries.items()), "utf-8")
-        with atomic_path(origins_target) as origins:
-            origins.write_text("".join(f"{word}\t{origin}\n" for word, (_, origin) in entries.items()), "utf-8")
+        atomic_write(origins_target, "".join(f"{word}\t{origin}\n" for word, (_, origin) in entries.items()))
         counts = sorted(Counter(origin for _, origin in entries.values()).items())
-        return f"{len(entries)} words: {', '.join(f'{count} from {origin}' for origin, count in counts)}"
+        text = "".join(f"{word}\t{' '.join(phones)}\n" for word, (phones, _) in entries.items())
+        return text, f"{len(entries)} words: {', '.join(f'{count} from {origin}' for origin, count in counts)}"
 
-    output.write(target.name, write)
+    output.write(target.name, make)
 
 
 def read_given(files: Iterable[str | pathlib.Path], words: Collection[str]) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ import random
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.audio import SAMPLE_RATE, find_audio
-from s3prl_ofa.io.files import atomic_path, printable
+from s3prl_ofa.io.files import atomic_write, printable
 from s3prl_ofa.superb.prepare.output import Output
 
 
@@ -58,6 +58,5 @@ def unlistable(name: str) -> str | None:
 
 def write_manifest(path: pathlib.Path, root: pathlib.Path, samples: dict[pathlib.Path, int]) -> None:
     """The root in the first line, then a line for every file: its path below the root, a tab and its samples."""
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(f"{root}\n")
-        file.writelines(f"{audio.relative_to(root).as_posix()}\t{count}\n" for audio, count in samples.items())
+    lines = (f"{audio.relative_to(root).as_posix()}\t{count}\n" for audio, count in samples.items())
+    atomic_write(path, "".join([f"{root}\n", *lines]))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io import verified
 from s3prl_ofa.io.audio import ALL_SUFFIXES
-from s3prl_ofa.io.files import atomic_path, printable
+from s3prl_ofa.io.files import atomic_write, printable
 from s3prl_ofa.superb.tasks.corpora import TRANSCRIPT, Utterance, read_split, splits_with
 
 REPORT = "bad_audio.tsv"
@@ -75,17 +75,17 @@ class Output:
         self.left_out |= {librispeech / name: reason for name in silent}
         return names
 
-    def write(self, name: str, write: Callable[[pathlib.Path], str]) -> None:
-        """Writes a file atomically and prints the summary that ``write`` returns; one that exists is kept, unless
+    def write(self, name: str, make: Callable[[], tuple[str, str]]) -> None:
+        """Writes a text file and prints its summary, both of which ``make`` returns; one that exists is kept, unless
         ``force``."""
         path = self.folder / name
         if path.exists() and not self.force:
             self.keep(path)
             return
-        with atomic_path(path) as temporary:
-            contents = write(temporary)
+        text, summary = make()
+        atomic_write(path, text)
         self.has_written = True
-        print(f"{path}: {contents}")
+        print(f"{path}: {summary}")
 
     def keep(self, *paths: pathlib.Path) -> None:
         self.has_kept = True
@@ -104,8 +104,7 @@ class Output:
             if not self.has_kept:
                 report.unlink(missing_ok=True)
             return 0
-        with atomic_path(report) as temporary:
-            temporary.write_text("".join(f"{path}\t{reason}\n" for path, reason in bad), "utf-8")
+        atomic_write(report, "".join(f"{path}\t{reason}\n" for path, reason in bad))
         for path, reason in bad[:SHOWN_BAD_FILES]:
             print(f"left out: {path}: {reason}", file=sys.stderr)
         print(f"{len(bad)} files were left out; all of them are in {report}", file=sys.stderr)

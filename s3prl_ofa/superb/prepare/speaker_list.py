@@ -7,15 +7,8 @@ from collections import defaultdict
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.audio import find_audio
 from s3prl_ofa.superb.prepare.output import Output
-from s3prl_ofa.superb.tasks.speaker_lists import (
-    LAYOUT,
-    PARTS,
-    SPEAKER_LISTS,
-    parse_line,
-    read_list,
-    speaker_folders,
-    speaker_of,
-)
+from s3prl_ofa.superb.tasks import speaker_lists
+from s3prl_ofa.superb.tasks.speaker_lists import PARTS, SPEAKER_LISTS, speaker_of
 
 TRAIN, DEV, TEST = PARTS.values()
 HELD_OUT = 0.1  # of every speaker's files, for validation and for test each
@@ -27,9 +20,9 @@ def write_speaker_list(output: Output, root: pathlib.Path, given: pathlib.Path |
     if official and not official.is_file():
         raise UsageError(f"--list {official}: there is no such file")
 
-    def write(path: pathlib.Path) -> str:
+    def make() -> tuple[str, str]:
         files = find_files(root, output.left_out)
-        listed = read_list(official) if official else {}
+        listed = speaker_lists.read_list(official) if official else {}
         samples = output.usable(files.values(), "VoxCeleb1")
         usable = [name for name, file in files.items() if file in samples]
         parts = {name: entry.part for name, entry in listed.items()} if official else make_list(usable, seed)
@@ -39,12 +32,12 @@ def write_speaker_list(output: Output, root: pathlib.Path, given: pathlib.Path |
             if name not in files
         }
         parts = {name: part for name, part in parts.items() if files.get(name) in samples}
-        path.write_text("".join(f"{part} {name}\n" for name, part in parts.items()), "utf-8")
+        text = "".join(f"{part} {name}\n" for name, part in parts.items())
         train, dev, test = (list(parts.values()).count(part) for part in PARTS.values())
         source = f"from {official}" if official else "divided at random, not VoxCeleb1's own split"
-        return f"{train} train, {dev} dev, {test} test of {len(set(map(speaker_of, parts)))} speakers, {source}"
+        return text, f"{train} train, {dev} dev, {test} test of {len(set(map(speaker_of, parts)))} speakers, {source}"
 
-    output.write(SPEAKER_LISTS[0], write)
+    output.write(SPEAKER_LISTS[0], make)
 
 
 def find_files(root: pathlib.Path, left_out: dict[pathlib.Path, str]) -> dict[str, pathlib.Path]:
@@ -54,11 +47,11 @@ def find_files(root: pathlib.Path, left_out: dict[pathlib.Path, str]) -> dict[st
     ``*/wav``, there may be at most one folder, of a recording, between speaker and file.
     """
     files: dict[str, pathlib.Path] = {}
-    folders = speaker_folders(root)
+    folders = speaker_lists.speaker_folders(root)
     for folder in folders:
         for path in find_audio(folder):
             name = path.relative_to(folder).as_posix()
-            if parse_line(f"{TRAIN} {name}") == (TRAIN, name):
+            if speaker_lists.parse_line(f"{TRAIN} {name}") == (TRAIN, name):
                 files.setdefault(name, path)
             else:
                 reason = "its name cannot be in a list; rename it" if "/" in name else "in no speaker's folder"
@@ -66,7 +59,7 @@ def find_files(root: pathlib.Path, left_out: dict[pathlib.Path, str]) -> dict[st
     deep = next((path for name, path in files.items() if name.count("/") > 2), None)
     if not files or deep and folders == [root]:
         found = f"{deep} is nested too deeply" if deep else f"{root} holds no audio of speakers"
-        raise UsageError(f"{found}; expected {LAYOUT}")
+        raise UsageError(f"{found}; expected {speaker_lists.LAYOUT}")
     return files
 
 

@@ -15,7 +15,7 @@ def write_vocabularies(
     With lexicons also lines of one phone each, in alphabetical order, for pr.
     """
 
-    def write_characters(path: pathlib.Path) -> str:
+    def make_characters() -> tuple[str, str]:
         found = [utterance for utterance, _ in output.usable_utterances(librispeech, splits)]
         refuse_unknown(
             {utterance: {WORD_END} & set(utterance.text) for utterance in found},
@@ -24,14 +24,13 @@ def write_vocabularies(
         )
         counts = Counter(character for utterance in found for character in characters(utterance.text))
         lines = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        path.write_text("".join(f"{character} {count}\n" for character, count in lines), "utf-8")
-        return f"{len(lines)} characters of {len(found)} utterances"
+        text = "".join(f"{character} {count}\n" for character, count in lines)
+        return text, f"{len(lines)} characters of {len(found)} utterances"
 
-    def write_phones(path: pathlib.Path) -> str:
+    def make_phones() -> tuple[str, str]:
         phones = sorted({phone for entry in read_lexicon(lexicons).values() for phone in entry.phones})
-        path.write_text("".join(f"{phone}\n" for phone in phones), "utf-8")
-        return f"{len(phones)} phones"
+        return "".join(f"{phone}\n" for phone in phones), f"{len(phones)} phones"
 
     if lexicons:
-        output.write("phoneme.txt", write_phones)
-    output.write("char.dict", write_characters)
+        output.write("phoneme.txt", make_phones)
+    output.write("char.dict", make_characters)
