@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from s3prl_ofa.superb.learned_rate.loss_curve import LossCurve
-from s3prl_ofa.superb.learned_rate.rate import AdaptiveRate, Batch
+from s3prl_ofa.superb.learned_rate.rate import AdaptiveRate, Batch, LossCurve
 
 
 @pytest.mark.parametrize("max_lambd", [1.0, 0.6])

@@ -15,8 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import s3prl_ofa.superb  # noqa: F401  (registers)
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.learned_rate.loss_curve import MAX_DIFFERENCE
-from s3prl_ofa.superb.learned_rate.rate import DAMPING, MIN_SLOPE, AdaptiveRate
+from s3prl_ofa.superb.learned_rate.rate import DAMPING, MAX_DIFFERENCE, MIN_SLOPE, AdaptiveRate
 from s3prl_ofa.superb.learned_rate.training import train_rate
 from s3prl_ofa.superb.upstream.expert import Measured, UpstreamExpert
 
