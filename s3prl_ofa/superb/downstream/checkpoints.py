@@ -49,10 +49,8 @@ class SafeSaves:
     def save(self, states: Any, path: str) -> None:
         if self.position is not None:
             states = {**states, POSITION: self.position.state()}
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
+        with atomic_path(path, sync=True) as temporary, temporary.open("wb") as file:
             torch.save(states, file)
-            file.flush()
-            os.fsync(file.fileno())
         if STATES.fullmatch(os.path.basename(path)):
             for outdated in set(self.outdated) - {os.path.abspath(path)}:
                 pathlib.Path(outdated).unlink(missing_ok=True)
@@ -172,6 +170,6 @@ def made_folder(path: str | os.PathLike) -> Iterator[None]:
 
 def check_free(expdir: str | os.PathLike) -> None:
     """Raises UsageError if a new training would overwrite the checkpoints of an earlier one."""
-    names = [path.name for pattern in ("states-*.ckpt", "*best*.ckpt") for path in pathlib.Path(expdir).glob(pattern)]
-    if any(not name.startswith(".") for name in names):
+    folder = pathlib.Path(expdir)
+    if [*folder.glob("states-*.ckpt"), *folder.glob("[!.]*best*.ckpt")]:
         raise UsageError(f"{expdir} holds an experiment; -a or -e resumes it, or choose another -n or -p")

@@ -95,13 +95,7 @@ def log_rate(measured: Measured | None, rate: AdaptiveRate | None) -> None:
     """Logs the frame period that came out, and a learned lambd."""
     at_other_rates = rate is not None and rate.recent  # as an adaptive rate is trained
     if measured is not None and measured.utterances and not at_other_rates:
-        logger.info(
-            "measured frame period: %.2f ms over %d utterances (%.1f s, %d frames)",
-            measured.frame_period_ms,
-            measured.utterances,
-            measured.seconds,
-            measured.frames,
-        )
+        logger.info("measured frame period: %s", measured)
     if rate is not None:
         logger.info("learnt lambd: %.4f", rate.value)
 
@@ -120,24 +114,18 @@ def make_deterministic(args: argparse.Namespace) -> None:
     """Seeds and backend flags as S3PRL sets them."""
     random.seed(args.seed)
     np.random.seed(args.seed)
-    torch.manual_seed(args.seed)
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(args.seed)
+    torch.manual_seed(args.seed)  # of all devices
     cudnn = torch.backends.cudnn
-    cudnn.enabled = not args.disable_cudnn
-    if cudnn.enabled:
-        cudnn.deterministic, cudnn.benchmark = True, False
+    cudnn.enabled, cudnn.deterministic, cudnn.benchmark = not args.disable_cudnn, True, False
 
 
 @contextlib.contextmanager
 def logged_once(source: logging.Logger) -> Iterator[None]:
     """Lets each message of a logger through once: what holds for one batch holds for thousands."""
-    logged = set()
+    logged: dict[str, logging.LogRecord] = {}
 
     def is_new(record: logging.LogRecord) -> bool:
-        known = record.msg in logged
-        logged.add(record.msg)
-        return not known
+        return logged.setdefault(record.msg, record) is record
 
     source.addFilter(is_new)
     try:

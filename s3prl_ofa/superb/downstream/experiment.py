@@ -12,9 +12,8 @@ import yaml
 from s3prl.utility.helper import get_time_tag, is_leader_process, override
 
 from s3prl_ofa.checkpoint import checkpoint_path
-from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
-from s3prl_ofa.errors import UsageError
-from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.errors import UsageError, shown
+from s3prl_ofa.io.files import atomic_write
 from s3prl_ofa.superb.compat import plain_names
 from s3prl_ofa.superb.compat.caches import secure_caches
 from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
@@ -73,8 +72,8 @@ def read(args: argparse.Namespace, ours: OurOptions) -> tuple[argparse.Namespace
     if args.override is not None and args.override.lower() != "none":
         override(args.override, args, config)
     plain_names.check(args, config)
-    if args.mode != "inference":  # there -t is a file
-        plain_names.check_split(args.evaluate_split)
+    if args.mode != "inference" and not plain_names.is_split(args.evaluate_split):  # there -t is a file
+        raise UsageError(f"-t {shown(args.evaluate_split)}: the name of a split is expected")
     args.expdir = os.path.abspath(args.expdir)  # -o may have changed it
     return args, config, trained
 
@@ -90,10 +89,7 @@ def new_config(args: argparse.Namespace, ours: OurOptions) -> Config:
     check_has_checkpoint(args)
     if args.config is None or args.downstream in S3PRL_DOWNSTREAM.values():
         return configs.resolve_config(args.downstream, args.config, ours.mini, ours.roots)
-    try:
-        return read_yaml(pathlib.Path(args.config).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"-c {args.config} cannot be read as YAML: {error}") from None
+    return configs.read_config(pathlib.Path(args.config))
 
 
 def check_has_checkpoint(args: argparse.Namespace, where: str = "") -> None:
@@ -224,5 +220,4 @@ def save_settings(args: argparse.Namespace, config: Config) -> None:
 
 
 def write_yaml(path: str | os.PathLike, values: dict[str, Any], sort_keys: bool = False) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(yaml.safe_dump(values, sort_keys=sort_keys), encoding="utf-8")
+    atomic_write(path, yaml.safe_dump(values, sort_keys=sort_keys))

@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import pathlib
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -21,10 +20,10 @@ from tensorboardX.record_writer import RecordWriter
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from s3prl_ofa.device import device_name, now
 from s3prl_ofa.io.files import write_json
 from s3prl_ofa.io.tensorboard import outlast_full_disk
 from s3prl_ofa.model.config import SAMPLE_RATE
-from s3prl_ofa.superb.feature_cache.cache import now
 from s3prl_ofa.superb.upstream.expert import unwrapped
 
 try:
@@ -50,7 +49,7 @@ class Meter:
         self.training: list[float] = []  # seconds from one training batch to the next
         self.moments: list[float] = []  # of the present batch: before the upstream, after it
         self.last_training: float | None = None
-        self.counted: list[list[Tensor]] = []
+        self.counted: list[list[Tensor]] = []  # the waves of the first batches
         self.upstream = unwrapped(runner.upstream.model)
         self.cache = getattr(self.upstream, "cache", None)
         upstream, downstream = runner.upstream.model, runner.downstream.model
@@ -121,7 +120,7 @@ class Meter:
         ran = [batch for batch in steady if not math.isnan(batch[1])]
         frames = self.frames if measured is None else measured.frames
         macs = count_macs(upstream, self.counted) if measured is None else measured.macs / max(measured.seconds, 1e-9)
-        names = {tag: tag.rpartition("/")[2].removeprefix(f"{split}-") for tag in self.scores}
+        scores = {tag.rpartition("/")[2].removeprefix(f"{split}-"): value for tag, value in self.scores.items()}
         return {
             "split": split,
             "utterances": self.utterances,
@@ -134,7 +133,7 @@ class Meter:
             "downstream_seconds_per_second": seconds_per_second(steady, 2),
             "options": None if measured is None else dataclasses.asdict(upstream.options),
             # JSON has no NaN
-            "scores": {names[tag]: value if math.isfinite(value) else None for tag, value in self.scores.items()},
+            "scores": {name: value if math.isfinite(value) else None for name, value in scores.items()},
         }
 
 
@@ -173,16 +172,6 @@ def count_macs(upstream: nn.Module, batches: list[list[Tensor]]) -> float | None
         logger.warning("the MACs of the upstream cannot be counted: %s", error)
         return None
     return counter.get_total_flops() / 2 / seconds if seconds else None
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        info = pathlib.Path("/proc/cpuinfo").read_text("utf-8")
-        return next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def peak_memory_mb(device: torch.device) -> float | None:

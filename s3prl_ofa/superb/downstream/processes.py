@@ -127,9 +127,9 @@ class UpdateCounter:
     The loop ends when its progress bar is full.
     """
 
-    def progress_bar(self, *args: Any, desc: str | None = None, **kwargs: Any) -> tqdm:
-        bar = tqdm(*args, desc=desc, **kwargs)
-        if desc == "overall":
+    def progress_bar(self, *args: Any, **kwargs: Any) -> tqdm:
+        bar = tqdm(*args, **kwargs)
+        if kwargs.get("desc") == "overall":
             self.overall = bar
         return bar
 
