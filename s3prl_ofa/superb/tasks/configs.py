@@ -53,6 +53,8 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
         raise UsageError(f"there is no config {path}")
     try:
         config = read_yaml(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise UsageError(f"{path} is not YAML: {error}") from None
     if not isinstance(config, dict):
