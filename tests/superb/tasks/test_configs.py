@@ -1,6 +1,8 @@
 """SUPERB's tasks: configs, data roots, and what is added to S3PRL."""
 
+import errno
 import importlib
+import os
 import pathlib
 import re
 import sys
@@ -187,6 +189,18 @@ def test_unknown_tasks_and_files_are_reported():
         configs.resolve_config("emotion", None, False, {})
     with pytest.raises(UsageError, match="no config nowhere.yaml"):
         configs.resolve_config("asr", "nowhere.yaml", False, {})
+
+
+def test_a_config_without_permission_is_named(tmp_path, monkeypatch):
+    """A config that may not be read is named with the system's reason."""
+    (tmp_path / "my.yaml").write_text("runner: {}")
+
+    def refuse(path, *args):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(pathlib.Path, "read_text", refuse)
+    with pytest.raises(UsageError, match=r"my.yaml cannot be read \(Permission denied\)"):
+        configs.read_config(tmp_path / "my.yaml")
 
 
 def test_specaug_covers_the_same_speech_at_any_rate():
