@@ -59,6 +59,12 @@ class Corpus:
         usable = [utterance for utterance in self.utterances if utterance.audio in audio.samples]
         return Corpus(usable, self.left_out | audio.bad)
 
+    def usable(self, source: pathlib.Path, prepared: pathlib.Path | None = None) -> list[Utterance]:
+        """The utterances with usable audio; those that are left out of ``source`` are reported."""
+        corpus = self.with_usable_audio(source.name, prepared)
+        corpus.report_left_out(str(source))
+        return corpus.utterances
+
     def report_left_out(self, what: str) -> None:
         """Logs once per process what is left out of ``what``. Raises UsageError if no utterance remains."""
         total = len(self.utterances) + len(self.left_out)
@@ -129,19 +135,6 @@ def split_folder(librispeech: pathlib.Path, split: str, remark: str = "") -> pat
         names = splits_with(librispeech, TRANSCRIPT) if librispeech.is_dir() else []
         raise UsageError(f"there is no split {split} in {librispeech}; it has {', '.join(names) or 'no split'}{remark}")
     return librispeech / split
-
-
-def read_usable(splits: Iterable[pathlib.Path], prepared: pathlib.Path | None = None) -> list[Utterance]:
-    """The usable utterances of these splits. The others are counted in the log, where the first of them are named.
-
-    Raises UsageError if a split has no usable utterance.
-    """
-    utterances = []
-    for split in splits:
-        corpus = read_split(split).with_usable_audio(split.name, prepared)
-        corpus.report_left_out(str(split))
-        utterances += corpus.utterances
-    return utterances
 
 
 def read_split(split: pathlib.Path) -> Corpus:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch.utils.data import Dataset
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.tasks.corpora import Corpus, Utterance, read_lines, read_usable, refuse_unknown
+from s3prl_ofa.superb.tasks.corpora import Corpus, Utterance, read_lines, read_split, refuse_unknown
 
 USE_VOCABULARY = "correct the transcripts, or train with a vocabulary that has them (--vocabulary FILE)"
 
@@ -40,8 +40,8 @@ class LibriDataset(Dataset):
         if csv_dir is not None:
             utterances = read_transcription_table(pathlib.Path(csv_dir, str(split)))
         elif path is not None:
-            names = [split] if isinstance(split, str) else split
-            utterances = read_usable((pathlib.Path(path, name) for name in names), self.prepared)
+            folders = [pathlib.Path(path, name) for name in ([split] if isinstance(split, str) else split)]
+            utterances = sum((read_split(folder).usable(folder, self.prepared) for folder in folders), [])
         else:
             raise UsageError("the config's corpus has neither a path nor a csv_dir")
         self.check(utterances)
@@ -96,6 +96,4 @@ def read_transcription_table(path: pathlib.Path) -> list[Utterance]:
                 corpus.utterances.append(Utterance(audio, row["transcription"], source))
             else:
                 corpus.left_out[audio] = f"no text in {source}"
-    corpus = corpus.with_usable_audio(path.name)
-    corpus.report_left_out(str(path))
-    return corpus.utterances
+    return corpus.usable(path)
