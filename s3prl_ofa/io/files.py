@@ -106,11 +106,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes the file durably: what it says is done is on the disk before it."""
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    atomic_write(path, json.dumps(content, indent=1) + "\n", sync=True)
 
 
 def append(path: str | os.PathLike, content: bytes) -> None:
