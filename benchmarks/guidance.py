@@ -24,10 +24,11 @@ from rows import machine, write
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from s3prl_ofa.arguments.guidance import CLUSTERS, LONGEST
 from s3prl_ofa.guidance import layout
 from s3prl_ofa.guidance.features import Mfcc
-from s3prl_ofa.guidance.segmentation import LONGEST, best_segmentation, distances, segment_costs, solve_penalty
-from s3prl_ofa.guidance.unsupervised import CLUSTERS, train_codes
+from s3prl_ofa.guidance.segmentation import best_segmentation, distances, segment_costs, solve_penalty
+from s3prl_ofa.guidance.unsupervised import train_codes
 from s3prl_ofa.io.audio import load_audio
 from s3prl_ofa.model import SAMPLE_RATE, ModelConfig, OFAWav2Vec2
 

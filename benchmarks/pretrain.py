@@ -28,9 +28,9 @@ from rows import machine, write
 from tqdm import tqdm
 
 import s3prl_ofa.pretrain  # noqa: F401, registers
+from s3prl_ofa.arguments.pretrain import CONFIGS
 from s3prl_ofa.guidance.layout import alpha_of, num_frames
 from s3prl_ofa.model import SAMPLE_RATE
-from s3prl_ofa.pretrain.launch import CONFIGS
 from s3prl_ofa.pretrain.model import OFAPretrainingModel
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "pretrain.csv"

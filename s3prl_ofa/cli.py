@@ -1,91 +1,102 @@
-"""The command line, ``s3prl-ofa <command>``: wiring, exit statuses and errors; each command is a module elsewhere."""
+"""The command line, ``s3prl-ofa <command>``: wiring, exit statuses and errors."""
 
 import argparse
 import importlib
-import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from s3prl_ofa.arguments import Parser, one_line
+from s3prl_ofa.arguments.parser import Parser, one_line
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.io.files import DiskFull, writing
+from s3prl_ofa.output import set_up_logging
 from s3prl_ofa.signals import SIGNAL_STATUS, Terminated, termination
 from s3prl_ofa.version import __version__
 
+PROG = "s3prl-ofa"
+
 
 class Command(NamedTuple):
-    """Where a command is implemented. The module is imported only for its command, so that ``--help`` is immediate."""
+    """What a command does: function ``run`` of ``module``. What it takes is in the module of its name in ``arguments``.
+
+    Both are imported only for their command; what does the work only after its arguments are known to be good.
+    """
 
     module: str
     help: str
-    add_arguments: str | None = "add_arguments"  # None: the command parses its arguments itself
     run: str = "run"
 
 
 COMMANDS = {
     "extract": Command("s3prl_ofa.extract.command", "write features, lengths and times of audio files to disk"),
     "info": Command("s3prl_ofa.info", "show what a checkpoint holds, and its frame period for every lambd"),
-    "run_downstream": Command("s3prl_ofa.superb.downstream.command", "train and evaluate tasks with S3PRL", None),
+    "run_downstream": Command("s3prl_ofa.superb.downstream.command", "train and evaluate tasks with S3PRL"),
     "link": Command("s3prl_ofa.superb.compat.link", "add the upstream to a source checkout of S3PRL"),
-    "unlink": Command("s3prl_ofa.superb.compat.link", "remove it from there", "add_unlink_arguments", "run_unlink"),
+    "unlink": Command("s3prl_ofa.superb.compat.link", "remove the upstream from a source checkout", "run_unlink"),
     "prepare": Command("s3prl_ofa.superb.prepare.command", "make the files that the tasks need from corpora"),
     "guidance": Command("s3prl_ofa.guidance.command", "make targets for alpha from alignments or from speech alone"),
-    "pretrain": Command("s3prl_ofa.pretrain.launch", "train a once-for-all wav2vec 2.0 with fairseq", None),
+    "pretrain": Command("s3prl_ofa.pretrain.launch", "train a once-for-all wav2vec 2.0 with fairseq"),
     "sweep": Command("s3prl_ofa.sweep.run.command", "run rates x tasks x seeds from one file, resumable"),
     "report": Command("s3prl_ofa.sweep.report.command", "make a table, plots and a page of the results of a sweep"),
     "convert": Command("s3prl_ofa.checkpoint.command", "convert a checkpoint from one format to another"),
     "demo": Command("s3prl_ofa.demo.page", "move the frame period on a local web page; see and hear what changes"),
+    "completion": Command("s3prl_ofa.completion", "print a script with which a shell completes commands and options"),
 }
 
 
 def build_parser() -> Parser:
     width = max(map(len, COMMANDS))
     parser = Parser(
-        prog="s3prl-ofa",
+        prog=PROG,
         description="A wav2vec 2.0 whose frame period is chosen at run time.",
         epilog="commands:\n" + "\n".join(f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"s3prl-ofa {__version__}")
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for debugging")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error, also after the command")
+    parser.examples = ("s3prl-ofa info tiny", "s3prl-ofa extract audio --ckpt tiny --frame-period-ms 50 --out features")
+    parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
     # torch.distributed.launch puts it before the arguments of the command.
-    parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS)
+    parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="command", help="one of the commands below")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see: s3prl-ofa <command> --help")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=f"see: {PROG} <command> --help")
     return parser
 
 
-def run_command(name: str, arguments: Sequence[str]) -> int:
-    """Runs one command and returns its exit status."""
+def add_command_arguments(name: str, parser: Parser) -> None:
+    importlib.import_module(f"s3prl_ofa.arguments.{name}").add_arguments(parser)
+
+
+def build_command_parser(name: str) -> Parser:
+    parser = Parser(prog=f"{PROG} {name}", description=COMMANDS[name].help)
+    add_command_arguments(name, parser)
+    return parser
+
+
+def run_command(name: str, args: argparse.Namespace) -> int:
+    """Runs one command and returns its exit status. args: of the command's parser."""
     command = COMMANDS[name]
-    module = importlib.import_module(command.module)
-    run = getattr(module, command.run)
-    if command.add_arguments is None:
-        return run(list(arguments)) or 0
-    parser = Parser(prog=f"s3prl-ofa {name}", description=command.help)
-    getattr(module, command.add_arguments)(parser)
-    return run(parser.parse_args(arguments)) or 0
+    return getattr(importlib.import_module(command.module), command.run)(args) or 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns the exit status: 0 success, 1 failure, 2 bad usage, 130 Ctrl-C, 143 SIGTERM."""
     parser = build_parser()
-    options = parser.parse_args(argv)
-    if options.command is None:
-        parser.print_help()
-        return 0
-    # Also after the command, where most people put it; no option of S3PRL has this name.
-    debug = options.debug or "--debug" in options.arguments
-    arguments = [argument for argument in options.arguments if argument != "--debug"]
+    try:
+        options = parser.parse_args(argv)
+        if options.command is None:
+            parser.print_help()
+            return 0
+        parser = build_command_parser(options.command)
+        args = parser.parse_args(options.arguments)
+    except UsageError as error:
+        return failed(parser.prog, error, debug=False)
     if options.local_rank is not None and options.command == "run_downstream":
-        arguments.append(f"--local_rank={options.local_rank}")
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)]
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-    return guarded(f"s3prl-ofa {options.command}", lambda: run_command(options.command, arguments), debug)
+        args.local_rank = options.local_rank
+    common = vars(options) | vars(args)
+    verbosity = getattr(options, "verbose", 0) + getattr(args, "verbose", 0)
+    set_up_logging(common.get("quiet", False), verbosity)
+    return guarded(parser.prog, lambda: run_command(options.command, args), common.get("debug", False))
 
 
 def guarded(prefix: str, run: Callable[[], int], debug: bool = False) -> int:

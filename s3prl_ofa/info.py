@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from s3prl_ofa.arguments import add_device_argument
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.extract.inputs import find_utterances
 from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_audio
@@ -19,15 +18,6 @@ if TYPE_CHECKING:
 
 BUNDLED_AUDIO = AUDIO / "test"
 LAMBDS = tuple(step / 10 for step in range(11))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ckpt", metavar="CKPT", help="a checkpoint of any known format, or tiny, the bundled one")
-    parser.add_argument(
-        "--audio", nargs="+", metavar="FILES", help="files or folders to measure the table on (default: bundled)"
-    )
-    add_device_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:

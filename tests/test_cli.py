@@ -1,17 +1,27 @@
 """The command line: wiring, exit statuses, errors in one line."""
 
+import argparse
+import contextlib
+import inspect
 import json
 import logging
 import os
+import pty
+import re
+import shlex
 import signal
 import subprocess
 import sys
+import termios
 import time
+import types
+from collections.abc import Iterator
 
 import pytest
 from paths import ROOT
 
-from s3prl_ofa import __version__, cli, errors
+from s3prl_ofa import __version__, cli, errors, output
+from s3prl_ofa.arguments.parser import Parser
 
 
 def run(*arguments, **options) -> subprocess.CompletedProcess:
@@ -21,64 +31,123 @@ def run(*arguments, **options) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def fake_command(monkeypatch):
-    """Makes ``s3prl-ofa fake`` run the given function."""
+    """Makes ``s3prl-ofa fake [WORD ...]`` run the given function."""
 
     def install(function):
-        module = type(sys)("fake_command_module")
-        module.run = function
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setitem(cli.COMMANDS, "fake", cli.Command(module.__name__, "", add_arguments=None))
+        work, arguments = types.ModuleType("fake_work"), types.ModuleType("s3prl_ofa.arguments.fake")
+        work.run = function
+        arguments.add_arguments = lambda parser: parser.add_argument("words", nargs="*")
+        for module in (work, arguments):
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(cli.COMMANDS, "fake", cli.Command(work.__name__, ""))
 
     return install
 
 
-def test_help_and_version_are_quick():
-    """--help names every command and imports nothing heavy; --version says the version."""
+def parsers_below(parser: Parser) -> Iterator[Parser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for subparser in action.choices.values():
+                yield from parsers_below(subparser)
+
+
+PARSERS = {
+    parser.prog: parser
+    for top in (cli.build_parser(), *map(cli.build_command_parser, cli.COMMANDS))
+    for parser in parsers_below(top)
+}
+
+
+def test_help_is_immediate():
+    """The help of every command imports nothing but Python's own modules and the arguments' ones."""
     code = (
-        "import sys; from s3prl_ofa import cli\n"
-        "try: cli.main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 's3prl', 'torchaudio', 'fairseq', 'soundfile'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "import sys; before = set(sys.modules); from s3prl_ofa import cli\n"
+        "for parser in (cli.build_parser(), *map(cli.build_command_parser, cli.COMMANDS)):\n"
+        "    assert 'examples:' in parser.format_help()\n"
+        "ours = {name.partition('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names\n"
+        "assert {name for name in ours if not name.startswith('__editable__')} == {'s3prl_ofa'}, ours"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    for name in ("extract", "info", "run_downstream", "link", "unlink", "prepare", "convert"):
-        assert f"\n  {name} " in done.stdout
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     assert run("--version").stdout == f"s3prl-ofa {__version__}\n"
 
 
+@pytest.mark.parametrize("prog", PARSERS)
+def test_every_command_has_help_with_true_examples(prog, capsys):
+    """Each example is one of this command, and is accepted as it stands."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([*prog.split()[1:], "--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and text.startswith(f"usage: {prog} ")
+    examples = [line.strip() for line in text.partition("\nexamples:\n")[2].splitlines()]
+    assert examples and examples == list(PARSERS[prog].examples)
+    for example in examples:
+        assert example.startswith(prog)
+        name, *words = shlex.split(example, comments=True)[1:]
+        cli.build_command_parser(name).parse_args(words[: words.index(">")] if ">" in words else words)
+
+
+def test_choices_are_those_of_the_work():
+    """What the light modules list is what the commands can do."""
+    from s3prl_ofa.arguments import extract, run_downstream
+    from s3prl_ofa.extract import writers
+    from s3prl_ofa.superb.upstream import rate_options
+
+    assert tuple(writers.FORMATS) == extract.FORMATS
+    assert set(run_downstream.OUTPUT_FRAMES) == set(rate_options.OUTPUT_FRAMES)
+    assert run_downstream.ADAPTIVE == rate_options.ADAPTIVE
+    assert run_downstream.option(rate_options.OLD_NAME) == run_downstream.OLD_OUTPUT_FRAMES
+
+
+def test_upstreams_of_s3prl():
+    """Those that the help lists are those that S3PRL has, ours aside."""
+    from s3prl import hub
+
+    from s3prl_ofa.arguments.run_downstream import s3prl_upstreams
+
+    names = {name for name, value in vars(hub).items() if inspect.isfunction(value) and name[0] != "_"}
+    other = {"options", "load_and_convert_fairseq_ckpt"}
+    assert {name for name in names - other if not name.startswith("ofa_wav2vec2")} == set(s3prl_upstreams())
+
+
 def test_without_a_command_is_help(capsys):
-    """A bare s3prl-ofa prints the help and succeeds."""
+    """A bare s3prl-ofa prints the help, which names every command, and succeeds."""
     assert cli.main([]) == 0
-    assert capsys.readouterr().out == cli.build_parser().format_help()
+    text = capsys.readouterr().out
+    assert text == cli.build_parser().format_help()
+    assert all(f"\n  {name} " in text for name in cli.COMMANDS)
 
 
 @pytest.mark.parametrize(
     ("arguments", "suggestion"),
     [
-        (["extrat"], "; did you mean extract? "),
-        (["run-downstream", "-m", "train"], "; did you mean run_downstream? "),
-        (["extract", "a.wav", "--ckpt", "c", "--out", "o", "--format", "np"], "; did you mean npy? "),
-        (["waltz"], "(choose from "),
+        ("extrat", "; did you mean extract? "),
+        ("run-downstream -m train", "; did you mean run_downstream? "),
+        ("extract a.wav --ckpt c --out o --format np", "; did you mean npy? "),
+        ("extract a.wav --ckpt c --out o --frame-perod-ms 40", "; did you mean --frame-period-ms? "),
+        ("extract a.wav --chkpt c --out o", "; did you mean --ckpt? "),
+        ("run_downstream -m train --lamda 0.5", "; did you mean --lambd? "),
+        ("prepare bukcet", "; did you mean bucket? "),
+        ("prepare bucket --librispech L --out o", "; did you mean --librispeech? "),
+        ("guidance ctm a.ctm --manifest m --out o --silense-labels x", "; did you mean --silence-labels? "),
+        ("pretrain --nprocs 2 data=m", "; did you mean --nproc? "),
+        ("--versoin", "; did you mean --version? "),
+        ("waltz", "(choose from "),
+        ("info tiny --waltz", "unrecognized arguments: --waltz (see "),
     ],
 )
 def test_typos_get_a_suggestion(arguments, suggestion, capsys):
-    """The nearest choice is suggested for a mistyped command or value of an option."""
-    with pytest.raises(SystemExit) as end:
-        cli.main(arguments)
+    """The nearest one is suggested for a mistyped command, option or value of an option."""
+    assert cli.main(arguments.split()) == 2
     said = capsys.readouterr().err
-    assert end.value.code == 2 and suggestion in said and said.count("\n") == 1
+    assert suggestion in said and said.count("\n") == 1
     assert ("did you mean" in said) == ("did you mean" in suggestion)
 
 
-@pytest.mark.parametrize("command", ["extract", "info", "link", "unlink", "prepare", "convert", "demo"])
-def test_every_command_has_help(command, capsys):
-    """Every command is wired to its module."""
-    with pytest.raises(SystemExit) as end:
-        cli.main([command, "--help"])
-    assert end.value.code == 0
-    assert f"usage: s3prl-ofa {command}" in capsys.readouterr().out
+def test_options_stand_between_arguments(monkeypatch):
+    """``extract a.wav --lambd 1 b.wav``, where argparse by itself would not accept b.wav."""
+    args = cli.build_command_parser("extract").parse_args(["a.wav", "--ckpt", "c", "--out", "o", "b.wav"])
+    assert args.audio == ["a.wav", "b.wav"]
 
 
 @pytest.mark.parametrize(
@@ -99,11 +168,7 @@ def test_every_command_has_help(command, capsys):
 def test_bad_use_is_one_line_and_2(arguments, tmp_path, monkeypatch, capsys):
     """Bad use ends with status 2 and one line on stderr, without a traceback."""
     monkeypatch.chdir(tmp_path)
-    try:
-        status = cli.main(arguments)
-    except SystemExit as end:
-        status = end.code
-    said = capsys.readouterr().err
+    status, said = cli.main(arguments), capsys.readouterr().err
     assert status == 2
     assert "error: " in said and said.count("\n") == 1, said
 
@@ -135,22 +200,99 @@ def test_errors_become_a_line_and_a_status(fake_command, capsys, error, status, 
                 cli.main(arguments)
 
 
-def test_own_arguments_are_passed_on(fake_command):
-    """A command that parses its arguments itself gets all but --debug, and its status is returned."""
-    seen = []
-    fake_command(lambda arguments: seen.append(arguments) or 5)
-    assert cli.main(["fake", "-m", "train", "-v", "x", "--debug"]) == 5
-    assert seen == [["-m", "train", "-v", "x"]]
-
-
-def test_verbose_sets_the_level(fake_command, monkeypatch):
-    """-v and -vv set the level of the log."""
+@pytest.mark.parametrize(
+    ("words", "level"),
+    [
+        ("fake", logging.WARNING),
+        ("-v fake", logging.INFO),
+        ("fake --verbose", logging.INFO),
+        ("-v fake -v", logging.DEBUG),
+        ("--quiet fake", logging.ERROR),
+        ("fake -q", logging.ERROR),
+    ],
+)
+def test_the_log_is_as_verbose_as_wanted(fake_command, monkeypatch, words, level):
+    """--quiet and --verbose, before the command or after it."""
     levels = []
+    monkeypatch.setattr(os, "environ", {**os.environ})
     monkeypatch.setattr(logging, "basicConfig", lambda **options: levels.append(options["level"]))
-    fake_command(lambda arguments: 0)
-    for options in ([], ["-v"], ["-vv"]):
-        assert cli.main([*options, "fake"]) == 0
-    assert levels == [logging.WARNING, logging.INFO, logging.DEBUG]
+    fake_command(lambda args: levels.append(output.is_quiet()))
+    assert cli.main(words.split()) == 0
+    assert levels == [level, level == logging.ERROR]
+    cli.main(["fake"])
+    assert levels[-1] is False
+
+
+def test_quiet_leaves_errors_alone(golden_checkpoint, audio_folder, tmp_path):
+    """With --quiet a command is silent, its exit status and its errors are the same."""
+    (audio_folder / "bad.wav").write_bytes(b"bad")
+    command = ["extract", audio_folder, "--ckpt", golden_checkpoint, "--out"]
+    loud, quiet = run(*command, tmp_path / "1"), run(*command, tmp_path / "2", "--quiet")
+    assert loud.returncode == quiet.returncode == 1 and loud.stdout == quiet.stdout == ""
+    summary, errors = loud.stderr.split("\n", 1)
+    assert summary.startswith("4 of 5 files extracted to")
+    assert errors.replace(str(tmp_path / "1"), str(tmp_path / "2")) == quiet.stderr and "bad.wav" in errors
+
+
+def test_progress_on_a_terminal(golden_checkpoint, audio_folder, tmp_path):
+    """A terminal shows hours of audio and how many times faster than real time they are done; --quiet nothing."""
+    seen = {}
+    for option in ("--verbose", "--quiet"):
+        leader, follower = pty.openpty()
+        termios.tcsetwinsize(follower, (24, 100))
+        command = ["extract", audio_folder, "--ckpt", golden_checkpoint, "--out", tmp_path / option, option]
+        with open(leader, "rb", buffering=0) as terminal:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "s3prl_ofa", *map(str, command)], stderr=follower, cwd=ROOT
+            )
+            os.close(follower)
+            seen[option] = b""
+            with contextlib.suppress(OSError):  # the end of a terminal
+                while chunk := terminal.read(4096):
+                    seen[option] += chunk
+            assert process.wait() == 0
+    assert re.search(rb"extract: 100%.*00:03/00:03 of audio .*, \d+ x real time\]", seen["--verbose"])
+    assert seen["--quiet"] == b""
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("s3prl-ofa ext", "extract"),
+        ("s3prl-ofa extract --frame", "--frame-period-ms"),
+        ("s3prl-ofa extract --format safe", "safetensors"),
+        ("s3prl-ofa prepare vox", "voxceleb1"),
+        ("s3prl-ofa prepare voxceleb1 --se", "--seed"),
+        ("s3prl-ofa info chec", "checkpoint.pt"),
+    ],
+)
+def test_bash_completes(completion_script, line, completed, tmp_path):
+    """bash, with the script that the command prints, completes commands, options, choices and files."""
+    (tmp_path / "checkpoint.pt").touch()
+    words = line.split()
+    code = f"""source {completion_script}
+COMP_WORDS=({line}) COMP_CWORD={len(words) - 1} COMP_LINE='{line}' COMP_POINT={len(line)}
+function=$(complete -p s3prl-ofa | sed 's/.*-F \\([^ ]*\\) .*/\\1/')
+$function s3prl-ofa {words[-1]} {words[-2]}
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.split() == [completed], done.stderr
+
+
+@pytest.fixture(scope="module")
+def completion_script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("completion") / "s3prl-ofa"
+    path.write_text(run("completion", "bash").stdout)
+    return path
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_scripts(shell, capsys):
+    """Each shell has a script that names the commands."""
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(name in script for name in (*cli.COMMANDS, "voxceleb1", "frame-period-ms"))
 
 
 def test_interrupt_of_a_process(golden_checkpoint, tmp_path, make_wave):

@@ -9,8 +9,8 @@ from paths import ROOT
 
 # single files beside the folders: what all may use; the command line, which imports a command when it is called
 FILES = {
-    "base": {"arguments", "device", "errors", "resources", "signals", "version"},
-    "command": {"", "__main__", "cli"},
+    "base": {"arguments", "device", "errors", "output", "progress", "resources", "signals", "version"},
+    "command": {"", "__main__", "cli", "completion"},
 }
 
 

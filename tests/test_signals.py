@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import uuid
 
 import pytest
@@ -133,10 +134,11 @@ def fake(monkeypatch):
     """Makes ``s3prl-ofa fake`` run the given function in this process."""
 
     def install(function):
-        module = type(sys)("fake_command_module")
-        module.run = function
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setitem(cli.COMMANDS, "fake", cli.Command(module.__name__, "", add_arguments=None))
+        work, arguments = types.ModuleType("fake_work"), types.ModuleType("s3prl_ofa.arguments.fake")
+        work.run, arguments.add_arguments = function, lambda parser: None
+        for module in (work, arguments):
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(cli.COMMANDS, "fake", cli.Command(work.__name__, ""))
         return lambda: cli.main(["fake"])
 
     return install

@@ -8,6 +8,7 @@ import tempfile
 
 import torch
 
+from s3prl_ofa.arguments.convert import DTYPES, FORMATS
 from s3prl_ofa.checkpoint import fairseq_format, huggingface, s3prl_format
 from s3prl_ofa.checkpoint.contents import Checkpoint
 from s3prl_ofa.checkpoint.reading import naming, read_checkpoint
@@ -17,8 +18,6 @@ from s3prl_ofa.model.names import check_finite
 from s3prl_ofa.model.storage import write_safetensors
 
 SUFFIXES = {".safetensors": "safetensors", ".pt": "fairseq", ".pth": "fairseq", "": "huggingface"}
-DTYPES = ("float16", "bfloat16", "float32")
-FORMATS = ("safetensors", "fairseq", "s3prl", "huggingface")
 FOLDER_FILES = {huggingface.CONFIG, huggingface.PREPROCESSOR, huggingface.WEIGHTS}
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from s3prl_ofa.arguments import add_device_argument, one_line
+from s3prl_ofa.arguments.parser import one_line
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.audio import SAMPLE_RATE, load_audio
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from s3prl_ofa.model import OFAWav2Vec2
 
 HOST = "127.0.0.1"
-PORT = 7860
 PERIODS = (20.0, 90.0)  # ms, of the sliders
 STARTS = (20.0, 50.0)
 MAX_SECONDS = 20.0  # frames of longer audio would be too narrow to see
@@ -48,14 +47,6 @@ CSS = """
 .numbers td, .numbers th {padding: 4px 10px}
 .numbers td + td, .numbers th + th {text-align: right; white-space: nowrap}
 """
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--ckpt", default="tiny", help="a checkpoint of any known format, or tiny, the bundled one (the default)"
-    )
-    parser.add_argument("--port", type=int, default=PORT, help=f"of the page (default: {PORT}; 0: any that is free)")
-    add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

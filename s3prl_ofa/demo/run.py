@@ -15,7 +15,7 @@ from shutil import which
 
 import yaml
 
-from s3prl_ofa.arguments import Parser, add_device_argument
+from s3prl_ofa.arguments.parser import Parser, add_device_argument
 from s3prl_ofa.checkpoint import checkpoint_path
 from s3prl_ofa.cli import guarded
 from s3prl_ofa.cli import main as s3prl_ofa
@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=pathlib.Path, default=pathlib.Path("demo"), help="where a new folder is created (default: demo)"
     )
     add_device_argument(parser)
-    args = parser.parse_args(argv)
-    return guarded(parser.prog, lambda: run(args))
+    parser.examples = ("python -m s3prl_ofa.demo --ckpt checkpoint.pt --lambds 0 0.3 0.6",)
+    return guarded(parser.prog, lambda: run(parser.parse_args(argv)))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,60 +12,25 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tqdm
-import tqdm.contrib.logging
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from s3prl_ofa.arguments import add_device_argument
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.extract.inputs import Utterance, find_utterances, make_batches
 from s3prl_ofa.extract.store import ERRORS, Store, open_store
-from s3prl_ofa.extract.writers import FEATURES, FORMATS, Format, get_format
+from s3prl_ofa.extract.writers import FEATURES, Format, get_format
 from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, duration, load_audio
 from s3prl_ofa.io.files import printable
+from s3prl_ofa.output import tell
+from s3prl_ofa.progress import Progress
 
 if TYPE_CHECKING:
     from s3prl_ofa.model import OFAWav2Vec2
 
 logger = logging.getLogger(__name__)
 
-DTYPES = ("float32", "float16", "bfloat16")
-BATCH_SECONDS = 120.0  # of audio; enough for Base to need about 2 GB in float32
 REPORTED = 10  # bad files listed at the end; errors.jsonl lists all
 
 Loaded = list[tuple[Utterance, np.ndarray]]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("audio", nargs="+", metavar="AUDIO", help="audio files, or folders to search for audio")
-    parser.add_argument("--ckpt", required=True, help="checkpoint of any known format")
-    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="output folder")
-    rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--lambd", type=float, metavar="L", help="compression rate, 0 (none, the default) to below 2")
-    rate.add_argument("--frame-period-ms", type=float, metavar="P", help="the rate as a mean frame period, at least 20")
-    parser.add_argument(
-        "--allow-beyond-one", action="store_true", help="allow lambd above 1 where --frame-period-ms needs it"
-    )
-    parser.add_argument("--format", default="npy", choices=FORMATS, help="output format (default: npy)")
-    parser.add_argument(
-        "--layer",
-        metavar="K",
-        help="hidden state K, 0 (the encoder's input) to the last layer (default), several as 2,4, or 'all'",
-    )
-    parser.add_argument(
-        "--window-s",
-        type=float,
-        metavar="S",
-        help="for long files: attention sees S seconds at a time, such as 30 (default: the whole file)",
-    )
-    parser.add_argument(
-        "--overlap-s", type=float, metavar="S", help="seconds that neighbouring windows share (default: 4)"
-    )
-    parser.add_argument(
-        "--batch-seconds", type=float, default=BATCH_SECONDS, metavar="S", help="audio per batch (default: 120)"
-    )
-    add_device_argument(parser)
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the model (default: float32)")
-    parser.add_argument("--force", action="store_true", help="start again, removing DIR's results of earlier runs")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -163,13 +128,10 @@ class Extraction:
         # The model would warn about unreached periods in every batch; one count at the end is clearer.
         logging.getLogger("s3prl_ofa.model").setLevel(logging.ERROR)
         try:
-            with (
-                tqdm.contrib.logging.logging_redirect_tqdm(),
-                tqdm.tqdm(total=round(total, 1), unit="s", unit_scale=True, desc="audio", disable=None) as bar,
-            ):
+            with logging_redirect_tqdm(), Progress(seconds=total, desc="extract") as bar:
                 for seconds, loaded in self.loaded(batches):
                     self.extract(loaded)
-                    bar.update(seconds)
+                    bar.heard(seconds)
         finally:
             logging.getLogger("s3prl_ofa.model").setLevel(logging.NOTSET)
         self.report(len(utterances), len(utterances) - len(todo))
@@ -187,7 +149,7 @@ class Extraction:
 
     def durations(self, utterances: list[Utterance]) -> Iterator[tuple[Utterance, float]]:
         """Yields utterances with their seconds; those that cannot be opened become errors."""
-        for utterance in tqdm.tqdm(utterances, desc="headers", leave=False, disable=None):
+        for utterance in Progress(utterances, desc="headers", leave=False, unit="file"):
             try:
                 yield utterance, duration(utterance.path)
             except AudioError as error:
@@ -286,16 +248,18 @@ class Extraction:
 
     def report(self, total: int, finished_before: int) -> None:
         """Prints to stderr what was done and which files could not be used."""
-        lines = [f"{self.done} of {total} files extracted to {self.store.folder}, {finished_before} already done"]
+        done = f"{self.done} of {total} files extracted to {self.store.folder}, {finished_before} already done"
+        tell(done, sys.stderr)
         if self.unreached:
-            lines.append(
+            tell(
                 f"{self.unreached} cannot reach {self.options['frame_period_ms']:g} ms and have lambd 1 "
-                "(--allow-beyond-one goes further)"
+                "(--allow-beyond-one goes further)",
+                sys.stderr,
             )
         if self.errors:
-            lines.append(f"{len(self.errors)} could not be used (all in {self.store.folder / ERRORS}):")
+            lines = [f"{len(self.errors)} could not be used (all in {self.store.folder / ERRORS}):"]
             lines += [f"  {printable(utterance.path)}: {reason}" for utterance, reason in self.errors[:REPORTED]]
-        print("\n".join(lines), file=sys.stderr)
+            print("\n".join(lines), file=sys.stderr)
 
 
 def as_array(state: Any) -> np.ndarray:

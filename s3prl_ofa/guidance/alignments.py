@@ -18,7 +18,6 @@ from s3prl_ofa.guidance.layout import FRAMES, GuidanceError, num_frames
 from s3prl_ofa.guidance.work import Entry
 from s3prl_ofa.model import SAMPLE_RATE
 
-SILENCES = ("SIL", "sil", "<sil>", "sp", "spn", "<eps>")  # besides empty labels and gaps between intervals
 SLACK = FRAMES.hop / SAMPLE_RATE  # seconds; gaps and overlaps below a frame come from rounding
 MAX_OVERRUN = 0.1  # seconds by which an alignment may exceed the audio; more means another recording
 SUFFIX = ".textgrid"
@@ -74,7 +73,7 @@ def find_textgrids(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
         if path.suffix.lower() == SUFFIX and not path.name.startswith("."):
             found.setdefault(path.stem, []).append(path)
     if not found:
-        raise GuidanceError(f"{folder}: holds no .TextGrid files")
+        raise GuidanceError(f"{folder}: holds no .TextGrid files; expected NAME.TextGrid for NAME.wav")
     return found
 
 
@@ -87,7 +86,9 @@ def read_textgrid(path: pathlib.Path, tier: str) -> list[Interval]:
     except OSError as error:
         raise GuidanceError(f"{path}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # praatio does not validate the text: damage raises many kinds of errors
-        raise GuidanceError(f"{path}: damaged or not a TextGrid ({type(error).__name__})") from None
+        raise GuidanceError(
+            f"{path}: damaged or not a TextGrid ({type(error).__name__}); export it from Praat again"
+        ) from None
     if tier not in grid.tierNames:
         raise GuidanceError(f"{path}: has the tiers {', '.join(grid.tierNames) or 'none'}, expected {tier}")
     found = grid.getTier(tier)

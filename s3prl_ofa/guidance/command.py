@@ -6,11 +6,10 @@ import hashlib
 import importlib.util
 import math
 import os
-import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from s3prl_ofa.arguments import add_device_argument
+from s3prl_ofa.arguments.guidance import CLUSTERS, PERIOD_MS
 from s3prl_ofa.device import AUTO, resolve_device
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.output_folder import check_settings, locked_folder, write_settings
@@ -18,81 +17,12 @@ from s3prl_ofa.io.output_folder import check_settings, locked_folder, write_sett
 if TYPE_CHECKING:
     import numpy as np
 
-PERIOD_MS = 90.0  # that of the reference's model at lambd 1
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds one sub-command per source of segmentations, and ``check``."""
-    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    for name, run_one, text in (
-        ("ctm", ctm, "from time alignments in a CTM file"),
-        ("textgrid", textgrid, "from Praat TextGrids"),
-        ("segment", segment, "from speech alone, by dynamic programming over the codes of a k-means"),
-        ("check", check, "count good, missing and broken files, of the reference's guidance too"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(run_one=run_one)
-        if name == "ctm":
-            help_text = "lines of utterance (the file's name), channel, start, duration, label; plain or .gz"
-            command.add_argument("ctm", type=pathlib.Path, metavar="CTM", help=help_text)
-        elif name == "textgrid":
-            command.add_argument("textgrids", type=pathlib.Path, metavar="DIR", help="searched for NAME.TextGrid")
-            command.add_argument("--tier", default="phones", help="tier of the segments (default: phones)")
-        elif name == "check":
-            command.add_argument("root", type=pathlib.Path, metavar="ROOT", help="folder with alpha/ and boundaries/")
-            help_text = "other guidance to score the boundaries against, such as guidance from alignments"
-            command.add_argument("--against", type=pathlib.Path, metavar="ROOT", help=help_text)
-        help_text = "manifests from `s3prl-ofa prepare manifest` or fairseq"
-        command.add_argument("--manifest", type=pathlib.Path, nargs="+", required=True, metavar="TSV", help=help_text)
-        command.add_argument("--jobs", type=int, metavar="N", help="processes (default: all cores; 1 on a GPU)")
-        if name in ("ctm", "textgrid"):
-            add_silence_arguments(command)
-        if name == "segment":
-            add_segment_arguments(command)
-        if name != "check":
-            command.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="output folder")
-            help_text = "make existing files again; those of other settings are removed"
-            command.add_argument("--force", action="store_true", help=help_text)
-
-
-def add_silence_arguments(command: argparse.ArgumentParser) -> None:
-    from s3prl_ofa.guidance.alignments import SILENCES
-
-    help_text = "keep silences as segments (default), or merge them into the segment before"
-    command.add_argument("--silence", choices=("keep", "merge"), default="keep", help=help_text)
-    help_text = f"labels of silence, besides empty labels and gaps (default: {' '.join(SILENCES)})"
-    command.add_argument("--silence-labels", nargs="+", default=SILENCES, metavar="LABEL", help=help_text)
-    help_text = "maximal length of a segment in frames of 20 ms; longer ones are cut into equal parts (default: none)"
-    command.add_argument("--longest", type=int, metavar="N", help=help_text)
-
-
-def add_segment_arguments(command: argparse.ArgumentParser) -> None:
-    from s3prl_ofa.guidance.segmentation import LONGEST
-    from s3prl_ofa.guidance.unsupervised import CLUSTERS
-
-    source = "features: MFCC, unless --ckpt or --upstream is given"
-    group = command.add_argument_group(source)
-    group.add_argument("--ckpt", metavar="FILE", help="hidden states of a checkpoint, or --upstream's checkpoint")
-    group.add_argument("--upstream", metavar="NAME", help="hidden states of an S3PRL upstream, such as hubert")
-    group.add_argument("--layer", type=int, metavar="K", help="index of the hidden state; 0 is the encoder's input")
-    add_device_argument(group)
-    help_text = "codes of an earlier run (default: DIR/codes.safetensors, made if missing)"
-    command.add_argument("--codes", type=pathlib.Path, metavar="FILE", help=help_text)
-    command.add_argument("--clusters", type=int, metavar="N", help=f"number of codes to make (default: {CLUSTERS})")
-    command.add_argument("--seed", type=int, default=1, help="draws the utterances that train the codes (default: 1)")
-    rate = command.add_mutually_exclusive_group()
-    help_text = f"mean length of a segment, for which the penalty is solved (default: {PERIOD_MS:g})"
-    rate.add_argument("--period-ms", type=float, metavar="P", help=help_text)
-    rate.add_argument("--penalty", type=float, metavar="X", help="penalty per segment, in squared feature units")
-    help_text = f"maximal length of a segment in frames of 20 ms (default: {LONGEST})"
-    command.add_argument("--longest", type=int, default=LONGEST, metavar="N", help=help_text)
-
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the sub-command. Returns 1 if utterances were left out, missing or broken, else 0. Raises UsageError."""
+    """Runs the subcommand. Returns 1 if utterances were left out, missing or broken, else 0. Raises UsageError."""
     if args.jobs is not None and args.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, found {args.jobs}")
-    return args.run_one(args)
+    return {"ctm": ctm, "textgrid": textgrid, "segment": segment, "check": check}[args.what](args)
 
 
 def jobs_of(args: argparse.Namespace, device: str = "cpu") -> int:
@@ -116,7 +46,7 @@ def textgrid(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("praatio") is None:
         raise UsageError("TextGrids need praatio, which is not installed: pip install 's3prl-ofa[guidance]'")
     if not args.textgrids.is_dir():
-        raise UsageError(f"{args.textgrids}: no such folder")
+        raise UsageError(f"{args.textgrids}: no such folder; expected one with NAME.TextGrid files")
 
     def read(entries):
         return TextGridIntervals(args.textgrids, find_textgrids(args.textgrids), args.tier, shared_names(entries))
@@ -173,7 +103,7 @@ def segment(args: argparse.Namespace) -> int:
 
 def codes_of(args: argparse.Namespace, source: Any, sample: Callable[[], Any]) -> "np.ndarray":
     """The codes that are given or an earlier run made, else new ones, which are saved. Raises UsageError."""
-    from s3prl_ofa.guidance.unsupervised import CLUSTERS, CODES, read_codes, train_codes, write_codes
+    from s3prl_ofa.guidance.unsupervised import CODES, read_codes, train_codes, write_codes
 
     path = args.codes or args.out / CODES
     if args.codes is None and (args.force or not path.exists()):
@@ -207,7 +137,9 @@ def make_source(args: argparse.Namespace) -> tuple[Any, str]:
 
     if args.layer is None:
         if args.device not in (AUTO, "cpu"):
-            raise UsageError(f"--device {args.device}: MFCCs are computed on the cpu")
+            raise UsageError(
+                f"--device {args.device}: MFCCs are computed on the cpu; leave it out, or give --ckpt or --upstream"
+            )
         return Mfcc(), "cpu"
     device = str(resolve_device(args.device))
     if args.upstream:

@@ -138,7 +138,9 @@ def features_of(source: Any, entry: Entry) -> np.ndarray:
     """Features (frames, dim) of an utterance. Raises AudioError, GuidanceError, and what the model raises."""
     wave = read_speech(entry.path)
     if len(wave) != entry.samples:
-        raise GuidanceError(f"has {len(wave)} samples at {SAMPLE_RATE} Hz, but the manifest says {entry.samples}")
+        raise GuidanceError(
+            f"has {len(wave)} samples at {SAMPLE_RATE} Hz, the manifest says {entry.samples}; make the manifest again"
+        )
     features = source(wave)
     if len(features) != num_frames(entry.samples) or not np.isfinite(features).all():
         raise GuidanceError(

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from s3prl_ofa.arguments.guidance import LONGEST
 from s3prl_ofa.model import SAMPLE_RATE
 
-LONGEST = 50  # frames of a segment, 1 s
 PERIOD_TOLERANCE = 0.005  # relative, of the search for a penalty
 MAX_STEPS = 60
 

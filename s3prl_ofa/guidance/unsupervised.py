@@ -23,9 +23,9 @@ from s3prl_ofa.guidance.layout import num_frames
 from s3prl_ofa.guidance.segmentation import best_segmentation, distances, segment_costs, solve_penalty
 from s3prl_ofa.guidance.work import Entry, each
 from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.output import tell
 
 CODES = "codes.safetensors"
-CLUSTERS = 100
 SAMPLE_FRAMES = 100_000  # to train codes and solve the penalty on: 33 minutes, 0.3 GB in 768 dimensions
 BATCH_FRAMES = 4096
 NAME, SOURCE = "codes", "source"  # of the tensor, and of the metadata that describes the features
@@ -111,7 +111,7 @@ def make_penalty(codes: np.ndarray, sample: Sample, longest: int, period_ms: flo
         penalty, reached = solve_penalty(costs, [entry.samples for entry, _ in sample], period_ms)
     except ValueError as error:
         raise UsageError(f"--period-ms: {error}") from None
-    print(f"penalty {penalty:.6g}: segments of {reached:.1f} ms on average in {len(sample)} utterances")
+    tell(f"penalty {penalty:.6g}: segments of {reached:.1f} ms on average in {len(sample)} utterances")
     return penalty
 
 

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.guidance import layout
 from s3prl_ofa.guidance.layout import GuidanceError, guidance_path, num_frames, read_manifest
 from s3prl_ofa.io.files import atomic_path, printable
 from s3prl_ofa.model import SAMPLE_RATE
+from s3prl_ofa.output import tell
+from s3prl_ofa.progress import Progress
 from s3prl_ofa.signals import put_off
 
 LEFT_OUT = "left_out.tsv"
@@ -64,15 +65,15 @@ def read_entries(manifests: Sequence[pathlib.Path]) -> list[Entry]:
     return list(entries.values())
 
 
-def each(function: Callable[[Any], Any], items: Sequence[Any], jobs: int, what: str) -> Iterator[Any]:
-    """Yields ``function`` of every item, in order, by ``jobs`` processes, with a progress bar labelled ``what``.
+def each(function: Callable[[Entry], Any], entries: Sequence[Entry], jobs: int, what: str) -> Iterator[Any]:
+    """Yields ``function`` of every utterance, in order, by ``jobs`` processes, with a progress bar labelled ``what``.
 
     The function is sent to every process once, so it may hold large data.
     """
-    jobs = min(jobs, len(items) // CHUNK)
+    jobs = min(jobs, len(entries) // CHUNK)
     with contextlib.ExitStack() as stack:
         if jobs <= 1:
-            results = map(function, items)
+            results = map(function, entries)
         else:
             # Spawned, because threads of torch and BLAS do not survive a fork.
             pool = concurrent.futures.ProcessPoolExecutor(
@@ -80,8 +81,12 @@ def each(function: Callable[[Any], Any], items: Sequence[Any], jobs: int, what: 
             )
             stack.callback(pool.shutdown, cancel_futures=True)
             with put_off():  # a process that loses its parent while it starts prints a traceback
-                results = pool.map(call, items, chunksize=CHUNK)
-        yield from tqdm(results, total=len(items), desc=what, unit="utt", dynamic_ncols=True, disable=None)
+                results = pool.map(call, entries, chunksize=CHUNK)
+        seconds = sum(entry.samples for entry in entries) / SAMPLE_RATE
+        bar = stack.enter_context(Progress(seconds=seconds, desc=what))
+        for entry, result in zip(entries, results, strict=True):
+            bar.heard(entry.samples / SAMPLE_RATE)
+            yield result
 
 
 def start_process(function: Callable[[Any], Any]) -> None:
@@ -101,8 +106,8 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-def call(item: Any) -> Any:
-    return call_function(item)
+def call(entry: Entry) -> Any:
+    return call_function(entry)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +149,7 @@ def write_all(
     if done:
         milliseconds = 1000 * sum(entry.samples for entry, _ in done) / SAMPLE_RATE
         line += f"; the mean segment is {milliseconds / sum(segments for _, segments in done):.1f} ms long"
-    print(line)
+    tell(line)
     report(folder, left_out)
     return 1 if left_out else 0
 

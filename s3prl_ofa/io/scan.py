@@ -6,11 +6,9 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
-from tqdm import tqdm
-
-from s3prl_ofa.io.audio import AudioError, check_speech
+from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, check_speech
+from s3prl_ofa.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,20 +35,24 @@ def length_or_reason(path: pathlib.Path, verify: bool = False) -> int | str:
 
 
 def each_in_threads(
-    function: Callable[[pathlib.Path], Any], paths: Iterable[pathlib.Path], jobs: int | None, what: str
-) -> Iterator[tuple[pathlib.Path, Any]]:
+    function: Callable[[pathlib.Path], int | str], paths: Iterable[pathlib.Path], jobs: int | None, what: str
+) -> Iterator[tuple[pathlib.Path, int | str]]:
     """Yields each path with ``function(path)``, in order, computed by ``jobs`` threads (None: one per core).
 
-    what: the label of the progress bar. Threads are enough, because libsndfile runs without Python's lock, and work
-    the same on every operating system.
+    function: gives the samples of a usable file, or why it cannot be used. what: the label of the progress bar.
+
+    Threads are enough, because libsndfile runs without Python's lock, and work the same on every operating system.
     """
     paths = list(paths)
     with contextlib.ExitStack() as stack:
         pool = concurrent.futures.ThreadPoolExecutor(jobs or os.cpu_count() or 1)
         stack.callback(pool.shutdown, cancel_futures=True)  # Ctrl-C does not wait for all files
         results = pool.map(function, paths)
-        bar = tqdm(results, total=len(paths), desc=what, unit="file", dynamic_ncols=True, disable=None)
-        yield from zip(paths, bar, strict=True)
+        bar = stack.enter_context(Progress(results, total=len(paths), desc=what, unit="file"))
+        for path, result in zip(paths, bar, strict=True):
+            if isinstance(result, int):
+                bar.heard(result / SAMPLE_RATE)
+            yield path, result
 
 
 def scan(paths: Iterable[pathlib.Path], jobs: int | None, what: str) -> Scan:

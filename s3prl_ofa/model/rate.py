@@ -34,17 +34,18 @@ def per_utterance(value: float | Sequence[float] | Tensor, batch: int, name: str
 def check_lambd(lambd: float | Sequence[float] | Tensor, batch: int) -> Tensor:
     """lambd as float64 (batch,). Raises ValueError if a value lies outside [0, 2)."""
     values = per_utterance(lambd, batch, "lambd")
-    if not bool(((values >= 0) & (values < MAX_LAMBD)).all()):
-        raise ValueError(f"lambd must be in [0, {MAX_LAMBD:g}), found {values.detach().tolist()}")
+    if not bool((allowed := (values >= 0) & (values < MAX_LAMBD)).all()):
+        raise ValueError(f"lambd must be in [0, {MAX_LAMBD:g}), found {values[~allowed][0]:g}")
     return values
 
 
 def check_frame_period(frame_period_ms: float | Sequence[float] | Tensor, batch: int) -> Tensor:
     """Frame periods as float64 (batch,), in ms. Raises ValueError for one below 20 ms or not finite."""
     values = per_utterance(frame_period_ms, batch, "frame_period_ms")
-    if not bool(((values >= MIN_FRAME_PERIOD_MS) & (values < math.inf)).all()):
+    if not bool((allowed := (values >= MIN_FRAME_PERIOD_MS) & (values < math.inf)).all()):
+        found = values[~allowed][0]
         raise ValueError(
-            f"frame_period_ms must be a finite number of at least {MIN_FRAME_PERIOD_MS:g}, found {values.tolist()}"
+            f"frame_period_ms must be a finite number of at least {MIN_FRAME_PERIOD_MS:g}, found {found:g}"
         )
     return values
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import yaml
 
-from s3prl_ofa.arguments import Parser, worker_message
+from s3prl_ofa.arguments.parser import worker_message
+from s3prl_ofa.arguments.pretrain import CONFIGS, DEFAULT_CONFIG, PACKAGED, SHORT
 from s3prl_ofa.checkpoint import read_checkpoint
 from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
 from s3prl_ofa.checkpoint.contents import split_weight_norm
@@ -30,42 +31,14 @@ from s3prl_ofa.model.names import check_finite
 from s3prl_ofa.pretrain.named_code import NO_USER_DIR, nothing_built
 from s3prl_ofa.signals import wait_for
 
-CONFIGS = pathlib.Path(__file__).parent / "configs"
-PACKAGED = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-DEFAULT_CONFIG = "ofa_base_librispeech"
-SHORT = {
-    "data": "folder with the manifests train.tsv and valid.tsv (s3prl-ofa prepare manifest)",
-    "guidance": "folder with alpha/ and boundaries/ (s3prl-ofa guidance)",
-    "init": "checkpoint of any known format to start from",
-    "out": "folder for checkpoints, logs and TensorBoard; a training in it is resumed",
-}
 CHECKED_SECTIONS = ("task.", "model.", "criterion.", "optimizer.", "lr_scheduler.")
 LAST = "checkpoint_last.pt"
 INIT = "init.pt"
 LONGEST_REASON = 500  # characters; hundreds of weights may not fit
 
 
-def build_parser() -> Parser:
-    parser = Parser(
-        prog="s3prl-ofa pretrain",
-        description="Train a once-for-all wav2vec 2.0 with fairseq.",
-        epilog="Any fairseq setting can follow as section.name=value, such as optimization.max_update=1000.\n"
-        + "\n".join(f"  {name}=...  {text}" for name, text in SHORT.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    help_text = f"packaged configuration ({PACKAGED}) or yaml file (default: {DEFAULT_CONFIG})"
-    parser.add_argument("--config", metavar="NAME", help=help_text)
-    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine, one per GPU")
-    parser.add_argument("--config-dir", help="folder of configurations, as in fairseq-hydra-train")
-    parser.add_argument("--config-name", help="configuration in --config-dir")
-    parser.add_argument("overrides", nargs="*", metavar="name=value", help="settings, see below")
-    return parser
-
-
-def run(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Trains in this process or in several. Raises UsageError, CheckpointError, and what fairseq raises."""
-    args = build_parser().parse_intermixed_args(argv)  # options and settings in any order
     for text in args.overrides:
         if "=" not in text.lstrip("+~"):
             raise UsageError(f"{text!r}: expected name=value, such as data=manifests")

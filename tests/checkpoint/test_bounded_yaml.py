@@ -6,10 +6,11 @@ import json
 import pytest
 
 from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
+from s3prl_ofa.cli import build_command_parser
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.extract.store import RESULTS, read_index
 from s3prl_ofa.io.output_folder import check_settings
-from s3prl_ofa.pretrain.launch import build_parser, config_path
+from s3prl_ofa.pretrain.launch import config_path
 from s3prl_ofa.superb.compat.plain_names import check_config
 from s3prl_ofa.superb.tasks.configs import resolve_config
 from s3prl_ofa.superb.upstream.rate_options import read_model_config
@@ -31,7 +32,7 @@ READERS = {
     "-g": lambda path: read_model_config(str(path)),
     "-c": lambda path: resolve_config("sid", str(path), False, {}),
     "grid": read_grid,
-    "pretrain --config": lambda path: config_path(build_parser().parse_args(["--config", str(path)])),
+    "pretrain --config": lambda path: config_path(build_command_parser("pretrain").parse_args(["--config", str(path)])),
 }
 
 

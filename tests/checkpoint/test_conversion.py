@@ -1,6 +1,5 @@
 """Conversion keeps what the target can hold, overwrites nothing unless forced, and leaves no partial files."""
 
-import argparse
 import json
 import os
 from pathlib import Path
@@ -9,7 +8,8 @@ import pytest
 import torch
 from paths import REF_TINY
 
-from s3prl_ofa.checkpoint import command, conversion, convert, load, read_checkpoint
+from s3prl_ofa import cli
+from s3prl_ofa.checkpoint import conversion, convert, load, read_checkpoint
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
 from s3prl_ofa.model.storage import write_safetensors
@@ -198,14 +198,11 @@ def test_the_format_is_seen_from_the_name(plain, tmp_path):
 
 def test_command(plain, tmp_path):
     """``s3prl-ofa convert IN OUT --to FORMAT --force``."""
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    arguments = [os.fspath(plain), os.fspath(tmp_path / "x.pt"), "--to", "s3prl"]
-    assert command.run(parser.parse_args(arguments)) == 0
+    arguments = ["convert", os.fspath(plain), os.fspath(tmp_path / "x.pt"), "--to", "s3prl"]
+    assert cli.main(arguments) == 0
     assert read_checkpoint(tmp_path / "x.pt").format == "s3prl"
-    with pytest.raises(UsageError):
-        command.run(parser.parse_args(arguments))
-    assert command.run(parser.parse_args([*arguments, "--force"])) == 0
+    assert cli.main(arguments) == 2
+    assert cli.main([*arguments, "--force"]) == 0
 
 
 def test_half_precision_is_kept(plain, tmp_path):
@@ -219,11 +216,7 @@ def test_half_precision_is_kept(plain, tmp_path):
 
 def test_weights_are_rounded_on_request(plain, tmp_path):
     """dtype=float16 halves a file that still loads, by the command too; a weight beyond its range is named."""
-    arguments = argparse.ArgumentParser()
-    command.add_arguments(arguments)
-    assert (
-        command.run(arguments.parse_args([str(plain), str(tmp_path / "half.safetensors"), "--dtype", "float16"])) == 0
-    )
+    assert cli.main(["convert", str(plain), str(tmp_path / "half.safetensors"), "--dtype", "float16"]) == 0
     half, whole = read_checkpoint(tmp_path / "half.safetensors"), read_checkpoint(plain)
     assert all(torch.equal(weight, whole.weights[name].half()) for name, weight in half.weights.items())
     assert load(tmp_path / "half.safetensors").feature_norm.weight.dtype == torch.float32

@@ -7,7 +7,8 @@ import pytest
 import torch
 from guidance_data import guidance, write_ctm, write_manifest, write_textgrid
 
-from s3prl_ofa.guidance.alignments import SILENCES, Interval, boundaries_of, cut_long, read_ctm, read_textgrid
+from s3prl_ofa.arguments.guidance import SILENCES
+from s3prl_ofa.guidance.alignments import Interval, boundaries_of, cut_long, read_ctm, read_textgrid
 from s3prl_ofa.guidance.layout import GuidanceError, num_frames, read_alpha, read_boundaries
 
 PHONES = [(0.0, 0.2, "SIL"), (0.2, 0.31, "AE"), (0.31, 0.4, "Z"), (0.4, 0.6, "SIL"), (0.6, 0.8, "Y"), (0.8, 1.0, "SIL")]

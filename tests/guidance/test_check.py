@@ -8,7 +8,8 @@ import pytest
 import torch
 from guidance_data import guidance, write_manifest
 
-from s3prl_ofa.guidance.alignments import SILENCES, read_ctm
+from s3prl_ofa.arguments.guidance import SILENCES
+from s3prl_ofa.guidance.alignments import read_ctm
 from s3prl_ofa.guidance.layout import write
 
 SECOND = 16_000

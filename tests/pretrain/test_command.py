@@ -213,8 +213,8 @@ def test_packaged_configurations(name):
     """The packaged configurations make a model; Base has the reference's settings."""
     import yaml
 
+    from s3prl_ofa.arguments.pretrain import CONFIGS
     from s3prl_ofa.pretrain.config import OFAModelConfig, OFATaskConfig
-    from s3prl_ofa.pretrain.launch import CONFIGS
     from s3prl_ofa.pretrain.model import OFAPretrainingModel
 
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())

@@ -9,10 +9,9 @@ import sys
 import types
 from typing import Any, BinaryIO
 
-from tqdm import tqdm
-
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_write
+from s3prl_ofa.progress import Progress
 from s3prl_ofa.superb.compat.shims import ModuleOverlay
 
 LENGTHS = "sv_voxceleb1"  # the task that caches lengths
@@ -67,7 +66,7 @@ def trimmed_lengths(dataset: types.ModuleType, paths: list[str], cache: pathlib.
     keys = {path: [(stat := os.stat(path)).st_size, stat.st_mtime_ns] for path in paths}
     new = [path for path in paths if not (path in kept and kept[path][:2] == keys[path])]
     if new:
-        bar = tqdm(new, desc="lengths", unit="file", dynamic_ncols=True)
+        bar = Progress(new, desc="lengths", unit="file")
         measured = dataset.Parallel(n_jobs=n_jobs)(dataset.delayed(length)(path) for path in bar)
         kept |= {path: [*keys[path], samples] for path, samples in zip(new, measured, strict=True)}
         atomic_write(cache, json.dumps(kept))

@@ -28,19 +28,8 @@ COPY_MARK = ".copied_by_s3prl_ofa"
 CHECKOUT_FILES = ("hub.py", "run_downstream.py", "upstream/interfaces.py", "downstream/runner.py")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``s3prl-ofa link``."""
-    parser.add_argument("checkout", type=pathlib.Path, help="a source checkout of S3PRL, or the s3prl folder inside it")
-    parser.add_argument("--force", action="store_true", help="renew an outdated link or copy of ours")
-
-
 def run(args: argparse.Namespace) -> None:
     link(args.checkout, force=args.force)
-
-
-def add_unlink_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``s3prl-ofa unlink``."""
-    parser.add_argument("checkout", type=pathlib.Path, help="the checkout that was linked")
 
 
 def run_unlink(args: argparse.Namespace) -> None:
@@ -92,7 +81,7 @@ def unlink(checkout: str | os.PathLike) -> None:
     if exists and not made_by_us(target):
         raise UsageError(f"{target} was not made by s3prl-ofa link, so it stays")
     if not exists and HUB_LINE not in text:
-        raise UsageError(f"{package} is not linked")
+        raise UsageError(f"{package} is not linked: there is nothing to remove")
     write_hub(hub, text.replace(HUB_LINE, b""))
     remove(target)
     logger.info("%s is as it was before s3prl-ofa link", package)

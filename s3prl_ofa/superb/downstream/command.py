@@ -8,7 +8,7 @@ import os
 import pathlib
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from s3prl_ofa.checkpoint.safe_loading import patched_attributes
 from s3prl_ofa.device import AUTO, resolve_device
 from s3prl_ofa.io.files import writing
 from s3prl_ofa.io.output_folder import locked_folder
+from s3prl_ofa.output import is_quiet
 from s3prl_ofa.superb.compat import plain_names
 from s3prl_ofa.superb.downstream import processes
 from s3prl_ofa.superb.downstream.checkpoints import TEMPORARIES, check_free, made_folder
-from s3prl_ofa.superb.downstream.parser import parse
+from s3prl_ofa.superb.downstream.parser import OurOptions, divide
 from s3prl_ofa.superb.feature_cache.cache import default_folder
 from s3prl_ofa.superb.learned_rate.rate import AdaptiveRate
 from s3prl_ofa.superb.upstream.expert import Measured, unwrapped
@@ -30,22 +31,24 @@ logger = logging.getLogger(__name__)
 ESPNET = "s3prl.upstream.espnet_hubert.expert"
 
 
-def run(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """The command. Raises UsageError for bad use; errors while S3PRL runs are raised unchanged."""
-    logging.getLogger("s3prl_ofa").setLevel(logging.INFO)  # what is settled for the user is shown
+    if not is_quiet():
+        logging.getLogger("s3prl_ofa").setLevel(logging.INFO)  # what is settled for the user is shown
     logging.getLogger(ESPNET).setLevel(logging.ERROR)  # warns that ESPnet is missing, whatever the upstream is
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"s3prl\.")  # users cannot act on them
-        run_downstream(argv)
+        if is_quiet():  # S3PRL prints its bars and settings there; the log is not redirected
+            stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
+        run_downstream(*divide(args))
     return 0
 
 
-def run_downstream(argv: Sequence[str]) -> Measured | None:
-    """Runs S3PRL's training, evaluation or inference with these arguments, its own and ours.
+def run_downstream(args: argparse.Namespace, ours: OurOptions) -> Measured | None:
+    """Runs S3PRL's training, evaluation or inference with its arguments and ours.
 
     Returns what went through the upstream (utterances, seconds, frames), None for an upstream that is not ours.
     """
-    args, ours = parse(argv)
     from s3prl.utility.helper import backup, hack_isinstance, is_leader_process
 
     from s3prl_ofa.superb.downstream import experiment
@@ -68,7 +71,9 @@ def run_downstream(argv: Sequence[str]) -> Measured | None:
             stack.enter_context(processes.joined(args))
             processes.check_resumed(trained if args.past_exp else None)
         if not is_leader_process():
-            logging.getLogger("s3prl_ofa").setLevel(logging.WARNING)  # the leader logs everything
+            logging.getLogger("s3prl_ofa").setLevel(
+                logging.ERROR if is_quiet() else logging.WARNING
+            )  # the leader logs all
         elif args.mode == "train":
             stack.enter_context(locked_folder(pathlib.Path(args.expdir), args.expdir, TEMPORARIES))
             if args.past_exp is None and not args.auto_resume:

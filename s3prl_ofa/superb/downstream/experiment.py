@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from s3prl.utility.helper import get_time_tag, is_leader_process, override
 
+from s3prl_ofa.arguments.run_downstream import option
 from s3prl_ofa.checkpoint import checkpoint_path
 from s3prl_ofa.errors import UsageError, shown
 from s3prl_ofa.io.files import atomic_write
@@ -19,7 +20,7 @@ from s3prl_ofa.superb.compat.caches import secure_caches
 from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
 from s3prl_ofa.superb.downstream import processes
 from s3prl_ofa.superb.downstream.checkpoints import initial_states, newest_readable, past_checkpoints
-from s3prl_ofa.superb.downstream.parser import OurOptions, option
+from s3prl_ofa.superb.downstream.parser import OurOptions
 from s3prl_ofa.superb.learned_rate.training import at_max_lambd, check_change, initial_frame_period
 from s3prl_ofa.superb.registration import ENTRIES, URL_SCHEMES
 from s3prl_ofa.superb.tasks import configs, experiment_data, speakers

@@ -1,11 +1,11 @@
-"""The options of ``s3prl-ofa run_downstream``: S3PRL's own, and ours beside them."""
+"""Divides the options of ``s3prl-ofa run_downstream`` into S3PRL's and ours."""
 
 import argparse
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
+from s3prl_ofa.arguments.run_downstream import AUTO, ROOTS, option
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.upstream.rate_options import (
     ADAPTIVE,
@@ -13,22 +13,9 @@ from s3prl_ofa.superb.upstream.rate_options import (
     NATIVE,
     OLD_NAME,
     OPTION_NAMES,
-    OUTPUT_FRAMES,
     RATE_KEYS,
     RateOptions,
 )
-
-AUTO = "auto"
-ROOTS = {
-    "librispeech": ("ROOT", "LibriSpeech: the folder that holds its splits"),
-    "voxceleb1": ("ROOT", "VoxCeleb1, the folder that holds dev/wav and test/wav; or a folder of your own speakers"),
-    "prepared": ("DIR", "what s3prl-ofa prepare all wrote: bucket lengths, lexicon, speaker list"),
-    "bucket": ("DIR", "bucket lengths for asr"),
-    "lexicon": ("FILE[,FILE]", "pronunciations for pr"),
-    "vocabulary": ("FILE", "labels for asr or pr (default: SUPERB's, or what prepare vocabulary wrote to --prepared)"),
-    "speaker_list": ("FILE", "which utterances train, choose and test sid"),
-    "splits": ("TRAIN,DEV,TEST", "folders of LibriSpeech, several joined by +"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +49,9 @@ class OurOptions:
         return [option(name) for name in names]
 
 
-def option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, OurOptions]:
+def divide(args: argparse.Namespace) -> tuple[argparse.Namespace, OurOptions]:
     """S3PRL's arguments, as its own parser would give them, and ours. Raises UsageError."""
-    found = vars(build_parser().parse_args(argv))
+    found = {name: value for name, value in vars(args).items() if name not in ("quiet", "debug")}
     rate = {name: found.pop(name) for name in (*OPTION_NAMES, OLD_NAME)}
     ours = OurOptions(
         rate={name: value for name, value in rate.items() if value not in (None, AUTO)},
@@ -79,99 +62,3 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, OurOptions]:
         cache_folder=found.pop("feature_cache"),
     )
     return argparse.Namespace(**found), ours
-
-
-class DownstreamParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = DownstreamParser(
-        prog="s3prl-ofa run_downstream",
-        description="S3PRL's run_downstream with the upstream ofa_wav2vec2. -d also takes asr, pr and sid, and -c is "
-        "SUPERB's config of the task by default. The rate is stored with the experiment, so -e resumes at it.",
-    )
-    add_our_options(parser.add_argument_group("options of s3prl-ofa"))
-    add_s3prl_options(parser.add_argument_group("options of S3PRL"))
-    return parser
-
-
-def add_our_options(group: argparse._ArgumentGroup) -> None:
-    rate = group.add_mutually_exclusive_group()
-    lambd_help = "from 0 (20 ms per frame, the default) to below 2; adaptive: learnt by the task"
-    rate.add_argument("--lambd", metavar="L|adaptive", help=lambd_help)
-    rate.add_argument("--frame-period-ms", type=float, metavar="P", help="mean frame period, 20 or more")
-    rate.add_argument("--pool", type=int, metavar="N", help="at lambd 0, the mean of every N frames: a fixed rate")
-    group.add_argument("--rate-weight", type=float, metavar="W", help="of an adaptive lambd: what frames cost")
-    group.add_argument("--lambd-start", type=float, metavar="L", help="of an adaptive lambd: 0 to 1, default 0.5")
-    group.add_argument("--lambd-max", type=float, metavar="L", help="of an adaptive lambd: up to 1, the default")
-    frames_help = (
-        "native: the compressed frames, the default for asr, pr, sid and other tasks that can use them; "
-        "upsampled: repeated to 20 ms, the default for the rest"
-    )
-    group.add_argument("--output-frames", choices=OUTPUT_FRAMES, help=frames_help)
-    group.add_argument(option(OLD_NAME), choices=OUTPUT_FRAMES, help=argparse.SUPPRESS)  # in scripts of users
-    repeat_help = "repeat each native frame, for CTC; auto: as often as the training labels need"
-    group.add_argument("--repeat", type=repeat_count, metavar="N|auto", help=repeat_help)
-    gb_help = "cache the features of a frozen upstream on disk, up to this many 10^9 bytes, and use those already there"
-    group.add_argument("--cache-gb", type=float, metavar="GB", help=gb_help)
-    cache_help = "folder of the cache; default: ~/.cache/s3prl_ofa/features"
-    group.add_argument("--feature-cache", metavar="DIR", help=cache_help)
-    group.add_argument("--mini", action="store_true", help="the small config, for minutes on two CPU cores")
-    for name, (metavar, text) in ROOTS.items():
-        group.add_argument(option(name), metavar=metavar, help=text)
-
-
-def add_s3prl_options(group: argparse._ArgumentGroup) -> None:
-    """The options of S3PRL 0.4.18's run_downstream.py, in its order, and --local-rank as newer launchers spell it."""
-    from s3prl import hub
-
-    add = group.add_argument
-    add("-m", "--mode", choices=["train", "evaluate", "inference"], required=True)
-    add("-t", "--evaluate_split", default="test")
-    add("-o", "--override", help="Used to override args and config, this is at the highest priority")
-    add("--backend", default="nccl", help="The backend for distributed training")
-    rank_help = "The GPU id of this process in distributed training; None if not launched by torch.distributed.launch"
-    add("--local_rank", "--local-rank", type=int, help=rank_help)
-    add("-e", "--past_exp", metavar="{CKPT_PATH,CKPT_DIR}", help="Resume training from a checkpoint")
-    add("-i", "--init_ckpt", metavar="CKPT_PATH", help="Load the checkpoint for evaluation")
-    add("-c", "--config", help="The yaml file for configuring the whole experiment except the upstream model")
-    add("-d", "--downstream", help="Its dataset typically needs manual preparation; see downstream/README.md")
-    add("-v", "--downstream_variant", help="Downstream variants given the same expert")
-    hub_help = "The model Hub used to retrieve the upstream model."
-    add("--hub", default="torch", choices=["torch", "huggingface"], help=hub_help)
-    upstream_help = (
-        'Upstreams with "_local" or "_url" postfix need local ckpt (-k) or config file (-g). Other upstreams download '
-        "two files on the fly and cache them, so just -u is enough. See upstream/README.md. Available in S3PRL: "
-    )
-    add("-u", "--upstream", help=upstream_help + ", ".join(name for name in dir(hub) if name[0] != "_"))
-    ckpt_help = "Only set if the upstream needs it"
-    add("-k", "--upstream_ckpt", metavar="{PATH,URL,GOOGLE_DRIVE_ID}", help=ckpt_help)
-    add("-g", "--upstream_model_config", help="The config file for constructing the pretrained model")
-    add("-r", "--upstream_refresh", action="store_true", help="Download cached ckpts of on-the-fly upstreams again")
-    add("-f", "--upstream_trainable", action="store_true", help="Fine-tune, set upstream.train(). Default is eval()")
-    layer_help = "The layer to be extracted as the representation"
-    add("-s", "--upstream_feature_selection", default="hidden_states", help=layer_help)
-    add("-l", "--upstream_layer_selection", type=int, help="A specific layer of the features selected by -s")
-    normalize_help = "Normalize hidden features before the weighted sum"
-    add("--upstream_feature_normalize", action="store_true", help=normalize_help)
-    add("--upstream_model_name", default="model.pt", help="The name of the model file in the HuggingFace Hub repo.")
-    add("--upstream_revision", help="The commit hash of the specified HuggingFace Repository")
-    add("-n", "--expname", help="Save experiment at result/downstream/expname")
-    add("-p", "--expdir", help="Save experiment at expdir")
-    add("-a", "--auto_resume", action="store_true", help="Auto-resume if the expdir contains checkpoints")
-    push_help = "Push the experiment directory to the Hugging Face Hub; needs HF_USERNAME and HF_PASSWORD in the shell"
-    add("--push_to_hf_hub", default=False, help=push_help)
-    add("--hf_hub_org", help="The Hugging Face Hub organisation to push fine-tuned models to")
-    add("--seed", default=1337, type=int)
-    add("--device", default="cuda", help="model.to(device)")
-    add("--cache_dir", help="The cache directory for pretrained model downloading")
-    add("--verbose", action="store_true", help="Print model information")
-    add("--disable_cudnn", action="store_true", help="Disable CUDNN")
-
-
-def repeat_count(value: str) -> int | str:
-    if value != AUTO and not value.isdecimal():
-        raise argparse.ArgumentTypeError(f"a whole number or {AUTO} is expected, found {value!r}")
-    return value if value == AUTO else int(value)

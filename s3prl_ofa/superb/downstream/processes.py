@@ -121,14 +121,18 @@ def divided_loader(downstream: str, make_loader: Callable[[], Any]) -> Any:
     return loader
 
 
-class UpdateCounter:
-    """Ends S3PRL's training loop in a process that is not the leader, whose updates S3PRL does not count.
+class CountingBar(tqdm):
+    """S3PRL's progress bar, which ends its training loop when it is full: it counts although TQDM_DISABLE is set."""
 
-    The loop ends when its progress bar is full.
-    """
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, disable=False)
+
+
+class UpdateCounter:
+    """Ends S3PRL's training loop in a process that is not the leader, whose updates S3PRL does not count."""
 
     def progress_bar(self, *args: Any, **kwargs: Any) -> tqdm:
-        bar = tqdm(*args, **kwargs)
+        bar = CountingBar(*args, **kwargs)
         if kwargs.get("desc") == "overall":
             self.overall = bar
         return bar

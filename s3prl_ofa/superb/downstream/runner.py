@@ -78,7 +78,7 @@ class DownstreamRunner(s3prl_runner.Runner):
             # Processes on CPUs train together too, and the leader evaluates alone.
             DDP=processes.data_parallel,
             # S3PRL counts the updates only of the leader, so the others would never stop training.
-            tqdm=s3prl_runner.tqdm if is_leader_process() else self.updates.progress_bar,
+            tqdm=processes.CountingBar if is_leader_process() else self.updates.progress_bar,
             # Utterances have the lengths that the upstream gives.
             Featurizer=LengthAwareFeaturizer,
         )

@@ -9,6 +9,7 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io import audio
 from s3prl_ofa.io.files import atomic_path, atomic_write, printable
 from s3prl_ofa.io.scan import each_in_threads
+from s3prl_ofa.output import tell
 from s3prl_ofa.superb.prepare.output import Output
 from s3prl_ofa.superb.tasks.corpora import listing
 
@@ -39,28 +40,27 @@ def convert_corpus(output: Output, corpus: pathlib.Path) -> None:
         raise UsageError(f"{corpus} holds no audio files")
     new = {path: copy for copy, path in sources.items() if output.force or not copy.exists()}
     found = dict(each_in_threads(lambda path: convert(path, new[path]), new, output.jobs, root.name))
-    bad = {path: reason for path, reason in found.items() if reason}
+    bad = {path: reason for path, reason in found.items() if isinstance(reason, str)}
     if len(bad) == len(sources):
         path, reason = next(iter(bad.items()))
         raise UsageError(f"{corpus}: none of {len(bad)} audio files can be used, the first {printable(path)}: {reason}")
     output.left_out |= bad
     others = copy_others(output, root, target, {path.parent for path in sources.values()})
     kept = f"{len(sources) - len(new)} kept (--force converts them again), " if len(new) < len(sources) else ""
-    print(f"{output.folder}: {len(new) - len(bad)} audio files converted, {kept}{others} other files copied")
+    tell(f"{output.folder}: {len(new) - len(bad)} audio files converted, {kept}{others} other files copied")
 
 
-def convert(source: pathlib.Path, target: pathlib.Path) -> str | None:
-    """Writes a file as 16 kHz mono with 16 bits; why it cannot be done, else None."""
+def convert(source: pathlib.Path, target: pathlib.Path) -> int | str:
+    """Writes a file as 16 kHz mono with 16 bits. Returns its samples, or why it cannot be done."""
     try:
         wave = audio.load_audio(source)
         if (peak := np.abs(wave).max()) > MAX_PEAK:
             raise audio.AudioError(f"its samples reach {peak:g}; expected -1 to 1")
         with atomic_path(target) as temporary:
             soundfile.write(temporary, wave, audio.SAMPLE_RATE, subtype="PCM_16")
-            audio.check_speech(temporary)
+            return audio.check_speech(temporary)
     except audio.AudioError as error:
         return str(error)
-    return None
 
 
 def copy_others(output: Output, root: pathlib.Path, target: pathlib.Path, folders: set[pathlib.Path]) -> int:

@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError, listed
 from s3prl_ofa.io.files import atomic_write
+from s3prl_ofa.progress import Progress
 from s3prl_ofa.resources import folder
 from s3prl_ofa.superb.prepare.output import Output
 from s3prl_ofa.superb.tasks.corpora import read_lexicon
@@ -76,7 +76,7 @@ def pronounce(words: Iterable[str], given: dict[str, list[str]]) -> dict[str, tu
         stems = {word: stem for word, stem in stems.items() if word not in found}
         unreadable = [word for word, stem in stems.items() if not predict.can_read(stem)]
         refuse(unreadable, "are not spelt in the letters A to Z")
-        for word, stem in tqdm(stems.items(), desc="pronunciations", unit="word", dynamic_ncols=True):
+        for word, stem in Progress(stems.items(), desc="pronunciations", unit="word"):
             phones = predict(stem)
             found[word] = (phones, PREDICTED) if stem == word else (possessive(phones), f"{PREDICTED} + 's")
     refuse([word for word, (phones, _) in found.items() if not phones], "have no phones in the prediction of g2p_en")

@@ -6,6 +6,7 @@ import random
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.audio import SAMPLE_RATE, find_audio
 from s3prl_ofa.io.files import atomic_write, printable
+from s3prl_ofa.output import tell
 from s3prl_ofa.superb.prepare.output import Output
 
 
@@ -34,7 +35,7 @@ def write_manifests(output: Output, audio: pathlib.Path, valid_fraction: float, 
     for path, files in zip(paths, divide(list(samples), valid_fraction, seed).values(), strict=True):
         write_manifest(path, root, {file: samples[file] for file in files})
         hours = sum(samples[file] for file in files) / SAMPLE_RATE / 3600
-        print(f"{path}: {len(files)} files, {hours:.2f} hours")
+        tell(f"{path}: {len(files)} files, {hours:.2f} hours")
 
 
 def divide(files: list[pathlib.Path], valid_fraction: float, seed: int) -> dict[str, list[pathlib.Path]]:

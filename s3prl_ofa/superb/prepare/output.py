@@ -9,6 +9,7 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io import verified
 from s3prl_ofa.io.audio import ALL_SUFFIXES
 from s3prl_ofa.io.files import atomic_write, printable
+from s3prl_ofa.output import tell
 from s3prl_ofa.superb.tasks.corpora import TRANSCRIPT, Utterance, read_split, splits_with
 
 REPORT = "bad_audio.tsv"
@@ -35,6 +36,8 @@ class Output:
     def usable(self, paths: Iterable[pathlib.Path], what: str) -> dict[pathlib.Path, int]:
         """The samples of every usable file; the others are left out. Raises UsageError when there is no usable file."""
         paths = list(paths)
+        if not paths:
+            raise UsageError(f"{what} holds no audio files")
         audio = verified.verify_audio(paths, self.jobs, what, self.folder, self.again)
         self.left_out |= audio.bad
         self.verified |= audio.samples.keys()
@@ -85,11 +88,11 @@ class Output:
         text, summary = make()
         atomic_write(path, text)
         self.has_written = True
-        print(f"{path}: {summary}")
+        tell(f"{path}: {summary}")
 
     def keep(self, *paths: pathlib.Path) -> None:
         self.has_kept = True
-        print(f"{' and '.join(map(str, paths))}: already exists, kept (--force replaces it)")
+        tell(f"{' and '.join(map(str, paths))}: already exists, kept (--force replaces it)")
 
     def report(self) -> int:
         """Names what was left out, on stderr and in ``REPORT``; the exit status, 1 if there is any, else 0.

@@ -50,7 +50,7 @@ def resolve_config(downstream: str, config: str | None, mini: bool, roots: dict[
 def read_config(path: pathlib.Path) -> dict[str, Any]:
     """The content of a config. Raises UsageError if it is missing or not a YAML mapping."""
     if not path.is_file():
-        raise UsageError(f"there is no config {path}")
+        raise UsageError(f"there is no config {path}; expected a YAML file")
     try:
         config = read_yaml(path.read_text("utf-8"))
     except OSError as error:

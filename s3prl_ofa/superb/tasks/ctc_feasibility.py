@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.audio import load_speech
@@ -21,6 +20,7 @@ from s3prl_ofa.model.cif import plan_cif
 from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.model.ofa import OFAWav2Vec2
 from s3prl_ofa.model.rate import mix, solve_lambd, wanted_frames
+from s3prl_ofa.progress import Progress
 from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
 from s3prl_ofa.superb.tasks.configs import CORPUS
 from s3prl_ofa.superb.tasks.labels import labelled
@@ -88,7 +88,7 @@ def check_ctc(downstream: str, config: dict[str, Any], upstream: Any) -> CtcChec
         return None
     labels = labelled(downstream, config, "train")
     if not labels:
-        raise UsageError("the training set is empty")
+        raise UsageError("the training set is empty; expected utterances in the train split")
     # the dataset has verified them, so nothing is decoded here
     samples = verify_audio((pathlib.Path(path) for path, _ in labels), None, "training set").samples
     utterances = [Utterance(path, samples[pathlib.Path(path)], frames_needed(ids)) for path, ids in labels]
@@ -157,7 +157,7 @@ def count_frames(model: OFAWav2Vec2, options: RateOptions, utterances: list[Utte
         periods = torch.full_like(seconds, options.frame_period_ms)
         counts = wanted_frames(seconds, periods, torch.tensor(counts)).tolist()
         unknown = [index for index in unknown if utterances[index].needed > options.repeat * counts[index]]
-    for index in tqdm(unknown, desc="frames", unit="utterance", dynamic_ncols=True, leave=False):
+    for index in Progress(unknown, desc="frames", unit="utterance", leave=False):
         alpha, lengths = model.alpha([torch.from_numpy(load_speech(utterances[index].path))])
         if options.frame_period_ms is None:
             lambd = torch.full_like(alpha[:, 0], options.lambd)

@@ -5,41 +5,16 @@ import base64
 import functools
 import html
 import pathlib
-import re
 
 import jinja2
 import pandas as pd
 
+from s3prl_ofa.arguments.report import FOLDER
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.sweep.job import Row
 from s3prl_ofa.sweep.report import tables
 from s3prl_ofa.sweep.report.aggregation import Summary, percent, summarize
 from s3prl_ofa.sweep.report.plots import PLOTS, draw_all
-
-PERCENT = re.compile(r"(\d+(?:\.\d+)?)(%?)")
-FOLDER = "report"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=pathlib.Path, metavar="DIR", help="the output folder of s3prl-ofa sweep")
-    parser.add_argument(
-        "--tolerance",
-        type=tolerance,
-        default=0.05,
-        metavar="T",
-        help="how much worse than at 20 ms a score may be, relatively: 5%% (default) or 0.05",
-    )
-    parser.add_argument(
-        "--out", type=pathlib.Path, metavar="DIR", help=f"where the report goes (default: DIR/{FOLDER})"
-    )
-
-
-def tolerance(text: str) -> float:
-    found = PERCENT.fullmatch(text.strip())
-    value = float(found[1]) / (100 if found[2] else 1) if found else -1.0
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"a share such as 5% or 0.05, below 1, is expected, found {text!r}")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

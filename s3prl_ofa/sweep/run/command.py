@@ -10,12 +10,12 @@ import statistics
 import sys
 from collections import Counter
 
-from tqdm import tqdm
-
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.io.locks import is_locked
 from s3prl_ofa.io.output_folder import locked_folder
+from s3prl_ofa.output import tell
+from s3prl_ofa.progress import Progress
 from s3prl_ofa.sweep.grid.jobs import prepare
 from s3prl_ofa.sweep.grid.schema import read_grid
 from s3prl_ofa.sweep.job import FAILED, FINISHED, Job, Row
@@ -26,26 +26,6 @@ from s3prl_ofa.sweep.run.point import KILLED
 logger = logging.getLogger(__name__)
 
 GRID = "grid.yaml"  # a copy of the grid file that was run last
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("grid", type=pathlib.Path, metavar="GRID.yaml", help="what to vary; see docs/how-to/sweeps.md")
-    parser.add_argument(
-        "--out",
-        type=pathlib.Path,
-        metavar="DIR",
-        help="folder for the results (default: out in the grid, or sweeps/NAME of the grid file)",
-    )
-    parser.add_argument(
-        "--cache-gb",
-        type=float,
-        metavar="GB",
-        help="keep features of frozen upstreams in DIR/features, up to GB * 10^9 bytes (default: cache_gb in the grid)",
-    )
-    parser.add_argument("--retry", action="store_true", help="run failed points again")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="list the points, and estimate the time left from finished ones"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -130,7 +110,7 @@ def run_points(launcher: Launcher, folders: dict[str, PointFolder], done: int, o
     """Runs the points and returns those that gave no result, with the reason."""
     killed = {}
     with (
-        tqdm(total=done + len(folders), initial=done, unit="point", disable=None) as bar,
+        Progress(total=done + len(folders), initial=done, unit="point") as bar,
         contextlib.closing(launcher.run(folders, started=bar.set_description)) as ends,
     ):
         for name, end in ends:
@@ -138,7 +118,8 @@ def run_points(launcher: Launcher, folders: dict[str, PointFolder], done: int, o
             if end.error or end.state == KILLED:
                 killed[name] = end.error or KILLED
             write_results(out)
-            bar.write(f"{name}: {end.state}", file=sys.stderr)
+            bar.clear()
+            tell(f"{name}: {end.state}", sys.stderr)
     return killed
 
 

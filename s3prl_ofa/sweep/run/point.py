@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from s3prl_ofa.cli import guarded, run_command
+from s3prl_ofa.cli import build_command_parser, guarded, run_command
 from s3prl_ofa.io.files import DiskFull, atomic_path, read_json, write_json
 from s3prl_ofa.io.locks import locked
 from s3prl_ofa.signals import wait_for
@@ -147,7 +147,7 @@ def work(folder: PointFolder, job: Job, cache: list[str]) -> None:
 
 def run_downstream(arguments: list[str]) -> None:
     print(f"$ {COMMAND} {shlex.join(arguments)}", flush=True)
-    run_command("run_downstream", arguments)
+    run_command("run_downstream", build_command_parser("run_downstream").parse_args(arguments))
 
 
 def train_arguments(folder: PointFolder, job: Job) -> list[str]:

@@ -1,6 +1,5 @@
 """link and unlink add the upstream's folder to a source checkout of S3PRL and remove it."""
 
-import argparse
 import importlib.util
 import os
 import pathlib
@@ -13,6 +12,7 @@ import yaml
 from paths import REF_TINY, ROOT
 from superb_corpora import make_voxceleb1
 
+from s3prl_ofa import cli
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.resources import folder
 from s3prl_ofa.superb.compat import link as linking
@@ -165,13 +165,7 @@ def test_a_torchaudio_that_cannot_be_imported_is_said(bare, caplog, monkeypatch,
 
 def test_the_commands_take_their_arguments(bare):
     """s3prl-ofa link and unlink are wired to the functions."""
-    for add, run in (
-        (linking.add_arguments, linking.run),
-        (linking.add_unlink_arguments, linking.run_unlink),
-    ):
-        parser = argparse.ArgumentParser()
-        add(parser)
-        run(parser.parse_args([str(bare)]))
+    assert cli.main(["link", str(bare)]) == cli.main(["unlink", str(bare)]) == 0
     with pytest.raises(UsageError):
         linking.unlink(bare)
 

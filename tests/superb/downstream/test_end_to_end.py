@@ -13,6 +13,7 @@ from superb_corpora import SPEAKERS
 from s3prl_ofa import cli
 from s3prl_ofa.superb.compat import shims
 from s3prl_ofa.superb.downstream.command import run_downstream
+from s3prl_ofa.superb.downstream.parser import divide
 from s3prl_ofa.superb.upstream.rate_options import RateOptions, read_model_config
 
 STEPS = "config.runner.total_steps={0},,config.runner.eval_step=2,,config.runner.save_step=2,,config.runner.log_step=2"
@@ -283,7 +284,8 @@ def test_nothing_of_s3prl_or_python_stays_changed(command, corpora):
     assert command("-m", "train", "-d", "sid", "-p", "bad", "--lambd", "2") == 2
     options = ["-m", "train", "-d", "sid", "-p", "exp", "-u", "ofa_wav2vec2", "-k", CKPT, "--lambd", "1", "--mini"]
     options += ["--voxceleb1", str(corpora / "VoxCeleb1"), "--prepared", str(corpora / "prepared")]
-    measured = run_downstream([*options, "-o", STEPS.format(1)])
+    arguments = cli.build_command_parser("run_downstream").parse_args([*options, "-o", STEPS.format(1)])
+    measured = run_downstream(*divide(arguments))
     assert names() == before
     assert measured.utterances == 2 * len(SPEAKERS) and 20 < measured.frame_period_ms < 200
 
@@ -306,6 +308,18 @@ def test_the_cpu_can_be_chosen_beside_a_gpu(command, monkeypatch):
     shims.cpu_beside_cuda(runner)
     assert command("-m", "train", "-d", "sid", "-p", "exp", "--device", "cpu") == 0
     assert command("-m", "evaluate", "-e", "exp", "--device", "cpu") == 0
+
+
+def test_quiet(command, capfd, monkeypatch):
+    """With --quiet a training ends as it does without, and stderr stays empty, but for an error."""
+    for name in ("TQDM_DISABLE", "LOGLEVEL"):
+        monkeypatch.setenv(name, "")  # put back at the end
+    assert command("-m", "train", "-d", "sid", "-p", "exp", "--quiet") == 0
+    assert pathlib.Path("exp", "states-2.ckpt").exists()
+    said = capfd.readouterr()
+    assert said.err == "" and "dev acc: " in said.out
+    assert command("-m", "evaluate", "-e", "none", "--quiet") == 2
+    assert capfd.readouterr().err.startswith("s3prl-ofa run_downstream: error: -e none: ")
 
 
 def test_help_shows_both_sets_of_options(capsys):

@@ -5,8 +5,9 @@ import pytest
 import torch
 import yaml
 
+from s3prl_ofa.cli import build_command_parser
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.downstream.parser import build_parser, parse
+from s3prl_ofa.superb.downstream.parser import divide
 from s3prl_ofa.superb.upstream.rate_options import RateOptions, read_model_config
 
 
@@ -58,13 +59,13 @@ def test_output_frames_by_their_old_name():
 
 def test_the_old_option_of_output_frames():
     """``--frames`` is taken as ``--output-frames``, and no longer listed."""
-    required = ["-m", "train"]
+    parser = build_command_parser("run_downstream")
     for option in ("--frames", "--output-frames"):
-        _, ours = parse([*required, option, "upsampled"])
+        _, ours = divide(parser.parse_args(["-m", "train", option, "upsampled"]))
         assert RateOptions.layered({"output_frames": "native"}, ours.rate).output_frames == "upsampled"
     with pytest.raises(UsageError, match="output_frames native contradicts frames upsampled"):
-        parse([*required, "--output-frames", "native", "--frames", "upsampled"])
-    assert "--output-frames" in build_parser().format_help() and " --frames" not in build_parser().format_help()
+        divide(parser.parse_args(["-m", "train", "--output-frames", "native", "--frames", "upsampled"]))
+    assert "--output-frames" in parser.format_help() and " --frames" not in parser.format_help()
 
 
 @pytest.mark.parametrize("empty", [None, "", "{}", {}])

@@ -1,0 +1,48 @@
+"""The arguments of ``s3prl-ofa extract``."""
+
+import pathlib
+
+from s3prl_ofa.arguments.parser import Parser, add_device_argument
+
+FORMATS = ("npy", "safetensors", "hdf5")
+DTYPES = ("float32", "float16", "bfloat16")
+BATCH_SECONDS = 120.0  # of audio; enough for Base to need about 2 GB in float32
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.examples = (
+        "s3prl-ofa extract audio --ckpt tiny --frame-period-ms 50 --out features",
+        "s3prl-ofa extract a.wav b.flac --ckpt checkpoint.pt --lambd 0.5 --layer all --format hdf5 --out features",
+        "s3prl-ofa extract lectures --ckpt checkpoint.pt --window-s 30 --out features   # files of an hour",
+    )
+    parser.intermixed = True
+    parser.add_argument("audio", nargs="+", metavar="AUDIO", help="audio files, or folders to search for audio")
+    parser.add_argument("--ckpt", required=True, help="a checkpoint of any known format, or tiny, the bundled one")
+    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="output folder")
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument("--lambd", type=float, metavar="L", help="compression rate, 0 (none, the default) to below 2")
+    rate.add_argument("--frame-period-ms", type=float, metavar="P", help="the rate as a mean frame period, at least 20")
+    parser.add_argument(
+        "--allow-beyond-one", action="store_true", help="allow lambd above 1 where --frame-period-ms needs it"
+    )
+    parser.add_argument("--format", default="npy", choices=FORMATS, help="output format (default: npy)")
+    parser.add_argument(
+        "--layer",
+        metavar="K",
+        help="hidden state K, 0 (the encoder's input) to the last layer (default), several as 2,4, or 'all'",
+    )
+    parser.add_argument(
+        "--window-s",
+        type=float,
+        metavar="S",
+        help="for long files: attention sees S seconds at a time, such as 30 (default: the whole file)",
+    )
+    parser.add_argument(
+        "--overlap-s", type=float, metavar="S", help="seconds that neighbouring windows share (default: 4)"
+    )
+    parser.add_argument(
+        "--batch-seconds", type=float, default=BATCH_SECONDS, metavar="S", help="audio per batch (default: 120)"
+    )
+    add_device_argument(parser)
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the model (default: float32)")
+    parser.add_argument("--force", action="store_true", help="start again, removing DIR's results of earlier runs")
