@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from s3prl_ofa.model.config import ModelConfig
 from s3prl_ofa.model.convolution import Conv2d
 from s3prl_ofa.model.packing import pad, positions_of, spread, starts_of, unpad, valid_mask
+from s3prl_ofa.model.products import apply_linear
 
 # Attention is computed for groups of utterances, padded to the longest, which is at most this many times the shortest.
 GROUP_RATIO = 1.3
@@ -48,7 +49,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.heads = config.heads
         self.pre_norm = config.pre_norm
-        self.activation = F.gelu if config.activation == "gelu" else F.relu
+        self.gelu = config.activation == "gelu"
         self.qkv = nn.Linear(config.dim, 3 * config.dim)  # query, key and value in one product
         self.out = nn.Linear(config.dim, config.dim)
         self.fc1 = nn.Linear(config.dim, config.ffn_dim)
@@ -65,17 +66,18 @@ class EncoderLayer(nn.Module):
         return self.final_norm(rows + self.feed_forward(rows))
 
     def feed_forward(self, rows: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(rows)))
+        hidden = apply_linear(self.fc1, rows, gelu=self.gelu)
+        return apply_linear(self.fc2, hidden if self.gelu else F.relu(hidden))
 
     def attend(self, rows: Tensor, groups: list[AttentionGroup]) -> Tensor:
         """Self-attention within each utterance."""
-        qkv = self.qkv(rows)
+        qkv = apply_linear(self.qkv, rows)
         if groups[0].rows is None:
-            return self.out(self.attend_group(qkv, groups[0]))
+            return apply_linear(self.out, self.attend_group(qkv, groups[0]))
         attended = qkv.new_empty(rows.shape)  # under autocast its dtype is not that of the rows
         for group in groups:
             attended = attended.index_copy(0, group.rows, self.attend_group(qkv[group.rows], group))
-        return self.out(attended)
+        return apply_linear(self.out, attended)
 
     def attend_group(self, qkv: Tensor, group: AttentionGroup) -> Tensor:
         """(frames of the group, 3 * dim) to (frames of the group, dim)."""

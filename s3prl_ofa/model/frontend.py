@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from s3prl_ofa.model.config import ModelConfig
 from s3prl_ofa.model.packing import positions_of, starts_of
+from s3prl_ofa.model.products import linear
 
 BLOCK = 4  # output frames that share one set of first-layer weights; utterances start at multiples of it
 NORM_EPS = 1e-5
 # Output frames computed at a time: on a CPU few enough for activations to stay near its caches, and enough to keep its
 # threads busy; on a GPU enough to keep kernel launches few.
-CHUNK = {"cpu": 256, "cuda": 8192}
+CHUNK = {"cpu": 128, "cuda": 8192}
 
 
 class FrontEnd(nn.Module):
@@ -35,7 +36,7 @@ class FrontEnd(nn.Module):
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         self.norm_weights, self.norm_biases = nn.ParameterList(), nn.ParameterList()
         for index, (inputs, (channels, kernel, _)) in enumerate(zip(channels_in, config.conv_layers, strict=True)):
-            weight = torch.empty(kernel * inputs, channels)
+            weight = torch.empty(channels, kernel * inputs)
             self.weights.append(nn.init.normal_(weight, std=(2.0 / (kernel * inputs)) ** 0.5))
             if config.conv_bias:
                 self.biases.append(torch.zeros(channels))
@@ -87,14 +88,14 @@ class FrontEnd(nn.Module):
     def first_layer(
         self, wave: Tensor, samples: Tensor, blocks: Tensor, utterance: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Kernels (utterances or 1, kernel, channels) and biases (the same, 1, channels) of the first convolution.
+        """Weights (utterances or 1, channels, kernel) and biases (the same, channels) of the first convolution.
 
         utterance: (blocks,) index of the utterance that each block belongs to.
         """
         weight = self.weights[0]
         bias = self.biases[0] if self.config.conv_bias else None
         if self.config.conv_norm == "layer":
-            return weight[None], None if bias is None else bias[None, None]
+            return weight[None], None if bias is None else bias[None]
         _, kernel, stride = self.config.conv_layers[0]
         count = ((samples - kernel) // stride + 1).to(wave.device)
 
@@ -113,10 +114,10 @@ class FrontEnd(nn.Module):
 
         # A bias of the convolution shifts only the mean, which the normalisation removes.
         exact = weight.double()
-        variance = torch.einsum("kc,bkj,jc->bc", exact, covariance, exact).clamp(min=0.0)
+        variance = torch.einsum("ck,bkj,cj->bc", exact, covariance, exact).clamp(min=0.0)
         scale = self.norm_weights[0].double() * torch.rsqrt(variance + NORM_EPS)
-        shift = self.norm_biases[0].double() - (mean @ exact) * scale
-        return (exact * scale[:, None]).to(weight.dtype), shift.to(weight.dtype)[:, None]
+        shift = self.norm_biases[0].double() - (mean @ exact.t()) * scale
+        return (exact * scale[:, :, None]).to(weight.dtype), shift.to(weight.dtype)
 
     def convolve(
         self, wave: Tensor, start: int, stop: int, kernels: Tensor, biases: Tensor | None, utterance: Tensor
@@ -129,47 +130,32 @@ class FrontEnd(nn.Module):
         # belongs to no utterance, is not computed.
         count = min(-(-samples // size), len(wave) // size - first)
         windows = self.windows(wave, first, count).to(dtype)
-
-        def per_block(values: Tensor) -> Tensor:
-            """Values per utterance, or the same for all, repeated for each block."""
-            if len(values) == 1:
-                return values.expand(count, -1, -1)
-            return values[utterance[first : first + count]]
-
-        if biases is None:
-            hidden = torch.bmm(windows, per_block(kernels))
-        else:
-            hidden = torch.baddbmm(per_block(biases), windows, per_block(kernels))
-        hidden = self.activate(hidden.flatten(0, 1), 0)
+        # One product for each set of weights: an utterance, or the whole chunk.
+        owners, sizes = [0], [count]
+        if len(kernels) > 1:
+            runs = utterance[first : first + count].unique_consecutive(return_counts=True)
+            owners, sizes = (values.tolist() for values in runs)
+        parts = [
+            self.layer(part.flatten(0, 1), kernels[owner], None if biases is None else biases[owner], 0)
+            for owner, part in zip(owners, windows.split(sizes), strict=True)
+        ]
+        hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
         for index in range(1, len(config.conv_layers)):
-            hidden = self.activate(self.convolution(hidden, index), index)
+            hidden = self.convolution(hidden, index)
         return hidden[: stop - start]
 
     def convolution(self, rows: Tensor, index: int) -> Tensor:
-        """One strided convolution over rows (time, channels) as matrix products on views of them.
-
-        A kernel of 3 with stride 2 is a product over pairs of rows plus one over every second row.
-        """
-        channels, kernel, stride = self.config.conv_layers[index]
+        """One strided convolution over rows (time, channels), as a product of the matrix of its windows."""
+        _, kernel, stride = self.config.conv_layers[index]
         inputs = rows.shape[1]
         outputs = (rows.shape[0] - kernel) // stride + 1
-        result = None
-        for step in range(0, kernel, stride):
-            width = min(stride, kernel - step) * inputs
-            view = rows.as_strided((outputs, width), (stride * inputs, 1), rows.storage_offset() + step * inputs)
-            part = self.weights[index][step * inputs : step * inputs + width]
-            if result is not None:
-                # in place saves a copy, but autocast does not cover in-place products
-                autocast = torch.is_autocast_enabled(rows.device.type)
-                result = torch.addmm(result, view, part) if autocast else result.addmm_(view, part)
-            elif self.config.conv_bias:
-                result = torch.addmm(self.biases[index], view, part)
-            else:
-                result = view @ part
-        return result
+        windows = rows.as_strided((outputs, kernel * inputs), (stride * inputs, 1), rows.storage_offset())
+        return self.layer(windows, self.weights[index], self.biases[index] if self.config.conv_bias else None, index)
 
-    def activate(self, rows: Tensor, index: int) -> Tensor:
-        """LayerNorm over channels, where the model has it, and GELU."""
-        if self.config.conv_norm == "layer":
-            rows = F.layer_norm(rows, rows.shape[1:], self.norm_weights[index], self.norm_biases[index], NORM_EPS)
-        return F.gelu(rows)
+    def layer(self, windows: Tensor, weight: Tensor, bias: Tensor | None, index: int) -> Tensor:
+        """The product, LayerNorm over channels where the model has it, and GELU."""
+        if self.config.conv_norm == "group":
+            return linear(windows, weight, bias, gelu=True)
+        hidden = linear(windows, weight, bias)
+        norm = self.norm_weights[index], self.norm_biases[index]
+        return F.gelu(F.layer_norm(hidden, hidden.shape[1:], *norm, NORM_EPS))

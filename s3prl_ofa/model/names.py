@@ -151,7 +151,7 @@ def from_fairseq(
     for name in names:
         if name in conv:
             tensor = weights[conv[name]]
-            state[name] = tensor.permute(2, 1, 0).flatten(0, 1) if tensor.dim() == 3 else tensor
+            state[name] = tensor.transpose(1, 2).flatten(1) if tensor.dim() == 3 else tensor
         elif ".qkv." in name:
             layer, kind = name.split(".qkv.")
             state[name] = torch.cat([weights[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"])
@@ -170,7 +170,7 @@ def to_fairseq(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tenso
         if name in conv:
             if tensor.dim() == 2:
                 kernel = config.conv_layers[int(name.rsplit(".", 1)[1])][1]
-                tensor = tensor.unflatten(0, (kernel, -1)).permute(2, 1, 0).contiguous()
+                tensor = tensor.unflatten(1, (kernel, -1)).transpose(1, 2).contiguous()
             weights[conv[name]] = tensor
         elif ".qkv." in name:
             layer, kind = name.split(".qkv.")

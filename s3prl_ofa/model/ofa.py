@@ -27,6 +27,7 @@ from s3prl_ofa.model.frontend import FrontEnd
 from s3prl_ofa.model.kernels import check_kernels
 from s3prl_ofa.model.names import from_fairseq, to_fairseq
 from s3prl_ofa.model.packing import pad
+from s3prl_ofa.model.products import apply_linear
 from s3prl_ofa.model.rate import check_frame_period, check_lambd, solve_lambd, wanted_frames
 from s3prl_ofa.model.storage import write_safetensors
 from s3prl_ofa.model.waves import check_waves, normalize_wave, without_padding
@@ -232,7 +233,7 @@ class OFAWav2Vec2(nn.Module):
         lengths = plan.lengths.cpu()
 
         periods_s = seconds / plan.lengths
-        rows = self.projection(rows)
+        rows = apply_linear(self.projection, rows)
         if window_s is None:
             hidden_states = self.encoder(rows, lengths, states)
         else:

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from models import CONFIGS, noise_waves, random_model
 from paths import ROOT, TESTS
 from pretraining import speechlike, tiny_model
@@ -111,6 +112,7 @@ def garbage(original, self, input, *args):
 @pytest.mark.parametrize("autocast", [True, False])
 def test_a_wrong_kernel_is_refused(monkeypatch, autocast):
     """Promise: a wrong 16-bit kernel gives an error with the part and the remedy, not features."""
+    monkeypatch.setattr("s3prl_ofa.model.products.uses_onednn", lambda *tensors: False)  # so that a forward is called
     for kind in (nn.Linear, nn.Conv1d):
         model, waves = random_model(CONFIGS["base"]), noise_waves([4_000], seed=1)
         with monkeypatch.context() as patch, torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
@@ -120,6 +122,18 @@ def test_a_wrong_kernel_is_refused(monkeypatch, autocast):
             part = "an encoder layer" if kind is nn.Linear else "the alpha predictor's convolution"
             with pytest.raises(RuntimeError, match=f"{part} in torch.bfloat16 is wrong on this machine.*float32"):
                 model.extract(waves)
+
+
+def test_a_wrong_product_of_inference_is_refused(monkeypatch):
+    """Promise: the same for the products that take a module's place in inference."""
+
+    def wrong(rows, weight, bias, gelu):
+        return torch.randn_like(F.linear(rows, weight, bias))
+
+    monkeypatch.setattr("s3prl_ofa.model.products.onednn_linear", wrong)
+    monkeypatch.setattr("s3prl_ofa.model.products.uses_onednn", lambda rows, *weights: rows.dtype in LOWERED)
+    with pytest.raises(RuntimeError, match="the front end in torch.bfloat16 is wrong on this machine"):
+        random_model(CONFIGS["base"]).bfloat16().extract(noise_waves([4_000], seed=1))
 
 
 @torch.no_grad()

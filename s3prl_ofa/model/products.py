@@ -1,0 +1,106 @@
+"""Linear layers of inference on a CPU: oneDNN's products, whose weights are packed once, in the model's dtype or int8."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.weak import WeakTensorKeyDictionary
+
+# Each weight's copy in oneDNN's layout, with the function that made it and what it was made from: the
+# storage, which a weak reference keeps from being taken for another, and the version, which counts changes in place. A
+# copy is dropped with its weight.
+_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def apply_linear(module: nn.Module, rows: Tensor, gelu: bool = False) -> Tensor:
+    """What ``module`` gives for rows (rows, in), followed by a GELU if asked; faster for a plain ``nn.Linear``.
+
+    A module that another library has put in its place, or one with hooks, is called as any module is.
+    """
+    hooks = module._forward_hooks or module._forward_pre_hooks or nn.modules.module._has_any_global_hook()
+    if type(module) is nn.Linear and not hooks and uses_onednn(rows, module.weight, module.bias):
+        return onednn_linear(rows, module.weight, module.bias, gelu)
+    product = module(rows)
+    return F.gelu(product) if gelu else product
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """``F.linear``, followed by a GELU if asked: rows (rows, in) and weight (out, in) to (rows, out)."""
+    if uses_onednn(rows, weight, bias):
+        return onednn_linear(rows, weight, bias, gelu)
+    product = F.linear(rows, weight, bias)
+    return F.gelu(product) if gelu else product
+
+
+def onednn_linear(rows: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    # The last two arguments: the activation has none itself, and the GELU is the exact one.
+    copy = packed(weight, torch.ops.mkldnn._reorder_linear_weight)
+    return torch.ops.mkldnn._linear_pointwise(rows, copy, bias, "gelu" if gelu else "none", [], "none")
+
+
+def uses_onednn(rows: Tensor, *weights: Tensor | None) -> bool:
+    """Whether a product is one of plain inference on a CPU, in a dtype in which oneDNN is fast there."""
+    given = [rows, *(weight for weight in weights if weight is not None)]
+    if torch.compiler.is_compiling() or any(tensor.device.type != "cpu" for tensor in given):
+        return False
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return False
+    fast = rows.dtype == torch.float32 or (
+        rows.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+    same = all(tensor.dtype == rows.dtype for tensor in given)
+    return fast and same and not differentiable and not torch.is_autocast_enabled("cpu")
+
+
+def packed(weight: Tensor, pack: Callable[[Tensor], Any]) -> Any:
+    """``pack(weight)``, computed when the weight is first used and again when it has changed."""
+    # Only for frozen weights: those being trained change after each use. Inference tensors do not count their changes.
+    if type(weight) is not nn.Parameter or weight.requires_grad or weight.is_inference():
+        return pack(weight.detach())
+    source = StorageWeakRef(weight.untyped_storage()), weight._version, pack
+    found, copy = _packed.get(weight, (None, None))
+    if found is None or found[0].cdata != source[0].cdata or found[1:] != source[1:]:
+        copy = pack(weight.detach())
+        _packed[weight] = source, copy
+    return copy
+
+
+class Int8Linear(nn.Linear):
+    """An ``nn.Linear`` that computes in 8 bits in inference on a CPU: one scale for each output and for each row.
+
+    Because each row has its own, a row's result does not depend on the others.
+    """
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if not uses_onednn(rows, self.weight, self.bias):
+            return super().forward(rows)
+        weight, scales, offsets = packed(self.weight, pack_int8)
+        step = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True)).float() / 127
+        step.clamp_(min=1e-30)  # a row of zeros
+        # Unsigned, with 128 for zero, for which CPUs have instructions; the half makes the conversion round.
+        levels = (rows.float() * step.reciprocal()).add_(128.5).to(torch.uint8)
+        sums = torch.ops.onednn.qlinear_pointwise(
+            levels, 1.0, 128, weight, scales, offsets, None, 1.0, 0, rows.dtype, "none", [], "none"
+        )
+        return torch.addcmul(self.bias, sums, step.to(rows.dtype))
+
+
+def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``weight`` (out, in) as 8-bit integers in oneDNN's layout, the scale (out,) of each output, and zeros (out,)."""
+    # Without VNNI the CPU adds two products in 16 bits, which only 7-bit weights cannot overflow.
+    largest = 127 if torch.cpu._is_vnni_supported() else 63
+    scales = (weight.abs().amax(1).float() / largest).clamp_(min=1e-30)
+    levels = (weight.float() / scales[:, None]).round_().to(torch.int8)
+    packed_levels = torch.ops.onednn.qlinear_prepack(levels, None)
+    return packed_levels, scales, torch.zeros(len(scales), dtype=torch.int64)
+
+
+def use_int8(model: nn.Module) -> None:
+    """Turns each ``nn.Linear`` of ``model`` into an ``Int8Linear``; its weights stay as they are."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Int8Linear

@@ -1,0 +1,165 @@
+"""The linear layers of inference on a CPU: what torch's give, whatever changes a weight."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import BASE, CONFIGS, noise_waves, random_model
+from torch import nn
+
+from s3prl_ofa.model import products
+from s3prl_ofa.model.products import apply_linear, linear
+
+
+@pytest.fixture
+def layer() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(48, 80).requires_grad_(False)
+
+
+def plain(layer: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    return F.linear(rows, layer.weight, layer.bias)
+
+
+@pytest.mark.cpu_kernels
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 0.01)])
+def test_products_are_those_of_torch(layer, dtype, tolerance, gelu):
+    """Promise: the product, and the exact GELU after it, for any number of rows and with or without a bias."""
+    layer = layer.to(dtype)
+    for rows in (torch.randn(count, 48).to(dtype) for count in (1, 7, 200)):
+        for bias in (layer.bias, None):
+            expected = F.linear(rows.double(), layer.weight.double(), None if bias is None else bias.double())
+            expected = F.gelu(expected) if gelu else expected
+            found = linear(rows, layer.weight, bias, gelu)
+            assert found.dtype == dtype
+            torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.cpu_kernels
+def test_overlapping_rows(layer):
+    """Promise: the windows of a convolution, rows that share numbers, are taken as they are."""
+    windows = torch.randn(500).as_strided((90, 48), (5, 1))
+    torch.testing.assert_close(linear(windows, layer.weight), windows.clone() @ layer.weight.t(), rtol=0, atol=1e-5)
+
+
+def set_data(layer: nn.Linear) -> None:
+    layer.weight.data = 2 * layer.weight.data
+
+
+@torch.no_grad()
+def step(layer: nn.Linear) -> None:
+    layer.weight.add_(0.1)
+
+
+def optimizer_step(layer: nn.Linear) -> None:
+    layer.requires_grad_(True)
+    plain(layer, torch.ones(3, 48)).sum().backward()
+    torch.optim.Adam(layer.parameters()).step()
+    layer.requires_grad_(False)
+
+
+def there_and_back(layer: nn.Linear) -> None:
+    layer.bfloat16().float()  # rounds the weights
+
+
+def load(layer: nn.Linear) -> None:
+    layer.load_state_dict({name: 2 * value for name, value in layer.state_dict().items()})
+
+
+def assign(layer: nn.Linear) -> None:
+    layer.load_state_dict({name: 2 * value for name, value in layer.state_dict().items()}, assign=True)
+    layer.requires_grad_(False)
+
+
+@pytest.mark.parametrize("change", [set_data, step, optimizer_step, there_and_back, load, assign])
+def test_a_changed_weight_is_packed_again(layer, change):
+    """Promise: no product with a weight as it was before it changed."""
+    rows = torch.randn(20, 48)
+    before = apply_linear(layer, rows)
+    change(layer)
+    found = apply_linear(layer, rows)
+    torch.testing.assert_close(found, plain(layer, rows), rtol=0, atol=1e-5)
+    assert not torch.allclose(found, before, rtol=0, atol=1e-4)
+
+
+def test_a_weight_is_packed_once_and_forgotten_with_its_model(layer):
+    """Promise: calls do not pack again, copies have their own, and none outlives its weight."""
+    before = len(products._packed)
+    rows = torch.randn(20, 48)
+    apply_linear(layer, rows)
+    packed = products.packed(layer.weight)
+    apply_linear(layer, rows)
+    assert products.packed(layer.weight) is packed and len(products._packed) == before + 1
+    twin = copy.deepcopy(layer)
+    apply_linear(twin, rows)
+    assert len(products._packed) == before + 2
+    del twin
+    assert len(products._packed) == before + 1
+
+
+def test_weights_of_inference_mode_and_in_training_are_never_packed(layer):
+    """Promise: weights whose changes are not counted, or that change all the time, are used as they are."""
+    with torch.inference_mode():
+        layer_of_inference = nn.Linear(48, 80)
+        layer_of_inference.weight.requires_grad_(False)
+        assert products.packed(layer_of_inference.weight) is layer_of_inference.weight
+        rows = torch.randn(20, 48)
+        torch.testing.assert_close(
+            apply_linear(layer_of_inference, rows), plain(layer_of_inference, rows), rtol=0, atol=1e-5
+        )
+    layer.requires_grad_(True)
+    assert products.packed(layer.weight) is layer.weight
+
+
+def test_hooks_and_modules_of_others_are_called(layer):
+    """Promise: a layer with a hook, or one that is not a plain nn.Linear, is called as a module."""
+    rows, seen = torch.randn(20, 48), []
+    handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output) or 2 * output)
+    assert torch.equal(apply_linear(layer, rows, gelu=True), F.gelu(2 * seen[0]))
+    handle.remove()
+
+    class Doubled(nn.Linear):
+        def forward(self, rows):
+            return 2 * super().forward(rows)
+
+    layer.__class__ = Doubled
+    assert torch.equal(apply_linear(layer, rows), 2 * plain(layer, rows))
+
+
+def test_training_and_autocast_do_not_use_them(layer, monkeypatch):
+    """Promise: gradients and autocast take torch's own products."""
+    monkeypatch.setattr(products, "onednn_linear", lambda *args: pytest.fail("oneDNN's product was used"))
+    rows = torch.randn(20, 48)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert apply_linear(layer, rows).dtype == torch.bfloat16
+    layer.requires_grad_(True)
+    apply_linear(layer, rows, gelu=True).sum().backward()
+    assert layer.weight.grad.any()
+    layer.requires_grad_(False)
+    source = rows.clone().requires_grad_(True)
+    apply_linear(layer, source).sum().backward()
+    assert source.grad.any()
+
+
+@pytest.mark.cpu_kernels
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_gives_what_it_gives_without_them(name, monkeypatch):
+    """Promise: within 1e-4 in float32, with the same lengths, whatever else is in the batch."""
+    model, waves = random_model(CONFIGS[name]), noise_waves([9_000, 20_000, 4_000], seed=3)
+    fast = model.extract(waves, lambd=0.6)
+    monkeypatch.setattr(products, "uses_onednn", lambda *tensors: False)
+    slow = model.extract(waves, lambd=0.6)
+    assert torch.equal(fast.lengths, slow.lengths)
+    for one, other in zip(fast.hidden_states, slow.hidden_states, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+def test_the_default_call_is_the_fast_one(monkeypatch):
+    """Promise: extract of a frozen model uses them for every linear layer and convolution but the wide one."""
+    rows = []
+    product = products.onednn_linear
+    monkeypatch.setattr(products, "onednn_linear", lambda *args: rows.append(len(args[0])) or product(*args))
+    random_model(BASE).extract(noise_waves([9_000]))
+    assert len(rows) == len(BASE.conv_layers) + 1 + 4 * BASE.layers
