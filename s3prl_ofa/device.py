@@ -50,3 +50,14 @@ def now(device: "torch.device") -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def fastest_dtype(device: "torch.device") -> "torch.dtype":
+    """bfloat16 where ``device`` has instructions for it, float32 elsewhere."""
+    import torch
+
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32

@@ -12,9 +12,10 @@ import torch
 from s3prl_ofa.checkpoint import fairseq_format, huggingface, s3prl_format
 from s3prl_ofa.checkpoint.contents import DTYPES, Checkpoint, as_weights, check_sizes, named
 from s3prl_ofa.checkpoint.torch_file import PICKLE_MAGIC, ZIP_MAGIC, read_torch_file
-from s3prl_ofa.device import resolve_device
-from s3prl_ofa.errors import CheckpointError
+from s3prl_ofa.device import fastest_dtype, resolve_device
+from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.model import OFAWav2Vec2
+from s3prl_ofa.model.products import use_int8
 from s3prl_ofa.model.storage import read_safetensors
 from s3prl_ofa.resources import PACKAGE
 
@@ -23,24 +24,35 @@ GIT_LFS_MAGIC = b"version https://git-lfs"
 
 
 def load(
-    path: str | os.PathLike, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    path: str | os.PathLike, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32
 ) -> OFAWav2Vec2:
     """The model of a checkpoint of any known format, in eval mode, on ``device`` in ``dtype``.
 
     path: the file of the reference, of fairseq, converted for S3PRL or in this project's safetensors; the folder of a
         Hugging Face wav2vec 2.0; or ``"tiny"``, the checkpoint that comes with this package. Nothing in it is run.
     device: a torch device, or ``"auto"`` for CUDA where there is a GPU and the CPU elsewhere.
+    dtype: a torch dtype; ``"auto"`` for bfloat16 where the device has instructions for it and float32 elsewhere; or
+        ``"int8"``, on a CPU, for linear layers in 8 bits and the rest as ``"auto"`` has it.
 
     Raises CheckpointError naming the file, what was found and what was expected, also for weights that are not finite
-    in ``dtype``; UsageError for a device that cannot be used; ValueError for a dtype that is not floating point.
+    in ``dtype``; UsageError for a device that cannot be used, or not in 8 bits; ValueError for any other
+    dtype.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, found {dtype}")
+    if dtype not in (*DTYPES, "auto", "int8"):
+        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, 'auto' or 'int8', found {dtype!r}")
     device = resolve_device(device)
+    int8 = dtype == "int8"
+    if int8 and device.type != "cpu":
+        raise UsageError(f"dtype 'int8' is for the CPU, found device {device}; use bfloat16 or float16 there")
+    if isinstance(dtype, str):
+        dtype = fastest_dtype(device)
     checkpoint = read_checkpoint(path)
     model = OFAWav2Vec2(checkpoint.config).to(dtype)
     with naming(checkpoint.path):
         model.load_weights(checkpoint.weights)
+    if int8:
+        use_int8(model.projection)
+        use_int8(model.encoder)
     return model.to(device).eval()
 
 

@@ -1,5 +1,6 @@
-"""Linear layers of inference on a CPU: oneDNN's products, whose weights are packed once, in the model's dtype or int8."""
+"""Linear layers of inference on a CPU: oneDNN's, with weights packed once, in the model's dtype or 8 bits."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -78,25 +79,36 @@ class Int8Linear(nn.Linear):
     def forward(self, rows: Tensor) -> Tensor:
         if not uses_onednn(rows, self.weight, self.bias):
             return super().forward(rows)
-        weight, scales, offsets = packed(self.weight, pack_int8)
         step = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True)).float() / 127
         step.clamp_(min=1e-30)  # a row of zeros
         # Unsigned, with 128 for zero, for which CPUs have instructions; the half makes the conversion round.
         levels = (rows.float() * step.reciprocal()).add_(128.5).to(torch.uint8)
-        sums = torch.ops.onednn.qlinear_pointwise(
-            levels, 1.0, 128, weight, scales, offsets, None, 1.0, 0, rows.dtype, "none", [], "none"
-        )
+        sums = int8_product(levels, 128, *packed(self.weight, pack_int8), rows.dtype)
         return torch.addcmul(self.bias, sums, step.to(rows.dtype))
 
 
-def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``weight`` (out, in) as 8-bit integers in oneDNN's layout, the scale (out,) of each output, and zeros (out,)."""
-    # Without VNNI the CPU adds two products in 16 bits, which only 7-bit weights cannot overflow.
-    largest = 127 if torch.cpu._is_vnni_supported() else 63
-    scales = (weight.abs().amax(1).float() / largest).clamp_(min=1e-30)
+def int8_product(levels: Tensor, zero: int, weight: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """(levels - zero) times a weight of ``pack_int8``: uint8 (rows, in) to (rows, out) of ``dtype``."""
+    zeros = torch.zeros(len(scales), dtype=torch.int64)
+    return torch.ops.onednn.qlinear_pointwise(
+        levels, 1.0, zero, weight, scales, zeros, None, 1.0, 0, dtype, "none", [], "none"
+    )
+
+
+def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """``weight`` (out, in) as 8-bit integers in oneDNN's layout, and the scale (out,) of each output."""
+    scales = (weight.abs().amax(1).float() / largest_level()).clamp_(min=1e-30)
     levels = (weight.float() / scales[:, None]).round_().to(torch.int8)
-    packed_levels = torch.ops.onednn.qlinear_prepack(levels, None)
-    return packed_levels, scales, torch.zeros(len(scales), dtype=torch.int64)
+    return torch.ops.onednn.qlinear_prepack(levels, None), scales
+
+
+@functools.cache
+def largest_level() -> int:
+    """127, or 63 where the instructions at hand add two products in 16 bits, which larger weights would overflow."""
+    weight, rows = torch.full((16, 64), 127, dtype=torch.int8), torch.full((16, 64), 255, dtype=torch.uint8)
+    packed_weight = torch.ops.onednn.qlinear_prepack(weight, None)
+    sums = int8_product(rows, 0, packed_weight, torch.ones(16), torch.float32)
+    return 127 if bool((sums == 64 * 255 * 127).all()) else 63
 
 
 def use_int8(model: nn.Module) -> None:

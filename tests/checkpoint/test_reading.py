@@ -11,9 +11,10 @@ from paths import GOLDEN, REF_TINY
 
 from s3prl_ofa.checkpoint import load, read_checkpoint
 from s3prl_ofa.checkpoint.contents import split_weight_norm
-from s3prl_ofa.errors import CheckpointError
+from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
 from s3prl_ofa.model.names import merge_weight_norm
+from s3prl_ofa.model.products import Int8Linear
 
 CONV = "[(32, 10, 5)] + [(32, 3, 2)] * 4 + [(32,2,2)] + [(32,2,2)]"
 
@@ -61,6 +62,28 @@ def test_load_takes_device_and_dtype():
     assert load(REF_TINY, device=torch.device("cpu"), dtype=torch.bfloat16).feature_norm.weight.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="dtype must be one of"):
         load(REF_TINY, dtype=torch.int8)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_load_takes_the_fastest_dtype(native, monkeypatch):
+    """``auto`` is bfloat16 where the CPU has instructions for it; ``int8`` changes the encoder's linear layers only."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    expected = torch.bfloat16 if native else torch.float32
+    model = load(REF_TINY, dtype="auto")
+    assert {weight.dtype for weight in model.parameters()} == {expected}
+    quantized = load(REF_TINY, dtype="int8")
+    assert {weight.dtype for weight in quantized.parameters()} == {expected}
+    assert quantized.fingerprint() == model.fingerprint()
+    kinds = {type(module) for module in quantized.encoder.modules()}
+    assert Int8Linear in kinds and torch.nn.Linear not in kinds
+    assert quantized.extract([torch.randn(4_000)]).hidden_states[-1].isfinite().all()
+
+
+def test_8_bits_are_for_the_cpu(monkeypatch):
+    """Another device is refused, and what to use there said."""
+    monkeypatch.setattr("s3prl_ofa.checkpoint.reading.resolve_device", torch.device)
+    with pytest.raises(UsageError, match="'int8' is for the CPU, found device cuda.*bfloat16"):
+        load(REF_TINY, device="cuda", dtype="int8")
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

@@ -9,7 +9,7 @@ from models import BASE, CONFIGS, noise_waves, random_model
 from torch import nn
 
 from s3prl_ofa.model import products
-from s3prl_ofa.model.products import apply_linear, linear
+from s3prl_ofa.model.products import apply_linear, linear, use_int8
 
 
 @pytest.fixture
@@ -89,9 +89,9 @@ def test_a_weight_is_packed_once_and_forgotten_with_its_model(layer):
     before = len(products._packed)
     rows = torch.randn(20, 48)
     apply_linear(layer, rows)
-    packed = products.packed(layer.weight)
+    packed = products._packed[layer.weight][1]
     apply_linear(layer, rows)
-    assert products.packed(layer.weight) is packed and len(products._packed) == before + 1
+    assert products._packed[layer.weight][1] is packed and len(products._packed) == before + 1
     twin = copy.deepcopy(layer)
     apply_linear(twin, rows)
     assert len(products._packed) == before + 2
@@ -100,17 +100,12 @@ def test_a_weight_is_packed_once_and_forgotten_with_its_model(layer):
 
 
 def test_weights_of_inference_mode_and_in_training_are_never_packed(layer):
-    """Promise: weights whose changes are not counted, or that change all the time, are used as they are."""
+    """Promise: no copy is kept of weights whose changes are not counted, or that change all the time."""
+    before, rows = len(products._packed), torch.randn(20, 48)
     with torch.inference_mode():
-        layer_of_inference = nn.Linear(48, 80)
-        layer_of_inference.weight.requires_grad_(False)
-        assert products.packed(layer_of_inference.weight) is layer_of_inference.weight
-        rows = torch.randn(20, 48)
-        torch.testing.assert_close(
-            apply_linear(layer_of_inference, rows), plain(layer_of_inference, rows), rtol=0, atol=1e-5
-        )
-    layer.requires_grad_(True)
-    assert products.packed(layer.weight) is layer.weight
+        for one in (nn.Linear(48, 80).requires_grad_(False), layer.requires_grad_(True)):
+            torch.testing.assert_close(apply_linear(one, rows), plain(one, rows), rtol=0, atol=1e-5)
+    assert len(products._packed) == before
 
 
 def test_hooks_and_modules_of_others_are_called(layer):
@@ -163,3 +158,45 @@ def test_the_default_call_is_the_fast_one(monkeypatch):
     monkeypatch.setattr(products, "onednn_linear", lambda *args: rows.append(len(args[0])) or product(*args))
     random_model(BASE).extract(noise_waves([9_000]))
     assert len(rows) == len(BASE.conv_layers) + 1 + 4 * BASE.layers
+
+
+@pytest.mark.cpu_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_layers_in_8_bits(name, dtype):
+    """Promise: the cosine of every layer to float32 is above 0.99, whatever else is in the batch; lengths are equal."""
+    model, waves = random_model(CONFIGS[name]), noise_waves([9_000, 20_000, 4_000], seed=3)
+    quantized = copy.deepcopy(model).to(dtype)
+    use_int8(quantized.encoder)
+    found, expected = quantized.extract(waves), model.extract(waves)
+    assert torch.equal(found.lengths, expected.lengths)
+    for one, other in zip(found.hidden_states, expected.hidden_states, strict=True):
+        for frames, row, reference in zip(found.lengths, one.float(), other, strict=True):
+            assert (F.cosine_similarity(row[:frames], reference[:frames], dim=-1) > 0.99).all()
+    alone = quantized.extract(waves[1:2])
+    tolerance = 2e-2 if dtype == torch.float32 else 0.2  # a rounding of the layer before may cross to another level
+    torch.testing.assert_close(alone.hidden_states[-1][0], found.hidden_states[-1][1], rtol=0, atol=tolerance)
+
+
+@pytest.mark.cpu_kernels
+def test_rows_in_8_bits_do_not_depend_on_each_other(layer):
+    """Promise: bit for bit, also beside rows that are much larger; a row of zeros gives the bias."""
+    use_int8(layer)
+    rows = torch.randn(20, 48)
+    rows[3] = 0
+    alone = layer(rows)
+    assert torch.equal(layer(torch.cat([rows, 1e4 * rows]))[:20], alone)
+    torch.testing.assert_close(alone[3], layer.bias)
+    assert F.cosine_similarity(alone - layer.bias, rows @ layer.weight.t(), dim=-1)[rows.any(1)].min() > 0.999
+
+
+def test_layers_in_8_bits_train_in_float32(layer):
+    """Promise: with gradients an 8-bit layer is an nn.Linear; afterwards it is quantized again."""
+    twin, rows = copy.deepcopy(layer), torch.randn(20, 48)
+    use_int8(layer)
+    before = layer(rows)
+    layer.requires_grad_(True)
+    assert torch.equal(layer(rows), plain(twin, rows))
+    layer.requires_grad_(False)
+    step(layer)
+    assert not torch.allclose(layer(rows), before, rtol=0, atol=0.1)
