@@ -39,7 +39,18 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool 
 def onednn_linear(rows: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     # The last two arguments: the activation has none itself, and the GELU is the exact one.
     copy = packed(weight, torch.ops.mkldnn._reorder_linear_weight)
-    return torch.ops.mkldnn._linear_pointwise(rows, copy, bias, "gelu" if gelu else "none", [], "none")
+    activation = "gelu" if gelu else "none"
+    return torch.ops.mkldnn._linear_pointwise(rounded(rows), copy, bias, activation, [], "none")[: len(rows)]
+
+
+def rounded(rows: Tensor) -> Tensor:
+    """``rows`` and rows of zeros, up to the next of 32 numbers of rows per power of two, at least a multiple of 8.
+
+    oneDNN compiles for each number of rows and does not free all of it, whatever its ONEDNN_PRIMITIVE_CACHE_CAPACITY:
+    0.6 MB per weight shape, so that a run over many lengths would grow and grow.
+    """
+    step = max(8, 2 ** (len(rows).bit_length() - 6))
+    return F.pad(rows, (0, 0, 0, -len(rows) % step)) if len(rows) % step else rows
 
 
 def uses_onednn(rows: Tensor, *weights: Tensor | None) -> bool:
@@ -82,8 +93,8 @@ class Int8Linear(nn.Linear):
         step = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True)).float() / 127
         step.clamp_(min=1e-30)  # a row of zeros
         # Unsigned, with 128 for zero, for which CPUs have instructions; the half makes the conversion round.
-        levels = (rows.float() * step.reciprocal()).add_(128.5).to(torch.uint8)
-        sums = int8_product(levels, 128, *packed(self.weight, pack_int8), rows.dtype)
+        levels = rounded((rows.float() * step.reciprocal()).add_(128.5).to(torch.uint8))
+        sums = int8_product(levels, 128, *packed(self.weight, pack_int8), rows.dtype)[: len(rows)]
         return torch.addcmul(self.bias, sums, step.to(rows.dtype))
 
 

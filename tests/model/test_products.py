@@ -200,3 +200,18 @@ def test_layers_in_8_bits_train_in_float32(layer):
     layer.requires_grad_(False)
     step(layer)
     assert not torch.allclose(layer(rows), before, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_few_shapes_are_compiled(layer, int8, monkeypatch):
+    """Promise: a run over many lengths asks oneDNN for few numbers of rows, hardly more than needed."""
+    found = set()
+    kernels = products.int8_product if int8 else torch.ops.mkldnn._linear_pointwise
+    owner, name = (products, "int8_product") if int8 else (torch.ops.mkldnn, "_linear_pointwise")
+    monkeypatch.setattr(owner, name, lambda rows, *args: found.add(len(rows)) or kernels(rows, *args))
+    if int8:
+        use_int8(layer)
+    for count in range(1, 1500):
+        assert len(apply_linear(layer, torch.zeros(count, 48))) == count
+        assert any(0 <= size - count <= max(7, count / 32) for size in found)
+    assert len(found) < 120
