@@ -16,7 +16,10 @@ GROUP_RATIO = 1.3
 
 
 class AttentionGroup:
-    """Utterances of similar length whose attention is one call, and the places of their rows in the batch."""
+    """Utterances of similar length whose attention is one call, and the places of their rows in the batch.
+
+    rows: the places, or None where they follow each other and those of the group before.
+    """
 
     def __init__(self, lengths: Tensor, members: Tensor, device: torch.device) -> None:
         self.lengths = lengths[members]
@@ -29,7 +32,12 @@ class AttentionGroup:
 
 
 def attention_groups(lengths: Tensor, device: torch.device) -> list[AttentionGroup]:
-    """Splits utterances of ``lengths`` (batch,), on the CPU, into groups of similar length."""
+    """Splits utterances of ``lengths`` (batch,), a tensor on the CPU, into groups of similar length.
+
+    On a CPU, where calls cost little, unequal utterances are groups of their own: without copies, padding and mask.
+    """
+    if device.type == "cpu" and int(lengths.min()) < int(lengths.max()):
+        return [AttentionGroup(length, torch.zeros(1, dtype=torch.long), device) for length in lengths.split(1)]
     if int(lengths.max()) <= GROUP_RATIO * int(lengths.min()):
         return [AttentionGroup(lengths, torch.arange(len(lengths)), device)]
     order = torch.argsort(lengths)
@@ -73,7 +81,9 @@ class EncoderLayer(nn.Module):
         """Self-attention within each utterance."""
         qkv = apply_linear(self.qkv, rows)
         if groups[0].rows is None:
-            return apply_linear(self.out, self.attend_group(qkv, groups[0]))
+            parts = qkv.split([int(group.lengths.sum()) for group in groups])
+            pieces = [self.attend_group(part, group) for part, group in zip(parts, groups, strict=True)]
+            return apply_linear(self.out, pieces[0] if len(pieces) == 1 else torch.cat(pieces))
         attended = qkv.new_empty(rows.shape)  # under autocast its dtype is not that of the rows
         for group in groups:
             attended = attended.index_copy(0, group.rows, self.attend_group(qkv[group.rows], group))

@@ -15,9 +15,9 @@ from s3prl_ofa.model.products import linear
 
 BLOCK = 4  # output frames that share one set of first-layer weights; utterances start at multiples of it
 NORM_EPS = 1e-5
-# Output frames computed at a time in float32, twice as many in 16 bits: on a CPU few enough for activations to stay near
-# its caches, and enough to keep its threads busy; on a GPU enough to keep kernel launches few.
-CHUNK = {"cpu": 128, "cuda": 8192}
+# Output frames computed at a time in float32, twice as many in 16 bits: on a CPU few enough for activations to stay
+# near its caches, and enough to keep its threads busy; on a GPU enough to keep kernel launches few.
+CHUNK = {"cpu": 128, "cuda": 4096}
 
 
 class FrontEnd(nn.Module):

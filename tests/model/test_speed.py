@@ -7,6 +7,7 @@ from models import BASE, CONFIGS, noise_waves, random_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from s3prl_ofa.model.cif import cif, crossing_times, frame_index, plan_cif
+from s3prl_ofa.model.encoder import AttentionGroup, attention_groups
 
 
 class Counter(TorchDispatchMode):
@@ -59,7 +60,7 @@ def test_the_compressor_is_the_same_operations_too():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_attention_is_torch_s_own_one_call_a_layer(name, monkeypatch):
-    """Promise: attention through scaled_dot_product_attention, once a layer for utterances of similar length."""
+    """Promise: attention through scaled_dot_product_attention: one call for equal lengths, else one per utterance."""
     calls = []
     attention = F.scaled_dot_product_attention
 
@@ -68,5 +69,23 @@ def test_attention_is_torch_s_own_one_call_a_layer(name, monkeypatch):
         return attention(query, *args, **kwargs)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
-    random_model(CONFIGS[name]).extract(noise_waves([8_000, 9_000, 8_500]), lambd=0.3)
+    random_model(CONFIGS[name]).extract(noise_waves([8_000, 8_000, 8_000]))
     assert calls == [3] * CONFIGS[name].layers
+    calls.clear()
+    random_model(CONFIGS[name]).extract(noise_waves([8_000, 9_000, 8_500]))
+    assert calls == [1] * 3 * CONFIGS[name].layers
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_on_a_card_utterances_of_similar_length_are_one_call(name):
+    """Promise: there, groups within 1.3 of their shortest; results are those of single utterances."""
+    lengths = torch.tensor([40, 31, 90, 33, 100])
+    groups = attention_groups(lengths, torch.device("meta"))
+    assert [group.lengths.tolist() for group in groups] == [[31, 33, 40], [90, 100]]
+    layer = random_model(CONFIGS[name]).encoder.layers[0]
+    rows = torch.randn(int(lengths.sum()), CONFIGS[name].dim)
+    groups = [
+        AttentionGroup(lengths, members, rows.device) for members in (torch.tensor([1, 3, 0]), torch.tensor([2, 4]))
+    ]
+    expected = layer(rows, attention_groups(lengths, rows.device))
+    torch.testing.assert_close(layer(rows, groups), expected, rtol=0, atol=1e-5)
