@@ -69,7 +69,7 @@ def measure(model: "OFAWav2Vec2", waves: list[Any], lambds: Sequence[float] = LA
     for lambd in lambds if alphas else (0.0,):
         frames = input_lengths
         if lambd:
-            frames = torch.stack([frames_at(model, alpha, lambd) for alpha in alphas])
+            frames = torch.stack([frames_at(alpha, lambd) for alpha in alphas])
         periods = 1000 * samples.double() / SAMPLE_RATE / frames
         table.append(
             {
@@ -84,10 +84,12 @@ def measure(model: "OFAWav2Vec2", waves: list[Any], lambds: Sequence[float] = LA
     return {"mean_alpha": mean_alpha, "table": table}
 
 
-def frames_at(model: "OFAWav2Vec2", alpha: "torch.Tensor", lambd: float) -> "torch.Tensor":
+def frames_at(alpha: "torch.Tensor", lambd: float) -> "torch.Tensor":
     """Number of frames of one utterance with alpha (20 ms frames,)."""
+    from s3prl_ofa.model.compressor import Compressor
+
     lengths = alpha.new_tensor([len(alpha)]).long()
-    return model.compressor.plan(alpha[None], alpha.new_tensor([lambd]), lengths).lengths[0]
+    return Compressor.plan(alpha[None], alpha.new_tensor([lambd]), lengths).lengths[0]
 
 
 def as_text(result: dict[str, Any]) -> str:

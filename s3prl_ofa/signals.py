@@ -7,8 +7,9 @@ import contextlib
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 SIGNAL_STATUS = 128  # plus the signal's number: a shell's exit status of a process that the signal ended
 
@@ -52,9 +53,9 @@ def put_off() -> Iterator[None]:
     if not in_main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    handlers: dict[int, Callable[[int, FrameType | None], Any]] = {
+        number: handler for number in (signal.SIGINT, signal.SIGTERM) if callable(handler := signal.getsignal(number))
+    }
     for number in handlers:
         signal.signal(number, lambda *signalled: came.append(signalled))
     try:

@@ -76,14 +76,14 @@ def as_weights(value: Any, where: str) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{where} claims {claimed} bytes of weights, the file has {held}; expected weights without shared storage"
         )
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for name, tensor in value.items():
         tensor = tensor.tensor() if isinstance(tensor, StoredTensor) else tensor
         if tensor.dtype not in DTYPES and (tensor.dim() or tensor.dtype not in COUNTS):
             raise CheckpointError(f"the weight {name} is of {tensor.dtype}; expected floating point numbers")
         if tensor.dim() > MAX_DIMS:
             raise CheckpointError(f"the weight {name} has {tensor.dim()} dimensions; expected at most {MAX_DIMS}")
-        weights[PARAMETRIZED.get(name, name)] = tensor.detach()
+        weights[PARAMETRIZED.get(name) or name] = tensor.detach()
     return weights
 
 

@@ -153,8 +153,8 @@ def reads_normalized(folder: pathlib.Path) -> bool:
     if (folder / PREPROCESSOR).is_file():
         values = read_json(folder / PREPROCESSOR)
     elif (folder / PROCESSOR).is_file():
-        values = read_json(folder / PROCESSOR).get("feature_extractor")
-        values = values if isinstance(values, dict) else {}
+        found = read_json(folder / PROCESSOR).get("feature_extractor")
+        values = found if isinstance(found, dict) else {}
     else:
         logger.warning("%s has no %s: waves are normalised, Hugging Face's default", folder, PREPROCESSOR)
         return True
@@ -172,14 +172,15 @@ def read_config(values: dict[str, Any], normalize: bool) -> ModelConfig:
     if "model_type" not in values:
         raise CheckpointError(f"{CONFIG} has no model_type; expected 'wav2vec2'")
     columns = []
-    for key, default in CONV_FIELDS:
-        column = values.get(key, default)
+    for key, of_base in CONV_FIELDS:
+        column = values.get(key, of_base)
         if not isinstance(column, list | tuple) or not all(type(number) is int for number in column):
             raise CheckpointError(f"{CONFIG} says {key} {shown(column)}; expected a list of whole numbers")
         columns.append(column)
     if len({len(column) for column in columns}) != 1:
         raise CheckpointError(f"{CONFIG} has {', '.join(key for key, _ in CONV_FIELDS)} of different lengths")
-    ours = {"conv_layers": tuple(zip(*columns, strict=True)), "normalize": normalize, "projection": True}
+    layers = tuple(zip(*columns, strict=True))
+    ours: dict[str, Any] = {"conv_layers": layers, "normalize": normalize, "projection": True}
     for field, key, default in FIELDS:
         ours[field] = values.get(key, default)
         if type(ours[field]) is not type(default):
@@ -200,7 +201,7 @@ def read_weights(folder: pathlib.Path) -> dict[str, Tensor]:
     parts = read_json(found).get("weight_map")
     if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
         raise CheckpointError(f"{found.name} has no weight_map from weights to file names")
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for part in sorted(set(parts.values())):
         # The index must not point outside its folder.
         if pathlib.PurePath(part).name != part or not (folder / part).is_file():
@@ -286,8 +287,8 @@ def config_values(checkpoint: Checkpoint, for_pretraining: bool) -> dict[str, An
     values |= {theirs: checkpoint.model_cfg[ours] for ours, theirs in TRAINING_FIELDS if ours in checkpoint.model_cfg}
     if "mask_emb" not in weights:  # the model has mask_emb only if training masks something
         values |= {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
-    if for_pretraining:
-        groups, codes, width = codebook_sizes(weights)
+    if for_pretraining and (sizes := codebook_sizes(weights)) is not None:
+        groups, codes, width = sizes
         values |= {
             "codevector_dim": groups * width,
             "num_codevector_groups": groups,

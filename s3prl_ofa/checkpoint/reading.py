@@ -19,7 +19,8 @@ from s3prl_ofa.model.products import use_int8
 from s3prl_ofa.model.storage import read_safetensors
 from s3prl_ofa.resources import PACKAGE
 
-BUNDLED = {"tiny": PACKAGE / "demo" / "tiny.safetensors"}  # checkpoints of this package, by name
+# Checkpoints of this package, by name.
+BUNDLED: dict[str | os.PathLike, pathlib.Path] = {"tiny": PACKAGE / "demo" / "tiny.safetensors"}
 GIT_LFS_MAGIC = b"version https://git-lfs"
 
 

@@ -34,6 +34,10 @@ class StandIn:
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"  # its state can have any size, and contain itself
 
+    @classmethod
+    def made(cls, arguments: tuple) -> "StandIn":
+        return cls()
+
 
 class Container(StandIn):
     """omegaconf's DictConfig and ListConfig."""
@@ -199,8 +203,8 @@ STORAGE_DTYPES = {
     "torch.storage.UntypedStorage": torch.uint8,
 }
 MAKERS: dict[str, Callable[[tuple], Any]] = {
-    **{name: lambda _, stand_in=stand_in: stand_in() for stand_in, names in STAND_INS.items() for name in names},
-    **dict.fromkeys(STORAGE_DTYPES, lambda _: Dropped()),
+    **{name: stand_in.made for stand_in, names in STAND_INS.items() for name in names},
+    **dict.fromkeys(STORAGE_DTYPES, Dropped.made),
     **dict.fromkeys(("_codecs.encode", "builtins.bytearray"), made_bytes),
     **dict.fromkeys(("builtins.set", "collections.Counter"), hashed),
     "collections.OrderedDict": ordered,
@@ -224,6 +228,7 @@ def read_pickle(file: BinaryIO, data: dict[str, Tensor], storages: dict[str, Sto
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stacks beneath each open mark
     memo: dict[int, Any] = {}
+    argument: Any
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if count > MAX_INSTRUCTIONS:
             raise CheckpointError(f"its pickle has more than {MAX_INSTRUCTIONS} instructions; expected a model")
@@ -293,7 +298,7 @@ def find(argument: str, for_torch: bool) -> Name:
     full = f"{module.replace('__builtin__', 'builtins')}.{name}"  # Python 2's spelling, which protocol 2 keeps
     if not for_torch and full not in MAKERS:
         raise CheckpointError(refusal(full))
-    return Name(full, MAKERS.get(full, lambda _: Dropped()))
+    return Name(full, MAKERS.get(full, Dropped.made))
 
 
 def make_storage(persistent_id: Any, data: dict[str, Tensor]) -> Storage:

@@ -177,7 +177,7 @@ def open_audio(path: str | os.PathLike) -> soundfile.SoundFile:
 def unsearchable(folder: str | os.PathLike) -> str:
     """The message for a path that is a folder; ``find_audio`` returns folders that it cannot search."""
     try:
-        os.scandir(folder).close()
+        os.scandir(os.fspath(folder)).close()
     except OSError as error:
         return f"a folder that cannot be searched ({error.strerror})"
     return "a folder; expected a file"

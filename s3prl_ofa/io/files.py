@@ -92,7 +92,7 @@ def no_room(error: BaseException | None) -> tuple[int, str | None] | None:
     seen = set()  # an error that was stored and raised again can be among its own causes
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
+        if isinstance(error, OSError) and error.errno is not None and error.errno in NO_ROOM:
             return error.errno, error.filename
         if (found := RUST_ERROR.search(str(error))) and int(found[1]) in NO_ROOM:
             return int(found[1]), None

@@ -11,7 +11,7 @@ from s3prl_ofa.errors import UsageError
 try:
     import fcntl
 except ImportError:  # not a POSIX system
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 HELD: set[IO[str]] = set()
 

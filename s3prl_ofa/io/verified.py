@@ -129,7 +129,11 @@ def append(files: dict[File, int]) -> None:
 
 def save(prepared: pathlib.Path, paths: Iterable[pathlib.Path]) -> None:
     """Writes the record of ``prepared``: files that were verified, beside what it holds about others."""
-    files = {file: samples for path in paths if isinstance(samples := verdicts.get(file := file_of(path)), int)}
+    files = {
+        file: samples
+        for path in paths
+        if (file := file_of(path)) is not None and isinstance(samples := verdicts.get(file), int)
+    }
     named = {path for path, _, _ in files}
     others = {file: samples for file, samples in read(prepared / RECORD).items() if file[0] not in named}
     with atomic_path(prepared / RECORD) as temporary:

@@ -32,6 +32,7 @@ class AlphaPredictor(nn.Module):
         if positions is not None:
             hidden = hidden[positions]
         norm, _, linear = self.layer
+        assert isinstance(norm, nn.LayerNorm) and isinstance(linear, nn.Linear)
         # Never in half precision, not even under autocast: rounding alpha would change the number of frames.
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         with torch.autocast(rows.device.type, enabled=False):

@@ -2,9 +2,14 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3prl_ofa.errors import shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Samples = TypeVar("Samples", int, "Tensor")
 
 SAMPLE_RATE = 16_000  # Hz
 MIN_FRAME_PERIOD_MS = 20.0  # the frame period of the convolutional front end
@@ -40,7 +45,7 @@ class ModelConfig:
     compressor: str = "none"  # "cif" or "none"
 
     def __post_init__(self) -> None:
-        layers = self.conv_layers
+        layers: Any = self.conv_layers  # whatever a file holds
         triples = isinstance(layers, list | tuple) and all(isinstance(layer, list | tuple) for layer in layers)
         layers = tuple(map(tuple, layers)) if triples else ()
         whole = all(is_whole(value) for layer in layers for value in layer)
@@ -91,7 +96,7 @@ class ModelConfig:
             field = (field - 1) * stride + kernel
         return field
 
-    def num_frames(self, samples: int) -> int:
+    def num_frames(self, samples: Samples) -> Samples:
         """Frames of the front end for this many samples, an int or an integer tensor."""
         return (samples - self.receptive_field) // self.hop + 1
 

@@ -18,7 +18,7 @@ def lowered_dtype(tensor: Tensor) -> torch.dtype | None:
     return dtype if dtype.itemsize == 2 else None
 
 
-class _ExactGroups:
+class _ExactGroups(nn.modules.conv._ConvNd):
     """Computes in float32 the convolutions that 16-bit kernels get wrong; the result has the 16-bit dtype."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -112,7 +112,7 @@ class Encoder(nn.Module):
             (1, config.pos_conv_kernel),
             padding=(0, config.pos_conv_kernel // 2),
             groups=config.pos_conv_groups,
-        ).to(memory_format=torch.channels_last)
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
 

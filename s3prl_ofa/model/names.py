@@ -62,8 +62,9 @@ def fairseq_name(name: str) -> str:
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shape of each weight of a model of this configuration, under fairseq's names."""
-    dim, conv_dim, shapes, inputs = config.dim, config.conv_dim, {}, 1
-    pairs = {"layer_norm": (conv_dim,)}  # shapes of weights that have a bias
+    dim, conv_dim, inputs = config.dim, config.conv_dim, 1
+    shapes: dict[str, tuple[int, ...]] = {}
+    pairs: dict[str, tuple[int, ...]] = {"layer_norm": (conv_dim,)}  # shapes of weights that have a bias
     for index, (channels, kernel, _) in enumerate(config.conv_layers):
         layer = f"feature_extractor.conv_layers.{index}"
         shapes[f"{layer}.0.weight"] = (channels, inputs, kernel)

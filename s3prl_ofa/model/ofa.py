@@ -212,10 +212,13 @@ class OFAWav2Vec2(nn.Module):
         frames = None if frame_period_ms is None else wanted_frames(seconds, rate, input_lengths)
         compressed = bool((rate != 0).any()) if frames is None else bool((frames != input_lengths).any())
         compressed = compressed or (rate.requires_grad and self.compressor is not None)
-        if compressed and self.compressor is None:
-            raise ValueError("this checkpoint has no compressor: only lambd 0 (a frame period of 20 ms) is possible")
         alpha_sum = None
-        if compressed:
+        if not compressed:
+            rate = torch.zeros_like(rate)
+            plan = uncompressed_plan(input_lengths)
+        elif self.compressor is None:
+            raise ValueError("this checkpoint has no compressor: only lambd 0 (a frame period of 20 ms) is possible")
+        else:
             alpha = self.compressor.alpha(rows, host_lengths)
             alpha_sum = alpha.detach().sum(1)
             if not bool(torch.isfinite(alpha_sum).all()):
@@ -227,9 +230,6 @@ class OFAWav2Vec2(nn.Module):
                 rate = self.lambd_for(frames, alpha_sum, input_lengths, rate, allow_beyond_one)
             plan = self.compressor.plan(alpha, rate, input_lengths)
             rows = self.compressor.compress(rows, plan)
-        else:
-            rate = torch.zeros_like(rate)
-            plan = uncompressed_plan(input_lengths)
         lengths = plan.lengths.cpu()
 
         periods_s = seconds / plan.lengths
