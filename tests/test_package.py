@@ -3,8 +3,10 @@
 import importlib.metadata
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -64,33 +66,59 @@ def test_unknown_name():
         _ = s3prl_ofa.loda
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> pathlib.Path:
-    """The wheel, built from a copy of the sources, because building leaves files behind."""
-    import shutil
+def sources() -> list[str]:
+    """The files that are, or would be, committed."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    return [name for name in names if (ROOT / name).is_file()]
 
-    copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("s3prl_ofa", "upstream", "downstream_configs"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
-    command = [sys.executable, "setup.py", "-q", "bdist_wheel", "--dist-dir", str(out)]
-    subprocess.run(command, cwd=copy, check=True, capture_output=True)
-    (path,) = out.glob("*.whl")
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> pathlib.Path:
+    """The folder of the sdist, built from a copy because building leaves files behind, and of the wheel made of it."""
+    copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
+    for name in sources():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out)]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(built) -> pathlib.Path:
+    (path,) = built.glob("*.whl")
     return path
 
 
 def test_wheel_is_complete(wheel):
-    """Every file of the package, the upstream folder and the task settings are in the wheel; nothing of the tests or
-    benchmarks is."""
-    names = set(zipfile.ZipFile(wheel).namelist())
-    ours = [path for path in (ROOT / "s3prl_ofa").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    expected = {path.relative_to(ROOT).as_posix() for path in ours}
-    for folder in ("upstream", "downstream_configs"):
-        files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-        expected |= {f"s3prl_ofa/{path.relative_to(ROOT).as_posix()}" for path in files}
-    assert expected <= names, sorted(expected - names)
-    assert all(name.startswith(("s3prl_ofa/", "s3prl_ofa-")) for name in names)
+    """Every file of the package, the upstream folder and the task settings is in the wheel, and nothing else is; it is
+    small, and says that it is typed."""
+    with zipfile.ZipFile(wheel) as file:
+        names = {name for name in file.namelist() if ".dist-info/" not in name}
+    packaged = [name for name in sources() if name.startswith(("s3prl_ofa/", "upstream/", "downstream_configs/"))]
+    assert names == {name if name.startswith("s3prl_ofa/") else f"s3prl_ofa/{name}" for name in packaged}
+    assert wheel.stat().st_size < 20_000_000 and "s3prl_ofa/py.typed" in names
+
+
+def test_sdist_is_complete(built):
+    """It holds what the wheel is built from, the pinned versions and the papers, and nothing of tests or benchmarks."""
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as file:
+        names = {member.name.partition("/")[2] for member in file.getmembers() if member.isfile()}
+    folders = ("s3prl_ofa/", "upstream/", "downstream_configs/")
+    expected = {name for name in sources() if name.startswith(folders)}
+    expected |= {"setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"}
+    expected |= {"constraints.txt", "CHANGELOG.md", "CITATION.cff", "MODEL_CARD.md"}
+    assert {name for name in names if ".egg-info/" not in name} - {"PKG-INFO", "setup.cfg"} == expected
+    assert path.stat().st_size < 20_000_000
+
+
+def test_twine_accepts(built):
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, built.iterdir())]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("PASSED") == 2, done.stdout + done.stderr
 
 
 def test_wheel_works(wheel, tmp_path):
@@ -143,8 +171,6 @@ def test_constraints_are_what_runs():
 def test_environment_script(tmp_path, state):
     """.ci/venv says when there is no fitting Python, leaves an up-to-date environment alone, and remakes one
     that was made elsewhere (its commands name the old place). The Python here is a stand-in that notes what it does."""
-    import shutil
-
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "venv", tmp_path / ".ci")
     for name in ("setup.py", "pyproject.toml", "constraints.txt", "s3prl_ofa/version.py"):
