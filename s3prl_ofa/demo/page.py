@@ -192,7 +192,7 @@ def pixels(view: "View | None", highlight: int | None = None) -> np.ndarray | No
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def table(*views: "View | None") -> str:
+def table(*views: Any) -> str:  # gradio 6.0 evaluates the annotations of an event handler, and View is not imported
     """A Markdown table that compares two views; empty if there are none."""
     if None in views:
         return ""
