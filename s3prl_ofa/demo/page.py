@@ -91,7 +91,7 @@ def serve(blocks: "gradio.Blocks") -> "fastapi.FastAPI":
         return response
 
     # Comes with gradio; its 600 weight lacks most letters.
-    font = gradio.themes.LocalFont("Source Sans Pro", weights=(400, 700))
+    font = gradio.themes.utils.fonts.LocalFont("Source Sans Pro", weights=(400, 700))
     theme = gradio.themes.Default(primary_hue="blue", font=(font, "system-ui", "sans-serif"))
     return gradio.mount_gradio_app(
         app, blocks, "/", theme=theme, css=CSS, ssr_mode=False, pwa=False, mcp_server=False, footer_links=[]
