@@ -84,6 +84,7 @@ setup(
         "pyyaml>=6.0.2",
         "tqdm>=4.66",
         "safetensors>=0.4.5",
+        "shtab>=1.6",
         "wrapt>=1.16",
         "s3prl==0.4.18",
         *S3PRL_IMPORTS,
