@@ -57,15 +57,19 @@ INPUTS = ("single", "mixed", "equal")
 TRAINED_LOGIT = -1.2528
 
 
-def ours(config: ModelConfig, dtype: str, device: torch.device) -> OFAWav2Vec2:
-    """A model with a compressor, loaded as a user would."""
+def random_model(config: ModelConfig) -> OFAWav2Vec2:
     model = OFAWav2Vec2(config)
     with torch.no_grad():
         model.compressor.alpha_fn.layer[2].weight.mul_(0.1)
         model.compressor.alpha_fn.layer[2].bias.fill_(TRAINED_LOGIT)
+    return model
+
+
+def ours(config: ModelConfig, dtype: str, device: torch.device) -> OFAWav2Vec2:
+    """A model with a compressor and random weights, loaded as a user would."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "model.safetensors")
-        model.save(path)
+        random_model(config).save(path)
         return s3prl_ofa.load(path, device, dtype if dtype == "int8" else getattr(torch, dtype))
 
 

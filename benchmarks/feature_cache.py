@@ -1,15 +1,14 @@
 """Measures what the feature cache saves: a sweep of three learning rates with and without it.
 
-    python benchmarks/feature_cache.py CHECKPOINT --librispeech ROOT --voxceleb1 ROOT --prepared DIR
+    python -m benchmarks.feature_cache CHECKPOINT --librispeech ROOT --voxceleb1 ROOT --prepared DIR
 
 Each is one `s3prl-ofa sweep` of three points, one at a time, and becomes a row of the csv, with its wall and CPU
-seconds, the ratio to the sweep without a cache, and the three scores on the test split. Hidden states from the cache
+seconds and, as its note, the three scores on the test split. Hidden states from the cache
 were computed in other batches and differ by rounding, so the scores agree as far as training is stable: not to all
 digits if the learning rate is too high.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -21,11 +20,10 @@ import time
 
 import torch
 import yaml
-from rows import machine, write
 
-import s3prl_ofa
+from benchmarks.rows import RESULTS, Row, environment, rounded, write
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "feature_cache.csv"
+PACKAGES = ("s3prl-ofa", "torch", "s3prl")
 WHOLE_UTTERANCES = {"downstream_expert.datarc.max_timestep": None, "downstream_expert.datarc.train_batch_size": 8}
 
 
@@ -57,7 +55,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cache-gb", type=float, default=40.0)
-    parser.add_argument("--csv", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "feature_cache.csv")
     for name in ("librispeech", "voxceleb1", "prepared"):
         parser.add_argument(f"--{name}", type=pathlib.Path, required=True)
     args = parser.parse_args()
@@ -71,32 +69,23 @@ def main() -> None:
         "learning_rates": args.learning_rates,
         "executor": {"cpus": args.threads},
     }
-    without = 0.0
+    torch.set_num_threads(args.threads)
+    shared = environment(torch.device(args.device), PACKAGES)
     for name, cache in (("without cache", {}), ("with cache", {"cache_gb": args.cache_gb})):
         with tempfile.TemporaryDirectory() as folder:
             seconds, cpu, scores = sweep({**grid, **cache}, pathlib.Path(folder))
-        without = without or seconds
-        write(
-            [
-                {
-                    "benchmark": f"{args.task}, 3 learning rates",
-                    "contender": name,
-                    "median_s": f"{seconds:.1f}",  # of one run
-                    "cpu_s": f"{cpu:.1f}",
-                    "ratio": f"{seconds / without:.3f}",
-                    "ratio_to": "without cache",
-                    "scores": " ".join(f"{score:.6f}" for score in scores),
-                    "task": args.task,
-                    "steps": args.steps,
-                    "lambd": args.lambd,
-                    "threads": args.threads,
-                    "device": machine(torch.device(args.device)),
-                    "versions": f"s3prl_ofa {s3prl_ofa.__version__}, torch {torch.__version__}, "
-                    f"s3prl {importlib.metadata.version('s3prl')}",
-                }
-            ],
-            args.csv,
+        row = Row(
+            benchmark=f"{args.task}, 3 learning rates, {args.steps} updates",
+            contender=name,
+            audio_s=0.0,
+            median_s=rounded(seconds),  # of one run
+            rounds=1,
+            dtype="float32",
+            cpu_s=rounded(cpu),
+            note=" ".join(f"{score:.6f}" for score in scores),
+            **shared,
         )
+        write([row], args.out)
 
 
 if __name__ == "__main__":

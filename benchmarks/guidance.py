@@ -1,15 +1,13 @@
 """Measures the speed of each stage of segmenting speech without labels, on one core by default.
 
-    python benchmarks/guidance.py
+    python -m benchmarks.guidance
 
 Every stage takes its turn in every round. The audio is noise: the stages take the same time for speech, except that
-reading depends on how well a file is compressed. ``median_s`` is wall time; ``core_s`` is CPU time, which other load on
-the machine hardly changes; ``audio_per_core_s`` is the audio per second of CPU time. k-means runs once per corpus, on
-33 minutes at most.
+reading depends on how well a file is compressed. ``median_s`` is wall time; ``cpu_s`` is CPU time, which other load on
+the machine hardly changes. k-means runs once per corpus, on 33 minutes at most.
 """
 
 import argparse
-import importlib.metadata
 import pathlib
 import random
 import statistics
@@ -20,10 +18,10 @@ from collections.abc import Callable
 import numpy as np
 import soundfile
 import torch
-from rows import machine, write
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from benchmarks.rows import RESULTS, Row, environment, rounded, write
 from s3prl_ofa.arguments.guidance import CLUSTERS, LONGEST
 from s3prl_ofa.guidance import layout
 from s3prl_ofa.guidance.features import Mfcc
@@ -32,8 +30,7 @@ from s3prl_ofa.guidance.unsupervised import train_codes
 from s3prl_ofa.io.audio import load_audio
 from s3prl_ofa.model import SAMPLE_RATE, ModelConfig, OFAWav2Vec2
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "guidance.csv"
-PACKAGES = ("torch", "torchaudio", "numpy", "scikit-learn")
+PACKAGES = ("s3prl-ofa", "torch", "torchaudio", "numpy", "scikit-learn")
 UTTERANCES, SECONDS = 12, 12.5  # the mean length in LibriSpeech
 HIDDEN_UTTERANCES = 2  # fewer, because a Base model is far slower than the rest
 BASE_DIM, LAYER = 768, 6
@@ -85,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "guidance.csv")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(args.threads):
@@ -99,24 +96,19 @@ def main() -> None:
                 if turn:  # the first round warms up
                     taken[name].append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
     medians = {name: [statistics.median(each) for each in zip(*pairs, strict=True)] for name, pairs in taken.items()}
-    speeds = {name: stages[name][1] / core for name, (_, core) in medians.items()}
+    shared = environment(torch.device("cpu"), PACKAGES)
     rows = [
-        {
-            "benchmark": "guidance",
-            "contender": name,
-            "audio_s": stages[name][1],
-            "median_s": round(medians[name][0], 4),
-            "core_s": round(medians[name][1], 4),
-            "audio_per_core_s": round(speeds[name], 1),
-            "ratio": round(speeds[SEGMENTATION] / speeds[name], 3),  # of core time for the same audio
-            "ratio_to": SEGMENTATION,
-            "rounds": args.rounds,
-            "longest_frames": LONGEST,
-            "threads": args.threads,
-            "machine": machine(torch.device("cpu")),
-            **{package: importlib.metadata.version(package) for package in PACKAGES},
-        }
-        for name in stages
+        Row(
+            benchmark="guidance",
+            contender=name,
+            audio_s=stages[name][1],
+            median_s=rounded(wall),
+            cpu_s=rounded(core),
+            rounds=args.rounds,
+            dtype="float32",
+            **shared,
+        )
+        for name, (wall, core) in medians.items()
     ]
     write(rows, args.out)
 

@@ -1,21 +1,19 @@
 """Measures the speed and memory of pretraining against plain fairseq's wav2vec 2.0 of the same size.
 
-    python benchmarks/pretrain.py --config ofa_tiny --threads 2
+    python -m benchmarks.pretrain --config ofa_tiny --threads 2
 
 Every contender is fairseq's trainer with the optimizer of the packaged configuration and a model with the same initial
-weights. They take turns at an update on the same batch of random waves, in another order in every round. Each row of
-the csv has the median over rounds and its ratio to plain fairseq. Memory is the peak of a separate process (on a GPU,
-of torch's allocator) that makes three updates; on a CPU it is read from Linux's /proc.
+weights. They take turns at an update on the same batch of random waves. Memory is the peak of a separate process (on a
+GPU, of torch's allocator) that makes three updates; on a CPU it is read from Linux's /proc.
 """
 
 import argparse
-import importlib.metadata
+import dataclasses
+import functools
 import json
 import pathlib
-import statistics
 import subprocess
 import sys
-import time
 
 import torch
 from fairseq.criterions.wav2vec_criterion import Wav2vecCriterion
@@ -24,17 +22,15 @@ from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
 from fairseq.trainer import Trainer
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from rows import machine, write
-from tqdm import tqdm
 
 import s3prl_ofa.pretrain  # noqa: F401, registers
+from benchmarks.rows import RESULTS, Contender, compare, environment, peak_mib, write
 from s3prl_ofa.arguments.pretrain import CONFIGS
 from s3prl_ofa.guidance.layout import alpha_of, num_frames
 from s3prl_ofa.model import SAMPLE_RATE
 from s3prl_ofa.pretrain.model import OFAPretrainingModel
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "pretrain.csv"
-PACKAGES = ("torch", "fairseq-fixed")
+PACKAGES = ("s3prl-ofa", "torch", "fairseq-fixed")
 PLAIN = "fairseq wav2vec2"
 CONTENDERS = {PLAIN: None, "ours, lambd 0": 0.0, "ours, mean lambd 0.5": "uniform", "ours, lambd 1": 1.0}
 SEGMENT = 4  # frames, 80 ms
@@ -91,19 +87,13 @@ def batch(crops: int, seconds: float, guided: bool) -> dict:
     return {"id": torch.arange(crops), "net_input": net_input}
 
 
-def update(contender: Trainer, name: str, crops: int, seconds: float) -> float:
-    """Seconds of one update."""
-    sample = batch(crops, seconds, name != PLAIN)
-    begin = time.perf_counter()
-    contender.train_step([sample])
-    if contender.cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
+def update(contender: Trainer, name: str, crops: int, seconds: float) -> None:
+    contender.train_step([batch(crops, seconds, name != PLAIN)])
 
 
-def peak_mebibytes(args: argparse.Namespace, name: str) -> int:
-    """Peak memory of a process that makes a few updates with one contender."""
-    command = [sys.executable, __file__, "--memory-of", name]
+def peak_of(args: argparse.Namespace, name: str) -> int:
+    """Peak memory in MiB of a process that makes a few updates with one contender."""
+    command = [sys.executable, "-m", "benchmarks.pretrain", "--memory-of", name]
     for option in ("config", "device", "crops", "seconds", "threads"):
         command += [f"--{option}", str(getattr(args, option))]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
@@ -113,12 +103,7 @@ def print_peak(args: argparse.Namespace) -> None:
     contender = trainer(settings(args.config, args.device), args.memory_of)
     for _ in range(MEMORY_UPDATES):
         update(contender, args.memory_of, args.crops, args.seconds)
-    # Not from getrusage, whose value starts with that of the parent process.
-    status = pathlib.Path("/proc/self/status").read_text()
-    peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
-    if contender.cuda:
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    print(round(peak))
+    print(peak_mib(torch.device(args.device)))
 
 
 def main() -> None:
@@ -129,44 +114,20 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=4.0, help="seconds per crop")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "pretrain.csv")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.memory_of:
         print_peak(args)
         return
-    cfg = settings(args.config, args.device)
-    contenders = {name: trainer(cfg, name) for name in CONTENDERS}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    names = list(contenders)
-    for turn in tqdm(range(args.rounds + 1), unit="round", leave=False):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            taken = update(contenders[name], name, args.crops, args.seconds)
-            if turn:  # the first round warms up
-                seconds[name].append(taken)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    rows = [
-        {
-            "benchmark": "pretrain",
-            "contender": name,
-            "config": args.config,
-            "audio_s": args.crops * args.seconds,
-            "median_s": round(median, 4),
-            "updates_per_s": round(1 / median, 3),
-            "ratio": round(median / medians[PLAIN], 3),
-            "ratio_to": PLAIN,
-            "peak_mib": peak_mebibytes(args, name),
-            "rounds": args.rounds,
-            "dtype": "float32",
-            "device": args.device,
-            "threads": args.threads,
-            "machine": machine(torch.device(args.device)),
-            **{package: importlib.metadata.version(package) for package in PACKAGES},
-        }
-        for name, median in medians.items()
-    ]
-    write(rows, args.out)
+    cfg, device = settings(args.config, args.device), torch.device(args.device)
+    contenders = []
+    for name in CONTENDERS:
+        run = functools.partial(update, trainer(cfg, name), name, args.crops, args.seconds)
+        contenders.append(Contender("pretrain", name, run, args.crops * args.seconds))
+    rows = compare(contenders, args.rounds, device, environment(device, PACKAGES))
+    write([dataclasses.replace(row, peak_mib=peak_of(args, row.contender), note=args.config) for row in rows], args.out)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ class Row:
     """One contender of one benchmark; what does not apply to it is None.
 
     run: when the benchmark started; only rows of one run are compared.
-    audio_s: seconds of audio that one round processes. median_s: median of the seconds of a round.
+    audio_s: seconds of audio that one round processes; 0 where that does not apply.
+    median_s: median of the seconds of a round.
     frames: hidden-state frames. gmac: 10^9 multiply-accumulates of the audio itself, without padding.
     gflops: 10^9 floating point operations per second, two per multiply-accumulate.
     matrix_share: ``gflops`` relative to that of a large matrix product of the same dtype in the same rounds.

@@ -1,0 +1,78 @@
+"""Measures time and peak memory of extraction from long audio.
+
+    python -m benchmarks.long --minutes 1 2 4 8 --dtype bfloat16
+
+Each length runs in a process of its own, so that its peak memory is its own: the model, the wave and all hidden states
+included. Each is one call of ``extract`` with random weights of Base, after a short one that warms up.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import torch
+
+from benchmarks.extract import DTYPES, PACKAGES, SIZES, noise, our_contender, ours
+from benchmarks.rows import RESULTS, Row, environment, peak_mib, rounded, write
+
+WARM_UP_S = 2.0
+
+
+def measured(args: argparse.Namespace) -> Row:
+    """One length, in this process."""
+    device = torch.device(args.device)
+    model = ours(SIZES[args.size], args.dtype, device)
+    seconds = 60 * args.minutes[0]
+    with torch.inference_mode():
+        our_contender("", "", model, noise([WARM_UP_S], device), args.period_ms, args.dtype)
+        begin = time.perf_counter()
+        # Building the contender extracts once, which is what is measured.
+        found = our_contender(
+            "long", f"ours, {args.period_ms:g} ms", model, noise([seconds], device), args.period_ms, args.dtype
+        )
+        taken = time.perf_counter() - begin
+    return Row(
+        benchmark="long",
+        contender=found.name,
+        audio_s=found.audio_s,
+        median_s=rounded(taken),
+        rounds=1,
+        dtype=args.dtype,
+        frames=found.frames,
+        gmac=rounded(found.macs / 1e9),
+        gflops=rounded(2e-9 * found.macs / taken),
+        peak_mib=peak_mib(device),
+        **environment(device, PACKAGES),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", nargs="+", type=float, default=[1.0, 2.0, 4.0, 8.0])
+    parser.add_argument("--period-ms", type=float, default=20.0)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--size", choices=SIZES, default="base", help="tiny: a rehearsal")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "long.csv")
+    parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.in_this_process:
+        print(json.dumps(dataclasses.asdict(measured(args))))
+        return
+    run = environment(torch.device("cpu"), ())["run"]
+    for minutes in args.minutes:
+        command = [sys.executable, "-m", "benchmarks.long", "--in-this-process", "--minutes", str(minutes)]
+        for option in ("period_ms", "dtype", "size", "device", "threads"):
+            command += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        write([Row(**json.loads(done.stdout.splitlines()[-1]) | {"run": run})], args.out)
+
+
+if __name__ == "__main__":
+    main()
