@@ -33,6 +33,7 @@ EXTRAS = {
     "sweep": ["jinja2>=3.1", "matplotlib>=3.9.2", "pydantic>=2.11.10", "submitit>=1.5.2"],
 }
 EXTRAS["all"] = sorted(set(sum(EXTRAS.values(), [])))
+EXTRAS["bench"] = ["onnx", "onnxruntime", "openvino", "transformers"]  # what benchmarks/ compares with; not for users
 EXTRAS["docs"] = ["matplotlib", "mkdocs-material", "mkdocstrings[python]"]  # not for users
 NOTEBOOK = ["ipykernel", "nbclient"]
 EXTRAS["test"] = [

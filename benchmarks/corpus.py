@@ -65,15 +65,12 @@ def main() -> None:
         after = seconds_of(model, waves)
     shared = {"benchmark": "corpus", "dtype": args.dtype, **environment(device, PACKAGES)}
     audio_s = sum(duration(each.path) for each in chosen)
-    write(
-        [
-            Row(contender="model alone", audio_s=2 * alone_s, median_s=rounded(before + after), rounds=1, **shared),
-            Row(
-                contender=f"extract, {len(chosen)} files", audio_s=audio_s, median_s=rounded(whole), rounds=1, **shared
-            ),
-        ],
-        args.out,
-    )
+    taken = {"model alone": (2 * alone_s, before + after), f"extract, {len(chosen)} files": (audio_s, whole)}
+    rows = [
+        Row(contender=name, audio_s=round(audio, 2), median_s=rounded(seconds), rounds=1, **shared)
+        for name, (audio, seconds) in taken.items()
+    ]
+    write(rows, args.out)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class Row:
 
     run: when the benchmark started; only rows of one run are compared.
     audio_s: seconds of audio that one round processes; 0 where that does not apply.
-    median_s: median of the seconds of a round.
+    median_s: median of the seconds of a round. rounds: how many, None where that was not kept.
     frames: hidden-state frames. gmac: 10^9 multiply-accumulates of the audio itself, without padding.
     gflops: 10^9 floating point operations per second, two per multiply-accumulate.
     matrix_share: ``gflops`` relative to that of a large matrix product of the same dtype in the same rounds.
@@ -42,7 +42,7 @@ class Row:
     contender: str
     audio_s: float
     median_s: float
-    rounds: int
+    rounds: int | None
     dtype: str
     device: str
     machine: str

@@ -62,57 +62,6 @@ def rows_of(file: str, **chosen: str) -> list[dict[str, str]]:
     return rows
 
 
-def extraction_tables() -> list[list[str]]:
-    """Rows of hidden states by contender and by frame period, on two threads, float32 beside bfloat16."""
-
-    def value(contender: str, benchmark: str, clock: str, column: str, dtype: str) -> float:
-        (row,) = rows_of("extract.csv", benchmark=benchmark, contender=contender, clock=clock, dtype=dtype, threads="2")
-        return float(row[column])
-
-    versions = rows_of("extract.csv", benchmark="peers", clock="wall")[0]
-    names = {"this, 20 ms per frame": "ours"} | {
-        f"{name.replace('s3prl', 'S3PRL')} {versions[name]}": name for name in ("transformers", "torchaudio", "s3prl")
-    }
-    dtypes = ("float32", "bfloat16")
-    peers = [
-        [label, *(f"{value(name, 'peers', 'wall', 'median_s', dtype):.3f} s" for dtype in dtypes)]
-        for label, name in names.items()
-    ]
-    rates = [
-        [period, *(f"{value(f'ours {period}', 'rates', 'cpu', 'ratio', dtype):.2f}" for dtype in dtypes)]
-        for period in ("20 ms", "40 ms", "60 ms", "90 ms")
-    ]
-    return [*peers, *rates]
-
-
-def speed_tables() -> list[list[str]]:
-    pretraining = [
-        [row["contender"], f"{float(row['median_s']):.3f} s", f"{float(row['ratio']):.3f}", f"{row['peak_mib']} MiB"]
-        for row in rows_of("pretrain.csv")
-    ]
-    guidance = [[row["contender"], f"{float(row['audio_per_core_s']):.0f}"] for row in rows_of("guidance.csv")]
-    cache = [
-        [
-            row["contender"],
-            f"{float(row['median_s']):.0f} s",
-            f"{float(row['ratio']):.2f}",
-            ", ".join(f"{100 * float(score):.1f}" for score in row["scores"].split()),
-        ]
-        for row in rows_of("feature_cache.csv")
-    ]
-    return [*extraction_tables(), *pretraining, *guidance, *cache]
-
-
-def test_speed_page():
-    """Its tables are those of the committed results, row by row, and nothing else."""
-    text = (DOCS / "speed.md").read_text("utf-8")
-    lines = re.findall(r"^\|(.*)\|\n(?!\|---)", text, re.M)  # not the heads
-    found = [[cell.strip() for cell in line.split("|")] for line in lines if not line.startswith("---")]
-    assert found == speed_tables()
-    ratios = {row["dtype"]: float(row["ratio"]) for row in rows_of("extract.csv", contender="ours 1 to 20 s")}
-    assert f"take {ratios['float32']:.2f} (float32) and {ratios['bfloat16']:.2f} (bfloat16) times" in text
-
-
 def test_what_the_results_show():
     """The two sentences that sum up the published sweep."""
     rows = [row for row in rows_of("mini_librispeech/report/results.csv", rate="lambd") if row["repeat"] == "1"]

@@ -1,0 +1,193 @@
+"""Writes the tables of benchmarks/README.md and docs/speed.md from the csv files in benchmarks/results.
+
+    python -m benchmarks.report
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; a test checks that both pages are up to date.
+"""
+
+import pathlib
+import re
+from collections.abc import Callable, Iterable
+
+from benchmarks.rows import RESULTS, Row, read
+from benchmarks.targets import OURS, TARGETS, is_ours, latest
+
+PAGES = [pathlib.Path(__file__).parent / "README.md", pathlib.Path(__file__).parents[1] / "docs" / "speed.md"]
+PLACE = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.S)
+DTYPES = ("float32", "bfloat16", "float16", "int8")
+
+
+def rows_of(*files: str) -> list[Row]:
+    """The rows of the csv files that exist."""
+    return [row for file in files if (path := RESULTS / f"{file}.csv").exists() for row in read(path)]
+
+
+def machines(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The rows of each machine."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.machine, []).append(row)
+    return found
+
+
+def table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    rows = [list(head), ["---"] * len(list(head)), *map(list, lines)]
+    return "\n".join(f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows)
+
+
+def title(rows: Iterable[Row]) -> str:
+    """What all these rows ran on."""
+    row = max(rows, key=lambda row: row.run)
+    clock = ", CPU time of the main thread" if row.clock == "cpu" else ""
+    threads = "" if row.device == "cuda" else f", {row.threads} thread{'s' * (row.threads > 1)}"
+    return f"{row.machine}{threads} ({row.instructions}){clock}; {row.versions}:"
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Ours first, then the peers as they were measured."""
+    return sorted(dict.fromkeys(names), key=lambda name: (not is_ours(name), name if is_ours(name) else ""))
+
+
+def blocks(rows: Iterable[Row], make: Callable[[list[Row]], str | None]) -> str:
+    """A table for each machine, those of the latest run first."""
+    groups = sorted(machines(rows).values(), key=lambda group: max(row.run for row in group), reverse=True)
+    return "\n\n".join(text for group in groups if (text := make(group)))
+
+
+def single_table(rows: list[Row]) -> str | None:
+    """Milliseconds of one wave of 10 s, and the share of the matrix rate."""
+    found = {dtype: latest(rows, "single", dtype, OURS.format(20)) for dtype in DTYPES}
+    found = {dtype: run for dtype, run in found.items() if run}
+
+    def cell(row: Row | None) -> str:
+        share = "" if row is None or row.matrix_share is None else f" ({100 * row.matrix_share:.0f}%)"
+        return "" if row is None else f"{1000 * row.median_s:.0f} ms{share}"
+
+    names = in_order(name for run in found.values() for name in run)
+    lines = [[name, *(cell(run.get(name)) for run in found.values())] for name in names]
+    if not lines:
+        return None
+    return f"{title(row for run in found.values() for row in run.values())}\n\n{table(['', *found], lines)}"
+
+
+def batch_table(rows: list[Row]) -> str | None:
+    """Seconds of audio per second, mixed and equal lengths."""
+    kinds = [(kind, dtype) for dtype in DTYPES for kind in ("mixed", "equal")]
+    found = {f"{dtype}, {kind}": latest(rows, kind, dtype, OURS.format(20)) for kind, dtype in kinds}
+    found = {head: run for head, run in found.items() if run}
+
+    def cell(row: Row | None) -> str:
+        return "" if row is None else f"{row.audio_s / row.median_s:.1f}"
+
+    names = in_order(name for run in found.values() for name in run)
+    lines = [[name, *(cell(run.get(name)) for run in found.values())] for name in names]
+    if not lines:
+        return None
+    return f"{title(row for run in found.values() for row in run.values())}\n\n{table(['', *found], lines)}"
+
+
+def rates_table(rows: list[Row]) -> str | None:
+    """Time at each frame period relative to 20 ms."""
+    curves = {
+        dtype: latest(rows, "cost curve", dtype, OURS.format(20)) or latest(rows, "single", dtype, OURS.format(90))
+        for dtype in DTYPES
+    }
+    curves = {dtype: {name: row for name, row in run.items() if is_ours(name)} for dtype, run in curves.items() if run}
+    if not curves:
+        return None
+    names = sorted({name for run in curves.values() for name in run}, key=lambda name: float(name.split()[1]))
+
+    def cell(run: dict[str, Row], name: str) -> str:
+        return f"{run[name].median_s / run[OURS.format(20)].median_s:.2f}" if name in run else ""
+
+    lines = [[name.removeprefix("ours, "), *(cell(run, name) for run in curves.values())] for name in names]
+    return f"{title(row for run in curves.values() for row in run.values())}\n\n{table(['', *curves], lines)}"
+
+
+def pretrain_table(rows: list[Row]) -> str | None:
+    run = latest(rows, "pretrain", "float32", "fairseq wav2vec2")
+    lines = [
+        [name, f"{row.median_s:.3f} s", f"{row.median_s / run['fairseq wav2vec2'].median_s:.3f}", f"{row.peak_mib} MiB"]
+        for name, row in run.items()
+    ]
+    head = ["", "time per update", "relative", "peak memory"]
+    return f"{title(run.values())}\n\n{table(head, lines)}" if run else None
+
+
+def guidance_table(rows: list[Row]) -> str:
+    lines = [[row.contender, f"{row.audio_s / row.cpu_s:.0f}"] for row in rows]
+    return table(["stage", "audio seconds per core second"], lines)
+
+
+def feature_cache_table(rows: list[Row]) -> str:
+    lines = [
+        [
+            row.contender,
+            f"{row.median_s:.0f} s",
+            f"{row.median_s / rows[0].median_s:.2f}",
+            ", ".join(f"{100 * float(score):.1f}" for score in row.note.split()),
+        ]
+        for row in rows
+    ]
+    return table(["", "time", "relative", "PER at the three learning rates (%)"], lines)
+
+
+def plain_table(rows: list[Row]) -> str:
+    """What long, corpus and downstream measure, row by row."""
+    lines = [
+        [
+            row.benchmark,
+            row.contender,
+            row.dtype,
+            f"{row.audio_s / 60:.1f} min" if row.audio_s else "",
+            f"{row.median_s:.4g} s",
+            f"{row.peak_mib} MiB" if row.peak_mib else "",
+        ]
+        for row in rows
+    ]
+    return f"{title(rows)}\n\n{table(['', '', 'dtype', 'audio', 'time', 'peak memory'], lines)}"
+
+
+def targets_table() -> str:
+    """Every target on every machine, those of the latest run first."""
+    rows = rows_of("extract", "long", "corpus", "downstream", "pretrain")
+    groups = sorted(machines(rows).values(), key=lambda group: max(row.run for row in group), reverse=True)
+    lines = [
+        [target.what, f"{'at most' if target.at_most else 'at least'} {target.goal:g}", *map(target.cell, groups)]
+        for target in TARGETS
+    ]
+    head = ["", "target", *(group[0].machine for group in groups)]
+    if all(row.device != "cuda" for row in rows):
+        head.append("GPU")
+        lines = [
+            [*line, "not measured" if target.where == "cuda" else "–"]
+            for line, target in zip(lines, TARGETS, strict=True)
+        ]
+    return table(head, lines)
+
+
+TABLES = {
+    "targets": targets_table,
+    "single": lambda: blocks(rows_of("extract"), single_table),
+    "rates": lambda: blocks(rows_of("extract", "cost_curve"), rates_table),
+    "batches": lambda: blocks(rows_of("extract"), batch_table),
+    "long": lambda: blocks(rows_of("long"), plain_table),
+    "corpus": lambda: blocks(rows_of("corpus", "downstream"), plain_table),
+    "pretraining": lambda: blocks(rows_of("pretrain"), pretrain_table),
+    "guidance": lambda: blocks(rows_of("guidance"), guidance_table),
+    "feature cache": lambda: blocks(rows_of("feature_cache"), feature_cache_table),
+}
+
+
+def with_tables(text: str) -> str:
+    """A page with its tables made again."""
+    return PLACE.sub(lambda found: f"{found[1]}{TABLES[found[2]]() or 'Not measured yet.'}\n{found[3]}", text)
+
+
+def main() -> None:
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text("utf-8")), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""The benchmarks measure what they say, and the pages show what they measured."""
+
+import dataclasses
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from paths import ROOT
+
+from benchmarks import cost_curve, extract, long, report, rows, targets
+from benchmarks.peers import PEERS, Batch, can_run
+from s3prl_ofa.superb.compat.shims import apply_shims
+
+TINY = extract.SIZES["tiny"]
+CPU = torch.device("cpu")
+INSTALLED = ("transformers", "torchaudio", "S3PRL")  # with the test extra; the others have a slow test
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """A function (benchmark, *options) -> the rows that it wrote, with a tiny model and short rounds."""
+    monkeypatch.setitem(rows.MATRIX_SIZE, "cpu", 64)
+    monkeypatch.setitem(extract.UTTERANCES, "cpu", 3)
+
+    def call(benchmark, *options):
+        out = tmp_path / "rows.csv"
+        options = ["--size", "tiny", "--threads", str(torch.get_num_threads()), "--out", str(out), *options]
+        monkeypatch.setattr(sys, "argv", [benchmark.__name__, *options])
+        benchmark.main()
+        return rows.read(out)
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["single", "mixed"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("peer", INSTALLED)
+def test_a_peer_does_the_same_work(peer, dtype, name, monkeypatch):
+    """Promise: a model of the same shape gives all hidden states of the same waves in the dtype that is asked for."""
+    apply_shims()
+    monkeypatch.setitem(extract.UTTERANCES, "cpu", 3)
+    waves = extract.make_inputs(name, extract.SCALE["tiny"], CPU)
+    model = extract.ours(TINY, dtype, CPU)
+    with torch.inference_mode():
+        layers = PEERS[peer].build(TINY, Batch.of(waves), dtype)()
+        expected = model.extract(waves).hidden_states[1:]
+    assert [(layer.shape, layer.dtype) for layer in layers] == [(each.shape, each.dtype) for each in expected]
+
+
+def test_the_largest_size_is_base():
+    """Promise: all contenders are Base."""
+    assert dataclasses.replace(extract.SIZES["base"], compressor="none") == type(TINY)()
+
+
+def test_rows_say_what_was_measured_and_on_what(run):
+    """Promise: each row has versions, device, instruction set, threads, frames, MACs and the share of the matrix rate;
+    rows are added to those that are there."""
+    options = ("--rounds", "1", "--dtypes", "float32", "--peers", "torchaudio", "--periods-ms", "20", "90")
+    found = run(extract, "--inputs", "mixed", "equal", *options)
+    named = {(row.benchmark, row.contender): row for row in found}
+    contenders = ("ours, 20 ms", "ours, 90 ms", "torchaudio")
+    assert set(named) == {(name, who) for name in ("mixed", "equal") for who in contenders} | {
+        ("matrix product", "64 x 64")
+    }
+    assert len({row.run for row in found}) == 1 and len(run(extract, *options)) == len(found) + 4
+    for row in found:
+        assert row.dtype == "float32" and row.device == "cpu" and row.clock == "wall" and row.machine
+        assert f"torch {torch.__version__}" in row.versions and row.threads == torch.get_num_threads()
+        assert row.gflops == pytest.approx(2 * row.gmac / row.median_s, rel=0.01)
+    ours, fewer, peer = (named["mixed", who] for who in contenders)
+    assert ours.frames == peer.frames > 3 * fewer.frames and ours.gmac == peer.gmac > fewer.gmac
+    product = named["matrix product", "64 x 64"]
+    assert ours.matrix_share == pytest.approx(ours.gflops / product.gflops, abs=0.001) and product.matrix_share == 1.0
+
+
+def test_cost_curve_and_long_audio(run):
+    """Promise: time at every frame period in one run; each length of long audio with its peak memory."""
+    curve = [row for row in run(cost_curve, "--rounds", "1", "--dtypes", "float32") if row.benchmark == "cost curve"]
+    assert [row.contender for row in curve] == [f"ours, {period:g} ms" for period in cost_curve.PERIODS_MS]
+    frames = [row.frames for row in curve]
+    assert frames == sorted(frames, reverse=True)
+    (row,) = [row for row in run(long, "--minutes", "0.02") if row.benchmark == "long"]
+    assert row.audio_s == pytest.approx(1.2) and row.frames == 59 and 50 < row.peak_mib < 2000
+
+
+def test_every_contender_comes_after_every_other():
+    """The order changes from round to round, so that none always has the same one before it."""
+    before, last = set(), [None]
+
+    def contender(name):
+        def run():
+            before.add((last[0], name))
+            last[0] = name
+
+        return run
+
+    names = ("a", "b", "c")
+    seconds = rows.measure([contender(name) for name in names], 30, CPU, "wall")
+    assert {(first, second) for first in names for second in names if first != second} <= before
+    assert [len(each) for each in seconds] == [30, 30, 30]
+
+
+def test_medians_are_of_what_was_timed():
+    """A row has the time of its contender, without the warm-up."""
+    waits = iter([0.5, 0.0, 0.02, 0.04])
+    contender = rows.Contender("wait", "sleeper", lambda: time.sleep(next(waits)), 1.0)
+    (row,) = rows.compare([contender], 3, CPU, rows.environment(CPU, ("torch",)))
+    assert 0.02 <= row.median_s < 0.5 and row.rounds == 3 and row.matrix_share is None
+
+
+def test_cpu_time_needs_threads_that_sleep(run, monkeypatch, capsys):
+    """Threads that wait by spinning would count as working: the option says what it needs."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    with pytest.raises(SystemExit):
+        run(extract, "--clock", "cpu")
+    assert "OMP_WAIT_POLICY=passive" in capsys.readouterr().err
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    found = run(extract, "--clock", "cpu", "--rounds", "1", "--peers", "--dtypes", "float32")
+    assert {row.clock for row in found} == {"cpu"}
+    (seconds,) = rows.measure([lambda: time.sleep(0.05)], 1, CPU, "cpu")
+    assert seconds[0] < 0.05  # sleep is no work
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys):
+    """Promise: it is left out, with one line."""
+    monkeypatch.setitem(PEERS, "OpenVINO", PEERS["OpenVINO"]._replace(packages=("no_such_package",)))
+    assert extract.report_missing("OpenVINO") and not extract.report_missing("torchaudio")
+    assert capsys.readouterr().err == "OpenVINO is left out: no_such_package not installed\n"
+    assert can_run("OpenVINO", "bfloat16", CPU) and not can_run("OpenVINO", "float32", torch.device("cuda"))
+
+
+def row(contender, median_s, **values):
+    base = rows.Row("1", "single", contender, 10.0, median_s, 3, "float32", "cpu", "abacus", "avx2", 1, "wall", "")
+    return dataclasses.replace(base, **values)
+
+
+def test_targets_compare_rows_of_one_run():
+    """A ratio is to the fastest peer of the latest run that has one."""
+    old = [row("ours, 20 ms", 1.0), row("torchaudio", 3.0), row("S3PRL", 2.0)]
+    new = [row("ours, 20 ms", 0.1, run="2"), row("ours, 90 ms", 0.05, run="2")]
+    assert targets.ratio(old + new, "single", "float32", "ours, 20 ms") == 2.0
+    assert targets.ratio(old + new, "single", "float32", "ours, 90 ms", "ours, 20 ms") == 2.0
+    assert targets.ratio(new, "single", "float32", "ours, 20 ms") is None
+    (first,) = [target for target in targets.TARGETS if target.what.startswith("float32, 20 ms")]
+    assert first.cell(old) == "2.00, reached" and first.cell(new) == "not measured"
+    assert first.cell([row("ours, 20 ms", 1.0), row("S3PRL", 1.1)]) == "1.10, not reached"
+
+
+@pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.name)
+def test_pages_show_the_results(page):
+    """Promise: every table of both pages is what `python -m benchmarks.report` makes of the csv files."""
+    text = page.read_text("utf-8")
+    assert text == report.with_tables(text), "run python -m benchmarks.report"
+    assert len(report.PLACE.findall(text)) == text.count("<!-- table") > 5
+
+
+@pytest.mark.slow
+def test_every_peer(tmp_path):
+    """Promise: the extra bench has all that the peers need, and each gives the same hidden states in every dtype."""
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    paths = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "base.pth").write_text("\n".join(paths))  # what the tests run with counts as installed
+    extra = ["onnx", "onnxruntime", "openvino"]
+    options = ["-q", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt")]
+    subprocess.run([python, "-m", "pip", "install", *options, *extra], check=True)
+    out = tmp_path / "rows.csv"
+    options = ["--inputs", "single", "mixed", "--size", "tiny", "--rounds", "1", "--dtypes", "float32", "bfloat16"]
+    command = [python, "-m", "benchmarks.extract", *options, "--threads", "1", "--out", out]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "left out" not in done.stderr, done.stderr
+    found = {(row.benchmark, row.contender, row.dtype) for row in rows.read(out)}
+    for name in ("single", "mixed"):
+        for peer, entry in PEERS.items():
+            assert {dtype for dtype in ("float32", "bfloat16") if (name, peer, dtype) in found} == {
+                dtype for dtype in entry.dtypes if dtype in ("float32", "bfloat16")
+            }
