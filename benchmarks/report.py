@@ -1,4 +1,4 @@
-"""Writes the tables of benchmarks/README.md and docs/speed.md from the csv files in benchmarks/results.
+"""Writes the tables of benchmarks/README.md and docs/speed.md, and the cost curve, from the csv files in results/.
 
     python -m benchmarks.report
 
@@ -9,10 +9,17 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable
 
+import matplotlib
+from matplotlib.figure import Figure
+
+from benchmarks.extract import SINGLE_S
 from benchmarks.rows import RESULTS, Row, read
-from benchmarks.targets import OURS, TARGETS, is_ours, latest
+from benchmarks.targets import OURS, TARGETS, cost_curve, is_ours, latest, period_of
+from s3prl_ofa.model import SAMPLE_RATE, ModelConfig
+from s3prl_ofa.model.cost import macs
 
 PAGES = [pathlib.Path(__file__).parent / "README.md", pathlib.Path(__file__).parents[1] / "docs" / "speed.md"]
+CURVE = pathlib.Path(__file__).parent / "cost_curve.svg"
 PLACE = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.S)
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 
@@ -88,20 +95,40 @@ def batch_table(rows: list[Row]) -> str | None:
 
 def rates_table(rows: list[Row]) -> str | None:
     """Time at each frame period relative to 20 ms."""
-    curves = {
-        dtype: latest(rows, "cost curve", dtype, OURS.format(20)) or latest(rows, "single", dtype, OURS.format(90))
-        for dtype in DTYPES
-    }
-    curves = {dtype: {name: row for name, row in run.items() if is_ours(name)} for dtype, run in curves.items() if run}
+    curves = {dtype: curve for dtype in DTYPES if (curve := cost_curve(rows, dtype))}
     if not curves:
         return None
-    names = sorted({name for run in curves.values() for name in run}, key=lambda name: float(name.split()[1]))
+    names = sorted({name for curve in curves.values() for name in curve}, key=period_of)
 
-    def cell(run: dict[str, Row], name: str) -> str:
-        return f"{run[name].median_s / run[OURS.format(20)].median_s:.2f}" if name in run else ""
+    def cell(curve: dict[str, Row], name: str) -> str:
+        return f"{curve[name].median_s / curve[OURS.format(20)].median_s:.2f}" if name in curve else ""
 
-    lines = [[name.removeprefix("ours, "), *(cell(run, name) for run in curves.values())] for name in names]
-    return f"{title(row for run in curves.values() for row in run.values())}\n\n{table(['', *curves], lines)}"
+    lines = [[f"{period_of(name):g} ms", *(cell(curve, name) for curve in curves.values())] for name in names]
+    return f"{title(row for curve in curves.values() for row in curve.values())}\n\n{table(['', *curves], lines)}"
+
+
+def draw_curve(path: pathlib.Path) -> None:
+    """The curve of the machine that was measured last, as SVG, beside that of the multiply-accumulates."""
+    rows = rows_of("extract", "cost_curve")
+    rows = max(machines(rows).values(), key=lambda group: max(row.run for row in group if cost_curve(group, row.dtype)))
+    config, samples = ModelConfig(compressor="cif"), round(SINGLE_S * SAMPLE_RATE)
+    most = config.num_frames(samples)
+    style = {"svg.hashsalt": "s3prl-ofa", "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context(style):
+        figure = Figure((5, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for dtype, marker in zip(DTYPES, "os^D", strict=True):
+            points = sorted((period_of(name), row.median_s) for name, row in cost_curve(rows, dtype).items())
+            if points:
+                periods, seconds = zip(*points, strict=True)
+                axes.plot(periods, [each / seconds[0] for each in seconds], f"{marker}-", markersize=4, label=dtype)
+        periods = range(20, 91)
+        costs = [macs(config, samples, min(most, round(1000 * SINGLE_S / period))) for period in periods]
+        axes.plot(periods, [cost / costs[0] for cost in costs], "--", color="grey", label="multiply-accumulates")
+        axes.set(xlabel="frame period (ms)", ylabel="relative to 20 ms", ylim=(0, None))
+        axes.set_title(rows[0].machine, loc="left", fontsize=10)
+        axes.legend(frameon=False, fontsize=9)
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
 def pretrain_table(rows: list[Row]) -> str | None:
@@ -187,6 +214,7 @@ def with_tables(text: str) -> str:
 def main() -> None:
     for page in PAGES:
         page.write_text(with_tables(page.read_text("utf-8")), "utf-8")
+    draw_curve(CURVE)
 
 
 if __name__ == "__main__":

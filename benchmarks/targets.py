@@ -25,6 +25,17 @@ def latest(rows: Iterable[Row], benchmark: str, dtype: str, *wanted: str) -> dic
     return runs[max(complete)] if complete else {}
 
 
+def period_of(name: str) -> float:
+    """The frame period in ms of one of ours, from its name."""
+    return float(name.split()[1])
+
+
+def cost_curve(rows: list[Row], dtype: str) -> dict[str, Row]:
+    """Ours at several frame periods, timed in turn; empty where that was not measured."""
+    curve = latest(rows, "cost curve", dtype, OURS.format(20)) or latest(rows, "single", dtype, OURS.format(90))
+    return {name: row for name, row in curve.items() if is_ours(name)}
+
+
 def ratio(rows: list[Row], benchmark: str, dtype: str, one: str, other: str | None = None) -> float | None:
     """Time of contender ``other``, by default of the fastest peer, relative to that of ``one`` in the same run."""
     wanted = [one] if other is None else [one, other]

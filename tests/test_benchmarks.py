@@ -156,6 +156,12 @@ def test_pages_show_the_results(page):
     assert len(report.PLACE.findall(text)) == text.count("<!-- table") > 5
 
 
+def test_the_cost_curve_is_fresh(tmp_path):
+    """Promise: so is the drawing."""
+    report.draw_curve(tmp_path / "curve.svg")
+    assert (tmp_path / "curve.svg").read_text("utf-8") == report.CURVE.read_text("utf-8")
+
+
 @pytest.mark.slow
 def test_every_peer(tmp_path):
     """Promise: the extra bench has all that the peers need, and each gives the same hidden states in every dtype."""
