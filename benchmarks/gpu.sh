@@ -6,12 +6,11 @@
 # csv files, the output of each step, and summary.txt with its exit status and seconds. A step that fails or takes too
 # long does not stop those after it. --device cpu rehearses all of it with tiny sizes. PYTHON names another Python.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 device=cuda carried='' out=''
 while [ $# -ge 2 ]; do
     case $1 in
         --carried) carried=$(realpath "$2") ;;
-        --out) mkdir -p "$2" && out=$(realpath "$2") ;;
+        --out) out=$(realpath -m "$2") ;;
         --device) device=$2 ;;
         *) break ;;
     esac
@@ -21,6 +20,7 @@ if [ $# -gt 0 ] || [ ! -f "$carried" ] || [ -z "$out" ]; then
     sed -n '2s/^# //p' "${BASH_SOURCE[0]}" >&2
     exit 2
 fi
+cd "$(dirname "${BASH_SOURCE[0]}")/.." && mkdir -p "$out" || exit 2
 python=${PYTHON:-python3}
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT

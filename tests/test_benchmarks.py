@@ -162,6 +162,17 @@ def test_the_cost_curve_is_fresh(tmp_path):
     assert (tmp_path / "curve.svg").read_text("utf-8") == report.CURVE.read_text("utf-8")
 
 
+@pytest.mark.parametrize(
+    "options", [(), ("--out", "out"), ("--carried", "missing.tar.xz", "--out", "out"), ("--x", "1")]
+)
+def test_the_gpu_script_refuses_bad_options(options, tmp_path):
+    """One line says how it is used, before anything is run."""
+    command = ["bash", ROOT / "benchmarks" / "gpu.sh", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "usage: benchmarks/gpu.sh --carried FILE --out DIR" in done.stderr
+    assert not done.stdout
+
+
 @pytest.mark.slow
 def test_every_peer(tmp_path):
     """Promise: the extra bench has all that the peers need, and each gives the same hidden states in every dtype."""
