@@ -72,7 +72,13 @@ def test_lengths_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     cache, paths, write = tmp_path / "lengths.json", [str(tmp_path / name) for name in "ab"], pathlib.Path.write_text
     for path in paths:
         pathlib.Path(path).touch()
-    assert caches.trimmed_lengths(paths[:1], cache, lambda new: [7]) == {paths[0]: 7}
+    dataset = types.SimpleNamespace(
+        EFFECTS=[],
+        apply_effects_file=lambda path, effects: (torch.zeros(1, 7), 16_000),
+        Parallel=lambda n_jobs: list,
+        delayed=lambda function: function,
+    )
+    assert caches.trimmed_lengths(dataset, paths[:1], cache, 1) == {paths[0]: 7}
     before = cache.read_text()
 
     def killed(path, text, *args):
@@ -81,7 +87,7 @@ def test_lengths_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pathlib.Path, "write_text", killed)
     with pytest.raises(KeyboardInterrupt):
-        caches.trimmed_lengths(paths, cache, lambda new: [8])
+        caches.trimmed_lengths(dataset, paths, cache, 1)
     assert cache.read_text() == before and not list(tmp_path.glob(".*"))
 
 
