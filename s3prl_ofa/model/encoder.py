@@ -86,6 +86,7 @@ class EncoderLayer(nn.Module):
             return apply_linear(self.out, pieces[0] if len(pieces) == 1 else torch.cat(pieces))
         attended = qkv.new_empty(rows.shape)  # under autocast its dtype is not that of the rows
         for group in groups:
+            assert group.rows is not None  # as in the first
             attended = attended.index_copy(0, group.rows, self.attend_group(qkv[group.rows], group))
         return apply_linear(self.out, attended)
 

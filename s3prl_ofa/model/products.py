@@ -14,6 +14,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 # storage, which a weak reference keeps from being taken for another, and the version, which counts changes in place. A
 # copy is dropped with its weight.
 _packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+# The products are not part of torch's public interface: one without them computes its own.
+HAS_PRODUCTS = all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
 
 
 def apply_linear(module: nn.Module, rows: Tensor, gelu: bool = False) -> Tensor:
@@ -58,7 +60,7 @@ def uses_onednn(rows: Tensor, *weights: Tensor | None) -> bool:
     given = [rows, *(weight for weight in weights if weight is not None)]
     if torch.compiler.is_compiling() or any(tensor.device.type != "cpu" for tensor in given):
         return False
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled and HAS_PRODUCTS):
         return False
     fast = rows.dtype == torch.float32 or (
         rows.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -94,7 +96,8 @@ class Int8Linear(nn.Linear):
         step.clamp_(min=1e-30)  # a row of zeros
         # Unsigned, with 128 for zero, for which CPUs have instructions; the half makes the conversion round.
         levels = rounded((rows.float() * step.reciprocal()).add_(128.5).to(torch.uint8))
-        sums = int8_product(levels, 128, *packed(self.weight, pack_int8), rows.dtype)[: len(rows)]
+        weight, scales = packed(self.weight, pack_int8)
+        sums = int8_product(levels, 128, weight, scales, rows.dtype)[: len(rows)]
         return torch.addcmul(self.bias, sums, step.to(rows.dtype))
 
 
