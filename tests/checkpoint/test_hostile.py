@@ -11,16 +11,23 @@ import hostile
 import pytest
 import torch
 from hostile_files import pickle_ends, rebuilt, records_of, saved, with_header
+from hostile_pickles import pickles
 from models import CONFIGS, GOLDEN_CONFIG, golden_weights, random_weights
 from paths import REF_TINY
 
 from s3prl_ofa.checkpoint import convert, load, read_checkpoint
+from s3prl_ofa.checkpoint.torch_file import check_torch_file, read_torch_file
 from s3prl_ofa.errors import LONGEST_SHOWN, CheckpointError, shown
 from s3prl_ofa.model import OFAWav2Vec2
 from s3prl_ofa.model.names import weight_shapes
 from s3prl_ofa.model.storage import FORMAT, write_safetensors
 from s3prl_ofa.superb.registration import ofa_wav2vec2_local
 
+ENDLESS = {  # attacks that torch would carry out, and what our reader says of them
+    "punycode": "bytes are made from .*, which torch.save does not write",
+    "many instructions": "its pickle has more than 500000 instructions; expected a model",
+    "300,000 empty tensors": "its pickle has more than 500000 instructions; expected a model",
+}
 FC1 = "encoder.layers.0.fc1.weight"
 
 
@@ -31,6 +38,16 @@ def test_attacks_and_mutations():
     assert set(table.pop(("hand-made", "all"))) == {"refused"}
     outcomes = sum(table.values(), start=type(next(iter(table.values())))())
     assert outcomes["loaded"] > 0 and outcomes["refused"] > 0 and sum(outcomes.values()) == 200
+
+
+@pytest.mark.parametrize("read", [read_torch_file, check_torch_file])
+@pytest.mark.parametrize("attack", ENDLESS)
+def test_endless_work_is_refused_by_itself(tmp_path, attack, read):
+    """Work without bounds is refused by its own bound, when we read a file and before torch does."""
+    path = tmp_path / "endless.pt"
+    path.write_bytes(pickles()[attack])
+    with pytest.raises(CheckpointError, match=ENDLESS[attack]):
+        read(path)
 
 
 @pytest.mark.slow  # coverage in its processes takes the time and memory that it measures
