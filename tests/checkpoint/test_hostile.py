@@ -50,6 +50,13 @@ def test_endless_work_is_refused_by_itself(tmp_path, attack, read):
         read(path)
 
 
+def test_tensors_that_torch_makes_by_other_means(tmp_path):
+    """A sparse tensor, whose size says nothing about what is stored, does not reach torch."""
+    torch.save({"weight": torch.ones(2, 2).to_sparse()}, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match="^refused, because it asks to .*_rebuild_sparse_tensor"):
+        check_torch_file(tmp_path / "odd.pt")
+
+
 @pytest.mark.slow  # coverage in its processes takes the time and memory that it measures
 def test_the_harness_sees_what_it_looks_for(tmp_path, monkeypatch):
     """The harness reports errors of other types, long messages, slow reading, large memory and code that runs."""
