@@ -6,6 +6,7 @@ from s3prl_ofa.arguments.parser import Parser, add_device_argument
 
 FORMATS = ("npy", "safetensors", "hdf5")
 DTYPES = ("float32", "float16", "bfloat16")
+EXECUTORS = ("local", "slurm")
 BATCH_SECONDS = 120.0  # of audio; enough for Base to need about 2 GB in float32
 
 
@@ -45,4 +46,20 @@ def add_arguments(parser: Parser) -> None:
     )
     add_device_argument(parser)
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the model (default: float32)")
+    parser.add_argument("--shards", type=int, metavar="N", help="divide the work among N processes")
+    parser.add_argument(
+        "--executor",
+        choices=EXECUTORS,
+        help="where they run: local (the default), as many at a time as it has GPUs "
+        "or else cores, or slurm, a job each",
+    )
+    slurm = parser.add_argument_group("what each job asks Slurm for, with --executor slurm")
+    slurm.add_argument("--partition")
+    slurm.add_argument("--account")
+    slurm.add_argument("--qos")
+    slurm.add_argument("--gpus", type=int, metavar="N", help="(default: 1, with --device cpu 0)")
+    slurm.add_argument("--cpus", type=int, metavar="N", help="(default: 4)")
+    slurm.add_argument("--hours", type=float, metavar="H", help="time limit (default: 24)")
+    slurm.add_argument("--memory-gb", type=float, metavar="GB")
+    slurm.add_argument("--setup", action="append", metavar="COMMAND", help="run first, may be repeated")
     parser.add_argument("--force", action="store_true", help="start again, removing DIR's results of earlier runs")

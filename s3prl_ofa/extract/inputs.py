@@ -1,12 +1,14 @@
-"""Finding audio files, naming their outputs, and batching them."""
+"""Finding audio files, naming their outputs, and dividing them into shards and batches."""
 
 import dataclasses
+import heapq
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.io.audio import find_audio
+from s3prl_ofa.io.audio import AudioError, duration, find_audio
+from s3prl_ofa.io.scan import each_in_threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,51 @@ def find_utterances(arguments: Sequence[str | os.PathLike]) -> list[Utterance]:
     return utterances
 
 
+def with_seconds(
+    utterances: list[Utterance], todo: list[Utterance], suffix: str, fail: Callable[[Utterance, str], None]
+) -> Iterator[tuple[Utterance, float]]:
+    """Yields those of ``todo`` that can be opened and whose output can be written, with their seconds of audio.
+
+    suffix: of the output files. fail: called for the rest with the reason.
+    """
+    folders = {parent for utterance in utterances for parent in pathlib.PurePosixPath(utterance.name).parents}
+    writable = []
+    for utterance in todo:
+        name = f"{utterance.name}{suffix}"
+        if pathlib.PurePosixPath(name) in folders:
+            fail(utterance, f"its output would be named {name}, like a folder of other audio; rename one")
+        else:
+            writable.append(utterance)
+    found = each_in_threads(seconds_or_reason, [utterance.path for utterance in writable], None, "headers")
+    for utterance, (_, seconds) in zip(writable, found, strict=True):
+        if isinstance(seconds, str):
+            fail(utterance, seconds)
+        else:
+            yield utterance, seconds
+
+
+def seconds_or_reason(path: pathlib.Path) -> float | str:
+    """Seconds of audio from the header, or the reason why the file cannot be opened."""
+    try:
+        return duration(path)
+    except AudioError as error:
+        return str(error)
+
+
+def make_shards(utterances: Iterable[tuple[Utterance, float]], count: int) -> list[list[tuple[Utterance, float]]]:
+    """(utterance, seconds) pairs in at most ``count`` lists of nearly equal seconds, none of them empty."""
+    shards: list[tuple[float, int, list[tuple[Utterance, float]]]] = [(0.0, number, []) for number in range(count)]
+    for pair in longest_first(utterances):
+        seconds, number, shard = shards[0]  # the one with the least audio
+        shard.append(pair)
+        heapq.heapreplace(shards, (seconds + pair[1], number, shard))
+    return [shard for _, _, shard in sorted(shards, key=lambda entry: entry[1]) if shard]
+
+
+def longest_first(utterances: Iterable[tuple[Utterance, float]]) -> list[tuple[Utterance, float]]:
+    return sorted(utterances, key=lambda pair: (-pair[1], pair[0].name))
+
+
 def make_batches(
     utterances: Iterable[tuple[Utterance, float]], batch_seconds: float
 ) -> list[list[tuple[Utterance, float]]]:
@@ -61,7 +108,7 @@ def make_batches(
     """
     batches: list[list[tuple[Utterance, float]]] = []
     room = 0.0
-    for utterance, seconds in sorted(utterances, key=lambda pair: (-pair[1], pair[0].name)):
+    for utterance, seconds in longest_first(utterances):
         if not batches or seconds > room:
             batches.append([])
             room = batch_seconds

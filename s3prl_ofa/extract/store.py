@@ -1,31 +1,38 @@
 """The output folder: its index of finished utterances and its list of bad files.
 
 ``index.jsonl`` gets one line per utterance, after the utterance's features are in place: a killed process loses only
-what it was working on.
+what it was working on. The process of a shard has an index and a list of its own, in the folder ``shards/N``, which
+become part of the folder's when all shards have ended, or at the next start.
 """
 
 import contextlib
 import dataclasses
 import json
+import logging
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.extract.inputs import Utterance
 from s3prl_ofa.extract.writers import FEATURES, TIMES, files_of
-from s3prl_ofa.io.files import append, atomic_path, printable
-from s3prl_ofa.io.output_folder import SETTINGS, check_settings, locked_folder, remove_results, write_settings
+from s3prl_ofa.io.files import append, atomic_write, printable
+from s3prl_ofa.io.locks import is_locked, locked
+from s3prl_ofa.io.output_folder import LOCK, SETTINGS, check_settings, locked_folder, remove_results, write_settings
 
-INDEX, ERRORS = "index.jsonl", "errors.jsonl"
-RESULTS = (FEATURES, TIMES, INDEX, ERRORS)
+logger = logging.getLogger(__name__)
+
+INDEX, ERRORS, SHARDS = "index.jsonl", "errors.jsonl", "shards"
+RESULTS = (FEATURES, TIMES, INDEX, ERRORS, SHARDS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """An output folder, opened by ``open_store``."""
+    """An output folder, opened by ``open_store``. records: the folder of its index and its list of bad files."""
 
     folder: pathlib.Path
+    records: pathlib.Path
     finished: dict[str, dict[str, Any]]  # rows of the index by name
 
     def is_finished(self, utterance: Utterance) -> bool:
@@ -47,11 +54,11 @@ class Store:
 
     def add(self, row: dict[str, Any]) -> None:
         """Records an utterance as finished; its files must be in place."""
-        append_line(self.folder / INDEX, row)
+        append_line(self.records / INDEX, row)
 
     def add_error(self, utterance: Utterance, reason: str) -> None:
         row = {"name": printable(utterance.name), "audio": printable(utterance.path), "error": reason}
-        append_line(self.folder / ERRORS, row)
+        append_line(self.records / ERRORS, row)
 
 
 def append_line(path: pathlib.Path, row: dict[str, Any]) -> None:
@@ -59,32 +66,55 @@ def append_line(path: pathlib.Path, row: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def open_store(folder: pathlib.Path, settings: dict[str, Any], force: bool) -> Iterator[Store]:
+def open_store(folder: pathlib.Path, settings: dict[str, Any], force: bool, must_lock: bool = False) -> Iterator[Store]:
     """The store in ``folder``, locked until the block ends.
 
-    force: start again, removing the results of earlier runs. Raises UsageError when the folder cannot be written, is in
-    use, holds other files, or (without ``force``) features made with different settings.
+    force: start again, removing the results of earlier runs. must_lock: for shards, which need locks. Raises UsageError
+    when the folder cannot be written, is in use, holds other files, or (without ``force``) features made with different
+    settings.
     """
-    with locked_folder(folder, f"--out {folder}", (f"{FEATURES}/**/.*", f"{TIMES}/**/.*")):
+    with locked_folder(folder, f"--out {folder}", (f"{FEATURES}/**/.*", f"{TIMES}/**/.*"), must_lock):
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
         if names and SETTINGS not in names:
             raise UsageError(f"--out {folder} holds other files; expected an empty folder or one of an earlier extract")
+        wait_for_shards(folder)
         if force:
             remove_results(folder, RESULTS)
         if check_settings(folder, settings, RESULTS) is None:
             write_settings(folder, settings)
         (folder / ERRORS).unlink(missing_ok=True)
-        yield Store(folder, read_index(folder))
+        yield Store(folder, folder, read_index(folder))
 
 
-def read_index(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Rows by name. A line that a killed process left unfinished is removed from the file as well."""
-    path = folder / INDEX
+def shard_folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(folder.glob(f"{SHARDS}/[0-9]*"), key=lambda path: (len(path.name), path.name))
+
+
+def wait_for_shards(folder: pathlib.Path) -> None:
+    """Waits for processes that have outlived the command that started them, as jobs of a cluster may."""
+    for shard in shard_folders(folder):
+        if is_locked(shard / LOCK):
+            logger.warning("shard %s of an earlier run is still running; waiting for it to end", shard.name)
+        with locked(shard / LOCK, wait=True):
+            pass
+
+
+def read_rows(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """The rows of a file by name, without lines that a killed process left unfinished."""
     rows: dict[str, dict[str, Any]] = {}
     for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             row = json.loads(line)
             rows[row["name"]] = row
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows.values()), "utf-8")
+    return rows
+
+
+def read_index(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Rows by name. Those of shards become part of the folder's index and the shards are removed; none may be running.
+    A line that a killed process left unfinished is removed from the file as well."""
+    rows = read_rows(folder / INDEX)
+    for shard in shard_folders(folder):
+        rows.update(read_rows(shard / INDEX))
+    atomic_write(folder / INDEX, "".join(json.dumps(row) + "\n" for row in rows.values()))
+    shutil.rmtree(folder / SHARDS, ignore_errors=True)
     return rows

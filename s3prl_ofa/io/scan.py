@@ -6,9 +6,12 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, check_speech
 from s3prl_ofa.progress import Progress
+
+ResultT = TypeVar("ResultT", bound=float | str)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +38,11 @@ def length_or_reason(path: pathlib.Path, verify: bool = False) -> int | str:
 
 
 def each_in_threads(
-    function: Callable[[pathlib.Path], int | str], paths: Iterable[pathlib.Path], jobs: int | None, what: str
-) -> Iterator[tuple[pathlib.Path, int | str]]:
+    function: Callable[[pathlib.Path], ResultT], paths: Iterable[pathlib.Path], jobs: int | None, what: str
+) -> Iterator[tuple[pathlib.Path, ResultT]]:
     """Yields each path with ``function(path)``, in order, computed by ``jobs`` threads (None: one per core).
 
-    function: gives the samples of a usable file, or why it cannot be used. what: the label of the progress bar.
+    function: gives the samples (int) of a usable file, or why it cannot be used. what: the label of the progress bar.
 
     Threads are enough, because libsndfile runs without Python's lock, and work the same on every operating system.
     """

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from s3prl_ofa.io.files import DiskFull
+from s3prl_ofa.jobs.slurm import ProcessJob
 from s3prl_ofa.sweep.job import Job
 from s3prl_ofa.sweep.results import PointFolder, collect
 from s3prl_ofa.sweep.run import launcher, point
@@ -130,7 +131,7 @@ def test_a_job_leaves_sigterm_to_submitit(folder, monkeypatch):
     monkeypatch.setattr(point.sys, "executable", "true")
     before = signal.signal(signal.SIGTERM, lambda *arguments: heard.append(arguments))
     try:
-        launcher.PointRun()(folder, None, 1, None)
+        ProcessJob(point.PointProcess)(folder, None, 1, None)
         assert len(heard) == 1
     finally:
         signal.signal(signal.SIGTERM, before)

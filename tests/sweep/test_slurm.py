@@ -1,11 +1,11 @@
-"""Points of a sweep through Slurm's commands: stand-ins of sbatch, srun and sacct that run jobs here, one at a time."""
+"""Points of a sweep through stand-ins of Slurm's commands."""
 
-import os
 import pathlib
 
 import pytest
 import yaml
 from paths import CKPT
+from slurm import stand_in
 from submitit import SlurmJob
 
 from s3prl_ofa import cli
@@ -16,52 +16,12 @@ from s3prl_ofa.sweep.run.point import End
 
 ROOT = pathlib.Path(cli.__file__).parent
 DATARC = "downstream_expert.datarc"
-COMMANDS = {
-    # sbatch FILE: runs it in the background as the next job, and remembers what it was given
-    "sbatch": """
-        number=$(($(cat "$CLUSTER/jobs" 2>/dev/null || echo 6) + 1))
-        echo $number > "$CLUSTER/jobs"
-        cp "$1" "$CLUSTER/$number.sh"
-        export SLURM_JOB_ID=$number SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0
-        export SLURM_JOB_NODELIST=here
-        (bash "$1"; touch "$CLUSTER/$number.ended") > "$CLUSTER/$number.log" 2>&1 &
-        echo "Submitted batch job $number"
-    """,
-    # srun [--option | --output FILE | --error FILE]... COMMAND
-    "srun": """
-        while :; do
-            case "$1" in
-                --output | --error) shift 2 ;;
-                --*) shift ;;
-                *) break ;;
-            esac
-        done
-        exec "$@"
-    """,
-    "sacct": """
-        echo "JobID|State|NodeList"
-        for job in $(seq 7 $(cat "$CLUSTER/jobs")); do
-            if [ -e "$CLUSTER/$job.ended" ]; then state=COMPLETED; else state=RUNNING; fi
-            echo "$job|$state|here"
-        done
-    """,
-    "scancel": "",
-}
 
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """The folder in which the stand-in keeps its jobs."""
-    folder = tmp_path / "cluster"
-    folder.mkdir()
-    for name, script in COMMANDS.items():
-        path = folder / name
-        path.write_text(f"#!/bin/bash\n{script}")
-        path.chmod(0o755)
-    monkeypatch.setenv("CLUSTER", str(folder))
-    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     monkeypatch.setitem(launcher.POLL_SECONDS, "slurm", 0.2)
-    return folder
+    return stand_in(tmp_path / "cluster", monkeypatch)
 
 
 def test_a_sweep(cluster, tmp_path, capsys):

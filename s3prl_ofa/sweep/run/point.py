@@ -25,6 +25,7 @@ import yaml
 from s3prl_ofa.cli import build_command_parser, guarded, run_command
 from s3prl_ofa.io.files import DiskFull, atomic_path, read_json, write_json
 from s3prl_ofa.io.locks import locked
+from s3prl_ofa.jobs.slots import process_environment
 from s3prl_ofa.signals import wait_for
 from s3prl_ofa.superb.downstream.checkpoints import states_files
 from s3prl_ofa.superb.downstream.metrics import measured_path
@@ -61,14 +62,13 @@ class PointProcess:
 
     def __init__(self, folder: PointFolder, gpu: str | None, threads: int, cache_gb: float | None) -> None:
         self.folder, self.started = folder, time.monotonic()
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-        if gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = gpu
         command = [sys.executable, "-m", "s3prl_ofa.sweep.run.point", str(folder.path)]
         command += [] if cache_gb is None else [CACHE_GB, f"{cache_gb:.17g}"]
         folder.path.mkdir(parents=True, exist_ok=True)
         with folder.log.open("a", encoding="utf-8") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=process_environment(gpu, threads)
+            )
 
     def done(self) -> bool:
         return self.process.poll() is not None

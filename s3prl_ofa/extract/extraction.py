@@ -1,0 +1,150 @@
+"""The work of ``extract``: audio through the model and its output to files, in batches."""
+
+import contextlib
+import dataclasses
+import errno
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from s3prl_ofa.extract.inputs import Utterance, make_batches
+from s3prl_ofa.extract.pipeline import read_ahead, write_behind
+from s3prl_ofa.extract.tally import Tally
+from s3prl_ofa.extract.writers import FEATURES, Format
+from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_audio
+from s3prl_ofa.progress import Progress
+
+if TYPE_CHECKING:
+    from s3prl_ofa.model import OFAWav2Vec2
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Extraction:
+    """One process's work: what to compute, where to write it, and what became of it."""
+
+    model: "OFAWav2Vec2"
+    options: dict[str, Any]  # of the model's extract
+    output_format: Format
+    tally: Tally
+
+    def run(self, utterances: list[tuple[Utterance, float]], batch_seconds: float) -> None:
+        """Extracts (utterance, seconds) pairs."""
+        batches = make_batches(utterances, batch_seconds)
+        total = sum(seconds for _, seconds in utterances)
+        # The model would warn about unreached periods in every batch; one count at the end is clearer.
+        logging.getLogger("s3prl_ofa.model").setLevel(logging.ERROR)
+        try:
+            with (
+                logging_redirect_tqdm(),
+                Progress(seconds=total, desc="extract") as bar,
+                contextlib.closing(read_ahead(self.load, batches)) as read,
+                write_behind() as behind,
+            ):
+                for batch, waves in read:
+                    self.extract(list(self.readable(batch, waves)), behind)
+                    bar.heard(sum(seconds for _, seconds in batch))
+        finally:
+            logging.getLogger("s3prl_ofa.model").setLevel(logging.NOTSET)
+
+    def load(self, item: tuple[Utterance, float]) -> np.ndarray:
+        """The wave of a file, read in a thread. Raises AudioError."""
+        wave, shortest = load_audio(item[0].path), self.model.config.receptive_field
+        if len(wave) < shortest:
+            raise AudioError(f"too short: {len(wave)} samples at {SAMPLE_RATE} Hz, at least {shortest} are needed")
+        return wave
+
+    def readable(
+        self, batch: list[tuple[Utterance, float]], waves: list["Future[np.ndarray]"]
+    ) -> Iterator[tuple[Utterance, np.ndarray]]:
+        """Yields the utterances of a batch that could be read, with their waves; the rest fail."""
+        for (utterance, _), wave in zip(batch, waves, strict=True):
+            try:
+                yield utterance, wave.result()
+            except AudioError as error:
+                self.tally.fail(utterance, str(error))
+
+    def extract(self, loaded: list[tuple[Utterance, np.ndarray]], behind: Callable[..., None]) -> None:
+        """Runs the model on a batch, whose output ``behind`` writes. The utterances of a failed batch are retried one
+        by one."""
+        if not loaded:
+            return
+        out = None
+        try:
+            out = self.model.extract([wave for _, wave in loaded], **self.options)
+        except (ValueError, RuntimeError, MemoryError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+        if out is None and len(loaded) == 1:
+            self.tally.fail(loaded[0][0], reason)
+            return
+        if out is None:
+            # Outside the except block, because the exception keeps the failed batch's activations in memory.
+            logger.info("a batch of %d failed (%s); retrying one by one", len(loaded), reason)
+            for pair in loaded:
+                self.extract([pair], behind)
+            return
+        sources = [(utterance, len(wave) / SAMPLE_RATE) for utterance, wave in loaded]
+        states = [as_array(state) for state in out.hidden_states]
+        behind(self.write_batch, sources, states, out.lengths.tolist(), out.times.cpu().numpy(), out.lambd.tolist())
+
+    def write_batch(
+        self,
+        sources: list[tuple[Utterance, float]],
+        states: list[np.ndarray],
+        lengths: list[int],
+        times: np.ndarray,
+        lambds: list[float],
+    ) -> None:
+        """Writes the output of a batch: states (batch, frames, dim) by layer, times (batch, frames, 2)."""
+        for index, ((utterance, seconds), frames, lambd) in enumerate(zip(sources, lengths, lambds, strict=True)):
+            layers = [state[index, :frames] for state in states]
+            features = np.stack(layers) if len(layers) > 1 else layers[0]
+            if np.isfinite(features).all():
+                self.write(utterance, features, times[index, :frames], seconds, lambd)
+            else:
+                self.tally.fail(
+                    utterance, "its features hold NaN or infinite values; are the weights too large for --dtype?"
+                )
+
+    def write(
+        self, utterance: Utterance, features: np.ndarray, times: np.ndarray, seconds: float, lambd: float
+    ) -> None:
+        name = f"{utterance.name}{self.output_format.suffix}"
+        try:
+            self.output_format.write(self.tally.store.folder, f"{FEATURES}/{name}", features, times)
+        except OSError as error:
+            # Of the errors of writing, only these concern a single file.
+            if error.errno == errno.ENAMETOOLONG:
+                self.tally.fail(utterance, "its name is too long for an output file")
+            elif error.errno in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
+                self.tally.fail(utterance, f"its output cannot be named {name}: {error.strerror}")
+            else:
+                raise
+            return
+        frames = len(times)
+        self.tally.finish(
+            {
+                "name": utterance.name,
+                "file": f"{FEATURES}/{name}",
+                "frames": frames,
+                "seconds": seconds,
+                "lambd": lambd,
+                "frame_period_ms": 1000 * seconds / frames,
+                "audio": str(utterance.path),
+                "size": utterance.size,
+                "mtime_ns": utterance.mtime_ns,
+            }
+        )
+
+
+def as_array(state: Any) -> np.ndarray:
+    """A hidden state (batch, frames, dim) as float32 or float16; numpy has no bfloat16."""
+    import torch
+
+    state = state.float() if state.dtype == torch.bfloat16 else state
+    return state.cpu().numpy()

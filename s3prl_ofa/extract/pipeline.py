@@ -1,0 +1,58 @@
+"""Reads audio ahead of the model and writes features behind it, in threads.
+
+Threads are enough: libsndfile, soxr and file systems run without Python's lock.
+"""
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+READERS = min(16, os.cpu_count() or 1)
+AHEAD = 2  # batches that are read, or have been, while the model works on another
+BEHIND = 2  # batches that are written or wait for it
+
+ItemT = TypeVar("ItemT")
+ReadT = TypeVar("ReadT")
+
+
+def read_ahead(
+    read: Callable[[ItemT], ReadT], batches: Iterable[list[ItemT]]
+) -> Generator[tuple[list[ItemT], list["Future[ReadT]"]], None, None]:
+    """Yields each batch with the futures of ``read(item)``, one per item, while the next batches are read."""
+    with contextlib.ExitStack() as stack:
+        pool = ThreadPoolExecutor(READERS)
+        stack.callback(pool.shutdown, cancel_futures=True)  # Ctrl-C does not wait for whole batches
+        waiting: deque[tuple[list[ItemT], list[Future[ReadT]]]] = deque()
+        for batch in batches:
+            waiting.append((batch, [pool.submit(read, item) for item in batch]))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+
+
+@contextlib.contextmanager
+def write_behind() -> Iterator[Callable[..., None]]:
+    """Yields ``call(function, *arguments)``, which calls functions in a background thread, one after another.
+
+    ``call`` waits for room and raises the error of an earlier call, as does the end of the block. If the block raises,
+    calls that have not begun are dropped.
+    """
+    unfinished: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(1) as pool:
+
+        def call(function: Callable[..., Any], *arguments: Any) -> None:
+            while unfinished and (unfinished[0].done() or len(unfinished) >= BEHIND):
+                unfinished.popleft().result()
+            unfinished.append(pool.submit(function, *arguments))
+
+        try:
+            yield call
+            while unfinished:
+                unfinished.popleft().result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
