@@ -5,7 +5,7 @@ import pathlib
 from s3prl_ofa.arguments.parser import Parser, add_device_argument
 
 FORMATS = ("npy", "safetensors", "hdf5")
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16", "int8", "auto")
 EXECUTORS = ("local", "slurm")
 BATCH_SECONDS = 120.0  # of audio; enough for Base to need about 2 GB in float32
 
@@ -45,7 +45,12 @@ def add_arguments(parser: Parser) -> None:
         "--batch-seconds", type=float, default=BATCH_SECONDS, metavar="S", help="audio per batch (default: 120)"
     )
     add_device_argument(parser)
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the model (default: float32)")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=DTYPES,
+        help="dtype of the model (default: float32); auto is bfloat16 where the device is fast in it",
+    )
     parser.add_argument("--shards", type=int, metavar="N", help="divide the work among N processes")
     parser.add_argument(
         "--executor",

@@ -32,15 +32,16 @@ def load(
     path: the file of the reference, of fairseq, converted for S3PRL or in this project's safetensors; the folder of a
         Hugging Face wav2vec 2.0; or ``"tiny"``, the checkpoint that comes with this package. Nothing in it is run.
     device: a torch device, or ``"auto"`` for CUDA where there is a GPU and the CPU elsewhere.
-    dtype: a torch dtype; ``"auto"`` for bfloat16 where the device has instructions for it and float32 elsewhere; or
-        ``"int8"``, on a CPU, for linear layers in 8 bits and the rest as ``"auto"`` has it.
+    dtype: a torch dtype or its name; ``"auto"`` for bfloat16 where the device has instructions for it and float32
+        elsewhere; or ``"int8"``, on a CPU, for linear layers in 8 bits and the rest as ``"auto"`` has it.
 
     Raises CheckpointError naming the file, what was found and what was expected, also for weights that are not finite
-    in ``dtype``; UsageError for a device that cannot be used, or not in 8 bits; ValueError for any other
-    dtype.
+    in ``dtype``; UsageError for a device that cannot be used, or not in 8 bits; ValueError for any other dtype.
     """
+    named = {str(known).removeprefix("torch."): known for known in DTYPES}
+    dtype = named.get(str(dtype).removeprefix("torch."), dtype)
     if dtype not in (*DTYPES, "auto", "int8"):
-        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, 'auto' or 'int8', found {dtype!r}")
+        raise ValueError(f"dtype must be one of {', '.join(named)}, auto or int8, found {dtype}")
     device = resolve_device(device)
     int8 = dtype == "int8"
     if int8 and device.type != "cpu":

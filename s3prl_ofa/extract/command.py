@@ -15,7 +15,6 @@ from s3prl_ofa.extract.writers import get_format
 
 def run(args: argparse.Namespace) -> int:
     """Returns the exit status: 0, or 1 if some files could not be used. Raises UsageError, CheckpointError."""
-    import torch
 
     from s3prl_ofa.checkpoint import load
 
@@ -28,7 +27,9 @@ def run(args: argparse.Namespace) -> int:
     utterances = find_utterances(args.audio)
     slots = shard_slots(args)
     # shards load it themselves, on devices that this machine may not have
-    model = load(args.ckpt, device=args.device if slots is None else "cpu", dtype=getattr(torch, args.dtype))
+    model = load(args.ckpt, device=args.device if slots is None else "cpu", dtype=args.dtype)
+    if args.dtype == "auto":  # a folder must not mix what it is on different machines
+        args.dtype = str(model.feature_norm.weight.dtype).removeprefix("torch.")
     layers = check_layers(args.layer, model.config.layers)
     if model.compressor is None and rate not in ({"lambd": 0.0}, {"frame_period_ms": 20.0}):
         raise UsageError(f"{args.ckpt} has no compressor: only --lambd 0 (a frame period of 20 ms) is possible")

@@ -71,7 +71,6 @@ def end_with_parent() -> None:
 
 
 def run(folder: pathlib.Path) -> int:
-    import torch
 
     from s3prl_ofa.checkpoint import load
 
@@ -80,7 +79,7 @@ def run(folder: pathlib.Path) -> int:
             work = read_json(folder / WORK)
         except FileNotFoundError:
             return 0  # it waited in a queue, and its work was divided again
-        model = load(work["ckpt"], device=work["device"], dtype=getattr(torch, work["dtype"]))
+        model = load(work["ckpt"], device=work["device"], dtype=work["dtype"])
         if model.fingerprint() != work["checkpoint"]:
             raise UsageError(f"{work['ckpt']} is not the checkpoint that extract was started with")
         store = Store(pathlib.Path(work["out"]), folder, read_index(folder))

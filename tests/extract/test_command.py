@@ -51,6 +51,17 @@ def test_layers(extract, audio_folder, golden_model, tmp_path, layer):
     assert features.shape == expected.shape and np.abs(features - expected).max() < 1e-5
 
 
+@pytest.mark.parametrize("dtype", ["auto", "int8"])
+def test_dtypes_by_purpose(extract, audio_folder, golden_checkpoint, tmp_path, dtype):
+    """--dtype auto and int8 give what the model loaded so gives; the settings name what auto was here."""
+    assert extract(audio_folder / "a.flac", "--dtype", dtype) == 0
+    model = s3prl_ofa.load(golden_checkpoint, dtype=dtype)
+    expected = model.extract([load_audio(audio_folder / "a.flac")]).hidden_states[-1][0].float().numpy()
+    assert np.abs(np.load(tmp_path / "out" / "features" / "a.flac.npy") - expected).max() < 1e-5
+    stored = json.loads((tmp_path / "out" / "settings.json").read_text())["dtype"]
+    assert stored == (str(model.feature_norm.weight.dtype).removeprefix("torch.") if dtype == "auto" else dtype)
+
+
 def test_windows(extract, audio_folder, golden_model, tmp_path):
     """--window-s and --overlap-s give what the model gives with these windows."""
     assert extract(audio_folder / "a.flac", "--window-s", 0.5, "--overlap-s", 0.1) == 0
