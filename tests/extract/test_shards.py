@@ -109,6 +109,7 @@ def test_a_dead_shard_is_run_again(extract, alone, dying, tmp_path, caplog):
     assert_same(tmp_path / "out", alone)
 
 
+@pytest.mark.slow
 def test_a_shard_that_always_dies_is_named(extract, alone, dying, tmp_path, capsys):
     """The rest is done, what it did is kept, and the same command resumes it, with another number of shards too."""
     dying["1"] = shards.ATTEMPTS
@@ -128,7 +129,14 @@ def test_what_a_shard_cannot_do_is_its_last_line(extract, tmp_path, monkeypatch,
     assert "is not the checkpoint that extract was started with" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_launcher(extract, alone, golden_checkpoint, tmp_path, number):
     """Its processes end with it, and the same command, without shards too, resumes what they did."""
     out = tmp_path / "out"
@@ -183,6 +191,7 @@ def test_refused_before_work(extract, tmp_path, capsys, monkeypatch):
     assert "in use" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_slurm(extract, alone, tmp_path, monkeypatch):
     """Each shard is a job with what was asked for; one that ends without a result is submitted again."""
     cluster = stand_in(tmp_path / "cluster", monkeypatch)

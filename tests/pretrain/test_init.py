@@ -71,7 +71,9 @@ def reference(folder):
     return REFERENCE
 
 
-@pytest.mark.parametrize("make", [plain_fairseq, hugging_face, safetensors, reference])
+@pytest.mark.parametrize(
+    "make", [plain_fairseq, hugging_face, pytest.param(safetensors, marks=pytest.mark.slow), reference]
+)
 def test_beginning_from_a_checkpoint(train, tmp_path, make):
     """Training starts from the weights of any known format (at learning rate 0 they stay), with a new compressor
     if the file has none; a second launch resumes instead of starting again."""

@@ -29,6 +29,7 @@ def grid(corpora):
     }
 
 
+@pytest.mark.slow
 def test_points_share_it(grid, corpora, tmp_path):
     """Training and evaluation of all points keep each utterance of the corpus once. That scores are those of a run
     without a cache is tested with run_downstream."""

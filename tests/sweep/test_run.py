@@ -152,6 +152,7 @@ KILLS = (
 )
 
 
+@pytest.mark.slow
 def test_killed_and_the_same(voices, undisturbed, tmp_path):
     """Killed with SIGKILL in training, in evaluation and in the middle of writing a row, and started again each time, a
     sweep ends with the row of the one that was not disturbed: the same scores, not lost, not twice."""

@@ -76,6 +76,7 @@ def test_two_processes_train_one_model(trained):
     assert len(list((trained / "features").rglob("[!.]*.safetensors"))) == 6  # of both processes: 4 to train, 2 of dev
 
 
+@pytest.mark.slow
 def test_two_processes_resume_together_and_one_evaluates(trained, monkeypatch, capfd):
     """torch.distributed.launch, which passes --local-rank, resumes with as many processes as before; another number is
     refused, and one process evaluates."""
