@@ -31,5 +31,5 @@ def test_runs(notebook, tmp_path, monkeypatch):
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 5, printed  # three rates, the chosen frame, the plot
     assert "20.1 ms per frame: 199 frames" in printed and "79.9 ms per frame: 50 frames" in printed
-    assert len(list(tmp_path.glob("demo/*/results.csv"))) == 1, printed
+    assert len(list(tmp_path.glob("demo/*/demo.png"))) == 1, printed
     assert (tmp_path / "sweeps" / "rates" / "report" / "results.csv").read_text().count("\n") == 1 + 3, printed
