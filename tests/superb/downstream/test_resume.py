@@ -49,7 +49,7 @@ SHORT_PIECES = (f"{DATARC}.max_timestep=16000", f"{DATARC}.train_batch_size=1") 
 @pytest.mark.parametrize(
     ("task", "overrides"),
     [
-        pytest.param("sid", SHORT_PIECES, marks=pytest.mark.slow),
+        ("sid", SHORT_PIECES),
         ("sid", (*SHORT_PIECES, f"{DATARC}.num_workers=1", "config.runner.gradient_accumulate_steps=3")),
         ("asr", (f"{DATARC}.batch_size=2", "config.downstream_expert.modelrc.RNNs.dropout=[0.5]")),
     ],
