@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from benchmarks.extract import DTYPES, PACKAGES, SIZES, random_model
+from benchmarks.extract import DTYPES, PACKAGES, SIZES, add_model_arguments, random_model
 from benchmarks.rows import RESULTS, Row, environment, rounded, write
 from s3prl_ofa import cli, load
 from s3prl_ofa.extract.command import BATCH_SECONDS
@@ -39,9 +39,7 @@ def main() -> None:
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--files", type=int, default=500)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--size", choices=SIZES, default="base", help="tiny: a rehearsal")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    add_model_arguments(parser)
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "corpus.csv")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -55,7 +53,7 @@ def main() -> None:
         checkpoint, out = pathlib.Path(folder, "model.safetensors"), pathlib.Path(folder, "out")
         random_model(SIZES[args.size]).save(checkpoint)
         command = ["extract", *(str(each.path) for each in chosen), "--ckpt", str(checkpoint), "--out", str(out)]
-        model = load(checkpoint, device, args.dtype if args.dtype == "int8" else getattr(torch, args.dtype))
+        model = load(checkpoint, device, args.dtype)
         seconds_of(model, waves[:1])  # warms up
         before = seconds_of(model, waves)
         begin = time.perf_counter()

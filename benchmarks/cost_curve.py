@@ -11,7 +11,7 @@ import pathlib
 
 import torch
 
-from benchmarks.extract import DTYPES, PACKAGES, SCALE, SIZES, contenders, make_inputs, ours
+from benchmarks.extract import DTYPES, PACKAGES, SCALE, SIZES, add_model_arguments, contenders, make_inputs, ours
 from benchmarks.rows import RESULTS, compare, environment, write
 
 PERIODS_MS = (20.0, 22.5, 25.0, 30.0, 35.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0)
@@ -20,9 +20,7 @@ PERIODS_MS = (20.0, 22.5, 25.0, 30.0, 35.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32", "bfloat16"])
-    parser.add_argument("--size", choices=SIZES, default="base", help="tiny: a rehearsal")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    add_model_arguments(parser)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "cost_curve.csv")
     args = parser.parse_args()

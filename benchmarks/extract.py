@@ -123,15 +123,20 @@ def contenders(
                 yield costed(name, peer, run, model.config, waves, lengths, dtype)
 
 
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every benchmark of extraction takes."""
+    parser.add_argument("--size", choices=SIZES, default="base", help="tiny: a rehearsal")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", nargs="+", choices=INPUTS, default=["single"], help="all are timed in turn")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32", "bfloat16"])
     parser.add_argument("--periods-ms", nargs="+", type=float, default=PERIODS_MS, metavar="P")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="all by default")
-    parser.add_argument("--size", choices=SIZES, default="base", help="tiny: a rehearsal")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    add_model_arguments(parser)
     parser.add_argument("--rounds", type=int, default=9, help="3 are enough for mixed and equal")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: CPU time of the main thread")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "extract.csv")

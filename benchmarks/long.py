@@ -16,7 +16,7 @@ import time
 
 import torch
 
-from benchmarks.extract import DTYPES, PACKAGES, SIZES, noise, our_contender, ours
+from benchmarks.extract import DTYPES, PACKAGES, SIZES, add_model_arguments, noise, our_contender, ours
 from benchmarks.rows import RESULTS, Row, environment, peak_mib, rounded, write
 
 WARM_UP_S = 2.0
@@ -55,9 +55,7 @@ def main() -> None:
     parser.add_argument("--minutes", nargs="+", type=float, default=[1.0, 2.0, 4.0, 8.0])
     parser.add_argument("--period-ms", type=float, default=20.0)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--size", choices=SIZES, default="base", help="tiny: a rehearsal")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    add_model_arguments(parser)
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "long.csv")
     parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

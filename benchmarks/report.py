@@ -63,33 +63,28 @@ def blocks(rows: Iterable[Row], make: Callable[[list[Row]], str | None]) -> str:
 
 def single_table(rows: list[Row]) -> str | None:
     """Milliseconds of one wave of 10 s, and the share of the matrix rate."""
-    found = {dtype: latest(rows, "single", dtype, OURS.format(20)) for dtype in DTYPES}
-    found = {dtype: run for dtype, run in found.items() if run}
 
-    def cell(row: Row | None) -> str:
-        share = "" if row is None or row.matrix_share is None else f" ({100 * row.matrix_share:.0f}%)"
-        return "" if row is None else f"{1000 * row.median_s:.0f} ms{share}"
+    def cell(row: Row) -> str:
+        share = "" if row.matrix_share is None else f" ({100 * row.matrix_share:.0f}%)"
+        return f"{1000 * row.median_s:.0f} ms{share}"
 
-    names = in_order(name for run in found.values() for name in run)
-    lines = [[name, *(cell(run.get(name)) for run in found.values())] for name in names]
-    if not lines:
-        return None
-    return f"{title(row for run in found.values() for row in run.values())}\n\n{table(['', *found], lines)}"
+    return contenders_table(rows, {dtype: ("single", dtype) for dtype in DTYPES}, cell)
 
 
 def batch_table(rows: list[Row]) -> str | None:
     """Seconds of audio per second, mixed and equal lengths."""
-    kinds = [(kind, dtype) for dtype in DTYPES for kind in ("mixed", "equal")]
-    found = {f"{dtype}, {kind}": latest(rows, kind, dtype, OURS.format(20)) for kind, dtype in kinds}
+    columns = {f"{dtype}, {kind}": (kind, dtype) for dtype in DTYPES for kind in ("mixed", "equal")}
+    return contenders_table(rows, columns, lambda row: f"{row.audio_s / row.median_s:.1f}")
+
+
+def contenders_table(rows: list[Row], columns: dict[str, tuple[str, str]], cell: Callable[[Row], str]) -> str | None:
+    """A row per contender; columns: benchmark and dtype by heading, of which the measured ones are shown."""
+    found = {head: latest(rows, kind, dtype, OURS.format(20)) for head, (kind, dtype) in columns.items()}
     found = {head: run for head, run in found.items() if run}
-
-    def cell(row: Row | None) -> str:
-        return "" if row is None else f"{row.audio_s / row.median_s:.1f}"
-
-    names = in_order(name for run in found.values() for name in run)
-    lines = [[name, *(cell(run.get(name)) for run in found.values())] for name in names]
-    if not lines:
+    if not found:
         return None
+    names = in_order(name for run in found.values() for name in run)
+    lines = [[name, *(cell(run[name]) if name in run else "" for run in found.values())] for name in names]
     return f"{title(row for run in found.values() for row in run.values())}\n\n{table(['', *found], lines)}"
 
 

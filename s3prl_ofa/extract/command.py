@@ -15,7 +15,6 @@ from s3prl_ofa.extract.writers import get_format
 
 def run(args: argparse.Namespace) -> int:
     """Returns the exit status: 0, or 1 if some files could not be used. Raises UsageError, CheckpointError."""
-
     from s3prl_ofa.checkpoint import load
 
     # All options are checked before the first file is read.
@@ -82,6 +81,8 @@ def check_windows(args: argparse.Namespace) -> dict[str, float]:
     from s3prl_ofa.model.windows import OVERLAP_S, check_window
 
     if args.window_s is None:
+        if args.overlap_s is not None:
+            raise UsageError("--overlap-s is for windows: give --window-s, too")
         return {}
     window = {"window_s": args.window_s, "overlap_s": OVERLAP_S if args.overlap_s is None else args.overlap_s}
     try:
