@@ -87,12 +87,13 @@ def make_inputs(name: str, scale: float, device: torch.device) -> list[Tensor]:
 
 
 def our_contender(
-    benchmark: str, name: str, model: OFAWav2Vec2, waves: list[Tensor], period_ms: float, dtype: str
+    benchmark: str, name: str, model: OFAWav2Vec2, waves: list[Tensor], period_ms: float, dtype: str, **options: object
 ) -> Contender:
-    """Extraction at a mean frame period; 20 ms is the default call."""
-    rate = {} if period_ms == 20.0 else {"frame_period_ms": period_ms, "allow_beyond_one": True}
-    lengths = model.extract(waves, **rate).lengths
-    return costed(benchmark, name, lambda: model.extract(waves, **rate), model.config, waves, lengths, dtype)
+    """Extraction at a mean frame period; 20 ms is the default call. options: others of ``extract``."""
+    if period_ms != 20.0:
+        options |= {"frame_period_ms": period_ms, "allow_beyond_one": True}
+    lengths = model.extract(waves, **options).lengths
+    return costed(benchmark, name, lambda: model.extract(waves, **options), model.config, waves, lengths, dtype)
 
 
 def costed(

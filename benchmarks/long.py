@@ -1,9 +1,9 @@
 """Measures time and peak memory of extraction from long audio.
 
-    python -m benchmarks.long --minutes 1 2 4 8 --dtype bfloat16
+    python -m benchmarks.long --minutes 1 4 15 60 --window-s 30 --dtype bfloat16
 
-Each length runs in a process of its own, so that its peak memory is its own: the model, the wave and all hidden states
-included. Each is one call of ``extract`` with random weights of Base, after a short one that warms up.
+Each length runs in a process of its own, so that its peak memory is its own: the model, the wave and the last hidden
+state included. Each is one call of ``extract`` with random weights of Base, after a short one that warms up.
 """
 
 import argparse
@@ -26,14 +26,14 @@ def measured(args: argparse.Namespace) -> Row:
     """One length, in this process."""
     device = torch.device(args.device)
     model = ours(SIZES[args.size], args.dtype, device)
-    seconds = 60 * args.minutes[0]
+    name = f"ours, {args.period_ms:g} ms" + (f", windows of {args.window_s:g} s" if args.window_s else "")
+    wave = noise([60 * args.minutes[0]], device)
+    options = {"layers": [model.config.layers], "window_s": args.window_s}
     with torch.inference_mode():
-        our_contender("", "", model, noise([WARM_UP_S], device), args.period_ms, args.dtype)
+        our_contender("", "", model, noise([WARM_UP_S], device), args.period_ms, args.dtype, **options)
         begin = time.perf_counter()
         # Building the contender extracts once, which is what is measured.
-        found = our_contender(
-            "long", f"ours, {args.period_ms:g} ms", model, noise([seconds], device), args.period_ms, args.dtype
-        )
+        found = our_contender("long", name, model, wave, args.period_ms, args.dtype, **options)
         taken = time.perf_counter() - begin
     return Row(
         benchmark="long",
@@ -54,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", nargs="+", type=float, default=[1.0, 2.0, 4.0, 8.0])
     parser.add_argument("--period-ms", type=float, default=20.0)
+    parser.add_argument("--window-s", type=float, metavar="S", help="attention in windows; the whole file by default")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     add_model_arguments(parser)
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "long.csv")
@@ -68,6 +69,8 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.long", "--in-this-process", "--minutes", str(minutes)]
         for option in ("period_ms", "dtype", "size", "device", "threads"):
             command += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
+        if args.window_s:
+            command += ["--window-s", str(args.window_s)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         write([Row(**json.loads(done.stdout.splitlines()[-1]) | {"run": run})], args.out)
 
