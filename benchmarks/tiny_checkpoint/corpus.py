@@ -3,16 +3,18 @@
 The folder is laid out as `audio/<speaker>/<chapter>/<utterance>.opus`, `utterances.tsv` and `phones.ctm.gz`.
 """
 
+import concurrent.futures
 import csv
 import dataclasses
 import functools
+import os
 import pathlib
 
 import librosa
 import numpy as np
 import soundfile
+import soxr
 import torch
-import tqdm
 from torch import Tensor
 
 from s3prl_ofa.guidance.alignments import Interval, read_ctm
@@ -21,6 +23,9 @@ SAMPLE_RATE = 16_000  # Hz
 HOP, WINDOW = 320, 400  # samples: hop and receptive field of wav2vec 2.0's front end
 MELS = 80
 UNKNOWN = -100  # the label of frames without alignment, which cross-entropy ignores
+SPIKE = 0.6  # the part of a phone's alpha that is at its end
+LONGEST = 8  # frames; longer segments, mostly silences, have several compressed frames
+ROUNDING = 1e-6  # of times in seconds and frames
 PHONES = (  # silence and ARPAbet without stress
     *("SIL", "AA", "AE", "AH", "AO", "AW", "AY", "B", "CH", "D", "DH", "EH", "ER", "EY", "F", "G", "HH", "IH", "IY"),
     *("JH", "K", "L", "M", "N", "NG", "OW", "OY", "P", "R", "S", "SH", "T", "TH", "UH", "UW", "V", "W", "Y", "Z", "ZH"),
@@ -50,13 +55,39 @@ class Utterance:
             raise ValueError(f"{self.path} has {rate} Hz; expected {SAMPLE_RATE}")
         return wave
 
-    def labels(self, frames: int) -> np.ndarray:
-        """The phone at the middle of each 20 ms frame, (frames,) int64; UNKNOWN if there is none."""
-        labels = np.full(frames, UNKNOWN, np.int64)
-        for start, end, phone in self.phones:
-            first, last = (np.ceil((second * SAMPLE_RATE - WINDOW / 2) / HOP) for second in (start, end))
-            labels[max(int(first), 0) : max(int(last), 0)] = PHONES.index(phone)
-        return labels
+    def labels(self, frames: int, speed: float = 1.0) -> np.ndarray:
+        """The phone at the middle of each 20 ms frame, (frames,) int64; UNKNOWN if there is none.
+
+        speed: of the speech relative to the recording.
+        """
+        if not self.phones:
+            return np.full(frames, UNKNOWN)
+        starts, ends, phones = zip(*self.phones, strict=True)
+        middles = (np.arange(frames) * HOP + WINDOW / 2) / SAMPLE_RATE * speed
+        found = np.searchsorted(starts, middles + ROUNDING, "right") - 1
+        inside = (found >= 0) & (middles + ROUNDING < np.array(ends)[found])
+        return np.where(inside, np.array([PHONES.index(phone) for phone in phones])[found], UNKNOWN)
+
+    def alpha(self, frames: int, speed: float = 1.0) -> np.ndarray:
+        """What alpha should be, (frames,) float32: its running sum grows by one per phone. NaN without an alignment.
+
+        SPIKE of that one is at the phone's end: there the sum crosses an integer even if it is out of phase, which the
+        predictor, who sees 100 ms, cannot avoid. The rest is spread evenly over the phone, so that the compressed frame
+        is also a mean of it. A segment of more than LONGEST frames, mostly a silence, counts as several.
+        """
+        if not self.phones:
+            return np.full(frames, np.nan, np.float32)
+        times = np.array([[start, end] for start, end, _ in self.phones])
+        points = np.unique(np.round([0.0, *times.ravel()], 3)) * SAMPLE_RATE / HOP / speed  # in frames
+        counts = np.ceil(np.diff(points) / LONGEST - ROUNDING)
+        even = np.interp(np.arange(frames + 1), points, np.cumsum([0.0, *(counts - SPIKE)]))
+        alpha = np.diff(even)
+        # Frame t covers [t, t + 1], so an end between the middles of two frames is shared between them.
+        whole, part = np.divmod(points[1:] - 0.5, 1.0)
+        for frame, share in ((whole, 1 - part), (whole + 1, part)):
+            inside = (frame >= 0) & (frame < frames)
+            np.add.at(alpha, frame[inside].astype(int), SPIKE * share[inside])
+        return alpha.clip(0.0, 1.0).astype(np.float32)
 
 
 def read_corpus(folder: pathlib.Path) -> list[Utterance]:
@@ -78,9 +109,15 @@ def read_corpus(folder: pathlib.Path) -> list[Utterance]:
     ]
 
 
-def read_waves(utterances: list[Utterance]) -> list[np.ndarray]:
-    """The wave (samples,) int16 of each utterance. Five hours take 600 MB and a minute to decode."""
-    return [utterance.wave() for utterance in tqdm.tqdm(utterances, desc="decoding", disable=None)]
+def read_waves(utterances: list[Utterance], speeds: tuple[float, ...]) -> list[list[np.ndarray]]:
+    """The wave (samples,) int16 of each utterance at each speed. Five hours take a minute of one core to decode."""
+
+    def versions(utterance: Utterance) -> list[np.ndarray]:
+        wave = utterance.wave()
+        return [soxr.resample(wave, speed, 1.0, "MQ") for speed in speeds]
+
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(versions, utterances))
 
 
 def num_frames(samples: int) -> int:
@@ -100,6 +137,6 @@ def log_mel(waves: Tensor) -> Tensor:
     The level of a wave is removed first, because the front end's GroupNorm removes it too.
     """
     waves = waves / (waves.std(1, keepdim=True) + 1e-4)
-    windows = waves.unfold(1, WINDOW, HOP) * torch.hann_window(WINDOW)
+    windows = waves.unfold(1, WINDOW, HOP) * torch.hann_window(WINDOW, device=waves.device)
     power = torch.fft.rfft(windows, 512).abs().square()
-    return torch.log(power @ mel_filters() + 1e-2)
+    return torch.log(power @ mel_filters().to(waves.device) + 1e-2)
