@@ -1,6 +1,6 @@
 """Trains the bundled checkpoint: phones, spectra, masked prediction, recordings and alpha, at all rates at once.
 
-    python benchmarks/tiny_checkpoint/train.py CORPUS OUT --minutes 5.5
+    python benchmarks/tiny_checkpoint/train.py CORPUS OUT --minutes 5
 
 If it is stopped or killed at any time, the same command resumes from the last save. OUT/checkpoint.pt is a checkpoint
 in fairseq's format, OUT/state.pt the whole state of the training, OUT/log.csv its curves.
@@ -241,7 +241,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Since the process began, with those of earlier launches."""
+        """Of loading and training, with those of earlier launches."""
         return self.seconds_before + time.monotonic() - BEGIN
 
     def restore(self) -> None:
@@ -381,7 +381,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--minutes", type=float, required=True, help="of the process with its start, over all launches")
+    parser.add_argument("--minutes", type=float, required=True, help="of loading and training, over all launches")
     add_network_arguments(parser)
     parser.add_argument("--batch", type=int, default=64, help="crops per update, an even number")
     parser.add_argument("--crop-seconds", type=float, default=4.0)
