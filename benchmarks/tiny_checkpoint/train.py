@@ -59,7 +59,7 @@ WEIGHTS = {  # of the losses, in nats per frame or crop
     "diversity": 0.02,
     "features_pen": 0.02,
     "recording": 0.2,
-    "alpha": 1.0,
+    "alpha": 2.0,
     "phase": 0.02,
 }
 SPEEDS = (0.85, 0.92, 1.0, 1.08, 1.16)
