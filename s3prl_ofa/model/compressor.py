@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_ofa.model.cif import CifPlan, apply_cif, plan_cif
+from s3prl_ofa.model.convolution import Conv1d
 from s3prl_ofa.model.packing import pad, spread
 from s3prl_ofa.model.rate import mix
 
@@ -19,7 +20,7 @@ class AlphaPredictor(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.cnn = nn.Conv1d(dim, dim, KERNEL, padding=KERNEL // 2)
+        self.cnn = Conv1d(dim, dim, KERNEL, padding=KERNEL // 2)
         self.layer = nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, 1))
 
     def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:

@@ -48,35 +48,40 @@ class FrontEnd(nn.Module):
         """From float32 waves (samples,) to rows (frames of the batch, channels) and frames (batch,) on the CPU."""
         config = self.config
         samples = torch.tensor([len(wave) for wave in waves])
-        if config.conv_norm == "group":
-            # The normalisation removes any offset; removing it first keeps the float32 products precise.
-            waves = [wave - wave.mean() for wave in waves]
         lengths = config.num_frames(samples)
         # Whole blocks for all samples, so that the normalisation sees every window of the utterance.
         blocks = -(-samples // (config.hop * BLOCK))
         wave = self.lay_out(waves, blocks)
-        utterance = torch.repeat_interleave(torch.arange(len(waves)), blocks).to(wave.device)
+        owners = torch.repeat_interleave(torch.arange(len(waves)), blocks)  # the utterance of each block
+        utterance = owners.to(wave.device, non_blocking=True)
+        if config.conv_norm == "group":
+            # The normalisation removes any offset; removing it first keeps the float32 products precise. Windows that
+            # reach into the padding, which this changes too, are counted nowhere.
+            means = torch.stack([wave.mean() for wave in waves])
+            wave[: len(owners) * config.hop * BLOCK].view(len(owners), -1).sub_(means[utterance][:, None])
         kernels, biases = self.first_layer(wave, samples, blocks, utterance)
+        wave = wave.to(self.weights[0].dtype)
 
         frames = int(blocks.sum()) * BLOCK
         chunk = CHUNK.get(wave.device.type, CHUNK["cuda"]) * 4 // self.weights[0].element_size()
         pieces = [
-            self.convolve(wave, start, min(start + chunk, frames), kernels, biases, utterance)
+            self.convolve(wave, start, min(start + chunk, frames), kernels, biases, owners)
             for start in range(0, frames, chunk)
         ]
         rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         if len(waves) == 1:
             return rows[: int(lengths[0])], lengths
-        return rows[positions_of(lengths, starts_of(blocks * BLOCK)).to(rows.device)], lengths
+        return rows[positions_of(lengths, starts_of(blocks * BLOCK)).to(rows.device, non_blocking=True)], lengths
 
     def lay_out(self, waves: list[Tensor], blocks: Tensor) -> Tensor:
         """All waves in one, each padded with zeros to whole blocks, with zeros at the end for the last window."""
         size = self.config.hop * BLOCK
         _, kernel, stride = self.config.conv_layers[0]
+        zeros = waves[0].new_zeros(size)
         parts = []
         for wave, count in zip(waves, blocks.tolist(), strict=True):
-            parts += [wave, wave.new_zeros(count * size - len(wave))]
-        return torch.cat([*parts, waves[0].new_zeros(kernel - stride)])
+            parts += [wave, zeros[: count * size - len(wave)]]
+        return torch.cat([*parts, zeros[: kernel - stride]])
 
     def windows(self, wave: Tensor, start_block: int, num_blocks: int) -> Tensor:
         """(blocks, windows per block, kernel) view of the first convolution's windows."""
@@ -97,12 +102,13 @@ class FrontEnd(nn.Module):
         if self.config.conv_norm == "layer":
             return weight[None], None if bias is None else bias[None]
         _, kernel, stride = self.config.conv_layers[0]
-        count = ((samples - kernel) // stride + 1).to(wave.device)
+        count = ((samples - kernel) // stride + 1).to(wave.device, non_blocking=True)
 
         # Sums of windows and of their products, per utterance, over the windows that lie inside it. In float64, because
         # the covariance is a difference of large numbers when the wave has an offset.
         windows = self.windows(wave, 0, int(blocks.sum())).double()
-        first_window = (starts_of(blocks) * (self.config.hop * BLOCK // stride)).to(wave.device)
+        first_window = starts_of(blocks) * (self.config.hop * BLOCK // stride)
+        first_window = first_window.to(wave.device, non_blocking=True)
         window = torch.arange(windows.shape[0] * windows.shape[1], device=wave.device).view(windows.shape[:2])
         inside = window < (first_window + count)[utterance][:, None]
         windows.mul_(inside[..., None])
@@ -120,24 +126,24 @@ class FrontEnd(nn.Module):
         return (exact * scale[:, :, None]).to(weight.dtype), shift.to(weight.dtype)
 
     def convolve(
-        self, wave: Tensor, start: int, stop: int, kernels: Tensor, biases: Tensor | None, utterance: Tensor
+        self, wave: Tensor, start: int, stop: int, kernels: Tensor, biases: Tensor | None, owners: Tensor
     ) -> Tensor:
         """Output frames [start, stop) of the long wave, ``start`` a multiple of BLOCK: (stop - start, channels)."""
-        config, dtype = self.config, self.weights[0].dtype
+        config = self.config
         samples = config.receptive_field + (stop - start - 1) * config.hop
         first, size = start // BLOCK, config.hop * BLOCK
         # The last frames reach into the next block. At the end of the wave there is none, and the last frame, which
         # belongs to no utterance, is not computed.
         count = min(-(-samples // size), len(wave) // size - first)
-        windows = self.windows(wave, first, count).to(dtype)
+        windows = self.windows(wave, first, count)
         # One product for each set of weights: an utterance, or the whole chunk.
-        owners, sizes = [0], [count]
+        sets, sizes = [0], [count]
         if len(kernels) > 1:
-            runs = utterance[first : first + count].unique_consecutive(return_counts=True)
-            owners, sizes = (values.tolist() for values in runs)
+            runs = owners[first : first + count].unique_consecutive(return_counts=True)
+            sets, sizes = (values.tolist() for values in runs)
         parts = [
-            self.layer(part.flatten(0, 1), kernels[owner], None if biases is None else biases[owner], 0)
-            for owner, part in zip(owners, windows.split(sizes), strict=True)
+            self.layer(part.flatten(0, 1), kernels[number], None if biases is None else biases[number], 0)
+            for number, part in zip(sets, windows.split(sizes), strict=True)
         ]
         hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
         for index in range(1, len(config.conv_layers)):

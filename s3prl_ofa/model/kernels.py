@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from s3prl_ofa.model.attention import Attention
 from s3prl_ofa.model.convolution import lowered_dtype
-from s3prl_ofa.model.encoder import attention_groups
 
 if TYPE_CHECKING:
     from s3prl_ofa.model.ofa import OFAWav2Vec2
@@ -72,5 +72,5 @@ def errors(model: "OFAWav2Vec2") -> Iterator[tuple[str, float]]:
     rows = noise(FRAMES, config.dim).to(weight.dtype)
     pos_conv, layer = model.encoder.pos_conv, model.encoder.layers[0]
     yield "the positional convolution", error(pos_conv, lambda part, rows: part(rows.t()[None, :, None]), rows)
-    groups = attention_groups(lengths, weight.device)
-    yield "an encoder layer", error(layer, lambda part, rows: part(rows, groups), rows)
+    attention = Attention(lengths, weight.device)
+    yield "an encoder layer", error(layer, lambda part, rows: part(rows, attention), rows)

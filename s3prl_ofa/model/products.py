@@ -1,4 +1,4 @@
-"""Linear layers of inference on a CPU: oneDNN's, with weights packed once, in the model's dtype or 8 bits."""
+"""Linear layers of inference: on a CPU oneDNN's, with weights packed once, in the model's dtype or 8 bits."""
 
 import functools
 from collections.abc import Callable
@@ -24,8 +24,10 @@ def apply_linear(module: nn.Module, rows: Tensor, gelu: bool = False) -> Tensor:
     A module that another library has put in its place, or one with hooks, is called as any module is.
     """
     hooks = module._forward_hooks or module._forward_pre_hooks or nn.modules.module._has_any_global_hook()
-    if type(module) is nn.Linear and not hooks and uses_onednn(rows, module.weight, module.bias):
-        return onednn_linear(rows, module.weight, module.bias, gelu)
+    if type(module) is nn.Linear and not hooks:
+        weights = module.weight, module.bias
+        if uses_onednn(rows, *weights) or (gelu and uses_cublas(rows, *weights)):
+            return linear(rows, *weights, gelu=gelu)
     product = module(rows)
     return F.gelu(product) if gelu else product
 
@@ -34,6 +36,8 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool 
     """``F.linear``, followed by a GELU if asked: rows (rows, in) and weight (out, in) to (rows, out)."""
     if uses_onednn(rows, weight, bias):
         return onednn_linear(rows, weight, bias, gelu)
+    if gelu and uses_cublas(rows, weight, bias):
+        return torch._addmm_activation(bias, rows, weight.t(), use_gelu=True)
     product = F.linear(rows, weight, bias)
     return F.gelu(product) if gelu else product
 
@@ -57,17 +61,33 @@ def rounded(rows: Tensor) -> Tensor:
 
 def uses_onednn(rows: Tensor, *weights: Tensor | None) -> bool:
     """Whether a product is one of plain inference on a CPU, in a dtype in which oneDNN is fast there."""
-    given = [rows, *(weight for weight in weights if weight is not None)]
-    if torch.compiler.is_compiling() or any(tensor.device.type != "cpu" for tensor in given):
+    if not is_plain(rows, *weights, kind="cpu"):
         return False
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled and HAS_PRODUCTS):
         return False
-    fast = rows.dtype == torch.float32 or (
+    return rows.dtype == torch.float32 or (
         rows.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
-    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
-    same = all(tensor.dtype == rows.dtype for tensor in given)
-    return fast and same and not differentiable and not torch.is_autocast_enabled("cpu")
+
+
+def uses_cublas(*tensors: Tensor | None) -> bool:
+    """Whether a GELU is computed in the product itself: in 16 bits on a GPU, whose rounding is larger than the error of
+    the tanh in place of the error function that cuBLAS has there."""
+    whole = all(tensor is not None and tensor.dtype.itemsize == 2 for tensor in tensors)
+    return whole and is_plain(*tensors, kind="cuda")
+
+
+def is_plain(*tensors: Tensor | None, kind: str) -> bool:
+    """Whether a product of these is one of inference in a single dtype, on a device of this kind."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    if torch.compiler.is_compiling() or any(tensor.device.type != kind for tensor in given):
+        return False
+    same = all(tensor.dtype == given[0].dtype for tensor in given)
+    return same and not differentiable(*given) and not torch.is_autocast_enabled(kind)
+
+
+def differentiable(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def packed(weight: Tensor, pack: Callable[[Tensor], Any]) -> Any:

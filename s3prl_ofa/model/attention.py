@@ -1,0 +1,102 @@
+"""Self-attention within each utterance of a batch whose frames lie end to end."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from s3prl_ofa.model.packing import pad, positions_of, starts_of, unpad, valid_mask
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # before torch 2.10
+    varlen_attn = None
+
+# Without variable-length attention, attention is computed for groups of utterances, padded to the longest, which is at
+# most this many times the shortest.
+GROUP_RATIO = 1.3
+
+
+def uses_varlen(qkv: Tensor, head_dim: int) -> bool:
+    """Whether torch's variable-length attention takes rows as they are: in 16 bits on a GPU that has FlashAttention."""
+    if varlen_attn is None or qkv.device.type != "cuda" or qkv.dtype.itemsize != 2:
+        return False
+    return head_dim % 8 == 0 and head_dim <= 256 and torch.cuda.get_device_capability(qkv.device) >= (8, 0)
+
+
+class AttentionGroup:
+    """Utterances of similar length whose attention is one call, and the places of their rows in the batch.
+
+    rows: the places, or None where they follow each other and those of the group before.
+    """
+
+    def __init__(self, lengths: Tensor, members: Tensor, device: torch.device) -> None:
+        self.lengths = lengths[members]
+        starts = starts_of(lengths)[members]
+        whole_batch = len(members) == len(lengths) and bool((members == torch.arange(len(lengths))).all())
+        self.rows = None if whole_batch else positions_of(self.lengths, starts).to(device)
+        ragged = int(self.lengths.min()) < int(self.lengths.max())
+        # (utterances, 1 head, 1 query, keys): an utterance does not attend to keys beyond its end
+        self.mask = valid_mask(self.lengths)[:, None, None].to(device) if ragged else None
+
+    def attend(self, qkv: Tensor, heads: int) -> Tensor:
+        """(frames of the group, 3 * dim) to (frames of the group, dim)."""
+        padded = pad(qkv, self.lengths)
+        batch, frames, width = padded.shape
+        query, key, value = padded.view(batch, frames, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask)
+        return unpad(attended.transpose(1, 2).reshape(batch, frames, width // 3), self.lengths)
+
+
+def attention_groups(lengths: Tensor, device: torch.device) -> list[AttentionGroup]:
+    """Splits utterances of ``lengths`` (batch,), a tensor on the CPU, into groups of similar length.
+
+    On a CPU, where calls cost little, unequal utterances are groups of their own: without copies, padding and mask.
+    """
+    if device.type == "cpu" and int(lengths.min()) < int(lengths.max()):
+        return [AttentionGroup(length, torch.zeros(1, dtype=torch.long), device) for length in lengths.split(1)]
+    if int(lengths.max()) <= GROUP_RATIO * int(lengths.min()):
+        return [AttentionGroup(lengths, torch.arange(len(lengths)), device)]
+    order = torch.argsort(lengths)
+    groups, begin = [], 0
+    sorted_lengths = lengths[order].tolist()
+    for index, length in enumerate(sorted_lengths):
+        if length > GROUP_RATIO * sorted_lengths[begin]:
+            groups.append(AttentionGroup(lengths, order[begin:index], device))
+            begin = index
+    return [*groups, AttentionGroup(lengths, order[begin:], device)]
+
+
+class Attention:
+    """Attention for one batch of utterances of ``lengths`` (batch,), a tensor on the CPU; all layers share it."""
+
+    def __init__(self, lengths: Tensor, device: torch.device) -> None:
+        self.lengths, self.device = lengths, device
+        self.longest = int(lengths.max())
+
+    @functools.cached_property
+    def bounds(self) -> Tensor:
+        """(batch + 1,) int32, on the device: where utterances begin, and the number of rows."""
+        return F.pad(torch.cumsum(self.lengths, 0), (1, 0)).to(self.device, torch.int32, non_blocking=True)
+
+    @functools.cached_property
+    def groups(self) -> list[AttentionGroup]:
+        return attention_groups(self.lengths, self.device)
+
+    def attend(self, qkv: Tensor, heads: int) -> Tensor:
+        """From queries, keys and values (frames of the batch, 3 * dim) to (frames of the batch, dim)."""
+        width = qkv.shape[1] // 3
+        if uses_varlen(qkv, width // heads):
+            query, key, value = qkv.unflatten(1, (3, heads, -1)).unbind(1)
+            bounds, longest = self.bounds, self.longest
+            return varlen_attn(query, key, value, bounds, bounds, longest, longest).flatten(1)
+        if self.groups[0].rows is None:
+            parts = qkv.split([int(group.lengths.sum()) for group in self.groups])
+            pieces = [group.attend(part, heads) for part, group in zip(parts, self.groups, strict=True)]
+            return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        attended = qkv.new_empty(len(qkv), width)
+        for group in self.groups:
+            assert group.rows is not None  # as in the first
+            attended = attended.index_copy(0, group.rows, group.attend(qkv[group.rows], heads))
+        return attended
