@@ -85,9 +85,12 @@ class Attention:
         return attention_groups(self.lengths, self.device)
 
     def attend(self, qkv: Tensor, heads: int) -> Tensor:
-        """From queries, keys and values (frames of the batch, 3 * dim) to (frames of the batch, dim)."""
+        """From queries, keys and values (frames of the batch, 3 * dim) to (frames of the batch, dim).
+
+        Unequal utterances on a GPU are one call in 16 bits, and groups in float32, for which there is no such kernel.
+        """
         width = qkv.shape[1] // 3
-        if uses_varlen(qkv, width // heads):
+        if len(self.lengths) * self.longest > len(qkv) and uses_varlen(qkv, width // heads):
             query, key, value = qkv.unflatten(1, (3, heads, -1)).unbind(1)
             bounds, longest = self.bounds, self.longest
             return varlen_attn(query, key, value, bounds, bounds, longest, longest).flatten(1)

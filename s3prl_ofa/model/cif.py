@@ -12,7 +12,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from s3prl_ofa.model.packing import pad, unpad, valid_mask
+from s3prl_ofa.model.packing import pad, starts_of, unpad, valid_mask
 
 # Weights that should sum to an integer miss it by rounding errors: half a unit in the last place of a float32 per frame
 # (0.7 x 1000 is 699.99999 in float32). Sums are in float64; one that is this close to an integer counts as the integer.
@@ -62,10 +62,13 @@ def apply_cif(rows: Tensor, plan: CifPlan) -> Tensor:
 
     Differentiable in the rows and in the weights behind the plan.
     """
-    valid = valid_mask(plan.input_lengths, plan.begin.shape[1])
-    begin, end = plan.begin[valid], plan.end[valid]
-    first_output = torch.cumsum(plan.lengths, 0) - plan.lengths
-    utterance = torch.repeat_interleave(torch.arange(len(plan.lengths), device=rows.device), plan.input_lengths)
+    # Nothing here waits for a GPU but the number of outputs.
+    batch, longest = plan.begin.shape
+    number = torch.arange(batch, device=rows.device)
+    utterance = torch.repeat_interleave(number, plan.input_lengths, output_size=len(rows))
+    place = torch.arange(len(rows), device=rows.device) + (number * longest - starts_of(plan.input_lengths))[utterance]
+    begin, end = plan.begin.flatten()[place], plan.end.flatten()[place]
+    first_output = starts_of(plan.lengths)
     outputs = int(plan.lengths.sum())
 
     # The unit in which a frame begins. One that begins on an integer is counted in the unit before, with weight 0. That
@@ -87,13 +90,13 @@ def apply_cif(rows: Tensor, plan: CifPlan) -> Tensor:
     return compressed[:outputs].to(rows.dtype)
 
 
-def crossing_times(plan: CifPlan) -> Tensor:
+def crossing_times(plan: CifPlan, longest: int | None = None) -> Tensor:
     """Where each output frame starts and ends, in input frames: (batch, longest, 2) float64; padding is 0.
 
     An output frame starts and ends where the running sum of the weights crosses an integer.
     """
     begin, end = plan.begin.detach(), plan.end.detach()
-    longest = int(plan.lengths.max())
+    longest = int(plan.lengths.max()) if longest is None else longest
     integers = torch.arange(longest + 1, device=end.device, dtype=end.dtype).expand(len(end), -1).contiguous()
     frame = torch.searchsorted(end, integers).clamp(max=end.shape[1] - 1)
     width = (end - begin).gather(1, frame)

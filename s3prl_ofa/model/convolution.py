@@ -35,7 +35,12 @@ class _Exact(nn.modules.conv._ConvNd):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         kind, dtype = input.device.type, lowered_dtype(input)
-        if kind == "cuda" and self.is_simple() and not torch.compiler.is_compiling() and not differentiable(input, weight):
+        if (
+            kind == "cuda"
+            and self.is_simple()
+            and not torch.compiler.is_compiling()
+            and not differentiable(input, weight)
+        ):
             return product_of_windows(input, weight, bias, int(self.padding[-1]))
         usable = self.groups == 1 or (dtype == torch.bfloat16 and weight.shape[1] % CHANNELS_PER_GROUP == 0)
         if kind != "cpu" or dtype is None or usable:
@@ -93,9 +98,9 @@ def block_size(weight: Tensor) -> int:
 
 
 def banded(weight: Tensor) -> Tensor:
-    """The matrices (groups, steps * channels, block * channels) that turn windows of ``steps`` rows into ``block`` rows.
+    """Matrices (groups, steps * channels, block * channels) that turn windows of ``steps`` rows into ``block`` rows.
 
-    weight: (channels, per group, [1,] kernel). Row i, column j of each channel pair holds weight i - j of the kernel.
+    weight: (channels, per group, [1,] kernel). Row i, column j of two channels holds weight i - j of the kernel.
     """
     per_group, block = weight.shape[1], block_size(weight)
     kernel = weight.flatten(2).unflatten(0, (-1, per_group))  # (groups, out, in, kernel)

@@ -12,6 +12,7 @@ from s3prl_ofa.model.convolution import Conv2d
 from s3prl_ofa.model.packing import spread
 from s3prl_ofa.model.products import apply_linear
 
+
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward blocks, each with a residual; LayerNorm after (Base) or before (Large) each."""
 

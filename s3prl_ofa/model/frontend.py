@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from s3prl_ofa.model.config import ModelConfig
 from s3prl_ofa.model.packing import positions_of, starts_of
 from s3prl_ofa.model.products import linear
+from s3prl_ofa.model.windows_kernel import uses_windows_kernel, windows_product
 
 BLOCK = 4  # output frames that share one set of first-layer weights; utterances start at multiples of it
 NORM_EPS = 1e-5
@@ -136,16 +137,10 @@ class FrontEnd(nn.Module):
         # belongs to no utterance, is not computed.
         count = min(-(-samples // size), len(wave) // size - first)
         windows = self.windows(wave, first, count)
-        # One product for each set of weights: an utterance, or the whole chunk.
-        sets, sizes = [0], [count]
-        if len(kernels) > 1:
-            runs = owners[first : first + count].unique_consecutive(return_counts=True)
-            sets, sizes = (values.tolist() for values in runs)
-        parts = [
-            self.layer(part.flatten(0, 1), kernels[number], None if biases is None else biases[number], 0)
-            for number, part in zip(sets, windows.split(sizes), strict=True)
-        ]
-        hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(kernels) == 1:
+            hidden = self.layer(windows.flatten(0, 1), kernels[0], None if biases is None else biases[0], 0)
+        else:
+            hidden = self.layer(windows.flatten(0, 1), kernels, biases, 0, owners[first : first + count])
         for index in range(1, len(config.conv_layers)):
             hidden = self.convolution(hidden, index)
         return hidden[: stop - start]
@@ -158,10 +153,31 @@ class FrontEnd(nn.Module):
         windows = rows.as_strided((outputs, kernel * inputs), (stride * inputs, 1), rows.storage_offset())
         return self.layer(windows, self.weights[index], self.biases[index] if self.config.conv_bias else None, index)
 
-    def layer(self, windows: Tensor, weight: Tensor, bias: Tensor | None, index: int) -> Tensor:
+    def layer(
+        self, windows: Tensor, weight: Tensor, bias: Tensor | None, index: int, owners: Tensor | None = None
+    ) -> Tensor:
         """The product, LayerNorm over channels where the model has it, and GELU."""
         if self.config.conv_norm == "group":
-            return linear(windows, weight, bias, gelu=True)
-        hidden = linear(windows, weight, bias)
+            return products(windows, weight, bias, True, owners)
+        hidden = products(windows, weight, bias, False, owners)
         norm = self.norm_weights[index], self.norm_biases[index]
         return F.gelu(F.layer_norm(hidden, hidden.shape[1:], *norm, NORM_EPS))
+
+
+def products(windows: Tensor, weights: Tensor, biases: Tensor | None, gelu: bool, owners: Tensor | None) -> Tensor:
+    """Windows (rows, width) times weights (channels, width), followed by a GELU if asked: (rows, channels).
+
+    owners: None, or (runs,) on the CPU: which of the weights (sets, channels, width) each rows // runs rows have.
+    """
+    if uses_windows_kernel(windows, weights, biases, owners):
+        owners = None if owners is None else owners.to(windows.device, non_blocking=True)
+        return windows_product(windows, weights, biases, gelu, owners)
+    if owners is None:
+        return linear(windows, weights, biases, gelu=gelu)
+    sets, runs = (values.tolist() for values in owners.unique_consecutive(return_counts=True))
+    parts = windows.split([run * (len(windows) // len(owners)) for run in runs])
+    results = [
+        linear(part, weights[number], None if biases is None else biases[number], gelu=gelu)
+        for number, part in zip(sets, parts, strict=True)
+    ]
+    return results[0] if len(results) == 1 else torch.cat(results)

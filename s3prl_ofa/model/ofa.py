@@ -26,7 +26,7 @@ from s3prl_ofa.model.encoder import Encoder
 from s3prl_ofa.model.frontend import FrontEnd
 from s3prl_ofa.model.kernels import check_kernels
 from s3prl_ofa.model.names import from_fairseq, to_fairseq
-from s3prl_ofa.model.packing import pad
+from s3prl_ofa.model.packing import pad_all
 from s3prl_ofa.model.products import apply_linear
 from s3prl_ofa.model.rate import check_frame_period, check_lambd, solve_lambd, wanted_frames
 from s3prl_ofa.model.storage import write_safetensors
@@ -200,54 +200,57 @@ class OFAWav2Vec2(nn.Module):
         states = check_layers(layers, self.config.layers)
         check_window(window_s, overlap_s)
         waves = check_waves(waves, self.config.receptive_field, self.device)
-        seconds = torch.tensor([len(wave) for wave in waves], dtype=torch.float64, device=self.device) / SAMPLE_RATE
+        # Rates and lengths stay on the CPU as long as they can, so that nothing waits for a GPU.
+        seconds = torch.tensor([len(wave) for wave in waves], dtype=torch.float64) / SAMPLE_RATE
         # The rate is checked before any work is done.
         if frame_period_ms is not None:
-            rate = check_frame_period(frame_period_ms, len(waves)).to(self.device)
+            rate = check_frame_period(frame_period_ms, len(waves)).cpu()
         else:
-            rate = check_lambd(0.0 if lambd is None else lambd, len(waves)).to(self.device)
+            rate = check_lambd(0.0 if lambd is None else lambd, len(waves)).cpu()
 
-        rows, host_lengths = self.front_end_rows(waves)
-        input_lengths = host_lengths.to(self.device)
-        frames = None if frame_period_ms is None else wanted_frames(seconds, rate, input_lengths)
-        compressed = bool((rate != 0).any()) if frames is None else bool((frames != input_lengths).any())
+        rows, lengths = self.front_end_rows(waves)
+        input_lengths = lengths.to(self.device, non_blocking=True)
+        frames = None if frame_period_ms is None else wanted_frames(seconds, rate, lengths)
+        compressed = bool((rate != 0).any()) if frames is None else bool((frames != lengths).any())
         compressed = compressed or (rate.requires_grad and self.compressor is not None)
         alpha_sum = None
         if not compressed:
             rate = torch.zeros_like(rate)
-            plan = uncompressed_plan(input_lengths)
+            plan = uncompressed_plan(input_lengths, int(lengths.max()))
         elif self.compressor is None:
             raise ValueError("this checkpoint has no compressor: only lambd 0 (a frame period of 20 ms) is possible")
         else:
-            alpha = self.compressor.alpha(rows, host_lengths)
+            alpha = self.compressor.alpha(rows, lengths)
             alpha_sum = alpha.detach().sum(1)
-            if not bool(torch.isfinite(alpha_sum).all()):
+            sums = alpha_sum.cpu()
+            if not bool(torch.isfinite(sums).all()):
                 raise ValueError(
                     f"the frames are not finite in {self.feature_norm.weight.dtype}; expected waves in [-1, 1], or a "
                     "model in bfloat16 or float32"
                 )
             if frames is not None:
-                rate = self.lambd_for(frames, alpha_sum, input_lengths, rate, allow_beyond_one)
-            plan = self.compressor.plan(alpha, rate, input_lengths)
+                rate = self.lambd_for(frames, sums, lengths, rate, allow_beyond_one)
+            plan = self.compressor.plan(alpha, rate.to(self.device), input_lengths)
             rows = self.compressor.compress(rows, plan)
-        lengths = plan.lengths.cpu()
+            lengths = plan.lengths.cpu()
 
-        periods_s = seconds / plan.lengths
+        times = crossing_times(plan, int(lengths.max())) * (self.config.hop / SAMPLE_RATE)
+        periods_s = seconds / lengths
         rows = apply_linear(self.projection, rows)
         if window_s is None:
             hidden_states = self.encoder(rows, lengths, states)
         else:
-            window, overlap = (torch.round(value / periods_s).long().cpu() for value in (window_s, overlap_s))
+            window, overlap = (torch.round(value / periods_s).long() for value in (window_s, overlap_s))
             window = window.clamp(min=1)
             hidden_states = encode_in_windows(
                 self.encoder, rows, lengths, states, window, torch.minimum(overlap, window - 1)
             )
         return ExtractOutput(
-            hidden_states=tuple(pad(state, lengths) for state in hidden_states),
+            hidden_states=tuple(pad_all(hidden_states, lengths)),
             lengths=plan.lengths,
-            times=crossing_times(plan) * (self.config.hop / SAMPLE_RATE),
-            lambd=rate,
-            frame_period_ms=1000.0 * periods_s,
+            times=times,
+            lambd=rate.to(self.device),
+            frame_period_ms=(1000.0 * periods_s).to(self.device),
             input_lengths=input_lengths,
             frame_index=frame_index(plan),
             alpha_sum=alpha_sum,
@@ -282,8 +285,8 @@ def check_layers(layers: int | Sequence[int] | None, all_layers: int) -> Sequenc
     return states
 
 
-def uncompressed_plan(input_lengths: Tensor) -> CifPlan:
+def uncompressed_plan(input_lengths: Tensor, longest: int) -> CifPlan:
     """The plan in which every frame fires: that of lambd 0, without running the predictor."""
-    frame = torch.arange(int(input_lengths.max()), device=input_lengths.device, dtype=torch.float64)
+    frame = torch.arange(longest, device=input_lengths.device, dtype=torch.float64)
     lengths = input_lengths[:, None].double()
     return CifPlan(torch.minimum(frame, lengths), torch.minimum(frame + 1, lengths), input_lengths, input_lengths)

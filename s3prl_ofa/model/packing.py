@@ -5,6 +5,8 @@ the other, (frames of the whole batch, dim). Only operations along time need to 
 layout with gaps of zeros from :func:`spread`.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,20 +29,25 @@ def spread(rows: Tensor, lengths: Tensor, gap: int) -> tuple[Tensor, Tensor | No
     """
     if len(lengths) == 1:
         return rows, None
-    positions = positions_of(lengths, starts_of(lengths, gap)).to(rows.device)
+    positions = positions_of(lengths, starts_of(lengths, gap)).to(rows.device, non_blocking=True)
     layout = rows.new_zeros(int((lengths + gap).sum()) - gap, rows.shape[1])
     return layout.index_copy(0, positions, rows), positions
 
 
 def pad(rows: Tensor, lengths: Tensor) -> Tensor:
     """From rows (rows, ...) to (batch, longest, ...), with zeros after each utterance's end; a view where possible."""
+    return pad_all([rows], lengths)[0]
+
+
+def pad_all(states: Sequence[Tensor], lengths: Tensor) -> list[Tensor]:
+    """:func:`pad` for several rows of the same utterances, whose places are computed and moved once."""
     batch, longest = len(lengths), int(lengths.max())
-    if rows.shape[0] == batch * longest:
-        return rows.view(batch, longest, *rows.shape[1:])
+    if len(states[0]) == batch * longest:
+        return [rows.view(batch, longest, *rows.shape[1:]) for rows in states]
     starts = torch.arange(batch, device=lengths.device) * longest
-    layout = rows.new_zeros(batch * longest, *rows.shape[1:])
-    layout = layout.index_copy(0, positions_of(lengths, starts).to(rows.device), rows)
-    return layout.view(batch, longest, *rows.shape[1:])
+    places = positions_of(lengths, starts).to(states[0].device, non_blocking=True)
+    layouts = (rows.new_zeros(batch * longest, *rows.shape[1:]).index_copy(0, places, rows) for rows in states)
+    return [layout.view(batch, longest, *layout.shape[1:]) for layout in layouts]
 
 
 def unpad(padded: Tensor, lengths: Tensor) -> Tensor:
@@ -50,7 +57,7 @@ def unpad(padded: Tensor, lengths: Tensor) -> Tensor:
     if int(lengths.sum()) == batch * longest:
         return rows
     starts = torch.arange(batch, device=lengths.device) * longest
-    return rows[positions_of(lengths, starts).to(rows.device)]
+    return rows[positions_of(lengths, starts).to(rows.device, non_blocking=True)]
 
 
 def valid_mask(lengths: Tensor, longest: int | None = None) -> Tensor:

@@ -42,9 +42,9 @@ def check_waves(waves: Sequence[Tensor | np.ndarray], shortest: int, device: tor
                 f"({1000 * shortest / SAMPLE_RATE:g} ms at {SAMPLE_RATE} Hz)"
             )
         checked.append(wave.to(device, torch.float32))
-    finite = torch.stack([torch.isfinite(wave).all() for wave in checked]).tolist()
-    if not all(finite):
-        raise ValueError(f"utterance {finite.index(False)} holds NaN or infinite samples; finite values are expected")
+    if not bool(torch.isfinite(torch.cat(checked)).all()):
+        index = next(index for index, wave in enumerate(checked) if not bool(torch.isfinite(wave).all()))
+        raise ValueError(f"utterance {index} holds NaN or infinite samples; finite values are expected")
     return checked
 
 

@@ -57,7 +57,7 @@ def encode_in_windows(
     for number in group.unique().tolist():
         chosen = group == number
         size, read = sizes[chosen], starts[chosen]
-        encoded = encoder(rows[positions_of(size, read).to(rows.device)], size, states)
+        encoded = encoder(rows[positions_of(size, read).to(rows.device, non_blocking=True)], size, states)
         keep = positions_of(given_sizes[chosen], starts_of(size) + given_starts[chosen] - read).to(rows.device)
         parts.append([state[keep] for state in encoded])
     return [torch.cat(state) for state in zip(*parts, strict=True)]
