@@ -3,6 +3,7 @@
 ``benchmarks/gpu.sh`` runs these on a machine that has a GPU. OFA_TEST_DEVICE names another device than the first GPU.
 """
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from models import CONFIGS, noise_waves, random_model
+from models import BASE, CONFIGS, conv_layers, noise_waves, random_model
 from paths import DEMO, ROOT
+from torch.nn.utils.rnn import pad_sequence
 
 import s3prl_ofa
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.model import attention, convolution, frontend, products
 
 DEVICE = os.environ.get("OFA_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
 LENGTHS = [16_000, 400, 30_000, 9_000, 16_000]
@@ -30,6 +34,13 @@ def speech() -> list[torch.Tensor]:
     return [torch.from_numpy(wave[: len(wave) // (1 + index % 3)]) for index, wave in enumerate(waves)]
 
 
+def assert_close(found, expected) -> None:
+    """To 1e-4, from any device."""
+    assert torch.equal(found.lengths.cpu(), expected.lengths)
+    for one, other in zip(found.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("rate", RATES, ids=str)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_float32(name, rate):
@@ -38,10 +49,8 @@ def test_float32(name, rate):
     expected = model.extract(waves, **rate)
     found = model.to(DEVICE).extract([wave.to(DEVICE) for wave in waves], **rate)
     assert found.hidden_states[0].device.type == torch.device(DEVICE).type
-    assert torch.equal(found.lengths.cpu(), expected.lengths)
     torch.testing.assert_close(found.times.cpu(), expected.times, rtol=0, atol=1e-4)
-    for one, other in zip(found.hidden_states, expected.hidden_states, strict=True):
-        torch.testing.assert_close(one.cpu(), other, rtol=0, atol=1e-4)
+    assert_close(found, expected)
 
 
 @pytest.mark.parametrize("rate", [{}, {"lambd": 0.5}, {"frame_period_ms": 60.0}], ids=str)
@@ -72,6 +81,87 @@ def test_batches(rate):
         frames = int(alone.lengths[0])
         for one, other in zip(batch.hidden_states, alone.hidden_states, strict=True):
             torch.testing.assert_close(one[index, :frames], other[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_windows(name):
+    """Promise: the same for attention within windows."""
+    model, waves = random_model(CONFIGS[name]), noise_waves(LENGTHS, seed=3)
+    expected = model.extract(waves, lambd=0.3, window_s=0.6, overlap_s=0.2)
+    assert_close(model.to(DEVICE).extract(waves, lambd=0.3, window_s=0.6, overlap_s=0.2), expected)
+
+
+@pytest.mark.parametrize("parallel", [False, True], ids=["alone", "DataParallel"])
+def test_padded_batch(parallel):
+    """Promise: the same for a padded batch, whose padding is not read, also through DataParallel."""
+    model, waves = random_model(BASE), noise_waves(LENGTHS, seed=4)
+    rates = torch.tensor([0.0, 0.3, 0.5, 1.0, 1.5])
+    expected = model.extract(waves, rates)
+    batch, lengths = pad_sequence(waves, batch_first=True, padding_value=torch.nan), torch.tensor(LENGTHS)
+    model.to(DEVICE)
+    run = torch.nn.DataParallel(model) if parallel else model
+    assert_close(run(batch.to(DEVICE), lengths.to(DEVICE), rates.to(DEVICE)), expected)
+
+
+def test_gradients():
+    """Promise: hidden states can be differentiated in lambd and in the weights, as on the CPU."""
+    gradients = []
+    for device in ("cpu", DEVICE):
+        model = random_model(BASE).to(device).requires_grad_(True)
+        lambd = torch.tensor([0.3] * len(LENGTHS), dtype=torch.float64, device=device, requires_grad=True)
+        states = model.extract(noise_waves(LENGTHS, seed=5), lambd).hidden_states
+        states[-1].pow(2).sum().backward()
+        gradients.append([lambd.grad.cpu().float(), model.front_end.weights[1].grad.cpu()])
+    for one, other in zip(*gradients, strict=True):
+        assert (one - other).norm() < RELATIVE_ERROR * other.norm()  # cuDNN's convolutions have 10 bits in training
+
+
+# What the fast paths want: attention heads of 64, and convolutions as wide as the kernel's tiles.
+WIDE = dataclasses.replace(BASE, conv_layers=conv_layers(128), dim=128, heads=2, ffn_dim=256, pos_conv_groups=8)
+
+
+@pytest.mark.parametrize("rate", [{}, {"lambd": 0.5}], ids=str)
+@pytest.mark.parametrize("lowered", [True, False], ids=["16-bit model", "autocast"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_fast_paths(dtype, lowered, rate, monkeypatch):
+    """Promise: the same accuracy in 16 bits with the kernels of a GPU, which are used where there is one."""
+    used = set()
+
+    def spy(module, name):
+        original = getattr(module, name)
+
+        def run(*args, **kwargs):
+            used.add(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, run)
+
+    spy(attention, "varlen_attn")
+    spy(convolution, "product_of_windows")
+    spy(frontend, "windows_product")
+    spy(products.torch, "_addmm_activation")
+    model, waves = random_model(WIDE), noise_waves(LENGTHS, seed=6)
+    expected = model.extract(waves, **rate)
+    model.to(DEVICE, dtype if lowered else torch.float32)
+    with torch.autocast(torch.device(DEVICE).type, dtype=dtype, enabled=not lowered):
+        found = model.extract(waves, **rate)
+    assert torch.equal(found.lengths.cpu(), expected.lengths)
+    for index, frames in enumerate(expected.lengths.tolist()):
+        value, reference = (out.hidden_states[-1][index, :frames].cpu().double() for out in (found, expected))
+        assert (value - reference).norm() < RELATIVE_ERROR * reference.norm()
+        assert torch.nn.functional.cosine_similarity(value.flatten(), reference.flatten(), dim=0) > COSINE
+    if DEVICE == "cuda":
+        everywhere = {"varlen_attn", "product_of_windows"}
+        assert used == everywhere | ({"windows_product", "_addmm_activation"} if lowered else set())
+
+
+def test_int8_is_refused():
+    """Promise: 8 bits are for the CPU, as one sentence says."""
+    if torch.device(DEVICE).type == "cpu":
+        assert s3prl_ofa.load("tiny", DEVICE, "int8")
+        return
+    with pytest.raises(UsageError, match="dtype 'int8' is for the CPU"):
+        s3prl_ofa.load("tiny", DEVICE, "int8")
 
 
 def command(*arguments: object, cwd: object = None) -> None:

@@ -84,6 +84,7 @@ def windows_product(
     width) and (sets, channels), and each run of rows // runs rows has the set of its owner.
     """
     rows, (channels, width) = len(windows), weights.shape[-2:]
+    weights, biases = weights.contiguous(), None if biases is None else biases.contiguous()
     out = windows.new_empty(rows, channels)
     grid = -(-rows // TILE) * (channels // TILE)
     with torch.cuda.device_of(windows):
