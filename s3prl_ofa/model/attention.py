@@ -1,6 +1,8 @@
 """Self-attention within each utterance of a batch whose frames lie end to end."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from s3prl_ofa.model.packing import pad, positions_of, starts_of, unpad, valid_mask
 
+varlen_attn: Callable[..., Any] | None
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # before torch 2.10
@@ -93,6 +96,7 @@ class Attention:
         if len(self.lengths) * self.longest > len(qkv) and uses_varlen(qkv, width // heads):
             query, key, value = qkv.unflatten(1, (3, heads, -1)).unbind(1)
             bounds, longest = self.bounds, self.longest
+            assert varlen_attn is not None
             return varlen_attn(query, key, value, bounds, bounds, longest, longest).flatten(1)
         if self.groups[0].rows is None:
             parts = qkv.split([int(group.lengths.sum()) for group in self.groups])
