@@ -22,6 +22,13 @@ def shown_text(text: str) -> str:
     return shown(text)[1:-1]
 
 
+def escaped(text: str) -> str:
+    """The text on one line with escapes for what would not be seen or would change how the rest is shown: control
+    characters, line breaks, spaces other than the usual one, invisible letters (U+200B), changes of direction
+    (U+202E)."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def listed(items: Iterable[str], limit: int = 5, separator: str = ", ") -> str:
     """The first ``limit`` items and the number of the rest, for a message."""
     items = list(items)

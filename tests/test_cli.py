@@ -177,6 +177,7 @@ def test_bad_use_is_one_line_and_2(arguments, tmp_path, monkeypatch, capsys):
     [
         (errors.UsageError("found this,\nexpected that"), 2, "found this, expected that"),
         (errors.CheckpointError("x.pt: no"), 2, "x.pt: no"),
+        (errors.UsageError("\u202egpj.a, " + errors.shown("a\u200bb")), 2, r"\u202egpj.a, 'a\u200bb'"),
         (ValueError("a bad value"), 1, "a bad value"),
         (OSError(2, "No such file or directory"), 1, "FileNotFoundError: [Errno 2] No such file or directory"),
         (RuntimeError(), 1, "RuntimeError: no message"),

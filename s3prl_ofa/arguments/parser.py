@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from s3prl_ofa.device import AUTO
-from s3prl_ofa.errors import UsageError
+from s3prl_ofa.errors import UsageError, escaped
 
 # argparse's message for a value that is not one of an argument's choices; quoting depends on the Python version
 INVALID_CHOICE = re.compile(r"invalid choice: '(?P<found>.*)' \(choose from (?P<choices>.*)\)")
@@ -77,7 +77,7 @@ def add_device_argument(parser: argparse._ActionsContainer) -> None:
 
 
 def one_line(message: object) -> str:
-    return " ".join((worker_message(message) or str(message)).split())
+    return escaped(" ".join((worker_message(message) or str(message)).split()))
 
 
 def worker_message(error: object) -> str | None:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shlex
 from collections.abc import Iterator
 
@@ -22,13 +23,17 @@ SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".r
 SUFFIXES |= {".8svx", ".aif", ".aifc", ".iff", ".oga", ".opus", ".sf", ".snd", ".sph"}
 # Suffixes of audio that libsndfile cannot read. Such files are found all the same, so that they can be reported.
 OTHERS = "3ga 3gp aac aax ac3 amr ape asf avi awb dff dsf eac3 flv m4a m4b m4p m4r m4v mka mkv mov mp1 mp2 mp4 mpc mpeg"
-OTHERS += " mpg mpga oma qcp ra rm shn spx tak tta weba webm wma wmv wv"
+OTHERS += " mpg mpga oma pcm qcp ra raw rm shn spx tak tta weba webm wma wmv wv"
 OTHER_SUFFIXES = {f".{name}" for name in OTHERS.split()}
+HEADERLESS = {".pcm", ".raw"}  # only their owner knows rate, channels and encoding
 ALL_SUFFIXES = SUFFIXES | OTHER_SUFFIXES
 
 # libsndfile's formats whose integer PCM need not be decoded: any bits are valid samples, and open_audio has compared
 # the file's size with its header
 SIZED = {"WAV", "WAVEX", "RF64", "AIFF", "SVX", "AU", "W64", "CAF", "NIST"}
+# In libsndfile's log of opening a file: the frames that the header of AVR, MPC2K and MATLAB files declares (the last
+# ones, after those of other variables), and its own verdict on a VOC file.
+LOGGED_FRAMES, LOGGED_CUT = re.compile(r"\b(?:Frames|Cols) +: (\d+)"), "Seems to be a truncated file"
 CONVERT = "`s3prl-ofa prepare audio CORPUS --out DIR` makes a copy of a corpus that is"
 
 
@@ -144,10 +149,10 @@ def load_audio(path: str | os.PathLike) -> np.ndarray:
 def open_audio(path: str | os.PathLike) -> soundfile.SoundFile:
     """The open file. Raises AudioError when it is missing, is not audio, or has fewer samples than its header says.
 
-    Missing samples are detected here for WAV and its variants, AIFF, 8SVX, AU, W64, CAF and NIST, and for Ogg unless
-    the file was cut between two pages. For FLAC, and for MP3 with a frame count in its header, they are detected when
-    the samples are read (for FLAC in ``check_speech`` too). They are not detected in other MP3 files and the remaining
-    formats, which store no length or whose length libsndfile corrects.
+    Missing samples are detected here for WAV and its variants, AIFF, 8SVX, AU, W64, CAF, NIST, AVR, MAT4, MAT5, MPC2K
+    and VOC, and for Ogg unless the file was cut between two pages. For FLAC, SDS, and MP3 with a frame count in its
+    header, they are detected when the samples are read (for FLAC in ``check_speech`` too). They cannot be detected in
+    other MP3 files, IRCAM, PAF and PVF, which store no length.
     """
     try:
         os.fspath(path).encode("utf-8")
@@ -171,7 +176,19 @@ def open_audio(path: str | os.PathLike) -> soundfile.SoundFile:
     if not MIN_FILE_RATE <= (rate := file.samplerate) <= MAX_FILE_RATE:
         file.close()
         raise AudioError(f"damaged: its header says {rate} Hz; expected {MIN_FILE_RATE} to {MAX_FILE_RATE} Hz")
+    if lacks_frames(file):
+        file.close()
+        raise AudioError(f"cut short: it holds {file.frames} samples, fewer than its header declares")
     return file
+
+
+def lacks_frames(file: soundfile.SoundFile) -> bool:
+    """Whether libsndfile has corrected the length that a header declares, in the formats whose log tells."""
+    log = file.extra_info
+    if file.format == "VOC":
+        return LOGGED_CUT in log
+    declared = LOGGED_FRAMES.findall(log) if file.format in ("AVR", "MAT4", "MAT5", "MPC2K") else []
+    return bool(declared) and int(declared[-1]) > file.frames
 
 
 def unsearchable(folder: str | os.PathLike) -> str:
@@ -189,7 +206,8 @@ def conversion(path: str | os.PathLike) -> str:
     if old.suffix.lower() not in OTHER_SUFFIXES:
         return ""
     source, target = (shlex.quote(printable(name)) for name in (old.name, old.with_suffix(".wav").name))
-    return f"; convert it: ffmpeg -i {source} -ac 1 -ar {SAMPLE_RATE} {target}"
+    form = "-f s16le -ar RATE -ac CHANNELS " if old.suffix.lower() in HEADERLESS else ""
+    return f"; convert it: ffmpeg {form}-i {source} -ac 1 -ar {SAMPLE_RATE} {target}"
 
 
 def mono_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:

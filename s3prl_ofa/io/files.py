@@ -7,11 +7,11 @@ import os
 import pathlib
 import re
 import tempfile
-import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories of control characters, surrogates and line breaks
+from s3prl_ofa.errors import escaped
+
 STEM = 40  # characters of the file's name kept in its temporary name: at most 4 bytes each, of the 255 of a name
 TEMPORARY_NAME = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")  # of atomic_path
 # EFBIG: the file system or the shell limits the size of a file. Windows has no EDQUOT.
@@ -138,12 +138,9 @@ def append_probe(path: pathlib.Path) -> None:
 
 
 def printable(path: str | os.PathLike) -> str:
-    """The path on one line, for messages and reports: control characters and line breaks are escaped (``\\n``), as are
-    bytes that are not UTF-8 (``\\udcff``) and could not be written to a text file."""
-    return "".join(
-        character.encode("unicode_escape").decode() if unicodedata.category(character) in UNPRINTABLE else character
-        for character in os.fspath(path)
-    )
+    """The path on one line, for messages and reports, ``escaped``: bytes that are not UTF-8 (``\\udcff``) could not be
+    written to a text file either."""
+    return escaped(os.fspath(path))
 
 
 def cache_folder() -> pathlib.Path:

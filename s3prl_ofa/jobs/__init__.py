@@ -1,1 +1,2 @@
-"""Processes that a command starts, several at a time: slots.py on this machine, slurm.py on a cluster."""
+"""Processes that work at the same time: started by a command on this machine (slots.py) or on a cluster (slurm.py), or
+by a launcher (launched.py)."""

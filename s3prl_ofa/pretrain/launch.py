@@ -27,6 +27,7 @@ from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.io.files import atomic_path, writing
 from s3prl_ofa.io.locks import is_locked
 from s3prl_ofa.io.output_folder import LOCK, in_use, locked_folder
+from s3prl_ofa.jobs.launched import process_count
 from s3prl_ofa.model.names import check_finite
 from s3prl_ofa.pretrain.named_code import NO_USER_DIR, nothing_built
 from s3prl_ofa.signals import wait_for
@@ -67,17 +68,16 @@ def run(args: argparse.Namespace) -> int:
 def world_size() -> int:
     """How many processes torchrun started to train together; 1 for a single one, whatever its environment holds.
 
-    Raises UsageError for processes that cannot find one another.
+    Raises UsageError for processes that cannot find one another, and for a WORLD_SIZE that is no number.
     """
-    given = os.environ.get("WORLD_SIZE", "")
-    world = int(given) if given.isdecimal() else 1
+    world = process_count("WORLD_SIZE")
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if world > 1 and missing:
         raise UsageError(
             f"WORLD_SIZE={world} says that {world} processes were started, but without {', '.join(missing)} they "
             f"cannot find one another; unset it and give --nproc {world}, or start them with torchrun"
         )
-    return max(1, world)
+    return world
 
 
 def check_names(settings: Sequence[str]) -> None:

@@ -235,6 +235,11 @@ def test_formats_that_cannot_be_read_are_found(tmp_path):
     for path in find_audio(tmp_path):
         with pytest.raises(AudioError, match=f"ffmpeg -i {path.name} -ac 1 -ar 16000 {path.stem}.wav$"):
             duration(path)
+    for name in ("x.raw", "y.PCM"):  # only their owner knows what they hold
+        (tmp_path / name).write_bytes(bytes(32_000))
+        assert tmp_path / name in find_audio(tmp_path)
+        with pytest.raises(AudioError, match=f"ffmpeg -f s16le -ar RATE -ac CHANNELS -i {name} -ac 1 -ar 16000"):
+            load_audio(tmp_path / name)
     (tmp_path / "o'clock news.m4a").write_bytes(b"no audio")
     with pytest.raises(AudioError) as caught:
         load_audio(tmp_path / "o'clock news.m4a")
@@ -303,6 +308,24 @@ def test_formats_whose_size_is_not_in_their_header(tmp_path, make_wave):
         check_speech(path, verify=True)
 
 
+# store no length; have no header, are not read back from one file, or have a rate of their own
+UNKNOWN_LENGTH, NOT_TRIED, MONO = {"IRCAM", "PAF", "PVF"}, {"RAW", "SD2", "WVE", "XI"}, {"HTK", "SDS", "SVX"}
+
+
+@pytest.mark.parametrize("kind", sorted(set(soundfile.available_formats()) - UNKNOWN_LENGTH - NOT_TRIED))
+def test_every_format_is_accepted_whole_and_refused_cut(tmp_path, make_wave, kind):
+    """In all formats that store their length, which libsndfile may correct; the whole file is not refused."""
+    path = tmp_path / "a"
+    for channels in (1,) if kind in MONO else (1, 2):
+        soundfile.write(path, np.stack([make_wave(1.0)] * channels, 1), SAMPLE_RATE, format=kind)
+        assert len(load_audio(path)) >= SAMPLE_RATE
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(AudioError, match="^cut short|^damaged|Format not recognised"):
+            load_audio(path)
+
+
 def test_paths_are_printed_on_one_line():
-    """Whatever a name contains, a line of a report stays one line; letters of any script are kept."""
+    """Whatever a name contains, a line of a report stays one line and shows every character; letters of any script are
+    kept."""
     assert printable("a\nb\tc\rd\x1b[2J\u2028e\udcff é ДЖ 你.wav") == r"a\nb\tc\rd\x1b[2J\u2028e\udcff é ДЖ 你.wav"
+    assert printable("a\u200bb\u202egpj.wav") == r"a\u200bb\u202egpj.wav"

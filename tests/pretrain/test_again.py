@@ -131,8 +131,8 @@ def test_only_the_leader_locks(corpus, tmp_path, monkeypatch):
 
 
 def test_what_an_environment_says_of_processes(corpus, tmp_path, capfd, monkeypatch):
-    """Processes that cannot find one another are refused in one sentence; a process that is alone according to its
-    environment starts --nproc processes."""
+    """Processes that cannot find one another, and a number of them that is none, are refused in one sentence; a process
+    that is alone according to its environment starts --nproc processes."""
     from s3prl_ofa.pretrain import launch
 
     asked = []
@@ -143,8 +143,13 @@ def test_what_an_environment_says_of_processes(corpus, tmp_path, capfd, monkeypa
     said = capfd.readouterr().err
     assert said.count("\n") == 1 and "WORLD_SIZE=2" in said and "without RANK" in said
     monkeypatch.setenv("RANK", "0")
-    for world in ("1", "many"):
+    for world in ("1", ""):
         monkeypatch.setenv("WORLD_SIZE", world)
         assert run_here(["--nproc", 2, *command(tmp_path, corpus, tmp_path / "out")]) == 0
     assert asked == [2, 2]
+    for world in ("two", "0", "-2", "1.5"):
+        monkeypatch.setenv("WORLD_SIZE", world)
+        assert run_here(command(tmp_path, corpus, tmp_path / "out")) == 2
+        expected = f"error: WORLD_SIZE must be the number of processes that a launcher has started, found '{world}'"
+        assert expected in capfd.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -20,6 +20,7 @@ from torch.utils.data import DistributedSampler
 from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.jobs.launched import process_count
 
 # where launchers store the number of processes: torchrun, srun (of a step), mpirun (Open MPI, MPICH, MVAPICH)
 WORLD_SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -31,9 +32,10 @@ TIMEOUT = datetime.timedelta(days=1)  # the others wait while the leader evaluat
 def settle(args: argparse.Namespace) -> None:
     """Sets ``local_rank``, ``device`` and ``backend`` as the launcher asks; ``local_rank`` is None for one process.
 
-    Raises UsageError for several processes that cannot find one another or whose mode is not training.
+    Raises UsageError for several processes that cannot find one another or whose mode is not training, and for a
+    number of processes that is none.
     """
-    launcher, size = next(((name, size) for name in WORLD_SIZES if (size := number(name)) > 1), (None, 1))
+    launcher, size = next(((name, size) for name in WORLD_SIZES if (size := process_count(name)) > 1), (None, 1))
     if launcher is None:
         if args.local_rank is not None and "WORLD_SIZE" not in os.environ:
             raise UsageError(f"--local_rank is what a launcher gives to several processes: {TORCHRUN.format('N')}")
@@ -59,12 +61,6 @@ def settle(args: argparse.Namespace) -> None:
             f"local rank {args.local_rank} has no GPU: expected one per process, found {torch.cuda.device_count()}"
         )
     args.device = f"cuda:{args.local_rank}"
-
-
-def number(name: str) -> int:
-    """An environment variable that counts processes; 1 if it is not set or not a number."""
-    value = os.environ.get(name, "")
-    return int(value) if value.isdecimal() else 1
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from s3prl_ofa.errors import UsageError, listed
+from s3prl_ofa.errors import UsageError, escaped, listed
 from s3prl_ofa.io.audio import OTHER_SUFFIXES, SUFFIXES
 from s3prl_ofa.io.files import printable
 from s3prl_ofa.io.verified import verify_audio
@@ -198,7 +198,7 @@ def refuse_unknown(labels: dict[Utterance, Collection[str]], what: str, remedy: 
     unknown = {utterance: found for utterance, found in labels.items() if found}
     if unknown:
         found = sorted(set().union(*unknown.values()))
-        shown = listed((label if label.isprintable() else ascii(label) for label in found), SHOWN_LABELS, " ")
+        shown = listed(map(escaped, found), SHOWN_LABELS, " ")
         places = listed((f"{utterance.audio.stem} ({utterance.source})" for utterance in unknown), SHOWN, "; ")
         raise UsageError(f"{len(unknown)} of {len(labels)} utterances have {what}: {shown}, in {places}; {remedy}")
 

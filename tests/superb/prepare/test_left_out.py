@@ -109,13 +109,13 @@ def test_a_clean_run_removes_the_report(tmp_path, out):
 def test_other_formats_rates_and_closed_folders(tmp_path, out, closed_folders):
     """Formats that soundfile does not read, folders that cannot be searched and absurd rates are left out and named."""
     write_all(tmp_path / "audio", "a.wav", "b.wav")
-    for name in ("c.m4a", "d.amr", "e.webm"):
+    for name in ("c.m4a", "d.amr", "e.webm", "h.pcm", "i.raw"):
         (tmp_path / "audio" / name).write_bytes(b"no audio")
     soundfile.write(tmp_path / "audio" / "f.wav", np.zeros(2000, np.int16), 2)
     write_all(tmp_path / "audio" / "closed", "g.wav")
     assert prepare("manifest", tmp_path / "audio", "--out", out) == 1
     found = reasons(out)
-    assert set(found) == {"c.m4a", "d.amr", "e.webm", "f.wav", "closed"}
+    assert set(found) == {"c.m4a", "d.amr", "e.webm", "f.wav", "h.pcm", "i.raw", "closed"}
     assert all(f"ffmpeg -i {name}" in found[name] for name in ("c.m4a", "d.amr", "e.webm"))
     assert "Permission denied" in found["closed"] and "2 Hz" in found["f.wav"]
 
