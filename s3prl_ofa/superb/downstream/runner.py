@@ -15,6 +15,7 @@ from s3prl.utility.helper import is_leader_process
 from torch import nn
 
 from s3prl_ofa.checkpoint.safe_loading import patched_attributes
+from s3prl_ofa.errors import CheckpointError
 from s3prl_ofa.superb.compat.packed_lstm import packed_lstm_in_asr
 from s3prl_ofa.superb.compat.shims import ModuleOverlay
 from s3prl_ofa.superb.downstream import processes
@@ -27,6 +28,8 @@ from s3prl_ofa.superb.learned_rate.rate import AdaptiveRate
 from s3prl_ofa.superb.learned_rate.training import train_rate
 from s3prl_ofa.superb.upstream.expert import UpstreamExpert, unwrapped
 from s3prl_ofa.superb.upstream.featurizer import LengthAwareFeaturizer
+
+LONGEST_REASON = 300  # characters
 
 
 class DownstreamRunner(s3prl_runner.Runner):
@@ -98,6 +101,19 @@ class DownstreamRunner(s3prl_runner.Runner):
     @property
     def learned_rate(self) -> AdaptiveRate | None:
         return unwrapped(self.rate.model) if self.rate else None
+
+    def _load_weight(self, model: Any, name: str) -> None:
+        """Raises CheckpointError for a state that is missing, where S3PRL would go on with random weights, or does not
+        fit."""
+        is_trained = self.args.mode != "train" or self.args.past_exp
+        is_needed = is_trained and (name != "Upstream" or self.args.upstream_trainable) and model.state_dict()
+        if is_needed and not self.init_ckpt.get(name):
+            raise CheckpointError(f"the trained {name} is needed and missing; give a complete checkpoint (-e or -i)")
+        try:
+            super()._load_weight(model, name)
+        except Exception as error:  # the states of models and optimizers are refused in many ways
+            reason = " ".join(str(error).split())[:LONGEST_REASON]
+            raise CheckpointError(f"the checkpoint's {name} does not fit: {reason}") from error
 
     def _get_upstream(self) -> s3prl_runner.ModelEntry:
         entry = super()._get_upstream()

@@ -258,9 +258,13 @@ def test_parts_of_another_kind(part, trained, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("part", "value", "said"),
     [
-        ("Config", 3, "its Config is a int, expected dict"),
+        ("Args", {}, "its Args is a dict, expected Namespace"),
         ("Config", {"runner": {}, "downstream_expert": 3}, "the config must be a mapping"),
-        ("Downstream", [1], "its Downstream is a list, expected dict"),
+        *[(part, "2", f"its {part} is a str, expected int") for part in ("Step", "Epoch")],
+        *[
+            (part, [1], f"its {part} is a list, expected dict")
+            for part in ("Config", "Optimizer", "Scheduler", "Upstream", "Featurizer", "Rate", "Downstream", "Position")
+        ],
     ],
 )
 def test_initial_weights_of_wrong_parts(part, value, said, tmp_path):

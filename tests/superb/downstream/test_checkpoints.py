@@ -2,6 +2,7 @@
 
 import fcntl
 import pathlib
+import re
 
 import pytest
 import torch
@@ -60,6 +61,40 @@ def test_an_experiment_stays_in_its_folder(train, tmp_path, monkeypatch):
         assert set(moved.iterdir()) - before
     assert stored(moved / "states-6.ckpt")["Args"].expdir == str(moved)
     assert not first.exists() and not list((tmp_path / "elsewhere").iterdir())
+
+
+MISSING = "the trained {} is needed and missing"
+FOREIGN = {
+    "no weights": ("Downstream", None, MISSING),
+    "empty": ("Downstream", {}, MISSING),
+    "no layer weights": ("Featurizer", {}, MISSING),
+    "another shape": ("Downstream", {"projector.bias": torch.zeros(3)}, "the checkpoint's {} does not fit: .*shape"),
+    "a number": ("Featurizer", {"weights": 3}, "the checkpoint's {} does not fit: "),
+    "a name": ("Downstream", {3: torch.zeros(2)}, "the checkpoint's {} does not fit: "),
+    "no state": ("Optimizer", {}, MISSING),
+    "another state": ("Optimizer", {"state": 3, "param_groups": []}, "the checkpoint's {} does not fit: .*groups"),
+}
+
+
+def test_states_that_do_not_fit(train, capfd):
+    """An experiment is not scored with random weights, and not trained on from another optimizer's state."""
+    assert train("-p", "exp") == 0
+    states = stored("exp/states-2.ckpt")
+    for case, (name, content, said) in FOREIGN.items():
+        foreign = content if not content or name == "Optimizer" else {**states[name], **content}
+        torch.save({**states, name: foreign or {}}, "exp/states-2.ckpt")
+        mode = "train" if name == "Optimizer" else "evaluate"
+        assert resume("-e", "exp", *["-o", STEPS.format(4)] * (mode == "train"), mode=mode) == 2, case
+        assert re.search("error: " + said.format(name), capfd.readouterr().err), case
+    torch.save(states, "exp/states-2.ckpt")
+    assert resume("-e", "exp") == 0
+
+
+def test_an_evaluation_needs_weights(corpora, train, capfd):
+    """A task's model that was never trained has no score."""
+    data = ["-d", "sid", "--voxceleb1", str(corpora / "VoxCeleb1"), "--prepared", str(corpora / "prepared"), "--mini"]
+    assert resume("-p", "exp", "-u", "ofa_wav2vec2", "-k", CKPT, *data) == 2
+    assert MISSING.format("Featurizer") in capfd.readouterr().err
 
 
 def test_override_of_the_folder_leaves_no_stale_one(train, tmp_path):
