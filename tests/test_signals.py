@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from guidance_data import write_ctm, write_manifest
 from paths import ROOT
-from pretraining import corpus_settings, make_corpus, write_config
+from pretraining import corpus_settings, make_corpus, read_checkpoint, write_config
 
 from s3prl_ofa import cli, signals
 
@@ -126,7 +126,9 @@ def test_pretrain_and_again(tmp_path, processes):
     if processes == 1:  # torchrun tells of its own end
         assert "Traceback" not in said
     assert not list(last.parent.glob(".*"))
-    assert cli.main(["pretrain", *map(str, command[3:]), "optimization.max_update=2"]) == 0
+    updates = read_checkpoint(last)["optimizer_history"][-1]["num_updates"] + 1
+    assert cli.main(["pretrain", *map(str, command[3:]), f"optimization.max_update={updates}"]) == 0
+    assert read_checkpoint(last)["optimizer_history"][-1]["num_updates"] == updates
 
 
 @pytest.fixture

@@ -39,6 +39,16 @@ LEFT_OUT = {
     "rate": ({"rate": "speed"}, "rate: one of lambd, frame_period_ms, pool, adaptive is expected, found 'speed'"),
     "rate of lists": ({"rate": [1]}, "rate: one of"),
     "no value": ({"value": None}, "rate and value belong together"),
+    "accuracy of 140%": ({"score": 1.4}, "score: a share from 0 to 1 is expected, found 1.4"),
+    "negative accuracy": ({"score": -0.1}, "score: a share from 0 to 1 is expected, found -0.1"),
+    "negative error rate": (
+        {"score": -0.1, "higher_is_better": False},
+        "score: a number of at least 0 is expected, found -0.1",
+    ),
+    "negative lambd": ({"value": -1}, "value: a number in [0, 2) or adaptive is expected, found -1"),
+    "period": ({"rate": "frame_period_ms", "value": 19}, "value: a number of at least 20 is expected, found 19"),
+    "pool": ({"rate": "pool", "value": 1}, "value: a whole number of at least 2 is expected, found 1"),
+    "weight": ({"rate": "adaptive", "value": -0.5}, "value: a number of at least 0 is expected, found -0.5"),
     "seed": ({"seed": 1.5}, "seed: a whole number is expected, found 1.5"),
     "unit": ({"unit": 0}, "unit: a number above 0 is expected, found 0"),
     "direction": ({"higher_is_better": "yes"}, "higher_is_better: true or false is expected, found 'yes'"),
@@ -138,6 +148,19 @@ def test_rows_that_are_there_twice(tmp_path, capsys):
     told = report(folder, capsys)["printed"]
     assert told.count("(line ") == 1 and f"{again['point']} (line 8): finished in an earlier line too" in told
     assert 0.123 in [found["score"] for found in summarize(folder, 0.05).rows]
+
+
+def test_one_run_under_two_names(tmp_path, capsys):
+    """A seed counts once: of rows that are alike in all settings the last one, with a remark."""
+    renamed = GOOD[0] | {"point": "renamed", "score": 0.123}
+    others = [GOOD[0] | {"point": f"other {key}", key: value} for key, value in {"seed": 3, "steps": 501}.items()]
+    folder = write_sweep(tmp_path, [*GOOD, renamed, *others, renamed])
+    for told in report(folder, capsys).values():
+        assert f"renamed (line 7): has the settings and seed of {GOOD[0]['point']}; the last one counts" in told
+        assert told.count("has the settings and seed of") == 1
+    found = {(setting.value, setting.steps): setting.seeds for setting in summarize(folder, 0.05).settings.itertuples()}
+    assert found == {(0.0, 500): (1, 2, 3), (0.0, 501): (1,), (0.5, 500): (1, 2), (1.0, 500): (1, 2)}
+    assert 0.123 in [row["score"] for row in summarize(folder, 0.05).rows]
 
 
 @pytest.mark.parametrize(("lines", "text"), [("", "no row in results.jsonl"), ("\n\n", "no row in results.jsonl")])

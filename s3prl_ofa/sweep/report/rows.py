@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from s3prl_ofa.errors import shown
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, RATE_KEYS, with_current_names
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NUMBERS, RATE_KEYS, with_current_names
 from s3prl_ofa.sweep.job import FAILED, FINISHED, Row
 from s3prl_ofa.sweep.results import RESULTS, numbered_lines, point_rows
 
+PERCENT = 100  # the unit of scores that are shares
 LARGEST = 1e15  # beyond it, means and deviations lose all digits or overflow
 RATES = (*RATE_KEYS, ADAPTIVE)
 
@@ -32,6 +33,7 @@ NUMBER = Kind("a number", is_number)
 POSITIVE = Kind("a number above 0", lambda value: is_number(value) and value > 0)
 COST = Kind("a number of at least 0", lambda value: is_number(value) and value >= 0)
 WHOLE = Kind("a whole number", lambda value: is_number(value) and value == int(value))
+SHARE = Kind("a share from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
 REPEAT = Kind("a whole number or text", lambda value: WHOLE.fits(value) or TEXT.fits(value))
 
 NEEDED = {"task": TEXT, "model": TEXT, "metric": TEXT, "seed": WHOLE, "score": NUMBER, "unit": POSITIVE}
@@ -43,17 +45,22 @@ OPTIONAL |= {"dev_score": NUMBER, "learnt_lambd": NUMBER}
 OPTIONAL |= {"frame_period_ms": POSITIVE, "macs_per_second": COST, "peak_memory_mb": COST}
 OPTIONAL |= {"upstream_seconds_per_second": COST, "downstream_seconds_per_second": COST}
 
+# rows that are alike in all of these are of one run
+RUN = ("task", "model", "rate", "value", "lambd_start", "lambd_max", "output_frames", "asked_repeat", "learning_rate")
+RUN += ("seed", "steps", "metric", "test_split", "checkpoint_sha256", "config_sha256")
+
 COLUMNS = NEEDED | NULLABLE | OPTIONAL
 FLOATS = [key for key, kind in COLUMNS.items() if kind in (NUMBER, POSITIVE, COST)]
 
 
 def read_rows(out: pathlib.Path) -> tuple[list[Row], list[str]]:
     """One usable row per point, from the results file and the points' own results, and what is wrong with the others.
-    Of several, the last finished one counts, or else the last one."""
+    Of several, also of one run under several names, the last finished one counts, or else the last one."""
     lines = list(numbered_lines(out))
     written = [row for _, row in lines]
     lines += [(place, row) for place, row in point_rows(out) if row not in written]
     found: dict[str, Row] = {}
+    names: dict[tuple[Any, ...], str] = {}  # of the finished points, by their run
     faults = []
     for place, row in lines:
         if row is None:
@@ -71,6 +78,12 @@ def read_rows(out: pathlib.Path) -> tuple[list[Row], list[str]]:
             faults.append(f"{where}: finished in an earlier line too; the last one counts")
         if earlier != FINISHED or row["state"] == FINISHED:
             found[row["point"]] = row
+        if row["state"] == FINISHED:
+            run = tuple(row[key] for key in RUN)
+            if (other := names.get(run, row["point"])) != row["point"]:
+                faults.append(f"{where}: has the settings and seed of {other}; the last one counts")
+                found.pop(other, None)
+            names[run] = row["point"]
     return list(found.values()), faults
 
 
@@ -85,13 +98,15 @@ def checked(row: Row) -> tuple[Row, list[str]]:
         return {**row, "error": str(row.get("error", "no reason is given")), "log": [str(line) for line in log]}, []
     if row["state"] != FINISHED:
         raise ValueError(f"state: {FINISHED} or {FAILED} is expected, found {shown(row['state'])}")
-    found, left_out = dict(row), []
+    found, left_out, limits = dict(row), [], limits_of(row)
     for key, kind in COLUMNS.items():
         if key not in row and key not in OPTIONAL:
             raise ValueError(f"{key} is missing")
         value = row.get(key)
         if key in NULLABLE and isinstance(value, float) and math.isnan(value):
             value = None
+        if kind.fits(value):
+            kind = limits.get(key, kind)
         if not (kind.fits(value) or key not in NEEDED and value is None):
             fault = f"{key}: {kind.words} is expected, found {shown(value)}"
             if key not in OPTIONAL:
@@ -103,3 +118,14 @@ def checked(row: Row) -> tuple[Row, list[str]]:
     if (found["rate"] is None) != (found["value"] is None):
         raise ValueError(f"rate and value belong together, found {shown(row['rate'])} and {shown(row['value'])}")
     return found, left_out
+
+
+def limits_of(row: Row) -> dict[str, Kind]:
+    """What follows for numbers of a row from its other columns."""
+    limits = {}
+    if row.get("unit") == PERCENT:  # an error rate may exceed 1, an accuracy cannot
+        limits = dict.fromkeys(("score", "dev_score"), SHARE if row.get("higher_is_better") is True else COST)
+    if (rate := row.get("rate")) in RATES:
+        _, is_valid, words = NUMBERS["rate_weight" if rate == ADAPTIVE else rate]
+        limits["value"] = Kind(words, is_valid)
+    return limits
