@@ -22,51 +22,35 @@ URL_SCHEMES = ("http://", "https://")
 
 
 def ofa_wav2vec2(ckpt: str | os.PathLike | None = None, refresh: bool = False, **options: Any) -> UpstreamExpert:
-    """The upstream from a checkpoint, a file or a URL (downloaded once, or again with ``refresh``).
+    """The upstream from a checkpoint of any known format: a file, a folder or a URL.
 
-    options: model_config, lambd, frame_period_ms, output_frames, repeat; see UpstreamExpert.
+    A URL is downloaded once, through S3PRL's cache, or again with ``refresh``. options: model_config, lambd,
+    frame_period_ms, output_frames, repeat; see UpstreamExpert.
     """
     if ckpt is None:
         raise UsageError("ofa_wav2vec2 needs a checkpoint: give ckpt (S3PRL's -k), a file or a URL")
-    if os.fspath(ckpt).startswith(URL_SCHEMES):
-        return ofa_wav2vec2_url(ckpt, refresh=refresh, **options)
-    return ofa_wav2vec2_local(ckpt, **options)
-
-
-def ofa_wav2vec2_local(ckpt: str | os.PathLike, refresh: bool = False, **options: Any) -> UpstreamExpert:
-    """The upstream from a checkpoint file or folder of any known format."""
-    if not checkpoint_path(ckpt).exists():
-        raise UsageError(f"there is no checkpoint at {os.fspath(ckpt)}")
-    return UpstreamExpert(ckpt, **options)
-
-
-def ofa_wav2vec2_url(ckpt: str, refresh: bool = False, **options: Any) -> UpstreamExpert:
-    """The upstream from a URL, through S3PRL's download cache; ``refresh`` downloads it again."""
     if not os.fspath(ckpt).startswith(URL_SCHEMES):
-        raise UsageError(f"a URL ({' or '.join(URL_SCHEMES)}) is expected, found {ckpt}")
+        if not checkpoint_path(ckpt).exists():
+            raise UsageError(f"there is no checkpoint at {os.fspath(ckpt)}")
+        return UpstreamExpert(ckpt, **options)
     from s3prl.util.download import urls_to_filepaths
 
-    path = urls_to_filepaths(os.fspath(ckpt), refresh=refresh)
     try:
-        return ofa_wav2vec2_local(path, **options)
+        return UpstreamExpert(urls_to_filepaths(os.fspath(ckpt), refresh=refresh), **options)
     except CheckpointError as error:
         raise CheckpointError(f"what was downloaded from {ckpt} is not a checkpoint: {error}") from error
 
 
-ofa_wav2vec2_custom = ofa_wav2vec2  # S3PRL's name for entries that take a file or a URL
+# S3PRL's customary names for entries that take a file, a URL or either
+ofa_wav2vec2_local = ofa_wav2vec2_url = ofa_wav2vec2_custom = ofa_wav2vec2
 
 
 def ofa_wav2vec2_tiny(**options: Any) -> UpstreamExpert:
     """The upstream from the bundled checkpoint of 5.8 million parameters, for torch.hub."""
-    return ofa_wav2vec2_local("tiny", **options)
+    return ofa_wav2vec2("tiny", **options)
 
 
-ENTRIES = {
-    "ofa_wav2vec2": ofa_wav2vec2,
-    "ofa_wav2vec2_local": ofa_wav2vec2_local,
-    "ofa_wav2vec2_url": ofa_wav2vec2_url,
-    "ofa_wav2vec2_custom": ofa_wav2vec2_custom,
-}
+ENTRIES = {f"ofa_wav2vec2{source}": ofa_wav2vec2 for source in ("", "_local", "_url", "_custom")}
 
 
 def replace_asr_dataset(expert: ModuleType) -> None:

@@ -1,8 +1,8 @@
 """Adds the upstream to a source checkout of S3PRL, and removes it again.
 
 A checkout finds upstreams by one import line each in its ``hub.py``. So two things are added: the folder
-``upstream/ofa_wav2vec2`` (a link, or a copy where links cannot be made) and one marked line in ``hub.py``. The line
-comes first, so that the shims are in place before S3PRL's other upstreams are imported.
+``upstream/ofa_wav2vec2``, copied from this project, and one marked line in ``hub.py``. The line comes first, so that
+the shims are in place before S3PRL's other upstreams are imported.
 """
 
 import argparse
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 NAME = "ofa_wav2vec2"
 HUB_LINE = f"from s3prl.upstream.{NAME}.hubconf import *  # added by s3prl-ofa link\n".encode()
 FIRST_IMPORT = re.compile(rb"^from s3prl\.(upstream|downstream)\.\w+\.hubconf import ", re.MULTILINE)
-COPY_MARK = ".copied_by_s3prl_ofa"
+MARK = ".copied_by_s3prl_ofa"
 CHECKOUT_FILES = ("hub.py", "run_downstream.py", "upstream/interfaces.py", "downstream/runner.py")
 
 
@@ -39,7 +39,7 @@ def run_unlink(args: argparse.Namespace) -> None:
 def link(checkout: str | os.PathLike, force: bool = False) -> pathlib.Path:
     """Makes ``-u ofa_wav2vec2`` work in a source checkout of S3PRL; returns the folder that was added.
 
-    Doing it again changes nothing. A warning says if the checkout's own script cannot run: the first thing it imports
+    Calling it again changes nothing. A warning says if the checkout's own script cannot run: the first thing it imports
     is torchaudio, before we can patch it. Raises UsageError, and changes nothing, if ``checkout`` is no checkout, if a
     folder of that name is not ours, or if ours is outdated and ``force`` is not given.
     """
@@ -47,14 +47,14 @@ def link(checkout: str | os.PathLike, force: bool = False) -> pathlib.Path:
     source, target = folder("upstream") / NAME, package / "upstream" / NAME
     hub = package / "hub.py"
     new_text = with_hub_line(hub)
-    exists = os.path.lexists(target)
-    if exists and not made_by_us(target):
-        raise UsageError(f"{target} exists and was not made by s3prl-ofa link; move it away first")
-    if not (exists and up_to_date(target, source)):
-        if exists and not force:
-            raise UsageError(f"{target} is an outdated link or copy of ours; --force renews it")
-        remove(target)
-        place(source, target)
+    if os.path.lexists(target):
+        if not (target / MARK).is_file():
+            raise UsageError(f"{target} exists and was not made by s3prl-ofa link; move it away first")
+        names = [path.name for path in source.glob("*.py")]
+        if not force and any(filecmp.cmpfiles(source, target, names, shallow=False)[1:]):
+            raise UsageError(f"{target} is from another version of s3prl-ofa; --force updates it")
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    (target / MARK).write_text("s3prl-ofa unlink removes this folder\n", encoding="utf-8")
     write_hub(hub, new_text)
     problem = torchaudio_problem(package)
     if problem is None:
@@ -78,12 +78,13 @@ def unlink(checkout: str | os.PathLike) -> None:
     target, hub = package / "upstream" / NAME, package / "hub.py"
     text = hub.read_bytes()
     exists = os.path.lexists(target)
-    if exists and not made_by_us(target):
+    if exists and not (target / MARK).is_file():
         raise UsageError(f"{target} was not made by s3prl-ofa link, so it stays")
     if not exists and HUB_LINE not in text:
         raise UsageError(f"{package} is not linked: there is nothing to remove")
     write_hub(hub, text.replace(HUB_LINE, b""))
-    remove(target)
+    if exists:
+        shutil.rmtree(target)
     logger.info("%s is as it was before s3prl-ofa link", package)
 
 
@@ -115,38 +116,6 @@ def with_hub_line(hub: pathlib.Path) -> bytes:
     if not FIRST_IMPORT.search(text):
         raise UsageError(f"{hub} does not import upstreams as S3PRL 0.4 does, so ours cannot be added")
     return FIRST_IMPORT.sub(HUB_LINE + rb"\g<0>", text, count=1)
-
-
-def made_by_us(target: pathlib.Path) -> bool:
-    """Whether it is a copy with our mark, or a link to a folder like ours, or to where one was before it was moved."""
-    if target.is_symlink():
-        return pathlib.Path(os.readlink(target)).parts[-2:] == ("upstream", NAME)
-    return (target / COPY_MARK).is_file()
-
-
-def up_to_date(target: pathlib.Path, source: pathlib.Path) -> bool:
-    if target.is_symlink():
-        return target.exists() and target.samefile(source)
-    names = [path.name for path in source.glob("*.py")]
-    return not any(filecmp.cmpfiles(source, target, names, shallow=False)[1:])
-
-
-def place(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Links ``target`` to ``source``, or copies it where links are not supported or not permitted."""
-    try:
-        target.symlink_to(source, target_is_directory=True)
-    except OSError as error:
-        logger.info("%s cannot be a link (%s); it is a copy", target, error)
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        (target / COPY_MARK).write_text("s3prl-ofa unlink removes this folder\n", encoding="utf-8")
-
-
-def remove(target: pathlib.Path) -> None:
-    """Removes a link or a folder, if it is there."""
-    if target.is_symlink():
-        target.unlink()
-    elif target.exists():
-        shutil.rmtree(target)
 
 
 def write_hub(hub: pathlib.Path, text: bytes) -> None:

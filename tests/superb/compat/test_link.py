@@ -67,13 +67,10 @@ def test_link_and_unlink_leave_no_trace(bare):
     before = contents(bare)
     target = linking.link(bare)
     assert target == bare / "s3prl" / "upstream" / "ofa_wav2vec2"
-    assert target.is_symlink() and target.samefile(folder("upstream") / "ofa_wav2vec2")
     assert {"__init__.py", "hubconf.py", "expert.py"} <= {path.name for path in target.iterdir()}
     changed = contents(bare)
-    assert {name for name in changed if changed.get(name) != before.get(name)} == {
-        "s3prl/hub.py",
-        "s3prl/upstream/ofa_wav2vec2",
-    }
+    different = {name for name in changed if changed.get(name) != before.get(name)} - {"s3prl/hub.py"}
+    assert all(name.startswith("s3prl/upstream/ofa_wav2vec2/") for name in different)
     linking.link(bare)  # again: nothing more
     assert contents(bare) == changed
     linking.unlink(bare / "s3prl")
@@ -83,17 +80,9 @@ def test_link_and_unlink_leave_no_trace(bare):
         linking.unlink(bare)
 
 
-def test_link_copies_where_links_cannot_be_made(bare, monkeypatch):
-    """Without symbolic links the folder is copied, renewed with --force when outdated, and can be unlinked."""
-
-    def refuse(self, *args, **kwargs):
-        raise OSError("no links here")
-
-    monkeypatch.setattr(pathlib.Path, "symlink_to", refuse)
-    before = contents(bare)
-    target = linking.link(bare)
-    assert not target.is_symlink() and (target / "expert.py").is_file()
-    linking.link(bare)
+def test_a_folder_of_another_version(bare):
+    """It is updated with --force alone."""
+    before, target = contents(bare), linking.link(bare)
     (target / "expert.py").write_text("# of an older version\n")
     with pytest.raises(UsageError, match="--force"):
         linking.link(bare)
@@ -118,16 +107,6 @@ def test_a_folder_of_someone_else_stays(bare, tmp_path, kind):
         with pytest.raises(UsageError, match="ofa_wav2vec2"):
             refused()
     assert contents(bare) == before
-
-
-def test_a_dangling_link_of_ours_is_renewed(bare, tmp_path):
-    """After the project was moved its old link points nowhere: --force renews it, unlink removes it."""
-    target = bare / "s3prl" / "upstream" / "ofa_wav2vec2"
-    target.symlink_to(tmp_path / "moved" / "upstream" / "ofa_wav2vec2")
-    with pytest.raises(UsageError, match="--force"):
-        linking.link(bare)
-    linking.link(bare, force=True)
-    assert target.samefile(folder("upstream") / "ofa_wav2vec2")
 
 
 def test_what_is_no_checkout_is_refused(tmp_path, bare):
