@@ -11,7 +11,7 @@ learned_rate/    lambd as a parameter that is trained with the downstream task
 tasks/           configs, corpora and labels of asr, pr and sid
 prepare/         from corpora to the files that the tasks need
 downstream/      the command, a subclass of S3PRL's Runner, and the folder of an experiment
-registration.py  what changes in S3PRL on import
+registration.py  what is patched in S3PRL on import
 """
 
 from s3prl_ofa.superb import registration

@@ -1,7 +1,7 @@
 """Registers the upstream ``ofa_wav2vec2`` with S3PRL; importing ``s3prl_ofa.superb`` does it.
 
-S3PRL has no plugin mechanism and takes seconds to import, so nothing of it is imported here. Instead, those of its
-modules that need a change are changed when they are imported, or at once if they already are.
+S3PRL has no plugin mechanism and takes seconds to import, so nothing of it is imported here. Instead, its modules are
+patched as soon as they are imported, or at once if they already are.
 """
 
 import os
@@ -72,7 +72,7 @@ def add_corpora(ctc: ModuleType) -> None:
         ctc.__path__.insert(0, ours)
 
 
-# What is done to which module of S3PRL once it is imported.
+# The patches of each S3PRL module.
 AFTER_IMPORT: dict[str, tuple[Callable[[ModuleType], Any], ...]] = {
     "s3prl": (lambda _: shims.apply_shims(),),
     "s3prl.hub": (lambda hub: vars(hub).update(ENTRIES),),
@@ -89,9 +89,9 @@ AFTER_IMPORT: dict[str, tuple[Callable[[ModuleType], Any], ...]] = {
 
 
 def register() -> None:
-    """Changes the modules of ``AFTER_IMPORT`` that are imported, and the others once they are.
+    """Patches the modules of ``AFTER_IMPORT``, those that are not imported yet as soon as they are.
 
-    A module may be in the middle of its import (a linked checkout's ``s3prl.hub`` imports us), so its function must not
+    A module may be in the middle of its import (a linked checkout's ``s3prl.hub`` imports us), so a patch must not
     need what comes later in the module.
     """
     for name, functions in AFTER_IMPORT.items():

@@ -18,7 +18,7 @@ LENGTHS = "sv_voxceleb1"  # the task that caches lengths
 
 
 def secure_caches(downstream: str, expdir: pathlib.Path) -> None:
-    """To be called before S3PRL builds the task ``downstream``; may be called again.
+    """Call this before S3PRL builds the task ``downstream``; it may be called again.
 
     * Modules of S3PRL's tasks that unpickle a cache raise an error instead, because a pickle can run code.
     * The lengths that sv_voxceleb1 caches inside the installed package, by the corpus's name only, go to ``expdir``.
@@ -61,7 +61,7 @@ def trimmed_lengths(dataset: types.ModuleType, paths: list[str], cache: pathlib.
     try:
         found = json.loads(cache.read_text("utf-8"))
         kept = {path: [size, time, length] for path, (size, time, length) in found.items()}
-    except (FileNotFoundError, ValueError, TypeError, AttributeError, RecursionError):  # none, or not written here
+    except (FileNotFoundError, ValueError, TypeError, AttributeError, RecursionError):  # none, or not ours
         kept = {}
     keys = {path: [(stat := os.stat(path)).st_size, stat.st_mtime_ns] for path in paths}
     new = [path for path in paths if not (path in kept and kept[path][:2] == keys[path])]

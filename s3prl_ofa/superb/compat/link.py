@@ -39,9 +39,9 @@ def run_unlink(args: argparse.Namespace) -> None:
 def link(checkout: str | os.PathLike, force: bool = False) -> pathlib.Path:
     """Makes ``-u ofa_wav2vec2`` work in a source checkout of S3PRL; returns the folder that was added.
 
-    Calling it again changes nothing. A warning says if the checkout's own script cannot run: the first thing it imports
-    is torchaudio, before we can patch it. Raises UsageError, and changes nothing, if ``checkout`` is no checkout, if a
-    folder of that name is not ours, or if ours is outdated and ``force`` is not given.
+    Calling it again changes nothing. Warns if the checkout's own script cannot run: it imports torchaudio first, before
+    we can patch it. Raises UsageError, and changes nothing, if ``checkout`` is not a checkout, if a folder of that name
+    is not ours, or if ours is from another version and ``force`` is not given.
     """
     package = checkout_package(checkout)
     source, target = folder("upstream") / NAME, package / "upstream" / NAME
@@ -72,7 +72,7 @@ def link(checkout: str | os.PathLike, force: bool = False) -> pathlib.Path:
 def unlink(checkout: str | os.PathLike) -> None:
     """Removes what ``link`` added, and nothing else.
 
-    Raises UsageError if ``checkout`` is no checkout, is not linked, or has a folder of that name that is not ours.
+    Raises UsageError if ``checkout`` is not a checkout, is not linked, or has a folder of that name that is not ours.
     """
     package = checkout_package(checkout)
     target, hub = package / "upstream" / NAME, package / "hub.py"

@@ -14,7 +14,7 @@ from s3prl_ofa.superb.compat.shims import ModuleOverlay
 
 @contextlib.contextmanager
 def packed_lstm_in_asr() -> Iterator[None]:
-    """S3PRL's asr models that are built in this block have a PackedLSTM."""
+    """Within this block S3PRL's asr models are built with a PackedLSTM."""
     model = importlib.import_module("s3prl.downstream.asr.model")
     with patched_attributes(model, nn=ModuleOverlay(model.nn, LSTM=PackedLSTM)):
         yield

@@ -24,8 +24,8 @@ from s3prl_ofa.checkpoint.safe_loading import nothing_run
 from s3prl_ofa.errors import CheckpointError, UsageError, shown
 from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
 
-SECTIONS = ("runner", "downstream_expert")  # of every config of S3PRL's
-# keys whose values are evaluated as names, at any depth or with all of their path
+SECTIONS = ("runner", "downstream_expert")  # in every S3PRL config
+# keys whose values are evaluated as names, at any depth or by their full path
 NAMES = ("select", "metric", "pooling", "pooling_name", "model_type", "module", "agg_module", "utter_module")
 NAMES += ("ObjectiveLoss", "optimizer.name", "scheduler.name")
 SPLITS = ("runner.train_dataloader", "runner.eval_dataloaders")
@@ -84,7 +84,7 @@ def check_downstream(name: Any, where: str = "") -> None:
     if not (isinstance(name, str) and FOLDER.fullmatch(name)) or not any(
         pathlib.Path(folder, name, "expert.py").is_file() for folder in folders
     ):
-        raise UsageError(f"{where}-d {shown(name)}: neither {', '.join(S3PRL_DOWNSTREAM)} nor a task of S3PRL's")
+        raise UsageError(f"{where}-d {shown(name)}: neither {', '.join(S3PRL_DOWNSTREAM)} nor another S3PRL task")
 
 
 def check_config(config: Any, where: str = "") -> None:

@@ -1,7 +1,7 @@
-"""What S3PRL 0.4.18 misses in current versions of torch, torchaudio and huggingface_hub.
+"""What S3PRL 0.4.18 needs and current versions of torch, torchaudio and huggingface_hub lack.
 
 S3PRL has been broken on them since the end of 2025 (https://github.com/s3prl/s3prl/issues/575). Each shim checks
-whether it is needed, patches modules in memory, and returns whether it did; nothing is written into site-packages.
+whether it is needed, patches modules in memory, and returns whether it did so; site-packages stays as it is.
 """
 
 import collections
@@ -51,7 +51,7 @@ class Removed:
         self.name = name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError(f"{self.name} no longer exists in the installed version, and S3PRL needs it here ({ISSUE})")
+        raise RuntimeError(f"{self.name} no longer exists in the installed version, but S3PRL needs it here ({ISSUE})")
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):  # which Python looks up when it copies or inspects
@@ -181,7 +181,7 @@ SHIMS = (
 
 
 def apply_shims() -> list[str]:
-    """Applies the shims that are needed and not in force yet, and returns their names."""
+    """Applies the shims that are needed and not applied yet, and returns their names."""
     applied = [shim.__name__ for shim in SHIMS if shim()]
     if applied:
         logger.debug("S3PRL on this stack needs %s (%s)", ", ".join(applied), ISSUE)

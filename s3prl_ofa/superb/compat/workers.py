@@ -1,7 +1,7 @@
 """Datasets of S3PRL's tasks in data workers that are not forked from this process.
 
 macOS, Windows, and Linux since Python 3.14 start workers as fresh interpreters, in which S3PRL is not patched. So the
-pickle of a dataset names this module first: importing it registers us before S3PRL is imported.
+pickle of a dataset names this module first: importing it registers the upstream and patches before S3PRL is imported.
 """
 
 import importlib
@@ -23,7 +23,7 @@ def reduce_dataset(dataset: Dataset, protocol: int) -> tuple[Any, ...]:
 
 
 def rebuild(module: str, name: str, state: dict[str, Any]) -> Dataset:
-    """The dataset in the worker; importing this module has registered us there."""
+    """The dataset in the worker; importing this module has patched S3PRL there."""
     dataset = object.__new__(getattr(importlib.import_module(module), name))
     vars(dataset).update(state)
     return dataset

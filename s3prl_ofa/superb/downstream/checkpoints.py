@@ -89,7 +89,7 @@ def newest_readable(paths: list[pathlib.Path]) -> tuple[pathlib.Path, dict[str, 
         if states is None:
             continue
         if not {"Args", "Config"} <= states.keys():
-            raise UsageError(f"-e {path}: it is not a checkpoint of S3PRL's run_downstream")
+            raise UsageError(f"-e {path}: it is not a checkpoint of run_downstream")
         check_types(states, f"-e {path}")
         plain_names.check(states["Args"], states["Config"], f"-e {path}: ")
         for skipped in paths[:index]:
@@ -141,7 +141,7 @@ def read_states(path: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def check_types(states: dict[str, Any], where: str) -> None:
-    """Raises UsageError for an entry of another type than S3PRL stores there."""
+    """Raises UsageError for an entry whose type is not the one that S3PRL stores."""
     for name, kind in TYPES.items():
         if not isinstance(states.get(name, kind()), kind):
             raise UsageError(f"{where}: its {name} is a {type(states[name]).__name__}, expected {kind.__name__}")

@@ -34,9 +34,9 @@ logger = logging.getLogger(__name__)
 Config = dict[str, Any]
 States = dict[str, Any]  # of a checkpoint of S3PRL
 
-# arguments of the present run; a stored experiment brings all others
+# arguments of the current run; all others come from the stored experiment
 OF_THIS_RUN = ("mode", "evaluate_split", "override", "backend", "local_rank", "past_exp", "device")
-# what an experiment brings that the command line might also name
+# settings of a stored experiment, and the options that a command line may repeat them with
 STORED = {
     "upstream": "-u",
     "downstream": "-d",
@@ -86,7 +86,7 @@ def new_config(args: argparse.Namespace, ours: OurOptions) -> Config:
     if args.upstream is None:
         raise UsageError("say which upstream: -u ofa_wav2vec2 -k CHECKPOINT")
     if args.downstream is None:
-        raise UsageError(f"say which task: -d {', '.join(S3PRL_DOWNSTREAM)} or another of S3PRL's")
+        raise UsageError(f"say which task: -d {', '.join(S3PRL_DOWNSTREAM)} or another S3PRL task")
     check_has_checkpoint(args)
     if args.config is None or args.downstream in S3PRL_DOWNSTREAM.values():
         return configs.resolve_config(args.downstream, args.config, ours.mini, ours.roots)
@@ -132,7 +132,7 @@ def resumed(
 
 
 def settle(args: argparse.Namespace, ours: OurOptions, config: Config, trained: States | None) -> None:
-    """Settles rate, labels and data in ``args`` and ``config``, and checks them, before anything is trained.
+    """Settles and checks rate, labels and data in ``args`` and ``config`` before anything is trained.
 
     The experiment's folder exists; a new experiment's config is written to it.
     """

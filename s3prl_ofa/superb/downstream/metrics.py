@@ -47,7 +47,7 @@ class Meter:
         # seconds of audio, of the upstream (NaN where it did not run), of the downstream model
         self.batches: list[list[float]] = []
         self.training: list[float] = []  # seconds from one training batch to the next
-        self.moments: list[float] = []  # of the present batch: before the upstream, after it
+        self.moments: list[float] = []  # of the current batch: before the upstream, after it
         self.last_training: float | None = None
         self.counted: list[list[Tensor]] = []  # the waves of the first batches
         self.upstream = unwrapped(runner.upstream.model)
@@ -89,7 +89,7 @@ class Meter:
         moment = time.perf_counter()
         if module.training and self.last_training is not None:
             self.training.append(moment - self.last_training)
-        self.last_training = moment if module.training else None  # the next interval would include the evaluation
+        self.last_training = moment if module.training else None  # in an evaluation, which does not count
 
     def write(self) -> None:
         """Writes what was measured into the experiment's folder; for the inference of one file there is nothing.
@@ -102,7 +102,7 @@ class Meter:
         if args.mode == "evaluate":
             found, split = self.evaluated(), args.evaluate_split
         elif args.mode == "train" and self.training:
-            found, split = {"seconds_a_batch": sum(self.training) / len(self.training)}, "train"
+            found, split = {"seconds_per_batch": sum(self.training) / len(self.training)}, "train"
         else:
             return
         rate = self.runner.learned_rate

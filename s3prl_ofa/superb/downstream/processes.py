@@ -32,8 +32,8 @@ TIMEOUT = datetime.timedelta(days=1)  # the others wait while the leader evaluat
 def settle(args: argparse.Namespace) -> None:
     """Sets ``local_rank``, ``device`` and ``backend`` as the launcher asks; ``local_rank`` is None for one process.
 
-    Raises UsageError for several processes that cannot find one another or whose mode is not training, and for a
-    number of processes that is none.
+    Raises UsageError for several processes that cannot find one another or whose mode is not training, and for an
+    invalid number of processes.
     """
     launcher, size = next(((name, size) for name in WORLD_SIZES if (size := process_count(name)) > 1), (None, 1))
     if launcher is None:

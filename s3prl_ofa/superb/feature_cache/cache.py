@@ -38,7 +38,7 @@ from s3prl_ofa.version import __version__
 logger = logging.getLogger(__name__)
 
 GB = 10**9
-FORMAT = 1  # increase when the model gives other features for the same weights
+FORMAT = 1  # increase when the same weights give other features
 ENTRY = {"hidden_states", "times", "frame_index", "lambd"}
 
 Entry = dict[str, Tensor]  # of one utterance
@@ -83,7 +83,7 @@ class FeatureCache(contextlib.ExitStack):
             raise UsageError(f"the feature cache {folder} cannot be written ({error.strerror})") from error
 
     def extract(self, waves: list[Tensor], compute: Compute) -> ExtractOutput:
-        """What ``compute(waves)`` gives; only the utterances that are missing are computed.
+        """The output of ``compute(waves)``, which is called with the missing utterances only.
 
         A batch of which nothing is cached, or any batch while ``recompute`` is set, is returned as it was computed.
         Otherwise its utterances were computed in other batches, on which features do not depend but for rounding.

@@ -85,7 +85,7 @@ def trim(section: pathlib.Path, excess: int) -> int:
 
 
 def size_of(folder: pathlib.Path) -> int:
-    """Bytes of all entries below it."""
+    """The size in bytes of all entries below a folder."""
     total = 0
     for path in folder.rglob(f"*{SUFFIX}"):
         with contextlib.suppress(OSError):

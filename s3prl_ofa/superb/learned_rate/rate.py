@@ -9,8 +9,8 @@ depends on where frames begin. Backpropagation through the compressor would find
 small step of lambd shifts all later frames. So the task's loss is measured as a curve over [0, 1] (LossCurve), along
 which lambd descends. In the first half of training each batch runs at two lambds drawn from its range: the task's model
 is trained at the first, and the difference of the two losses is what the curve is fitted to. That way the task's model
-learns to work at any rate; a model trained only at the present lambd comes to work best there, and holds the rate
-wherever it is. In the second half the curve is fixed, lambd settles on it, and the task's model is trained at lambd.
+learns to work at any rate; a model trained only at the current lambd comes to work best there, and keeps the rate
+where it is. In the second half the curve is fixed, lambd settles on it, and the task's model is trained at lambd.
 
 In the second term the number of frames is replaced by the sum of the integrated weights, of which it is the integer
 part: over a batch, sum(weights) / sum(T) with T frames of 20 ms and alphas that sum to A per utterance, and

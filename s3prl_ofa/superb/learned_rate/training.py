@@ -1,4 +1,4 @@
-"""Training the rate of an upstream together with S3PRL's downstream model, and what its options allow."""
+"""Training the rate of an upstream together with S3PRL's downstream model, and which changes of it are allowed."""
 
 import collections
 import contextlib
@@ -56,7 +56,7 @@ def train_rate(runner: Any, rate: AdaptiveRate) -> None:
 def loss_difference(
     runner: Any, rate: AdaptiveRate, module: nn.Module, args: tuple[Any, ...], here: list[Tensor]
 ) -> float:
-    """The task's loss of the present batch at its second lambd minus that at its first, with features ``here``.
+    """The task's loss of the current batch at its second lambd minus that at its first, with features ``here``.
 
     module, args: the downstream model, and what it was called with.
     """
@@ -110,7 +110,7 @@ def logging_rate(log_records: Callable[..., Any], rate: AdaptiveRate, runner: An
 def check_change(before: RateOptions, after: RateOptions, mode: str) -> None:
     """Raises UsageError for what an experiment that was trained at ``before`` cannot do at ``after``."""
     if after.adaptive and not before.adaptive:
-        raise UsageError(f"the experiment was trained at {before}; lambd adaptive needs a training of its own")
+        raise UsageError(f"the experiment was trained at {before}; lambd adaptive needs a new training")
     if before.adaptive and not after.adaptive and mode == "train":
         raise UsageError(f"the experiment trains its rate and cannot resume at {after}; train a new one (-n or -p)")
     if after.adaptive and after.lambd_start != before.lambd_start:

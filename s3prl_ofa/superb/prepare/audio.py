@@ -18,7 +18,7 @@ MAX_PEAK = 2.0  # resampling can exceed full scale a little; a file far above it
 
 
 def convert_corpus(output: Output, corpus: pathlib.Path) -> None:
-    """Writes each audio file of a corpus to the same place below the output folder, converted as ``extract`` does it.
+    """Writes each audio file of a corpus to the same place below the output folder, converted as in ``extract``.
 
     WAV files keep their names, so that lists of files stay valid; all others become FLAC. The other files of folders
     with audio, and of the folders above them, such as transcripts and lists, are copied. Files that exist are kept,
@@ -28,7 +28,7 @@ def convert_corpus(output: Output, corpus: pathlib.Path) -> None:
         raise UsageError(f"there is no folder {corpus}")
     root, target = corpus.resolve(), output.folder.resolve()
     if root == target or root in target.parents or target in root.parents:
-        raise UsageError(f"--out {output.folder}: expected a folder outside {corpus}, which does not hold it either")
+        raise UsageError(f"--out {output.folder}: expected a folder that neither holds {corpus} nor is in it")
     sources: dict[pathlib.Path, pathlib.Path] = {}  # by the file that each becomes
     # of several files that become the same, the first in a readable format counts, as it does beside transcripts
     for path in sorted(audio.find_audio(root), key=lambda path: path.suffix.lower() in audio.OTHER_SUFFIXES):
@@ -64,7 +64,7 @@ def convert(source: pathlib.Path, target: pathlib.Path) -> int | str:
 
 
 def copy_others(output: Output, root: pathlib.Path, target: pathlib.Path, folders: set[pathlib.Path]) -> int:
-    """Copies what is not audio in these folders and those above them up to ``root``; how many files it copied."""
+    """Copies what is not audio in these folders and those above them up to ``root``; returns how many."""
     copied = 0
     below = {folder.relative_to(root) for folder in folders}
     for folder in sorted({root / place for inner in below for place in (inner, *inner.parents)}):

@@ -23,11 +23,11 @@ SHOWN_WORDS = 10
 SIBILANTS = frozenset({"S", "Z", "SH", "ZH", "CH", "JH"})
 VOICELESS = frozenset({"P", "T", "K", "F", "TH"})
 LETTERS = ["<pad>", "<unk>", "</s>", *string.ascii_lowercase]  # of g2p_en's model
-MAX_PHONES = 20  # what g2p_en allows; longer words get one more a letter beyond that
+MAX_PHONES = 20  # what g2p_en allows; longer words get one more per letter
 
 
 def write_lexicon(output: Output, librispeech: pathlib.Path, lexicons: list[str]) -> None:
-    """Lines of a word, a tab and its phones, of all splits; in a second file the origin of each word's phones."""
+    """Writes a line WORD, tab, PHONES for each word of all splits; a second file has the origin of its phones."""
     target, origins_target = output.folder / "lexicon.txt", output.folder / "lexicon_origin.tsv"
     if origins_target.exists() and not target.exists() and not output.force:
         raise UsageError(f"{origins_target} already exists, {target.name} does not; --force replaces both")

@@ -11,7 +11,7 @@ from s3prl_ofa.superb.prepare.output import Output
 
 
 def write_manifests(output: Output, audio: pathlib.Path, valid_fraction: float, seed: int) -> None:
-    """train.tsv and valid.tsv of all audio below a folder. Raises UsageError where only one of the two exists."""
+    """Writes train.tsv and valid.tsv of all audio below a folder. Raises UsageError if only one of the two exists."""
     if not audio.is_dir():
         raise UsageError(f"there is no folder {audio}")
     if not 0 <= valid_fraction < 1:

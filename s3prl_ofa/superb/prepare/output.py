@@ -20,8 +20,8 @@ SHOWN_BAD_FILES = 20
 class Output:
     """The output folder of one call of ``prepare``.
 
-    force: replaces files that exist. jobs: threads that read audio, None for one per core. again: decodes audio that is
-    remembered as whole. left_out: why each audio file that cannot be used is left out.
+    force: replaces files that exist. jobs: threads that read audio, None for one per core. again: also decodes audio
+    that is known to be whole. left_out: why each audio file that cannot be used is left out.
     """
 
     folder: pathlib.Path

@@ -15,7 +15,7 @@ HELD_OUT = 0.1  # of every speaker's files, for validation and for test each
 
 
 def write_speaker_list(output: Output, root: pathlib.Path, given: pathlib.Path | None, seed: int) -> None:
-    """Lines of a part (1 train, 2 dev, 3 test) and a file, only of files that exist and can be used."""
+    """Writes a line PART FILE for each usable file; the part is 1 for train, 2 for dev, 3 for test."""
     official = given or next((root / name for name in SPEAKER_LISTS if (root / name).is_file()), None)
     if official and not official.is_file():
         raise UsageError(f"--list {official}: there is no such file")

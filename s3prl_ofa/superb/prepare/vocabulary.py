@@ -10,7 +10,7 @@ from s3prl_ofa.superb.tasks.corpora import WORD_END, characters, read_lexicon, r
 def write_vocabularies(
     output: Output, librispeech: pathlib.Path, splits: list[str] | None, lexicons: list[str]
 ) -> None:
-    """fairseq's dictionary for asr: lines of a character and its count, the most frequent first.
+    """Writes fairseq's dictionary for asr: lines of a character and its count, the most frequent first.
 
     With lexicons also lines of one phone each, in alphabetical order, for pr.
     """

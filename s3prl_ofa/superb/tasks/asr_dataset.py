@@ -1,4 +1,4 @@
-"""S3PRL's dataset for asr, fed by our parser: the same usable utterances as everywhere else, and only known labels.
+"""S3PRL's dataset for asr on top of our parser: the same usable utterances as everywhere else, and only known labels.
 
 S3PRL's own dataset parses transcripts itself, cuts the names of utterances at dots, and adds whatever it finds in a
 transcript to its dictionary, although the size of the output layer is already fixed.
@@ -27,7 +27,7 @@ def read_bucket_file(path: pathlib.Path) -> pandas.DataFrame:
     if not path.is_file():
         raise UsageError(f"there is no {path}; {MAKE_BUCKET} makes it")
     try:
-        # without its default pandas takes empty names, and names such as NA, for numbers
+        # by default pandas takes empty names, and names such as NA, for missing numbers
         table = pandas.read_csv(path, dtype={"file_path": str}, keep_default_na=False)[["file_path", "length"]]
         if table["length"].astype(float).isna().any():
             raise ValueError("a length that is NaN")

@@ -26,7 +26,7 @@ CTC_CORPORA = ("librispeech", "libriphone")  # a checkout of S3PRL has others
 def resolve_config(downstream: str, config: str | None, mini: bool, roots: dict[str, str | None]) -> dict[str, Any]:
     """S3PRL's whole config (runner, optimizer, downstream_expert, ...) of a task, ready to run.
 
-    downstream: asr, pr or sid, or S3PRL's name of it. config: the path of a YAML file; None takes ours, the small one
+    downstream: asr, pr or sid, or S3PRL's name of it. config: the path of a YAML file; None for ours, the small one
     with ``mini``. ``${name}`` in it is filled from ``roots`` (see ``DataRoots``), and its vocabulary becomes an
     absolute path (see ``vocabulary``).
     Raises UsageError for an unknown task, a missing or unreadable config and missing data, naming the option.
@@ -63,7 +63,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def fill(value: Any, roots: DataRoots, path: pathlib.Path) -> Any:
-    """The value with every ``${name}`` replaced; one that is the whole of a string may become a list."""
+    """The value with every ``${name}`` replaced; a string that is nothing else may become a list."""
     if isinstance(value, dict):
         return {key: fill(item, roots, path) for key, item in value.items()}
     if isinstance(value, list):
@@ -119,7 +119,7 @@ def splits_of(config: dict[str, Any], mode: str, evaluated: str) -> list[str]:
 
 
 def is_superb(downstream: str, config: dict[str, Any]) -> bool:
-    """Whether this is one of SUPERB's three tasks, in S3PRL's name, on its own corpus; S3PRL's ctc has others."""
+    """Whether this is one of SUPERB's three tasks, by S3PRL's name, on its own corpus; S3PRL's ctc has others."""
     corpus = str(mapping_at(config, "downstream_expert", "corpus").get("name")).lower()
     return downstream in S3PRL_DOWNSTREAM.values() and (downstream != PR or corpus in CTC_CORPORA)
 

@@ -2,7 +2,7 @@
 
 The folders SPLIT/SPEAKER/CHAPTER/ hold audio files, named after their utterances, and ``*.trans.txt`` files with lines
 of an utterance's name and its text. Every command that reads such a corpus, and S3PRL's datasets too, gets its
-utterances from here.
+utterances here.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class Pronunciation(NamedTuple):
 
 @dataclasses.dataclass
 class Corpus:
-    """utterances: in the order of folders and lines. left_out: why each other one cannot be used, by its audio file."""
+    """utterances: in the order of folders and lines. left_out: why the others cannot be used, by audio file."""
 
     utterances: list[Utterance] = dataclasses.field(default_factory=list)
     left_out: dict[pathlib.Path, str] = dataclasses.field(default_factory=dict)
@@ -228,7 +228,7 @@ def read_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
 
 
 def upper_case(text: str) -> str:
-    """The text in the form that labels have: Unicode's upper case (ß becomes SS), in NFC."""
+    """The text in the form of labels: Unicode's upper case (ß becomes SS), in NFC."""
     return nfc(text.upper())
 
 

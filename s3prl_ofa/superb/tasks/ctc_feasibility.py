@@ -1,7 +1,7 @@
-"""Before CTC training: do the frames of the training utterances hold their labels at the chosen rate?
+"""Before CTC training: do the training utterances have enough frames for their labels at the chosen rate?
 
 CTC needs a frame for every label, and one more for a blank between two equal labels. An utterance with fewer frames
-has no alignment; S3PRL's ``zero_infinity`` then gives it a loss of zero, and nothing says that it was not learned from.
+has no alignment; S3PRL's ``zero_infinity`` then gives it a loss of zero, and nothing reports that it was ignored.
 """
 
 import dataclasses
@@ -27,9 +27,8 @@ from s3prl_ofa.superb.tasks.labels import labelled
 from s3prl_ofa.superb.upstream.rate_options import NATIVE, RateOptions
 
 MAX_INFEASIBLE = 0.01  # of the training utterances
-# A large corpus is sampled: so many utterances of each stratum, the strata made by labels per second. Utterances whose
-# labels do not fit are those with the most labels per second, so the first strata are thin, and little is lost in the
-# last.
+# A large corpus is sampled in strata by labels per second. The utterances whose labels do not fit are those with the
+# most labels per second, so the first strata are thin, and little is lost in the last.
 STRATA = (0.005, 0.02, 0.1, 1.0)  # where each stratum ends, as a share of the corpus, densest first
 SAMPLES_PER_STRATUM = 32
 
@@ -168,7 +167,7 @@ def count_frames(model: OFAWav2Vec2, options: RateOptions, utterances: list[Utte
 
 
 def judge(sample: list[Utterance], weights: list[float], frames: list[int], repeat: int) -> CtcCheck:
-    """Sums up the sample, each utterance weighted by how many it represents."""
+    """The result for the corpus: each utterance of the sample counts for as many as it represents."""
     total = sum(weights)
     repeats = [-(-utterance.needed // count) for utterance, count in zip(sample, frames, strict=True)]
 

@@ -80,7 +80,7 @@ def missing(value: Any) -> bool:
 
 
 def moved_vocabulary(stored: Any, where: str) -> str:
-    """Our vocabulary, for the path of one of ours, or of S3PRL's of the same name, in another installation."""
+    """Our vocabulary in place of the same one, or S3PRL's of that name, in another installation."""
     path = pathlib.Path(str(stored))
     ours = folder(CONFIGS) / path.name
     if ours.is_file() and (not path.is_absolute() or path.parent.name == CONFIGS):

@@ -1,4 +1,4 @@
-"""The labels of asr and pr: a vocabulary that is stored with its model, and no labels in the data beyond it.
+"""The labels of asr and pr: a vocabulary that is stored with its model, and a check that the data has no others.
 
 S3PRL's configs name a vocabulary file, whose lines number the labels. A model is useless without the vocabulary that it
 was trained with, so the file's content is stored in the config of every checkpoint.
@@ -80,7 +80,7 @@ def read_vocabulary(path: pathlib.Path) -> str:
 
 
 def check_labels(args: argparse.Namespace, config: dict[str, Any], trained: dict | None) -> None:
-    """Reads the splits that a run of asr or pr trains on and scores, so that bad data ends it now and not hours later.
+    """Reads the splits that a run of asr or pr trains on and scores, so that bad data ends it now, not hours later.
 
     trained: see ``store_vocabulary``. Raises UsageError for labels that the vocabulary lacks, for splits without a
     usable utterance or asr's training with only one, and for weights that belong to another number of labels. Before a

@@ -70,7 +70,7 @@ def feed_s3prl(args: argparse.Namespace, config: dict[str, Any], trained: dict[s
         found = f"{path} has speakers without a usable training file: {untrained}"
         if speakers is not None:
             raise UsageError(f"{found}; give each a line that begins with 1, or remove its lines")
-        logger.warning("%s; they cannot be recognised", found)  # S3PRL has labels for them, listed or not
+        logger.warning("%s; they cannot be recognized", found)  # S3PRL has labels for them, listed or not
     counts = ", ".join(f"{len(files[split])} {split}" for split in splits)
     logger.info("%s: %s files, %d labels", path, counts, len(labels))
     patch_dataset(list(labels), files)
@@ -86,7 +86,7 @@ def labels_of(speakers: Any) -> dict[str, int]:
 
 
 def lines_of(entries: dict[str, Entry], chosen: Callable[[str], bool]) -> str:
-    """Some of the speakers of a list that are ``chosen``, each with its first line; empty where there is none."""
+    """The first few ``chosen`` speakers of a list, each with its first line; empty where there is none."""
     lines: dict[str, int] = {}
     for name, entry in entries.items():
         lines.setdefault(speaker_of(name), entry.line)

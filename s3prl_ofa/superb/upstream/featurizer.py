@@ -17,7 +17,7 @@ class LengthAwareFeaturizer(Featurizer):
 
     def __init__(self, upstream: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(upstream, *args, **kwargs)
-        # The original runs one second of noise through the upstream to find its width; that is not to be measured.
+        # The original runs one second of noise through the upstream to find its width, which must not count.
         measured_upstream = getattr(upstream, "module", upstream)
         if hasattr(measured_upstream, "measured"):
             measured_upstream.measured = type(measured_upstream.measured)()

@@ -16,7 +16,7 @@ from s3prl_ofa.superb.upstream.rate_options import NATIVE, UPSAMPLED, RateOption
 NATIVE_TASKS = {"asr", "ctc"}  # align their labels by CTC
 NATIVE_TASKS |= {"atis", "audio_snips", "emotion", "fluent_commands", "speaker_linear_utter_libri", "speech_commands"}
 NATIVE_TASKS |= {"sv_voxceleb1", "voxceleb1", "voxceleb2_amsoftmax_segment_eval", "voxceleb2_ge2e"}  # pool utterances
-# why others need upsampled frames, as what follows the task's name in a sentence
+# why the others need upsampled frames: the rest of a sentence that begins with the task's name
 UPSAMPLED_TASKS = {
     "has labels at a constant rate, to which S3PRL tiles or cuts the frames": "diarization phone_1hidden phone_linear "
     "phone_linear_concat timit_phone timit_phone_1hidden timit_phone_linear timit_phone_linear_concat",

@@ -57,7 +57,7 @@ def real(value: Any) -> float | None:
     return None if math.isnan(number) else number
 
 
-# how the number of each option is read, which ones are valid, and what a message expects
+# of each option: how its number is read, which numbers are valid, and what a message says is expected
 NUMBERS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], bool], str]] = {
     "lambd": (real, lambda x: 0 <= x < MAX_LAMBD, f"a number in [0, {MAX_LAMBD:g}) or {ADAPTIVE}"),
     "frame_period_ms": (
@@ -202,7 +202,7 @@ def with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
 def read_model_config(model_config: str | os.PathLike | Mapping[str, Any] | None) -> dict[str, Any]:
     """The options in S3PRL's ``model_config``: a mapping, a YAML file or inline YAML such as ``{lambd: 0.5}``.
 
-    Raises UsageError if it is none of these.
+    Raises UsageError for anything else.
     """
     if model_config is None:
         return {}

@@ -88,7 +88,7 @@ def test_measured(upstream, train, capfd):
     """measured_test.json has score, frame period, MACs and speed of an evaluation, measured_train.json the time per
     batch; for S3PRL's upstreams too."""
     assert train("sid", "exp", upstream=upstream) == 0
-    assert json.loads(pathlib.Path("exp/measured_train.json").read_text())["seconds_a_batch"] > 0
+    assert json.loads(pathlib.Path("exp/measured_train.json").read_text())["seconds_per_batch"] > 0
     capfd.readouterr()
     assert cli.main(["run_downstream", "-m", "evaluate", "-e", "exp"]) == 0
     printed = float(capfd.readouterr().out.split("test acc: ")[1].split()[0])

@@ -107,8 +107,8 @@ def test_what_is_not_copied_is_named(corpus, out, monkeypatch, closed_folders):
     ("arguments", "words"),
     [
         (["nowhere", "--out", "copy"], "there is no folder nowhere"),
-        (["LibriSpeech", "--out", "LibriSpeech/copy"], "expected a folder outside LibriSpeech"),
-        (["LibriSpeech/train-mini", "--out", "LibriSpeech"], "expected a folder outside"),
+        (["LibriSpeech", "--out", "LibriSpeech/copy"], "expected a folder that neither holds LibriSpeech nor is in it"),
+        (["LibriSpeech/train-mini", "--out", "LibriSpeech"], "expected a folder that neither holds"),
         (["empty", "--out", "copy"], "empty holds no audio files"),
         (["useless", "--out", "copy"], "useless: none of 1 audio files can be used, the first"),
     ],

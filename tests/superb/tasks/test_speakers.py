@@ -167,7 +167,7 @@ def test_speakers_without_training_files(own, caplog):
     rename(own, {"118": "id10002", "alice": "id10001"})
     with caplog.at_level(logging.WARNING):
         feed(own)
-    assert "id10002 (line 5); they cannot be recognised" in caplog.text
+    assert "id10002 (line 5); they cannot be recognized" in caplog.text
 
 
 def test_unusable_files_are_left_out_and_named(own, voxceleb1, caplog):
