@@ -24,7 +24,7 @@ from s3prl_ofa.device import device_name, now
 from s3prl_ofa.io.files import write_json
 from s3prl_ofa.io.tensorboard import outlast_full_disk
 from s3prl_ofa.model.config import SAMPLE_RATE
-from s3prl_ofa.superb.upstream.expert import unwrapped
+from s3prl_ofa.superb.upstream.expert import Measured, unwrapped
 
 try:
     import resource
@@ -51,6 +51,8 @@ class Meter:
         self.last_training: float | None = None
         self.counted: list[list[Tensor]] = []  # the waves of the first batches
         self.upstream = unwrapped(runner.upstream.model)
+        if hasattr(self.upstream, "measured"):
+            self.upstream.measured = Measured()  # without the second of noise with which the featurizer finds its width
         self.cache = getattr(self.upstream, "cache", None)
         upstream, downstream = runner.upstream.model, runner.downstream.model
         self.hooks = []

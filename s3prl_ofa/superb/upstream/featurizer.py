@@ -15,13 +15,6 @@ MIN_SAMPLES = 800  # S3PRL pads waves to 0.05 s before an upstream sees them
 class LengthAwareFeaturizer(Featurizer):
     """S3PRL's Featurizer, but an utterance has the length that the upstream gives as ``hidden_states_len``, if any."""
 
-    def __init__(self, upstream: nn.Module, *args: Any, **kwargs: Any) -> None:
-        super().__init__(upstream, *args, **kwargs)
-        # The original runs one second of noise through the upstream to find its width, which must not count.
-        measured_upstream = getattr(upstream, "module", upstream)
-        if hasattr(measured_upstream, "measured"):
-            measured_upstream.measured = type(measured_upstream.measured)()
-
     def forward(self, paired_wavs: list[Tensor], paired_features: dict[str, Any]) -> list[Tensor]:
         """The selected or weighted features, (frames, dim) per utterance."""
         lengths = paired_features.get("hidden_states_len")

@@ -98,6 +98,6 @@ def test_measured(upstream, train, capfd):
     assert found["split"] == "test" and found["utterances"] == 2 and 3 < found["audio_seconds"] < 5
     assert found["frame_period_ms"] == pytest.approx(1000 * found["audio_seconds"] / found["frames"])
     expected = 10 if upstream == ("mfcc",) else 33
-    assert found["frame_period_ms"] == pytest.approx(expected, rel=0.2)
+    assert found["frame_period_ms"] == pytest.approx(expected, rel=0.1)
     assert found["upstream_seconds_per_second"] > 0 and found["downstream_seconds_per_second"] > 0
     assert found["macs_per_second"] > 1000 and found["peak_memory_mb"] > 100 and found["device"]
