@@ -35,4 +35,4 @@ venv:
 	@.ci/venv test
 
 clean:
-	rm -rf .venv build dist demo site *.egg-info .coverage* .pytest_cache .ruff_cache .mypy_cache .nox
+	rm -rf .venv build dist demo site *.egg-info .coverage* .pytest_cache .ruff_cache .mypy_cache .nox artifacts

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 TOLERANCES = (0.02, 0.04)  # seconds; 20 ms is customary for phones
 ROUNDING = 1e-9  # seconds, so that a distance of 0.02 is within a tolerance of 0.02
@@ -48,7 +49,7 @@ class BoundaryScores:
 
 
 def boundary_scores(
-    found: Sequence[Sequence[float]], reference: Sequence[Sequence[float]], tolerance: float
+    found: Sequence[npt.ArrayLike], reference: Sequence[npt.ArrayLike], tolerance: float
 ) -> BoundaryScores:
     """Scores over all utterances. found, reference: each utterance's boundaries in seconds, without its start and end.
 

@@ -71,6 +71,7 @@ def each(function: Callable[[Entry], Any], entries: Sequence[Entry], jobs: int, 
     The function is sent to every process once, so it may hold large data.
     """
     jobs = min(jobs, len(entries) // CHUNK)
+    results: Iterator[Any]
     with contextlib.ExitStack() as stack:
         if jobs <= 1:
             results = map(function, entries)
@@ -89,6 +90,9 @@ def each(function: Callable[[Entry], Any], entries: Sequence[Entry], jobs: int, 
             yield result
 
 
+call_function: Callable[[Entry], Any]  # of this worker process
+
+
 def start_process(function: Callable[[Any], Any]) -> None:
     """Initialises a worker process."""
     import torch
@@ -102,7 +106,9 @@ def start_process(function: Callable[[Any], Any]) -> None:
 
 def end_with_parent() -> None:
     """Ends this process when its parent is killed; otherwise it would wait for work forever."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
 
 

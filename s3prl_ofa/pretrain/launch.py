@@ -29,12 +29,15 @@ from s3prl_ofa.io.locks import is_locked
 from s3prl_ofa.io.output_folder import LOCK, in_use, locked_folder
 from s3prl_ofa.jobs.launched import process_count
 from s3prl_ofa.model.names import check_finite
+from s3prl_ofa.output import is_quiet, tell
 from s3prl_ofa.pretrain.named_code import NO_USER_DIR, nothing_built
 from s3prl_ofa.signals import wait_for
 
 CHECKED_SECTIONS = ("task.", "model.", "criterion.", "optimizer.", "lr_scheduler.")
 LAST = "checkpoint_last.pt"
 INIT = "init.pt"
+# the log goes to hydra_train.log alone
+QUIET = ("common.no_progress_bar=true", "++hydra.job_logging.handlers.console.level=ERROR")
 LONGEST_REASON = 500  # characters; hundreds of weights may not fit
 
 
@@ -54,12 +57,12 @@ def run(args: argparse.Namespace) -> int:
     config = config_path(args)
     out = pathlib.Path(short.get("out", "pretrained")).absolute()
     world = world_size()
-    settings = [*short_settings(short, out), *machine_settings(config, others, world)]
+    settings = [*short_settings(short, out), *machine_settings(config, others, world), *(QUIET if is_quiet() else ())]
     if args.nproc > 1 and world == 1:
         if is_locked(out / LOCK):  # checked here, because torchrun prints a long report when a process fails
             raise in_use(f"out={out}")
         # without --nproc, which torchrun would take as its option
-        return launch(args.nproc, [f"--config={config}", *args.overrides])
+        return launch(args.nproc, [f"--config={config}", *args.overrides, *(["--quiet"] if is_quiet() else [])])
     check_names(others)
     train(config, [*settings, *others], out, short.get("init"))
     return 0
@@ -189,7 +192,7 @@ def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: st
     def is_wanted(cfg) -> bool:
         if reason := finished(cfg, last):
             if leads:
-                print(f"nothing left to train: {reason}")
+                tell(f"nothing left to train: {reason}")
             return False
         if init is not None and not last.exists():
             check_architecture(cfg, init)
@@ -203,7 +206,7 @@ def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: st
             settings = [*settings, f"checkpoint.finetune_from_model={quoted(out / INIT)}"]
         hydra_main([f"--config-dir={config.parent}", f"--config-name={config.stem}", *settings], is_wanted)
     if leads:
-        print(f"trained: {last}\nfeatures from it: s3prl-ofa extract AUDIO --ckpt {last} --lambd 0.5 --out features")
+        tell(f"trained: {last}\nfeatures from it: s3prl-ofa extract AUDIO --ckpt {last} --lambd 0.5 --out features")
 
 
 def finished(cfg: Any, last: pathlib.Path) -> str | None:

@@ -13,6 +13,7 @@ from fairseq_cli.train import should_stop_early
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.guidance.layout import read_manifest
+from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.model.rate import check_lambd
 from s3prl_ofa.pretrain.config import OFATaskConfig
 from s3prl_ofa.pretrain.dataset import GuidedAudioDataset
@@ -127,8 +128,13 @@ class OFAPretrainingTask(AudioPretrainingTask):
             return super().valid_step(sample, model, criterion)
 
     def reduce_metrics(self, logging_outputs, criterion) -> None:
+        """Adds the speed in hours of audio per hour, and the remaining time, to what is logged of a training."""
         super().reduce_metrics(logging_outputs, criterion)
-        if self.cfg.max_update and criterion.training:
+        if not criterion.training:
+            return
+        samples = float(sum(log.get("samples", 0) for log in logging_outputs))
+        metrics.log_speed("hours_per_hour", samples / SAMPLE_RATE, round=1)
+        if self.cfg.max_update:
             left = max(0, self.cfg.max_update - self.update)
             metrics.log_derived("hours_left", lambda meters: hours(left, meters))
 

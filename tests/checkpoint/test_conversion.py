@@ -196,13 +196,15 @@ def test_the_format_is_seen_from_the_name(plain, tmp_path):
         convert(plain, "https://host/a.pt")
 
 
-def test_command(plain, tmp_path):
-    """``s3prl-ofa convert IN OUT --to FORMAT --force``."""
+def test_command(plain, tmp_path, capsys):
+    """``s3prl-ofa convert IN OUT --to FORMAT --force`` says what it wrote, with --quiet nothing."""
     arguments = ["convert", os.fspath(plain), os.fspath(tmp_path / "x.pt"), "--to", "s3prl"]
     assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == f"written: {tmp_path / 'x.pt'}\n"
     assert read_checkpoint(tmp_path / "x.pt").format == "s3prl"
     assert cli.main(arguments) == 2
-    assert cli.main([*arguments, "--force"]) == 0
+    assert cli.main([*arguments, "--force", "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_half_precision_is_kept(plain, tmp_path):

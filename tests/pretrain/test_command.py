@@ -39,7 +39,7 @@ def test_a_training_and_what_it_logs(corpus, out, tmp_path, capfd):
     stats = logged(out)
     names = {"loss", "accuracy", "frame_period_ms", "alpha", "code_perplexity", "prob_perplexity", "temp"}
     losses = {f"loss_{name}" for name in ("infonce", "diversity", "features_pen", "card", "seg", "frame")}
-    for name in names | losses | {"lambd", "hours_left"}:
+    for name in names | losses | {"lambd", "hours_left", "hours_per_hour"}:
         assert float(stats["train"][f"train_{name}"]) >= 0, name
     assert not [name for name in stats["train"] if re.search(r"loss_\d|_numerator|_denominator|_sum|_parts", name)]
     for lambd, low, high in (("0", 20, 21), ("0.5", 22, 40), ("1", 23, 90)):
@@ -54,9 +54,11 @@ def test_a_training_and_what_it_logs(corpus, out, tmp_path, capfd):
     assert last[1].startswith("features from it: s3prl-ofa extract")
 
 
-def test_the_references_own_configuration(corpus, out, tmp_path):
+def test_the_references_own_configuration(corpus, out, tmp_path, capfd, monkeypatch):
     """A configuration of the reference trains, given in the same way as to fairseq-hydra-train, with the
-    overrides of its command."""
+    overrides of its command; with --quiet only hydra_train.log says how far it is."""
+    for name in ("TQDM_DISABLE", "LOGLEVEL"):
+        monkeypatch.setenv(name, "")  # put back at the end
     reference = {
         "common": {"fp16": True, "log_interval": 200},
         "checkpoint": {"save_interval_updates": 25_000, "keep_interval_updates": 1, "no_epoch_checkpoints": True},
@@ -77,7 +79,8 @@ def test_the_references_own_configuration(corpus, out, tmp_path):
     roots = {kind: corpus / "guidance" / kind for kind in ("alpha", "boundaries")}
     overrides = [f"+task.{kind}_root='{str(root).replace(chr(39), chr(92) + chr(39))}'" for kind, root in roots.items()]
     arguments = ["--config-dir", tmp_path / "config", "--config-name", "theirs", f"data={corpus / 'data'}"]
-    assert run_here([*arguments, f"out={out}", *overrides, "common.fp16=false"]) == 0
+    assert run_here([*arguments, f"out={out}", *overrides, "common.fp16=false", "--quiet"]) == 0
+    assert capfd.readouterr() == ("", "")
     assert float(logged(out)["train"]["train_loss_seg"]) > 0
     saved = read_checkpoint(out / "checkpoints" / "checkpoint_last.pt")["cfg"]
     assert saved["task"]["alpha_root"] == str(roots["alpha"]) and saved["model"]["upper_lambd"] == 1.6

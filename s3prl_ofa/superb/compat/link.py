@@ -17,6 +17,7 @@ import sys
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_write
+from s3prl_ofa.output import tell
 from s3prl_ofa.resources import folder
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def link(checkout: str | os.PathLike, force: bool = False) -> pathlib.Path:
     write_hub(hub, new_text)
     problem = torchaudio_problem(package)
     if problem is None:
-        logger.info("%s is in place; run_downstream.py -u %s -k CKPT now works in %s", target, NAME, package)
+        tell(f"{target} is in place; run_downstream.py -u {NAME} -k CKPT now works in {package}")
     else:
         logger.warning(
             "%s is in place, but the checkout's own run_downstream.py needs a torchaudio that matches torch (%s); "
@@ -85,7 +86,7 @@ def unlink(checkout: str | os.PathLike) -> None:
     write_hub(hub, text.replace(HUB_LINE, b""))
     if exists:
         shutil.rmtree(target)
-    logger.info("%s is as it was before s3prl-ofa link", package)
+    tell(f"{package} is as it was before s3prl-ofa link")
 
 
 def checkout_package(checkout: str | os.PathLike) -> pathlib.Path:

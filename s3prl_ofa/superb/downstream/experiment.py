@@ -15,6 +15,7 @@ from s3prl_ofa.arguments.run_downstream import option
 from s3prl_ofa.checkpoint import checkpoint_path
 from s3prl_ofa.errors import UsageError, shown
 from s3prl_ofa.io.files import atomic_write
+from s3prl_ofa.output import tell
 from s3prl_ofa.superb.compat import plain_names
 from s3prl_ofa.superb.compat.caches import secure_caches
 from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
@@ -64,11 +65,11 @@ def read(args: argparse.Namespace, ours: OurOptions) -> tuple[argparse.Namespace
     paths = past_checkpoints(args.past_exp, args.auto_resume, args.expdir)
     if paths:
         path, trained = newest_readable(paths)
-        print(f"[Runner] - Resume from {path}")
+        tell(f"[Runner] - Resume from {path}")
         args, config = resumed(args, ours, path, trained)
     else:
         trained = initial_states(args.init_ckpt) if args.init_ckpt else None
-        print("[Runner] - Start a new experiment")
+        tell("[Runner] - Start a new experiment")
         config = new_config(args, ours)
     if args.override is not None and args.override.lower() != "none":
         override(args.override, args, config)

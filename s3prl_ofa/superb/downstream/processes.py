@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.jobs.launched import process_count
+from s3prl_ofa.output import is_quiet
 
 # where launchers store the number of processes: torchrun, srun (of a step), mpirun (Open MPI, MPICH, MVAPICH)
 WORLD_SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -118,10 +119,18 @@ def divided_loader(downstream: str, make_loader: Callable[[], Any]) -> Any:
 
 
 class CountingBar(tqdm):
-    """S3PRL's progress bar, which ends its training loop when it is full: it counts although TQDM_DISABLE is set."""
+    """S3PRL's progress bar, which ends its training loop when it is full: it counts although TQDM_DISABLE is set.
+
+    It is the progress that S3PRL reports through it, such as saved checkpoints, that ``--quiet`` hides.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs, disable=False)
+
+    @classmethod
+    def write(cls, text: str, *args: Any, **kwargs: Any) -> None:
+        if not is_quiet():
+            super().write(text, *args, **kwargs)
 
 
 class UpdateCounter:

@@ -126,25 +126,29 @@ def test_what_is_no_checkout_is_refused(tmp_path, bare):
     assert contents(bare) == before
 
 
-def test_a_torchaudio_that_cannot_be_imported_is_said(bare, caplog, monkeypatch, tmp_path):
+def test_a_torchaudio_that_cannot_be_imported_is_said(bare, caplog, capsys, monkeypatch, tmp_path):
     """The checkout's own script imports torchaudio first: where that fails, linking does not say that it works."""
     (tmp_path / "torchaudio.py").write_text("raise OSError('libtorch_cuda.so: cannot open shared object file')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with caplog.at_level("INFO"):
-        linking.link(bare)
+    assert cli.main(["link", str(bare)]) == 0
     said = [record for record in caplog.records if record.name == linking.logger.name]
-    assert [record.levelname for record in said] == ["WARNING"]
+    assert [record.levelname for record in said] == ["WARNING"] and not capsys.readouterr().out
     assert all(words in said[0].getMessage() for words in ("libtorch_cuda.so", "s3prl-ofa run_downstream works"))
     caplog.clear()
     (tmp_path / "torchaudio.py").write_text("")
-    with caplog.at_level("INFO"):
-        linking.link(bare)
-    assert "now works" in caplog.text
+    assert cli.main(["link", str(bare)]) == 0
+    assert not caplog.records and "now works" in capsys.readouterr().out
 
 
-def test_the_commands_take_their_arguments(bare):
-    """s3prl-ofa link and unlink are wired to the functions."""
-    assert cli.main(["link", str(bare)]) == cli.main(["unlink", str(bare)]) == 0
+def test_the_commands_say_what_they_did(bare, capsys):
+    """s3prl-ofa link and unlink take their arguments and end with one line; with --quiet they print nothing."""
+    target = bare / "s3prl" / "upstream" / "ofa_wav2vec2"
+    for option in ([], ["--quiet"]):
+        said = []
+        for command in ("link", "unlink"):
+            assert cli.main([command, str(bare), *option]) == 0
+            said += capsys.readouterr().out.splitlines()
+        assert [line.partition(" is ")[0] for line in said] == ([] if option else [str(target), str(bare / "s3prl")])
     with pytest.raises(UsageError):
         linking.unlink(bare)
 
