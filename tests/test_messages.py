@@ -1,7 +1,8 @@
 """Every error that a user can meet, with its text: what was found, what was expected, what to do.
 
 messages.txt has them all, below the file that raises them, as a user sees them or with the source of what is filled in
-in braces. A command line or an expression above a message leads to it; the tests of the rooms raise the others.
+in braces; and below the name of a library those that it words. A command line or an expression above a message leads to
+it, after ``with FILE: CONTENT`` wrote its files; the tests of the rooms raise the others.
 """
 
 import ast
@@ -14,11 +15,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 from paths import ROOT
+from pretraining import write_config
 
 from s3prl_ofa import ModelConfig, OFAWav2Vec2, cli, load
 from s3prl_ofa.checkpoint import checkpoint_path
+from s3prl_ofa.model.cif import cif
 from s3prl_ofa.resources import AUDIO
+from s3prl_ofa.superb.compat.link import CHECKOUT_FILES
 
 PACKAGE = ROOT / "s3prl_ofa"
 TABLE = ROOT / "tests" / "messages.txt"
@@ -77,26 +82,41 @@ def raised() -> Iterator[Message]:
 RAISED = list(raised())
 
 
-def table() -> tuple[dict[str, list[str]], dict[str, str]]:
-    """The messages of each file, and the message of each line that leads to one."""
+class Attempt(NamedTuple):
+    """What leads to a message: a line of the table, and the content of the files that it needs by their names."""
+
+    line: str
+    files: dict[str, str]
+    message: str
+
+
+def table() -> tuple[dict[str, list[str]], list[Attempt]]:
+    """The messages of each file or library, and what leads to them."""
     messages: dict[str, list[str]] = {}
-    tried: dict[str, str] = {}
-    attempt = None
+    attempts: list[Attempt] = []
+    line_before, files = "", {}
     for line in TABLE.read_text("utf-8").splitlines():
         if line.startswith("# "):
             lines = messages.setdefault(line[2:], [])
+        elif line.startswith("with "):
+            name, _, content = line.removeprefix("with ").partition(":")
+            files[name] = content.strip().encode().decode("unicode_escape")
         elif line.startswith(("$ ", ">>> ")):
-            attempt = line
+            line_before = line
         elif line:
             lines.append(line)
-            if attempt:
-                tried[attempt], attempt = line, None
-    return messages, tried
+            if line_before:
+                attempts.append(Attempt(line_before, files, line))
+                line_before, files = "", {}
+    return messages, attempts
 
 
-MESSAGES, TRIED = table()
-COMMANDS = {line[2:]: message for line, message in TRIED.items() if line.startswith("$ ")}
-EXPRESSIONS = {line[4:]: message for line, message in TRIED.items() if line.startswith(">>> ")}
+MESSAGES, ATTEMPTS = table()
+
+
+def attempts(kind: str) -> pytest.MarkDecorator:
+    found = [attempt for attempt in ATTEMPTS if attempt.line.startswith(kind)]
+    return pytest.mark.parametrize("attempt", found, ids=[attempt.line for attempt in found])
 
 
 def test_every_message_is_in_the_table():
@@ -114,7 +134,7 @@ def test_every_line_of_the_table_is_raised():
         f"{module}: {line}"
         for module, lines in MESSAGES.items()
         for line in lines
-        if not any(message.module == module and message.fits(line) for message in RAISED)
+        if module.endswith(".py") and not any(message.module == module and message.fits(line) for message in RAISED)
     ]
     assert not unknown, "no longer raised, see tests/messages.txt:\n" + "\n".join(unknown)
 
@@ -125,58 +145,91 @@ def test_every_message_is_one_sentence():
         assert "\n" not in message.text and not re.search(r"[^.]\.$", message.text), message
 
 
-GRID = f"""checkpoints: {{tiny: {checkpoint_path("tiny")}}}
-data: {{voxceleb1: VoxCeleb1}}
-tasks: {{sid: {{steps: 2}}}}
-rates: {{lambd: 0}}
-mini: true
-"""
-GRIDS = {
-    "grid": ("checkpoints", "#"),
-    "good": ("mini", "mini"),
-    "task": ("sid", "sidd"),
-    "missing": (str(checkpoint_path("tiny")), "none.pt"),
+GRID = {
+    "checkpoints": {"tiny": str(checkpoint_path("tiny"))},
+    "data": {"voxceleb1": "VoxCeleb1"},
+    "tasks": {"sid": {"steps": 2}},
+    "rates": {"lambd": 0},
+    "mini": True,
 }
 
 
 @pytest.fixture
-def folder_of_a_user(tmp_path, monkeypatch, make_wave):
-    """A second of speech, files that are something else than asked for, and an empty folder."""
+def folder_of_a_user(tmp_path, monkeypatch, make_wave, saved_plain):
+    """A second of speech, data of a pretraining, files that are something else than asked for, and an empty folder."""
     monkeypatch.chdir(tmp_path)
     soundfile.write("speech.wav", make_wave(1.0), 16_000)
     soundfile.write("short.wav", make_wave(0.02), 16_000)
+    manifest = f"{tmp_path}\nspeech.wav\t16000\n"
     for name, content in {
         "empty.pt": "",
         "text.pt": "no checkpoint",
         "pointer.pt": "version https://git-lfs.github.com/spec/v1\n",
-        "manifest.tsv": f"{tmp_path}\nspeech.wav\t16000\n",
+        "manifest.tsv": manifest,
+        "data/train.tsv": manifest,
+        "data/valid.tsv": manifest,
         "list.yaml": "[1, 2]",
-        **{f"{name}.yaml": GRID.replace(*change) for name, change in GRIDS.items()},
+        **{f"checkout/s3prl/{name}": "from s3prl.upstream.apc.hubconf import *\n" for name in CHECKOUT_FILES},
     }.items():
-        (tmp_path / name).write_text(content)
+        write(tmp_path / name, content)
+    write_config(tmp_path / "pretrain.yaml")
     (tmp_path / "folder").mkdir()
     (tmp_path / "VoxCeleb1").symlink_to(AUDIO)
+    (tmp_path / "plain.safetensors").hardlink_to(saved_plain)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_say_so(command, folder_of_a_user, tmp_path, capsys):
-    """One line on stderr, status 2. Before the message the file may be named, after it the way to help."""
-    assert cli.main(shlex.split(command)[1:]) == 2
-    said = capsys.readouterr().err.splitlines()[-1].replace(f"{tmp_path}/", "")
-    words = re.escape(COMMANDS[command])
-    assert re.fullmatch(rf"s3prl-ofa \w+: error: (.*[:/ ])?{words}( \(see s3prl-ofa .*--help\))?", said), said
+def write(path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+
+
+def unquoted(text: str) -> str:
+    """argparse quotes the values to choose from in some versions of Python."""
+    return text.replace("'", "") if "invalid choice" in text else text
+
+
+@attempts("$ ")
+def test_commands_say_so(attempt, folder_of_a_user, tmp_path, capsys, monkeypatch):
+    """One line on stderr, status 2. Before the message the file may be named, after it the way to help.
+
+    grid.yaml is a good grid, changed by what the table says."""
+    for name, content in attempt.files.items():
+        if name == "grid.yaml":
+            content = yaml.safe_dump({**GRID, **yaml.safe_load(content)})
+        write(tmp_path / name, content)
+    words = shlex.split(attempt.line.removeprefix("$ "))
+    while words[0] != "s3prl-ofa":
+        monkeypatch.setenv(*words.pop(0).split("="))
+    assert cli.main(words[1:]) == 2
+    said = capsys.readouterr().err.splitlines()[-1].replace(f"{tmp_path}/", "").replace(str(AUDIO), "VoxCeleb1")
+    expected = re.escape(unquoted(attempt.message))
+    assert re.fullmatch(
+        rf"s3prl-ofa( \w+)?: error: (.*[:/ ])?{expected}( \(see s3prl-ofa .*--help\))?", unquoted(said)
+    ), said
 
 
 @pytest.fixture(scope="module")
-def names():
-    """What the expressions use; plain is a wav2vec 2.0 without a compressor."""
-    plain = OFAWav2Vec2(ModelConfig(dim=32, ffn_dim=64, heads=4, layers=1))
-    others = {"ModelConfig": ModelConfig, "load": load, "np": np, "torch": torch}
+def plain():
+    """A wav2vec 2.0 without a compressor."""
+    return OFAWav2Vec2(ModelConfig(dim=32, ffn_dim=64, heads=4, layers=1))
+
+
+@pytest.fixture(scope="module")
+def saved_plain(plain, tmp_path_factory):
+    path = tmp_path_factory.mktemp("plain") / "plain.safetensors"
+    plain.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def names(plain):
+    """What the expressions use."""
+    others = {"ModelConfig": ModelConfig, "cif": cif, "load": load, "np": np, "torch": torch}
     return {"model": load("tiny"), "plain": plain, "wave": np.zeros(16_000, "float32"), **others}
 
 
-@pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_expressions_say_so(expression, names):
+@attempts(">>> ")
+def test_expressions_say_so(attempt, names):
     with pytest.raises(ValueError) as error:
-        eval(expression, {**names})
-    assert str(error.value) == EXPRESSIONS[expression]
+        eval(attempt.line.removeprefix(">>> "), {**names})
+    assert str(error.value) == attempt.message

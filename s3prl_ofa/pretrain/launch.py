@@ -23,7 +23,7 @@ from s3prl_ofa.checkpoint.fairseq_format import drop_needless_projection, read_c
 from s3prl_ofa.checkpoint.reading import naming
 from s3prl_ofa.checkpoint.safe_loading import explain_refusal, nothing_run, patched_attributes
 from s3prl_ofa.checkpoint.torch_file import read_torch_file
-from s3prl_ofa.errors import CheckpointError, UsageError
+from s3prl_ofa.errors import CheckpointError, UsageError, shown
 from s3prl_ofa.io.files import atomic_path, writing
 from s3prl_ofa.io.locks import is_locked
 from s3prl_ofa.io.output_folder import LOCK, in_use, locked_folder
@@ -34,6 +34,7 @@ from s3prl_ofa.pretrain.named_code import NO_USER_DIR, nothing_built
 from s3prl_ofa.signals import wait_for
 
 CHECKED_SECTIONS = ("task.", "model.", "criterion.", "optimizer.", "lr_scheduler.")
+NEEDED = {"task": "audio_pretraining", "model": "wav2vec2", "criterion": "wav2vec", "optimizer": "adam"}
 LAST = "checkpoint_last.pt"
 INIT = "init.pt"
 # the log goes to hydra_train.log alone
@@ -108,9 +109,11 @@ def config_path(args: argparse.Namespace) -> pathlib.Path:
     if not path.is_file():
         raise UsageError(f"{path}: no such configuration; expected a yaml file or one of {PACKAGED}")
     try:
-        read_yaml(path.read_text("utf-8"))  # hydra expands aliases without a limit
+        loaded = read_yaml(path.read_text("utf-8"))  # hydra expands aliases without a limit
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is not YAML: {error}") from None
+    if not isinstance(loaded, dict):
+        raise UsageError(f"{path}: expected sections of settings, such as task and model, found {shown(loaded)}")
     return path.absolute()
 
 
@@ -127,7 +130,7 @@ def short_settings(short: dict[str, str], out: pathlib.Path) -> list[str]:
         if name in short and not pathlib.Path(short[name]).is_dir():
             raise UsageError(f"{name}={short[name]}: no such folder; expected the {SHORT[name]}")
     if "data" in short:
-        settings.append(f"task.data={quoted(pathlib.Path(short['data']).absolute())}")
+        settings.append(f"++task.data={quoted(pathlib.Path(short['data']).absolute())}")
     if "guidance" in short:
         root = pathlib.Path(short["guidance"]).absolute()
         for kind in ("alpha", "boundaries"):
@@ -190,6 +193,7 @@ def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: st
     leads = world_size() == 1 or int(os.environ["RANK"]) == 0
 
     def is_wanted(cfg) -> bool:
+        check_complete(cfg)
         if reason := finished(cfg, last):
             if leads:
                 tell(f"nothing left to train: {reason}")
@@ -207,6 +211,25 @@ def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: st
         hydra_main([f"--config-dir={config.parent}", f"--config-name={config.stem}", *settings], is_wanted)
     if leads:
         tell(f"trained: {last}\nfeatures from it: s3prl-ofa extract AUDIO --ckpt {last} --lambd 0.5 --out features")
+
+
+def check_complete(cfg: Any) -> None:
+    """Raises UsageError if the data are not given, or a section names something that fairseq does not have."""
+    from fairseq.models import MODEL_REGISTRY
+    from fairseq.registry import REGISTRIES
+    from fairseq.tasks import TASK_REGISTRY
+    from omegaconf import OmegaConf
+
+    known = {name: registry["registry"] for name, registry in REGISTRIES.items()}
+    for section, names in (known | {"task": TASK_REGISTRY, "model": MODEL_REGISTRY}).items():
+        name = (cfg.get(section) or {}).get("_name")
+        if name is None and section in NEEDED:
+            raise UsageError(f"the configuration has no {section}._name; expected one, such as {NEEDED[section]}")
+        if name is not None and name not in names:
+            near = ", ".join(difflib.get_close_matches(name, names)) or f"one of {len(names)} others"
+            raise UsageError(f"{section}._name: fairseq has no {section} {name!r}; expected {near}")
+    if OmegaConf.is_missing(cfg.task, "data"):
+        raise UsageError(f"data=FOLDER is missing; expected the {SHORT['data']}")
 
 
 def finished(cfg: Any, last: pathlib.Path) -> str | None:
@@ -282,7 +305,7 @@ def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> No
         if failures:
             raise failures[0]
     except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(refusal(error)) from error
     except Exception as error:
         if message := worker_message(error):
             raise ValueError(message) from error
@@ -290,6 +313,23 @@ def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> No
             # fairseq says that it cannot load the weights, but not why
             raise CheckpointError(f"{error}: {reason[:LONGEST_REASON]}") from error
         raise
+
+
+def refusal(error: Exception) -> str:
+    """Which setting hydra or omegaconf refuses, and why, in one sentence without their internals."""
+    from hydra.errors import OverrideParseException
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+    if isinstance(error, OverrideParseException):
+        return f"{error.override.lstrip('+')}: hydra cannot read this value; check its brackets, or put it in quotes"
+    cause = error.__cause__ if hasattr(error.__cause__, "full_key") else error
+    reason = str(cause).strip().splitlines()[0]
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        known = list(getattr(cause.object_type, "__dataclass_fields__", ()))
+        near = ", ".join(difflib.get_close_matches(str(cause.key), known)) or f"one of {len(known)} others"
+        reason = f"there is no such setting; expected {near}"
+    key = getattr(cause, "full_key", None)
+    return f"{key}: {reason}" if key else reason
 
 
 def write_init(init: str, target: pathlib.Path) -> None:

@@ -123,36 +123,6 @@ def error_of(capfd, arguments, status: int) -> str:
     return lines[0]
 
 
-BAD_USE = {
-    "config": (["--config", "ofa_huge"], "no such configuration", 2),
-    "half a config": (["--config-dir", "."], "belong together", 2),
-    "data": (["data=/nowhere"], "no such folder", 2),
-    "guidance": (["guidance=/tmp"], "has no folder alpha", 2),
-    "setting": (["optimization.max_updates=3"], "max_updates", 2),
-    "section": (["optimisation.max_update=3"], "optimisation", 2),
-    "added setting": (["+optimization.max_updates=3"], "max_updates", 2),
-    "value": (["optimization.max_update=soon"], "soon", 2),
-    "choice": (["model.mixup_distro=normal"], "normal", 2),
-    "not a setting": (["quickly"], "'quickly': expected name=value", 2),
-    "user_dir": (["common.user_dir=/tmp"], "user_dir is for fairseq-hydra-train", 2),
-    "nproc": (["--nproc", "0"], "--nproc must be at least 1", 2),
-    "rates": (["+task.valid_lambds=[0,2]"], r"lambd must be in \[0, 2\)", 2),
-    "no rates": (["+task.valid_lambds=[]"], "valid_lambds", 2),
-    "weights": (["criterion.loss_weights=[1,2,3]"], "has 3 numbers, expected 5: diversity, features_pen, card", 2),
-    "masks": (["+model.mask_selection=uniform"], "model.mask_selection must be static", 2),
-}
-
-
-@pytest.mark.parametrize("name", BAD_USE)
-def test_bad_use(corpus, out, tmp_path, capfd, name):
-    """One line on stderr with what was found and expected, exit status 2, and nothing trained."""
-    arguments, expected, status = BAD_USE[name]
-    config = [] if "config" in name else ["--config", write_config(tmp_path / "tiny.yaml")]
-    settings = [text for text in corpus_settings(corpus, out) if text.split("=")[0] not in arguments[0]]
-    assert re.search(expected, error_of(capfd, [*config, *settings, *arguments], status))
-    assert not list(out.rglob("*.pt"))
-
-
 def test_no_manifest(corpus, out, tmp_path, capfd):
     """A folder of data without manifests is named."""
     config = write_config(tmp_path / "tiny.yaml")

@@ -144,7 +144,7 @@ BAD = {
     "bad frames": (lambda grid: grid.update(output_frames=["both"]), "output_frames should be 'upsampled' or 'native'"),
     "bad name": (
         lambda grid: grid.update(checkpoints={"a/b": CKPT}),
-        "checkpoints.a/b should match pattern",
+        "checkpoints.a/b: a name of letters, digits, '.'",
     ),
     "name taken": (
         lambda grid: grid.update(baselines=[{"upstream": "mfcc", "name": "tiny"}]),

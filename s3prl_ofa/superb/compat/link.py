@@ -93,7 +93,7 @@ def checkout_package(checkout: str | os.PathLike) -> pathlib.Path:
     """The package folder of a source checkout, given the checkout or that folder. Raises UsageError."""
     root = pathlib.Path(checkout)
     if not root.is_dir():
-        raise UsageError(f"there is no folder {root}")
+        raise UsageError(f"there is no folder {root}; expected a checkout of S3PRL")
     for package in (root / "s3prl", root):
         if all((package / name).is_file() for name in CHECKOUT_FILES):
             if {"site-packages", "dist-packages"} & set(package.resolve().parts):

@@ -68,8 +68,8 @@ def prepare(grid: Grid) -> dict[str, Job]:
     """The points of a grid, ready to be run, by name."""
     try:  # only the machine that runs a point can tell whether it has the device
         torch.device("cpu" if grid.device == AUTO else grid.device)
-    except RuntimeError as error:
-        raise UsageError(f"device: {str(error).splitlines()[0]}") from None
+    except RuntimeError:
+        raise UsageError(f"device: auto, cpu, cuda or another of torch's is expected, found {grid.device!r}") from None
     for name in grid.tasks:
         try:
             check_downstream(S3PRL_DOWNSTREAM.get(name, name))
@@ -114,7 +114,8 @@ def config_digest(config: dict[str, Any], roots: Iterable[str]) -> str:
 def check_baselines(grid: Grid) -> None:
     for baseline in grid.baselines:
         if baseline.upstream.startswith("_") or not hasattr(importlib.import_module("s3prl.hub"), baseline.upstream):
-            raise UsageError(f"baselines: S3PRL has no upstream {baseline.upstream}")
+            known = "`s3prl-ofa run_downstream --help` lists them"
+            raise UsageError(f"baselines: S3PRL has no upstream {baseline.upstream}; {known}")
         if baseline.upstream.startswith(OFA):
             raise UsageError(f"baselines: {baseline.upstream} is not a baseline; list its checkpoint under checkpoints")
         if baseline.checkpoint is None and baseline.upstream.endswith(WITH_CHECKPOINT):

@@ -57,6 +57,18 @@ def number(value: Any) -> Any:
     return real(value) if isinstance(value, str) and real(value) is not None else value
 
 
+def check_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", value):
+        raise ValueError(f"a name of letters, digits, '.', '+' and '-' is expected, found {shown(value)}")
+    return value
+
+
+def check_text(value: str) -> str:
+    if not value.strip():
+        raise ValueError(f"text is expected, found {shown(value)}")
+    return value
+
+
 def check_repeat(value: Any) -> int | str:
     if value != AUTO and (whole(value) or 0) < 1:
         raise ValueError(f"a whole number of at least 1 or {AUTO} is expected, found {shown(value)}")
@@ -74,8 +86,8 @@ def named_tasks(value: Any) -> dict[str, Any]:
 
 
 OneOrMore = Annotated[tuple[ItemT, ...], BeforeValidator(listed), AfterValidator(distinct)]
-Text = Annotated[str, Field(pattern=r"\S")]
-Name = Annotated[str, BeforeValidator(str), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")]  # a part of a folder's name
+Text = Annotated[str, AfterValidator(check_text)]
+Name = Annotated[str, BeforeValidator(str), AfterValidator(check_name)]  # a part of a folder's name
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Number = Annotated[float, BeforeValidator(number)]
