@@ -22,12 +22,16 @@ def resolve_device(name: "str | torch.device") -> "torch.device":
 
     if name == AUTO:
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    expected = f"expected {AUTO}, cpu, cuda, cuda:1, ..."
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise UsageError(f"device {name} is unknown; {expected}") from None
     try:
         torch.zeros(1, device=name).tolist()  # read back, because the meta device accepts everything
-        return torch.device(name)
     except (RuntimeError, AssertionError, TypeError) as error:
-        detail = str(error).splitlines()[0]
-        raise UsageError(f"device {name} cannot be used ({detail}); expected {AUTO}, cpu, cuda, cuda:1, ...") from None
+        raise UsageError(f"device {name} cannot be used ({str(error).splitlines()[0]}); {expected}") from None
+    return device
 
 
 def device_name(device: "torch.device") -> str:

@@ -14,4 +14,6 @@ def folder(name: str) -> pathlib.Path:
     for parent in (PACKAGE, PACKAGE.parent):
         if (parent / name).is_dir():
             return parent / name
-    raise FileNotFoundError(f"the folder {name} is neither in {PACKAGE} nor beside it: the installation is incomplete")
+    raise FileNotFoundError(
+        f"the folder {name} is neither in {PACKAGE} nor beside it: the installation is incomplete; install it again"
+    )

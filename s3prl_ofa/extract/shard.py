@@ -81,7 +81,7 @@ def run(folder: pathlib.Path) -> int:
             return 0  # it waited in a queue, and its work was divided again
         model = load(work["ckpt"], device=work["device"], dtype=work["dtype"])
         if model.fingerprint() != work["checkpoint"]:
-            raise UsageError(f"{work['ckpt']} is not the checkpoint that extract was started with")
+            raise UsageError(f"{work['ckpt']} is not the checkpoint that extract was started with; start it again")
         store = Store(pathlib.Path(work["out"]), folder, read_index(folder))
         (folder / ERRORS).unlink(missing_ok=True)  # these files are tried again
         utterances = [

@@ -80,8 +80,8 @@ class SlurmSlots:
         try:  # only the machine that runs a shard can tell whether it has the device
             self.device = args.device
             torch.device("cpu" if args.device == AUTO else args.device)
-        except RuntimeError as error:
-            raise UsageError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+        except RuntimeError:
+            raise UsageError(f"--device {args.device}: expected {AUTO}, cpu, cuda, cuda:1, ...") from None
         request = SlurmRequest(**{"gpus": 0 if args.device == "cpu" else 1, **asked})
         self.shards = self.parallel = shards
         self.threads = request.cpus

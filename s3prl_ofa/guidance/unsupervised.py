@@ -76,7 +76,7 @@ def train_codes(features: Sequence[np.ndarray], clusters: int, seed: int) -> np.
 
     frames = np.concatenate(features)
     if len(frames) < clusters:
-        raise UsageError(f"--clusters {clusters}: there are only {len(frames)} frames to train them on")
+        raise UsageError(f"--clusters {clusters}: there are only {len(frames)} frames to train them on; give fewer")
     means = MiniBatchKMeans(clusters, batch_size=BATCH_FRAMES, n_init=3, random_state=seed)
     return means.fit(frames).cluster_centers_.astype(np.float32)
 

@@ -61,7 +61,9 @@ def read_entries(manifests: Sequence[pathlib.Path]) -> list[Entry]:
             if other != entry:
                 raise UsageError(f"{manifest}: {entry.path} would have the guidance file of {other.path}; rename one")
     if not entries:
-        raise UsageError(f"{', '.join(map(str, manifests))}: no utterances")
+        raise UsageError(
+            f"{', '.join(map(str, manifests))}: no utterances; expected lines of a path, a tab and a number of samples"
+        )
     return list(entries.values())
 
 

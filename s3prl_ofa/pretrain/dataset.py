@@ -187,7 +187,7 @@ class GuidedAudioDataset(FileAudioDataset):
         for index in range(len(self)):
             if (item := self[index])["source"] is not None:
                 return item
-        raise AudioError(f"none of the {len(self)} files below {self.root_dir} can be used")
+        raise AudioError(f"none of the {len(self)} files below {self.root_dir} can be used; expected 16 kHz mono audio")
 
     def crop(self, sample: dict[str, Any], target: int) -> dict[str, Any]:
         """Crops wave and guidance to at most ``target`` samples, starting at a random multiple of the hop."""

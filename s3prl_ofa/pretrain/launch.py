@@ -179,7 +179,9 @@ def machine_settings(config: pathlib.Path, given: Sequence[str], world: int) -> 
 def launch(processes: int, argv: Sequence[str]) -> int:
     """Runs this command in ``processes`` processes by torchrun. Returns the exit status."""
     if torch.cuda.is_available() and torch.cuda.device_count() < processes:
-        raise UsageError(f"--nproc {processes}: this machine has {torch.cuda.device_count()} GPUs")
+        raise UsageError(
+            f"--nproc {processes}: this machine has {torch.cuda.device_count()} GPUs; give at most that many"
+        )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {**os.environ}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
@@ -357,4 +359,5 @@ def check_architecture(cfg, init: str) -> None:
     configured = read_config(model_cfg, task_cfg, checkpoint.weights).to_dict()
     for name, value in checkpoint.config.to_dict().items():
         if name != "compressor" and configured[name] != value:
-            raise CheckpointError(f"{init}: its model has {name} {value}, but the configuration has {configured[name]}")
+            differ = f"its model has {name} {value}, but the configuration has {configured[name]}"
+            raise CheckpointError(f"{init}: {differ}; change the configuration, or take another checkpoint")

@@ -65,7 +65,9 @@ class OFAPretrainingTask(AudioPretrainingTask):
             crop_seed=cfg.seed,
         )
         if not len(self.datasets[split]):
-            raise UsageError(f"{manifest}: no utterance of at least task.min_sample_size samples")
+            raise UsageError(
+                f"{manifest}: no utterance of at least task.min_sample_size samples; give a smaller one, or other audio"
+            )
 
     def can_reuse_epoch_itr(self, dataset) -> bool:
         """False, because a reused iterator makes different batches each time, and validations must be the same.

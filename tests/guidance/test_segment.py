@@ -232,7 +232,7 @@ def test_bad_use(segment, tmp_path, capsys):
         (("--clusters", 100_000), "there are only"),
         (("--clusters", 8, "--period-ms", 5000), "--period-ms: segments of 5000 ms are impossible"),
         (("--device", "cuda:99"), "MFCCs are computed on the cpu"),
-        (("--ckpt", "x.pt", "--layer", 1, "--device", "toaster"), "device toaster cannot be used"),
+        (("--ckpt", "x.pt", "--layer", 1, "--device", "toaster"), "device toaster is unknown"),
     ):
         assert segment(*options) == 2, options
         error = capsys.readouterr().err

@@ -105,7 +105,7 @@ def newest_readable(paths: list[pathlib.Path]) -> tuple[pathlib.Path, dict[str, 
 def initial_states(checkpoint: str) -> dict[str, Any]:
     """The checkpoint of ``-i``. Raises UsageError if it is missing, incomplete or malformed, and CheckpointError."""
     if not os.path.isfile(checkpoint):
-        raise UsageError(f"-i {checkpoint}: there is no such checkpoint")
+        raise UsageError(f"-i {checkpoint}: there is no such checkpoint; expected a file that run_downstream saved")
     states = read_states(checkpoint)
     if states is None:
         raise UsageError(f"-i {checkpoint} cannot be read: it is incomplete, or not a checkpoint of S3PRL")

@@ -80,7 +80,10 @@ class FeatureCache(contextlib.ExitStack):
             self.quota.reserve(0, self.section)  # the limit may be lower than last time
         except OSError as error:
             self.close()
-            raise UsageError(f"the feature cache {folder} cannot be written ({error.strerror})") from error
+            raise UsageError(
+                f"the feature cache {folder} cannot be written ({error.strerror}); "
+                "choose another folder, or leave out --cache-gb"
+            ) from error
 
     def extract(self, waves: list[Tensor], compute: Compute) -> ExtractOutput:
         """The output of ``compute(waves)``, which is called with the missing utterances only.

@@ -115,10 +115,11 @@ def check_change(before: RateOptions, after: RateOptions, mode: str) -> None:
         raise UsageError(f"the experiment trains its rate and cannot resume at {after}; train a new one (-n or -p)")
     if after.adaptive and after.lambd_start != before.lambd_start:
         raise UsageError(
-            f"lambd_start is for a new training: this one began at {before.lambd_start:g} and resumes where it is"
+            f"lambd_start is for a new training: this one began at {before.lambd_start:g} and resumes where "
+            "it is; leave it out"
         )
     if after.adaptive and after.lambd_max != before.lambd_max:
-        raise UsageError(f"lambd_max is for a new training: in this one it is {before.lambd_max:g}")
+        raise UsageError(f"lambd_max is for a new training: in this one it is {before.lambd_max:g}; leave it out")
 
 
 def at_max_lambd(options: RateOptions) -> RateOptions:

@@ -242,7 +242,7 @@ def test_model_config_file_and_command_line(command, tmp_path):
         (("-m", "train", "-d", "sid", "-p", __file__), "test_end_to_end.py: this folder cannot be made"),
         (("-m", "train", "-d", "sid", "-p", f"{__file__}/exp"), "exp: this folder cannot be made"),
         (("-d", "sid", "-p", "exp"), "-m"),
-        (("-m", "train", "-d", "sid", "-n", "name", "--device", "abacus"), "device abacus cannot be used"),
+        (("-m", "train", "-d", "sid", "-n", "name", "--device", "abacus"), "device abacus is unknown"),
     ],
 )
 def test_bad_use_is_one_sentence_and_leaves_nothing(options, words, command, capfd):

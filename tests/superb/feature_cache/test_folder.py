@@ -257,7 +257,7 @@ def test_several_processes_at_once(golden_model, opened, tmp_path, ran):
 def test_a_folder_that_cannot_be_written(below, golden_model, tmp_path):
     """A folder that cannot be made is reported in one sentence that names it."""
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(UsageError, match=r"cannot be written \(.+\)$") as error:
+    with pytest.raises(UsageError, match=r"cannot be written \(.+\); choose another") as error:
         FeatureCache(tmp_path / below, 1, golden_model, {"lambd": 0.0}, ALL)
     assert str(tmp_path / below) in str(error.value) and "\n" not in str(error.value)
 
