@@ -105,8 +105,9 @@ class DownstreamRunner(s3prl_runner.Runner):
     def _load_weight(self, model: Any, name: str) -> None:
         """Raises CheckpointError for a state that is missing, where S3PRL would go on with random weights, or does not
         fit."""
-        is_trained = self.args.mode != "train" or self.args.past_exp
-        is_needed = is_trained and (name != "Upstream" or self.args.upstream_trainable) and model.state_dict()
+        # query by example has a task without weights, which is evaluated without a checkpoint
+        is_trained = name == "Downstream" or self.init_ckpt and (name != "Upstream" or self.args.upstream_trainable)
+        is_needed = is_trained and (self.args.mode != "train" or self.args.past_exp) and model.state_dict()
         if is_needed and not self.init_ckpt.get(name):
             raise CheckpointError(f"the trained {name} is needed and missing; give a complete checkpoint (-e or -i)")
         try:

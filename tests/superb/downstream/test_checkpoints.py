@@ -94,7 +94,7 @@ def test_an_evaluation_needs_weights(corpora, train, capfd):
     """A task's model that was never trained has no score."""
     data = ["-d", "sid", "--voxceleb1", str(corpora / "VoxCeleb1"), "--prepared", str(corpora / "prepared"), "--mini"]
     assert resume("-p", "exp", "-u", "ofa_wav2vec2", "-k", CKPT, *data) == 2
-    assert MISSING.format("Featurizer") in capfd.readouterr().err
+    assert MISSING.format("Downstream") in capfd.readouterr().err
 
 
 def test_override_of_the_folder_leaves_no_stale_one(train, tmp_path):
