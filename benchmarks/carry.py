@@ -22,7 +22,7 @@ FAIRSEQ = "fairseq-fixed"
 OF_PRETRAINING = (FAIRSEQ, "antlr4-python3-runtime", "hydra-core", "omegaconf")
 OF_S3PRL = ("s3prl", "librosa", "audioread", "decorator", "platformdirs", "pooch", "tensorboardX")
 PURE = (*OF_PRETRAINING, *OF_S3PRL, "pycparser")
-KEPT = (".json", ".py", ".pyi", ".txt", ".yaml", "METADATA")
+KEPT = (".json", ".msgpack", ".py", ".pyi", ".txt", ".yaml", "METADATA")
 FAIRSEQ_COMPILED = "fairseq/data/"  # batching; the rest of its compiled code is for translation
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 

@@ -42,7 +42,7 @@ step() {
 }
 
 if [ "$device" = cuda ]; then
-    patience=1 jobs=6 size=(--size base --rounds 20)
+    patience=1 jobs=8 size=(--size base --rounds 20)
     training=(--config ofa_base_librispeech --crops 8 --seconds 10 --rounds 5)
     step 10 machine nvidia-smi
 else
@@ -50,7 +50,7 @@ else
     training=(--config ofa_tiny --crops 2 --seconds 1 --rounds 1)
 fi
 common=("${size[@]}" --device "$device" --dtypes bfloat16)
-tests=("$python" -m pytest -q -n "$jobs" --tb short -p no:cacheprovider tests/test_gpu.py)
+tests=(env OMP_NUM_THREADS=2 "$python" -m pytest -q -n "$jobs" --tb short -p no:cacheprovider tests/test_gpu.py)
 extract=("$python" -m benchmarks.extract "${common[@]}" --out "$out/extract.csv")
 pretrain=("$python" -m benchmarks.pretrain "${training[@]}" --device "$device" --out "$out/pretrain.csv")
 if [ "$short" ]; then

@@ -26,6 +26,51 @@ RATES = ({}, {"lambd": 0.5}, {"lambd": [0.0, 0.3, 0.5, 1.0, 1.5]}, {"frame_perio
 RELATIVE_ERROR, COSINE = 2e-2, 0.999  # of the last hidden state in 16 bits
 
 
+def command(*arguments: object, cwd: object = None) -> None:
+    """Runs ``s3prl-ofa``."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-m", "s3prl_ofa", *map(str, arguments)], cwd=cwd, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_extract_command(tmp_path):
+    """Promise: the command on a GPU writes what it writes on the CPU."""
+    audio = DEMO / "audio" / "test"
+    for device in ("cpu", DEVICE):
+        command("extract", audio, "--ckpt", "tiny", "--lambd", 0.5, "--device", device, "--out", tmp_path / device)
+    files = sorted((tmp_path / "cpu").rglob("*.npy"))
+    assert files
+    for path in files:
+        other = tmp_path / DEVICE / path.relative_to(tmp_path / "cpu")
+        np.testing.assert_allclose(np.load(other), np.load(path), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_pretraining(tmp_path):
+    """Promise: a pretraining trains on the device, and its checkpoint is a model."""
+    command("prepare", "manifest", DEMO / "audio" / "dev", "--out", "manifests", "--valid-fraction", 0.2, cwd=tmp_path)
+    manifests = [f"manifests/{split}.tsv" for split in ("train", "valid")]
+    command("guidance", "segment", "--manifest", *manifests, "--out", "guidance", "--period-ms", 90, cwd=tmp_path)
+    settings = ["optimization.max_update=4", "dataset.num_workers=0", "common.log_format=simple"]
+    settings.append(f"common.cpu={str(DEVICE == 'cpu').lower()}")
+    folders = ["data=manifests", "guidance=guidance", "out=tiny"]
+    command("pretrain", "--config", "ofa_tiny", *folders, *settings, cwd=tmp_path)
+    model = s3prl_ofa.load(tmp_path / "tiny" / "checkpoints" / "checkpoint_last.pt", DEVICE)
+    out = model.extract(noise_waves([16_000]), lambd=0.5)
+    assert bool(torch.isfinite(out.hidden_states[-1]).all())
+
+
+@pytest.mark.slow
+def test_downstream(tmp_path):
+    """Promise: S3PRL trains a downstream model on the device."""
+    options = ["-m", "train", "-u", "ofa_wav2vec2", "-k", "tiny", "-d", "sid", "--mini", "--voxceleb1", DEMO / "audio"]
+    steps = "config.runner.total_steps=2,,config.runner.eval_step=2,,config.runner.save_step=2"
+    command("run_downstream", *options, "--device", DEVICE, "-p", tmp_path / "experiment", "-o", steps)
+    assert (tmp_path / "experiment" / "states-2.ckpt").is_file()
+
+
 @pytest.fixture(scope="module")
 def speech() -> list[torch.Tensor]:
     """Bundled utterances of several lengths."""
@@ -162,48 +207,3 @@ def test_int8_is_refused():
         return
     with pytest.raises(UsageError, match="dtype 'int8' is for the CPU"):
         s3prl_ofa.load("tiny", DEVICE, "int8")
-
-
-def command(*arguments: object, cwd: object = None) -> None:
-    """Runs ``s3prl-ofa``."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(
-        [sys.executable, "-m", "s3prl_ofa", *map(str, arguments)], cwd=cwd, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_extract_command(tmp_path):
-    """Promise: the command on a GPU writes what it writes on the CPU."""
-    audio = DEMO / "audio" / "test"
-    for device in ("cpu", DEVICE):
-        command("extract", audio, "--ckpt", "tiny", "--lambd", 0.5, "--device", device, "--out", tmp_path / device)
-    files = sorted((tmp_path / "cpu").rglob("*.npy"))
-    assert files
-    for path in files:
-        other = tmp_path / DEVICE / path.relative_to(tmp_path / "cpu")
-        np.testing.assert_allclose(np.load(other), np.load(path), rtol=0, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_pretraining(tmp_path):
-    """Promise: a pretraining trains on the device, and its checkpoint is a model."""
-    command("prepare", "manifest", DEMO / "audio" / "dev", "--out", "manifests", "--valid-fraction", 0.2, cwd=tmp_path)
-    manifests = [f"manifests/{split}.tsv" for split in ("train", "valid")]
-    command("guidance", "segment", "--manifest", *manifests, "--out", "guidance", "--period-ms", 90, cwd=tmp_path)
-    settings = ["optimization.max_update=4", "dataset.num_workers=0", "common.log_format=simple"]
-    settings.append(f"common.cpu={str(DEVICE == 'cpu').lower()}")
-    folders = ["data=manifests", "guidance=guidance", "out=tiny"]
-    command("pretrain", "--config", "ofa_tiny", *folders, *settings, cwd=tmp_path)
-    model = s3prl_ofa.load(tmp_path / "tiny" / "checkpoints" / "checkpoint_last.pt", DEVICE)
-    out = model.extract(noise_waves([16_000]), lambd=0.5)
-    assert bool(torch.isfinite(out.hidden_states[-1]).all())
-
-
-@pytest.mark.slow
-def test_downstream(tmp_path):
-    """Promise: S3PRL trains a downstream model on the device."""
-    options = ["-m", "train", "-u", "ofa_wav2vec2", "-k", "tiny", "-d", "sid", "--mini", "--voxceleb1", DEMO / "audio"]
-    steps = "config.runner.total_steps=2,,config.runner.eval_step=2,,config.runner.save_step=2"
-    command("run_downstream", *options, "--device", DEVICE, "-p", tmp_path / "experiment", "-o", steps)
-    assert (tmp_path / "experiment" / "states-2.ckpt").is_file()

@@ -105,5 +105,5 @@ class Attention:
         attended = qkv.new_empty(len(qkv), width)
         for group in self.groups:
             assert group.rows is not None  # as in the first
-            attended = attended.index_copy(0, group.rows, group.attend(qkv[group.rows], heads))
+            attended.index_copy_(0, group.rows, group.attend(qkv[group.rows], heads))
         return attended

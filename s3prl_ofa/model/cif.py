@@ -86,7 +86,7 @@ def apply_cif(rows: Tensor, plan: CifPlan) -> Tensor:
     ):
         inside = unit_index < plan.lengths[utterance]
         target = torch.where(inside, first_output[utterance] + unit_index.long(), outputs)
-        compressed = compressed.index_add(0, target, weight.to(dtype)[:, None] * wide)
+        compressed.index_add_(0, target, weight.to(dtype)[:, None] * wide)
     return compressed[:outputs].to(rows.dtype)
 
 

@@ -31,7 +31,7 @@ def spread(rows: Tensor, lengths: Tensor, gap: int) -> tuple[Tensor, Tensor | No
         return rows, None
     positions = positions_of(lengths, starts_of(lengths, gap)).to(rows.device, non_blocking=True)
     layout = rows.new_zeros(int((lengths + gap).sum()) - gap, rows.shape[1])
-    return layout.index_copy(0, positions, rows), positions
+    return layout.index_copy_(0, positions, rows), positions
 
 
 def pad(rows: Tensor, lengths: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def pad_all(states: Sequence[Tensor], lengths: Tensor) -> list[Tensor]:
         return [rows.view(batch, longest, *rows.shape[1:]) for rows in states]
     starts = torch.arange(batch, device=lengths.device) * longest
     places = positions_of(lengths, starts).to(states[0].device, non_blocking=True)
-    layouts = (rows.new_zeros(batch * longest, *rows.shape[1:]).index_copy(0, places, rows) for rows in states)
+    layouts = (rows.new_zeros(batch * longest, *rows.shape[1:]).index_copy_(0, places, rows) for rows in states)
     return [layout.view(batch, longest, *layout.shape[1:]) for layout in layouts]
 
 
