@@ -114,8 +114,8 @@ def windows_product(
 @functools.cache
 def stages(device: torch.device) -> int:
     """Up to STAGES, as many as the shared memory of ``device`` holds in 16 bits."""
-    shared_memory = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-    return min(STAGES, shared_memory // (2 * TILE * STEP * 2))
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
+    return min(STAGES, properties["max_shared_mem"] // (2 * TILE * STEP * 2))
 
 
 def uses_windows_kernel(windows: Tensor, weights: Tensor, biases: Tensor | None, owners: Tensor | None) -> bool:
