@@ -24,6 +24,15 @@ def no_handlers_of_other_tests():
             root.removeHandler(handler)
 
 
+@pytest.fixture(autouse=True)
+def no_quiet_of_other_tests():
+    """``--quiet`` also holds for processes that are started later: S3PRL's own script would train without end."""
+    yield
+    logging.getLogger("s3prl_ofa").setLevel(logging.NOTSET)
+    for name in ("TQDM_DISABLE", "LOGLEVEL"):
+        os.environ.pop(name, None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """The tests run in several processes; more threads in each would only get in the way."""

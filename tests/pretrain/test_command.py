@@ -54,11 +54,9 @@ def test_a_training_and_what_it_logs(corpus, out, tmp_path, capfd):
     assert last[1].startswith("features from it: s3prl-ofa extract")
 
 
-def test_the_references_own_configuration(corpus, out, tmp_path, capfd, monkeypatch):
+def test_the_references_own_configuration(corpus, out, tmp_path, capfd):
     """A configuration of the reference trains, given in the same way as to fairseq-hydra-train, with the
     overrides of its command; with --quiet only hydra_train.log says how far it is."""
-    for name in ("TQDM_DISABLE", "LOGLEVEL"):
-        monkeypatch.setenv(name, "")  # put back at the end
     reference = {
         "common": {"fp16": True, "log_interval": 200},
         "checkpoint": {"save_interval_updates": 25_000, "keep_interval_updates": 1, "no_epoch_checkpoints": True},

@@ -311,10 +311,8 @@ def test_the_cpu_can_be_chosen_beside_a_gpu(command, monkeypatch):
     assert command("-m", "evaluate", "-e", "exp", "--device", "cpu") == 0
 
 
-def test_quiet(command, capfd, monkeypatch):
+def test_quiet(command, capfd):
     """With --quiet a training ends as it does without; stdout has only the scores, stderr only an error."""
-    for name in ("TQDM_DISABLE", "LOGLEVEL"):
-        monkeypatch.setenv(name, "")  # put back at the end
     assert command("-m", "train", "-d", "sid", "-p", "exp", "--quiet") == 0
     assert pathlib.Path("exp", "states-2.ckpt").exists()
     said = capfd.readouterr()
