@@ -60,11 +60,12 @@ if [ "$short" ]; then
     wait
 else
     step 50 single "${extract[@]}" --inputs single --peers transformers torchaudio S3PRL
-    step 150 batches "${extract[@]}" --inputs mixed equal --periods-ms 20 90 \
-        --peers transformers "transformers, compiled" torchaudio
-    step 90 tests "${tests[@]}"
-    step 110 pretrain "${pretrain[@]}"
-    step 40 cost_curve "$python" -m benchmarks.cost_curve "${common[@]}" --out "$out/cost_curve.csv"
+    step 60 batches "${extract[@]}" --inputs mixed equal --periods-ms 20 90 --peers transformers torchaudio
+    step 120 tests "${tests[@]}"
+    step 60 pretrain "${pretrain[@]}"
+    step 30 cost_curve "$python" -m benchmarks.cost_curve "${common[@]}" --out "$out/cost_curve.csv"
+    # Compiling takes minutes, so that it comes last.
+    step 160 compiled "${extract[@]}" --inputs mixed equal --periods-ms 20 90 --peers "transformers, compiled"
 fi
 for log in "$site"/*.log; do
     echo "== $(basename "$log" .log)" && tail -c 20000 "$log"

@@ -66,7 +66,7 @@ def single_table(rows: list[Row]) -> str | None:
 
     def cell(row: Row) -> str:
         share = "" if row.matrix_share is None else f" ({100 * row.matrix_share:.0f}%)"
-        return f"{1000 * row.median_s:.0f} ms{share}"
+        return f"{1000 * row.median_s:.{0 if row.median_s > 0.05 else 1}f} ms{share}"
 
     return contenders_table(rows, {dtype: ("single", dtype) for dtype in DTYPES}, cell)
 
@@ -103,9 +103,8 @@ def rates_table(rows: list[Row]) -> str | None:
 
 
 def draw_curve(path: pathlib.Path) -> None:
-    """The curve of the machine that was measured last, as SVG, beside that of the multiply-accumulates."""
-    rows = rows_of("extract", "cost_curve")
-    rows = max(machines(rows).values(), key=lambda group: max(row.run for row in group if cost_curve(group, row.dtype)))
+    """The last curve that ``cost_curve`` has measured, as SVG, beside that of the multiply-accumulates."""
+    rows = max(machines(rows_of("cost_curve")).values(), key=lambda group: max(row.run for row in group))
     config, samples = ModelConfig(compressor="cif"), round(SINGLE_S * SAMPLE_RATE)
     most = config.num_frames(samples)
     style = {"svg.hashsalt": "s3prl-ofa", "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
