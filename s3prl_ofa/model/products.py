@@ -36,7 +36,7 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool 
     """``F.linear``, followed by a GELU if asked: rows (rows, in) and weight (out, in) to (rows, out)."""
     if uses_onednn(rows, weight, bias):
         return onednn_linear(rows, weight, bias, gelu)
-    if gelu and uses_cublas(rows, weight, bias):
+    if gelu and bias is not None and uses_cublas(rows, weight, bias):
         return torch._addmm_activation(bias, rows, weight.t(), use_gelu=True)
     product = F.linear(rows, weight, bias)
     return F.gelu(product) if gelu else product
