@@ -9,6 +9,7 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.extract.inputs import find_utterances
 from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_audio
 from s3prl_ofa.io.files import printable
+from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.resources import AUDIO
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def measure(model: "OFAWav2Vec2", waves: list[Any], lambds: Sequence[float] = LA
     alphas = [] if model.compressor is None else [model.alpha([wave])[0][0].cpu() for wave in waves]
     table = []
     for lambd in lambds if alphas else (0.0,):
-        frames = input_lengths
+        frames = model.config.pooled(input_lengths)
         if lambd:
             frames = torch.stack([frames_at(alpha, lambd) for alpha in alphas])
         periods = 1000 * samples.double() / SAMPLE_RATE / frames
@@ -96,7 +97,8 @@ def as_text(result: dict[str, Any]) -> str:
     lines = [f"{key:12} {result[key]}" for key in ("checkpoint", "format")]
     lines.append(f"{'parameters':12} {result['parameters']:,}")
     lines.append(f"{'audio':12} {result['audio']}: {result['utterances']} utterances, {result['seconds']:.1f} s")
-    alpha = "none (no compressor: 20 ms only)" if result["mean_alpha"] is None else f"{result['mean_alpha']:.3f}"
+    only = f"none (no compressor: {MIN_FRAME_PERIOD_MS * result['config'].get('pooling', 1):g} ms only)"
+    alpha = only if result["mean_alpha"] is None else f"{result['mean_alpha']:.3f}"
     lines += [f"{'mean alpha':12} {alpha}", "config"]
     lines += [f"  {key:16} {value}" for key, value in result["config"].items()]
     lines += ["", "lambd  frame period (ms)  shortest  longest  GMAC per second of audio"]

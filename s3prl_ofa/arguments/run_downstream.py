@@ -10,6 +10,7 @@ from s3prl_ofa.arguments.parser import Parser
 AUTO = "auto"
 ADAPTIVE = "adaptive"
 OUTPUT_FRAMES = ("upsampled", "native")
+BOUNDARIES = ("learnt", "uniform")
 OLD_OUTPUT_FRAMES = "--frames"  # in scripts of users
 ROOTS = {
     "librispeech": ("ROOT", "LibriSpeech: the folder that holds its splits"),
@@ -49,6 +50,11 @@ def add_our_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--rate-weight", type=float, metavar="W", help="of an adaptive lambd: what frames cost")
     group.add_argument("--lambd-start", type=float, metavar="L", help="of an adaptive lambd: 0 to 1, default 0.5")
     group.add_argument("--lambd-max", type=float, metavar="L", help="of an adaptive lambd: up to 1, the default")
+    boundaries_help = "learnt by the model, the default, or for comparison uniform: as many frames of equal length"
+    group.add_argument("--boundaries", choices=BOUNDARIES, help=boundaries_help)
+    group.add_argument(
+        "--layers", type=int, metavar="K", help="run only the first K layers of the encoder (early exit)"
+    )
     frames_help = (
         "native: the compressed frames, the default for asr, pr, sid and other tasks that can use them; "
         "upsampled: repeated to 20 ms, the default for the rest"

@@ -26,6 +26,7 @@ CTC_PREFIX = "w2v_encoder.w2v_model."
 CTC_HEAD = "w2v_encoder.proj."
 MAX_CONV_LAYERS = 64
 MAX_FINAL_DIM = 65_536
+FIXED_RATIO = 2  # the reference's default
 MAX_EXPRESSION = 2_000  # characters
 
 
@@ -215,8 +216,8 @@ def inside_ctc(
 def read_config(model_cfg: dict[str, Any], task_cfg: dict[str, Any], weights: dict[str, Tensor]) -> ModelConfig:
     """ModelConfig from fairseq's configuration; settings that are missing or null have fairseq's defaults.
 
-    The weights tell whether there is a compressor and a projection. The reference's ``subsample: fixed`` (average
-    pooling) has no weights: such a file is read as a plain wav2vec 2.0, with a warning.
+    The weights tell whether there is a compressor and a projection. Average pooling (the reference's ``subsample:
+    fixed``) has no weights and is read from the configuration alone.
     """
     name = model_name(model_cfg)
     if name not in (*MODEL_NAMES, None):
@@ -232,9 +233,9 @@ def read_config(model_cfg: dict[str, Any], task_cfg: dict[str, Any], weights: di
         except ValueError as error:
             raise CheckpointError(f"its {field.theirs} {error}") from error
     compressed = model_cfg.get("subsample") == "cif" or any(key.startswith(COMPRESSOR) for key in weights)
-    if model_cfg.get("subsample") == "fixed":
-        logger.warning("the model was trained with subsample: fixed, which is not applied: read as a plain wav2vec 2.0")
     values["compressor"] = "cif" if compressed else "none"
+    if model_cfg.get("subsample") == "fixed":
+        values["pooling"] = model_cfg.get("fixed_subsample_ratio") or FIXED_RATIO
     values["projection"] = "post_extract_proj.weight" in weights
     try:
         return ModelConfig(**values)
@@ -258,6 +259,8 @@ def fairseq_parts(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any
     }
     if config.compressor == "cif":
         model_cfg |= {"subsample": "cif", "mixup": True}
+    if config.pooling > 1:
+        model_cfg |= {"subsample": "fixed", "fixed_subsample_ratio": config.pooling}
     model_cfg |= pretraining_sizes(weights) | checkpoint.model_cfg
     model_cfg["_name"] = model_cfg["_name"] or "wav2vec2"
     model_cfg["quantize_targets"] = any(name.startswith("quantizer.") for name in weights)

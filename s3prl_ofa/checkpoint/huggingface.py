@@ -226,9 +226,10 @@ def read_weight_file(path: pathlib.Path) -> dict[str, Tensor]:
 
 def check_expressible(checkpoint: Checkpoint) -> None:
     """Raises UsageError for a model that Hugging Face's wav2vec 2.0 cannot hold."""
-    if checkpoint.config.compressor != "none":
+    if checkpoint.config.compressor != "none" or checkpoint.config.pooling > 1:
+        part = "average pooling" if checkpoint.config.compressor == "none" else "a compressor"
         raise UsageError(
-            f"{checkpoint.path} has a compressor, which a Hugging Face wav2vec 2.0 cannot hold; "
+            f"{checkpoint.path} has {part}, which a Hugging Face wav2vec 2.0 cannot hold; "
             "convert it to safetensors, fairseq or s3prl"
         )
 

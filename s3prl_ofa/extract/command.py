@@ -30,8 +30,11 @@ def run(args: argparse.Namespace) -> int:
     if args.dtype == "auto":  # a folder must not mix what it is on different machines
         args.dtype = str(model.feature_norm.weight.dtype).removeprefix("torch.")
     layers = check_layers(args.layer, model.config.layers)
-    if model.compressor is None and rate not in ({"lambd": 0.0}, {"frame_period_ms": 20.0}):
-        raise UsageError(f"{args.ckpt} has no compressor: only --lambd 0 (a frame period of 20 ms) is possible")
+    period_ms = model.config.frame_period_ms
+    if model.compressor is None and rate not in ({"lambd": 0.0}, {"frame_period_ms": period_ms}):
+        raise UsageError(
+            f"{args.ckpt} has no compressor: only --lambd 0 (a frame period of {period_ms:g} ms) is possible"
+        )
     settings = {
         **rate,
         "allow_beyond_one": args.allow_beyond_one,

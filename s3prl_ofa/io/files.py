@@ -104,9 +104,9 @@ def read_json(path: pathlib.Path) -> Any:
     return json.loads(path.read_text("utf-8"))
 
 
-def write_json(path: str | os.PathLike, content: Any) -> None:
+def write_json(path: str | os.PathLike, content: Any, indent: int | None = 1) -> None:
     """Writes the file durably: what it says is done is on the disk before it."""
-    atomic_write(path, json.dumps(content, indent=1) + "\n", sync=True)
+    atomic_write(path, json.dumps(content, indent=indent) + "\n", sync=True)
 
 
 def append(path: str | os.PathLike, content: bytes) -> None:

@@ -58,6 +58,11 @@ class Compressor(nn.Module):
         return pad(self.alpha_fn(rows, lengths), lengths)
 
     @staticmethod
+    def uniform(alpha: Tensor, lengths: Tensor) -> Tensor:
+        """Each utterance's alpha (batch, longest) replaced by its mean: as many frames, all of the same length."""
+        return (alpha.sum(1) / lengths)[:, None].expand_as(alpha)
+
+    @staticmethod
     def plan(alpha: Tensor, lambd: Tensor, lengths: Tensor) -> CifPlan:
         """How alpha (batch, longest) compresses utterances of ``lengths`` (batch,) at ``lambd`` (batch,)."""
         return plan_cif(mix(alpha, lambd), lengths)

@@ -43,6 +43,7 @@ class ModelConfig:
     activation: str = "gelu"  # of the feed-forward blocks: "gelu" or "relu"
     normalize: bool = False  # each wave is brought to mean 0 and variance 1 first
     compressor: str = "none"  # "cif" or "none"
+    pooling: int = 1  # frames averaged into one before the encoder, at all times (the reference's subsample: fixed)
 
     def __post_init__(self) -> None:
         layers: Any = self.conv_layers  # whatever a file holds
@@ -65,13 +66,14 @@ class ModelConfig:
         for name in ("conv_bias", "projection", "pre_norm", "normalize"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, found {shown(getattr(self, name))}")
-        for name in ("dim", "ffn_dim", "heads", "layers", "pos_conv_kernel", "pos_conv_groups"):
+        for name in ("dim", "ffn_dim", "heads", "layers", "pos_conv_kernel", "pos_conv_groups", "pooling"):
             if not is_whole(getattr(self, name)):
                 raise ValueError(f"{name} must be a whole number above 0, found {shown(getattr(self, name))}")
         for name in ("heads", "pos_conv_groups"):
             if self.dim % getattr(self, name):
                 raise ValueError(f"dim {self.dim} must be a multiple of {name} {getattr(self, name)}")
-
+        if self.pooling > 1 and self.compressor != "none":
+            raise ValueError(f"pooling must be 1 with a compressor, found {self.pooling}")
         if not self.projection and self.conv_dim != self.dim:
             raise ValueError(
                 "without a projection (post_extract_proj) conv_layers must end with dim "
@@ -100,9 +102,21 @@ class ModelConfig:
         """Frames of the front end for this many samples, an int or an integer tensor."""
         return (samples - self.receptive_field) // self.hop + 1
 
+    def pooled(self, frames: Samples) -> Samples:
+        """Frames of the encoder at lambd 0 for this many of the front end; the last may be the mean of fewer."""
+        return -(-frames // self.pooling)
+
+    @property
+    def frame_period_ms(self) -> float:
+        """The frame period at lambd 0, in ms."""
+        return MIN_FRAME_PERIOD_MS * self.pooling
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; ``ModelConfig.from_dict`` is the inverse."""
-        return dataclasses.asdict(self)
+        """Plain values, for JSON; ``ModelConfig.from_dict`` is the inverse.
+
+        Without a pooling of 1, which versions before it do not know, so that they read files and find fingerprints.
+        """
+        return {key: value for key, value in dataclasses.asdict(self).items() if (key, value) != ("pooling", 1)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":

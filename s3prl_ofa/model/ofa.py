@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_ofa.model.cif import CifPlan, crossing_times, frame_index
+from s3prl_ofa.model.cif import CifPlan, apply_cif, crossing_times, frame_index
 from s3prl_ofa.model.compressor import Compressor
 from s3prl_ofa.model.config import SAMPLE_RATE, ModelConfig
 from s3prl_ofa.model.encoder import Encoder
@@ -177,6 +177,7 @@ class OFAWav2Vec2(nn.Module):
         allow_beyond_one: bool = False,
         window_s: float | None = None,
         overlap_s: float = OVERLAP_S,
+        uniform: bool = False,
     ) -> ExtractOutput:
         """Hidden states of a batch at a chosen rate.
 
@@ -192,6 +193,8 @@ class OFAWav2Vec2(nn.Module):
             share ``overlap_s``, so time is linear in the length and memory bounded. Frames, lengths and times stay the
             same, hidden states are close to those of the whole (docs/how-to/long-audio.md). Shorter utterances, and
             all without ``window_s``, are seen whole.
+        uniform: replace each utterance's alpha by its mean, for comparison: as many frames, of equal lengths whatever
+            is said.
 
         Without lambd and frame_period_ms, lambd is 0. Raises ValueError for bad waves, rates, layers and windows.
         """
@@ -211,14 +214,24 @@ class OFAWav2Vec2(nn.Module):
         rows, lengths = self.front_end_rows(waves)
         input_lengths = lengths.to(self.device, non_blocking=True)
         frames = None if frame_period_ms is None else wanted_frames(seconds, rate, lengths)
-        compressed = bool((rate != 0).any()) if frames is None else bool((frames != lengths).any())
+        if frames is None:
+            compressed = bool((rate != 0).any())
+        elif self.config.pooling > 1:
+            compressed = bool((rate != self.config.frame_period_ms).any())
+        else:
+            compressed = bool((frames != lengths).any())
         compressed = compressed or (rate.requires_grad and self.compressor is not None)
         alpha_sum = None
         if not compressed:
             rate = torch.zeros_like(rate)
-            plan = uncompressed_plan(input_lengths, int(lengths.max()))
+            plan = fixed_plan(input_lengths, int(lengths.max()), self.config.pooling)
+            if self.config.pooling > 1:
+                rows, lengths = apply_cif(rows, plan), self.config.pooled(lengths)
         elif self.compressor is None:
-            raise ValueError("this checkpoint has no compressor: only lambd 0 (a frame period of 20 ms) is possible")
+            raise ValueError(
+                "this checkpoint has no compressor: only lambd 0 (a frame period of "
+                f"{self.config.frame_period_ms:g} ms) is possible"
+            )
         else:
             alpha = self.compressor.alpha(rows, lengths)
             alpha_sum = alpha.detach().sum(1)
@@ -230,6 +243,7 @@ class OFAWav2Vec2(nn.Module):
                 )
             if frames is not None:
                 rate = self.lambd_for(frames, sums, lengths, rate, allow_beyond_one)
+            alpha = self.compressor.uniform(alpha, input_lengths) if uniform else alpha
             plan = self.compressor.plan(alpha, rate.to(self.device), input_lengths)
             rows = self.compressor.compress(rows, plan)
             lengths = plan.lengths.cpu()
@@ -285,8 +299,14 @@ def check_layers(layers: int | Sequence[int] | None, all_layers: int) -> Sequenc
     return states
 
 
-def uncompressed_plan(input_lengths: Tensor, longest: int) -> CifPlan:
-    """The plan in which every frame fires: that of lambd 0, without running the predictor."""
-    frame = torch.arange(longest, device=input_lengths.device, dtype=torch.float64)
-    lengths = input_lengths[:, None].double()
-    return CifPlan(torch.minimum(frame, lengths), torch.minimum(frame + 1, lengths), input_lengths, input_lengths)
+def fixed_plan(input_lengths: Tensor, longest: int, size: int) -> CifPlan:
+    """The plan in which every ``size`` frames are averaged into one, the last of them perhaps fewer, without alpha.
+
+    With a size of 1 every frame fires: that is lambd 0. longest: of the input lengths.
+    """
+    frame = torch.arange(longest, device=input_lengths.device)
+    lengths, group, place = input_lengths[:, None], frame // size, frame % size
+    members = (lengths - size * group).clamp(1, size).double()  # frames in each mean; of padding, anything but 0
+    outputs = -(-lengths // size)
+    begin, end = (torch.minimum(group + step / members, outputs.double()) for step in (place, place + 1))
+    return CifPlan(begin, end, outputs[:, 0], input_lengths)

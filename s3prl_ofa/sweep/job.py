@@ -9,11 +9,13 @@ from typing import Any
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.tasks.configs import CTC_TASKS
 from s3prl_ofa.superb.upstream.output_frames import options_for, usual_output_frames
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE, RateOptions
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE, UNIFORM, RateOptions
 
 OFA = "ofa_wav2vec2"  # the upstream whose rates are compared
 AUTO = "auto"  # repeat each frame as often as CTC needs
+# kinds of rate, and what a value of each is called
 RATE_NAMES = {"lambd": "lambd {}", "frame_period_ms": "{} ms", "pool": "pool {}", ADAPTIVE: "adaptive {}"}
+RATE_NAMES |= {UNIFORM: "uniform {}", "layers": "layers {}"}
 FINISHED, FAILED = "finished", "failed"  # states of a row
 HASH_LENGTH = 8
 # settings that do not affect training: after a change of these another evaluation is enough
@@ -56,7 +58,11 @@ class Point:
     @property
     def rate_options(self) -> dict[str, Any]:
         """The options of run_downstream for the upstream's rate; none for a baseline."""
-        rate = {"lambd": ADAPTIVE, "rate_weight": self.value} if self.rate == ADAPTIVE else {self.rate: self.value}
+        rate = {self.rate: self.value}
+        if self.rate == ADAPTIVE:
+            rate = {"lambd": ADAPTIVE, "rate_weight": self.value}
+        elif self.rate == UNIFORM:
+            rate = {"lambd": self.value, "boundaries": UNIFORM}
         limits = {"lambd_start": self.lambd_start, "lambd_max": self.lambd_max}
         options = {**rate, **limits, "output_frames": self.output_frames, "repeat": self.asked_repeat}
         return {name: value for name, value in options.items() if value is not None}

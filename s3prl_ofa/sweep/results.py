@@ -26,6 +26,7 @@ class PointFolder:
         self.experiment = path / "experiment"  # S3PRL's folder
         self.log = path / "run.log"  # the commands and what they printed
         self.trained = path / "trained.json"  # training is done
+        self.utterances = path / "utterances.json"  # of the test split: sums and counts of each, as measured
         self.result = path / "result.json"  # the point's row: it has finished or failed
         self.lock = path / ".point.lock"
 

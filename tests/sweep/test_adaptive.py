@@ -12,7 +12,8 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.sweep.grid.jobs import points_of, prepare
 from s3prl_ofa.sweep.grid.schema import Rates, grid_from
 from s3prl_ofa.sweep.job import Point
-from s3prl_ofa.sweep.report.aggregation import LEARNED, summarize
+from s3prl_ofa.sweep.report.aggregation import summarize
+from s3prl_ofa.sweep.report.settings import LEARNED
 from s3prl_ofa.sweep.results import PointFolder
 from s3prl_ofa.sweep.run.point import chosen_checkpoint, train_arguments
 

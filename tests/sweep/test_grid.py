@@ -117,7 +117,7 @@ BAD = {
     "rate out of range of a task": (lambda grid: grid["tasks"]["sid"].update(rates={"lambd": -1}), "tasks.sid.rates.l"),
     "adaptive": (
         lambda grid: grid.update(rates="adaptive"),
-        "rates: a mapping of lambd, frame_period_ms, pool, adaptive is expected, found 'adaptive'",
+        "rates: a mapping of lambd, frame_period_ms, pool, adaptive, uniform, layers is expected, found 'adaptive'",
     ),
     "adaptive lambd": (
         lambda grid: grid["rates"].update(lambd=[0, "adaptive"]),

@@ -36,7 +36,10 @@ LEFT_OUT = {
     "list": ({"task": ["sid"]}, "task: one line of text is expected, found ['sid']"),
     "no task": ({"task": None}, "task: one line of text is expected, found None"),
     "two lines": ({"model": "a\nb"}, r"model: one line of text is expected, found 'a\nb'"),
-    "rate": ({"rate": "speed"}, "rate: one of lambd, frame_period_ms, pool, adaptive is expected, found 'speed'"),
+    "rate": (
+        {"rate": "speed"},
+        "rate: one of lambd, frame_period_ms, pool, adaptive, uniform, layers is expected, found 'speed'",
+    ),
     "rate of lists": ({"rate": [1]}, "rate: one of"),
     "no value": ({"value": None}, "rate and value belong together"),
     "accuracy of 140%": ({"score": 1.4}, "score: a share from 0 to 1 is expected, found 1.4"),

@@ -24,6 +24,7 @@ from s3prl_ofa.device import device_name, now
 from s3prl_ofa.io.files import write_json
 from s3prl_ofa.io.tensorboard import outlast_full_disk
 from s3prl_ofa.model.config import SAMPLE_RATE
+from s3prl_ofa.superb.downstream.utterances import Records, utterance_scores
 from s3prl_ofa.superb.upstream.expert import Measured, unwrapped
 
 try:
@@ -50,6 +51,7 @@ class Meter:
         self.moments: list[float] = []  # of the current batch: before the upstream, after it
         self.last_training: float | None = None
         self.counted: list[list[Tensor]] = []  # the waves of the first batches
+        self.records: Records = {}
         self.upstream = unwrapped(runner.upstream.model)
         if hasattr(self.upstream, "measured"):
             self.upstream.measured = Measured()  # without the second of noise with which the featurizer finds its width
@@ -57,6 +59,7 @@ class Meter:
         upstream, downstream = runner.upstream.model, runner.downstream.model
         self.hooks = []
         if runner.args.mode == "evaluate":
+            self.keep_records(runner.downstream.model)
             self.hooks = [
                 upstream.register_forward_pre_hook(self.before_upstream),
                 upstream.register_forward_hook(self.after_upstream),
@@ -65,6 +68,16 @@ class Meter:
             ]
         elif runner.args.mode == "train":
             self.hooks = [downstream.register_forward_hook(self.after_training_batch)]
+
+    def keep_records(self, downstream: nn.Module) -> None:
+        """Keeps what the task has recorded of each utterance when it logs its scores."""
+        log_records = downstream.log_records
+
+        def log(split: str, *args: Any, records: Records, **kwargs: Any) -> Any:
+            self.records = records
+            return log_records(split, *args, records=records, **kwargs)
+
+        downstream.log_records = log
 
     def before_upstream(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.cache is not None:
@@ -103,6 +116,8 @@ class Meter:
         args = self.runner.args
         if args.mode == "evaluate":
             found, split = self.evaluated(), args.evaluate_split
+            if scores := utterance_scores(self.records, list(found["scores"])):
+                write_json(utterances_path(args.expdir, split), scores, indent=None)
         elif args.mode == "train" and self.training:
             found, split = {"seconds_per_batch": sum(self.training) / len(self.training)}, "train"
         else:
@@ -146,6 +161,10 @@ def seconds_per_second(batches: list[list[float]], column: int) -> float | None:
 
 def measured_path(expdir: str | os.PathLike, split: str) -> pathlib.Path:
     return pathlib.Path(expdir) / f"measured_{split.replace(os.sep, '_')}.json"
+
+
+def utterances_path(expdir: str | os.PathLike, split: str) -> pathlib.Path:
+    return pathlib.Path(expdir) / f"utterances_{split.replace(os.sep, '_')}.json"
 
 
 def keeping_scores(writer: type, scores: dict[str, float]) -> type:

@@ -61,11 +61,11 @@ class FeatureCache(contextlib.ExitStack):
         folder: str | os.PathLike,
         limit_gb: float,
         model: OFAWav2Vec2,
-        rate: dict[str, float | None],
+        rate: dict[str, Any],
         layers: Sequence[int],
     ) -> None:
         super().__init__()
-        self.layers, self.count = tuple(layers), model.config.layers + 1
+        self.layers, self.count = tuple(layers), rate.get("layers", model.config.layers) + 1
         self.device, self.receptive_field = model.device, model.config.receptive_field
         self.recompute, self.full = False, False
         # seconds of the last batch that were not the model's; NaN if not all of the batch was computed
@@ -169,12 +169,12 @@ def cache_for(runner: Any, folder: str | os.PathLike, limit_gb: float) -> Featur
             "(-o config.downstream_expert.datarc.max_timestep=None trains on whole ones)"
         )
         return None
-    last = upstream.model.config.layers
+    last = upstream.config.layers
     layers = wanted_layers(args.upstream_feature_selection, args.upstream_layer_selection, last)
     return FeatureCache(folder, limit_gb, upstream.model, upstream.options.extract_rate, layers)
 
 
-def key_of(model: OFAWav2Vec2, rate: dict[str, float | None], layers: Sequence[int]) -> dict[str, Any]:
+def key_of(model: OFAWav2Vec2, rate: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
     """Weights, rate and layers; versions and the type of device too, because they decide how sums are rounded."""
     return {
         "format": FORMAT,

@@ -109,6 +109,9 @@ def logging_rate(log_records: Callable[..., Any], rate: AdaptiveRate, runner: An
 
 def check_change(before: RateOptions, after: RateOptions, mode: str) -> None:
     """Raises UsageError for what an experiment that was trained at ``before`` cannot do at ``after``."""
+    if after.layers != before.layers:
+        count = "all" if before.layers is None else f"{before.layers}"
+        raise UsageError(f"layers is for a new training: this one weighs the hidden states of {count} layers")
     if after.adaptive and not before.adaptive:
         raise UsageError(f"the experiment was trained at {before}; lambd adaptive needs a new training")
     if before.adaptive and not after.adaptive and mode == "train":

@@ -17,6 +17,7 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.audio import load_speech
 from s3prl_ofa.io.verified import verify_audio
 from s3prl_ofa.model.cif import plan_cif
+from s3prl_ofa.model.compressor import Compressor
 from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.model.ofa import OFAWav2Vec2
 from s3prl_ofa.model.rate import mix, solve_lambd, wanted_frames
@@ -146,9 +147,12 @@ def count_frames(model: OFAWav2Vec2, options: RateOptions, utterances: list[Utte
     20 ms, and for a frame period whose frames are enough (if it cannot be reached, there are more of them).
     """
     counts = [model.config.num_frames(utterance.samples) for utterance in utterances]
-    if options.output_frames == NATIVE and options.pool:
+    if options.output_frames != NATIVE:
+        return counts
+    counts = [model.config.pooled(count) for count in counts]
+    if options.pool:
         return [-(-count // options.pool) for count in counts]
-    if options.output_frames != NATIVE or not (options.lambd or options.frame_period_ms):
+    if not (options.lambd or options.frame_period_ms):
         return counts
     unknown = list(range(len(utterances)))
     if options.frame_period_ms is not None:
@@ -162,6 +166,7 @@ def count_frames(model: OFAWav2Vec2, options: RateOptions, utterances: list[Utte
             lambd = torch.full_like(alpha[:, 0], options.lambd)
         else:
             lambd, _ = solve_lambd(torch.tensor([counts[index]]).to(lengths), alpha.sum(1), lengths)
+        alpha = Compressor.uniform(alpha, lengths) if options.uniform else alpha
         counts[index] = plan_cif(mix(alpha, lambd), lengths).lengths.item()
     return counts
 

@@ -80,6 +80,11 @@ class UpstreamExpert(nn.Module):
         self.cache: Any = None  # a FeatureCache
         if self.model.config.compressor == "none" and self.options.compresses:
             raise UsageError(f"{ckpt} has no compressor, so only lambd 0 is possible; asked for {self.options}")
+        config = self.model.config
+        layers = self.options.layers or config.layers
+        if layers > config.layers:
+            raise UsageError(f"layers must be at most {config.layers}, as many as {ckpt} has, found {layers}")
+        self.config = dataclasses.replace(config, layers=layers)  # of what runs
         self.measured = Measured()
         UpstreamExpert.built = True
         adapt_s3prl()
@@ -117,7 +122,7 @@ class UpstreamExpert(nn.Module):
             out = pooled(out, self.options.pool)
         if self.rate is None or self.rate.probe_lambd is None:
             for wave, before, frames in zip(waves, encoded, out.lengths.tolist(), strict=True):
-                self.measured.add(len(wave), frames, macs(self.model.config, len(wave), before))
+                self.measured.add(len(wave), frames, macs(self.config, len(wave), before))
         if self.native_frames:
             repeat = self.options.repeat
             states = [state.repeat_interleave(repeat, dim=1) if repeat > 1 else state for state in out.hidden_states]

@@ -26,6 +26,7 @@ RATE_KEYS = ("lambd", "frame_period_ms", "pool")  # three ways to give the frame
 ONE_RATE = "give lambd, frame_period_ms or pool, not more than one"
 MIN_POOL = 2  # 20 ms frames averaged into one
 ADAPTIVE = "adaptive"  # lambd is learned by the task
+LEARNT, UNIFORM = BOUNDARIES = ("learnt", "uniform")
 ADAPTIVE_KEYS = {"rate_weight": 0.0, "lambd_max": 1.0, "lambd_start": 0.5}  # and their defaults
 
 
@@ -67,6 +68,7 @@ NUMBERS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], bool], str]] = {
     ),
     "repeat": (whole, lambda n: n >= 1, "a whole number of at least 1"),
     "pool": (whole, lambda n: n >= MIN_POOL, f"a whole number of at least {MIN_POOL}"),
+    "layers": (whole, lambda n: n >= 1, "a whole number of at least 1"),
     "rate_weight": (real, lambda x: 0 <= x < math.inf, "a number of at least 0"),
     "lambd_max": (real, lambda x: 0 < x <= 1, "a number in (0, 1]"),
     "lambd_start": (real, lambda x: 0 <= x <= 1, "a number in [0, 1]"),
@@ -88,6 +90,8 @@ class RateOptions:
     rate_weight: of the mean frame rate in the loss of an adaptive lambd, 0 or more; see learned_rate/rate.py.
     lambd_max: upper limit of an adaptive lambd, in (0, 1].
     lambd_start: initial value of an adaptive lambd, from 0 to lambd_max; by default 0.5, or lambd_max if that is less.
+    boundaries: "learnt", where the model's alpha has them, or for comparison "uniform": as many frames of equal length.
+    layers: how many of the encoder's layers run (early exit); all by default.
     """
 
     lambd: float | str | None = None
@@ -98,12 +102,16 @@ class RateOptions:
     rate_weight: float | None = None
     lambd_max: float | None = None
     lambd_start: float | None = None
+    boundaries: str = LEARNT
+    layers: int | None = None
 
     def __post_init__(self) -> None:
         if sum(getattr(self, key) is not None for key in RATE_KEYS) > 1:
             raise UsageError(ONE_RATE)
         if self.output_frames not in OUTPUT_FRAMES:
             raise UsageError(f"output_frames must be one of {', '.join(OUTPUT_FRAMES)}, found {self.output_frames!r}")
+        if self.boundaries not in BOUNDARIES:
+            raise UsageError(f"boundaries must be one of {', '.join(BOUNDARIES)}, found {self.boundaries!r}")
         for name, (read, is_valid, expected) in NUMBERS.items():
             given = getattr(self, name)
             if given is None and name != "repeat" or name == "lambd" and self.adaptive:
@@ -120,6 +128,9 @@ class RateOptions:
                 object.__setattr__(self, name, default if name != "lambd_start" else min(default, self.lambd_max))
             elif not self.adaptive and value is not None:
                 raise UsageError(f"{name} needs lambd {ADAPTIVE}, found {name} {value!r} without it")
+        for name in ("boundaries", "layers") if self.adaptive else ():
+            if getattr(self, name) != OPTION_DEFAULTS[name]:
+                raise UsageError(f"{name} cannot be chosen with lambd {ADAPTIVE}, found {getattr(self, name)}")
         if self.adaptive and self.lambd_start > self.lambd_max:
             raise UsageError(f"lambd_start must be at most lambd_max, {self.lambd_max:g}, found {self.lambd_start}")
 
@@ -133,9 +144,15 @@ class RateOptions:
         return bool(self.lambd) or (self.frame_period_ms or MIN_FRAME_PERIOD_MS) > MIN_FRAME_PERIOD_MS
 
     @property
-    def extract_rate(self) -> dict[str, float | None]:
-        """The rate as OFAWav2Vec2.extract takes it; pooling is done afterwards."""
-        return {"lambd": self.lambd, "frame_period_ms": self.frame_period_ms}
+    def uniform(self) -> bool:
+        return self.boundaries == UNIFORM
+
+    @property
+    def extract_rate(self) -> dict[str, Any]:
+        """The rate, boundaries and layers as OFAWav2Vec2.extract takes them; pooling is done afterwards."""
+        unusual = {"uniform": True} if self.uniform else {}
+        unusual |= {} if self.layers is None else {"layers": self.layers}
+        return {"lambd": self.lambd, "frame_period_ms": self.frame_period_ms, **unusual}
 
     @classmethod
     def layered(cls, *layers: Mapping[str, Any]) -> "RateOptions":
@@ -163,6 +180,8 @@ class RateOptions:
             rate = f"adaptive lambd (start {self.lambd_start:g}{limit}, rate weight {self.rate_weight:g})"
         else:
             rate = f"lambd {self.lambd or 0:g}"
+        rate += f", {UNIFORM} boundaries" if self.uniform else ""
+        rate += "" if self.layers is None else f", layers 1 to {self.layers}"
         return f"{rate}, {self.output_frames} frames" + (f", each {self.repeat} times" if self.repeat > 1 else "")
 
 

@@ -50,10 +50,13 @@ def points_of(grid: Grid) -> list[Point]:
 def task_points(grid: Grid, name: str, task: Task) -> Iterator[Point]:
     for learning_rate, seed in itertools.product(task.learning_rates, task.seeds):
         common = {"task": name, "learning_rate": learning_rate, "seed": seed}
-        for (model, checkpoint), (rate, value), frames in itertools.product(
-            grid.checkpoints.items(), task.rates.pairs(), task.output_frames
-        ):
-            ofa = {"model": model, "upstream": OFA, "checkpoint": checkpoint, "rate": rate, "value": value}
+        systems = [
+            (model, item.path, *pair)
+            for model, item in grid.checkpoints.items()
+            for pair in (item.rates or task.rates).pairs()
+        ]
+        for (model, path, rate, value), frames in itertools.product(systems, task.output_frames):
+            ofa = {"model": model, "upstream": OFA, "checkpoint": path, "rate": rate, "value": value}
             # a repeat is for native frames; upsampled ones are as many as at 20 ms
             repeats = task.repeat if frames == NATIVE else (1,)
             adaptive = {"lambd_max": task.lambd_max} if rate == ADAPTIVE else {}
@@ -127,8 +130,8 @@ def check_baselines(grid: Grid) -> None:
 
 def check_checkpoints(grid: Grid) -> dict[str, str | None]:
     """The SHA-256 of each checkpoint that is here, by its absolute path."""
-    needs_compressor = any(point.checked_options().compresses for point in points_of(grid))
-    for name, path in grid.checkpoints.items():
+    points, named = points_of(grid), {name: item.path for name, item in grid.checkpoints.items()}
+    for name, path in named.items():
         if not exists(path):
             raise UsageError(f"checkpoints.{name}: {path} does not exist")
         if path.startswith(URL_SCHEMES):
@@ -137,9 +140,14 @@ def check_checkpoints(grid: Grid) -> dict[str, str | None]:
             model = load(path)
         except CheckpointError as error:
             raise UsageError(f"checkpoints.{name}: {error}") from None
-        if needs_compressor and model.compressor is None:
-            raise UsageError(f"checkpoints.{name}: {path} has no compressor, so it supports only lambd 0 and pool")
-    paths = [*grid.checkpoints.values(), *(item.checkpoint for item in grid.baselines if item.checkpoint)]
+        asked = [point.checked_options() for point in points if point.model == name]
+        if model.compressor is None and any(options.compresses for options in asked):
+            raise UsageError(
+                f"checkpoints.{name}: {path} has no compressor, so its only rates are lambd 0, pool and layers"
+            )
+        if max(options.layers or 0 for options in asked) > model.config.layers:
+            raise UsageError(f"checkpoints.{name}: {path} has {model.config.layers} layers; rates.layers asks for more")
+    paths = [*named.values(), *(item.checkpoint for item in grid.baselines if item.checkpoint)]
     return {path: None if path.startswith(URL_SCHEMES) else digest(pathlib.Path(path)) for path in map(absolute, paths)}
 
 

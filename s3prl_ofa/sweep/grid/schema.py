@@ -114,12 +114,15 @@ class Section(BaseModel):
 
 class Rates(Section):
     """Rates of OFA checkpoints: lambd, mean frame periods in ms, numbers of 20 ms frames to average, and weights of the
-    frame rate in the loss with which a task learns its own lambd."""
+    frame rate in the loss with which a task learns its own lambd. For comparison: lambd with frames of equal length,
+    and numbers of encoder layers that run at 20 ms."""
 
     lambd: OneOrMore[Annotated[Number, Field(ge=0, lt=MAX_LAMBD)]] = ()
     frame_period_ms: OneOrMore[Annotated[Number, Field(ge=MIN_FRAME_PERIOD_MS)]] = ()
     pool: OneOrMore[Annotated[int, Field(ge=MIN_POOL)]] = ()
     adaptive: OneOrMore[Annotated[Number, Field(ge=0)]] = ()
+    uniform: OneOrMore[Annotated[Number, Field(gt=0, lt=MAX_LAMBD)]] = ()
+    layers: OneOrMore[Count] = ()
 
     def pairs(self) -> list[tuple[str, float]]:
         """(kind of rate, value)"""
@@ -159,6 +162,18 @@ class Task(Axes):
     test: Text = "test"
 
 
+class OFACheckpoint(Section):
+    """A checkpoint of ours. rates: those it is run at, where they are not the task's."""
+
+    path: Text
+    rates: Rates | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
 class Baseline(Section):
     """Another upstream of S3PRL; checkpoint: for those that need one (``-k``)."""
 
@@ -191,7 +206,7 @@ class Executor(Section):
 
 
 class Grid(Axes):
-    checkpoints: dict[Name, Text] = {}
+    checkpoints: dict[Name, OFACheckpoint] = {}
     baselines: OneOrMore[Baseline] = ()
     data: dict[DataKey, Text] = {}
     executor: Executor = Executor()
@@ -255,14 +270,16 @@ def filled(name: str, task: Task, grid: Grid) -> Task:
     usual = {**known, "output_frames": (usual_output_frames(name),), "repeat": (usual_repeat(name),)}
     usual["higher_is_better"] = ERROR.search((task.metric or known["metric"]).lower()) is None
     filled_in = task.model_copy(update={key: value for key, value in (usual | shared).items() if key not in own})
-    check_task(name, filled_in, own)
-    if grid.checkpoints and not filled_in.rates.pairs():
+    rates = [checkpoint.rates or filled_in.rates for checkpoint in grid.checkpoints.values()]
+    check_task(name, filled_in, own, any(item.adaptive for item in [filled_in.rates, *rates]))
+    if not all(item.pairs() for item in rates):
         raise UsageError(f"tasks.{name}.rates is missing: at least one of {', '.join(Rates.model_fields)} is expected")
     return filled_in
 
 
-def check_task(name: str, task: Task, own: Collection[str]) -> None:
-    """Raises UsageError for settings that do not suit the task. own: those that the task gives, not the grid."""
+def check_task(name: str, task: Task, own: Collection[str], adaptive: bool) -> None:
+    """Raises UsageError for settings that do not suit the task. own: those that the task gives, not the grid. adaptive:
+    whether it has adaptive rates."""
 
     def key(setting: str) -> str:
         return f"tasks.{name}.{setting}" if setting in own else setting
@@ -272,7 +289,7 @@ def check_task(name: str, task: Task, own: Collection[str]) -> None:
             raise UsageError(f"{key('output_frames')}: {reason}")
         if "repeat" in own and task.repeat != (1,):
             raise UsageError(f"{key('repeat')}: {reason}, whose repeat is 1")
-    for setting, default in () if task.rates.adaptive else (("lambd_starts", (None,)), ("lambd_max", None)):
+    for setting, default in () if adaptive else (("lambd_starts", (None,)), ("lambd_max", None)):
         if getattr(task, setting) != default:
             raise UsageError(f"{key(setting)} is for adaptive rates, and {name} has none")
     if len(task.learning_rates) > 1 and task.dev is None:

@@ -1,52 +1,25 @@
-"""From the rows of a sweep to what a report says: each setting's mean and spread over seeds, and how far a task can be
-compressed."""
+"""What a report says of a sweep, from the rows in its folder."""
 
 import dataclasses
-import itertools
-import math
 import pathlib
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
-from s3prl_ofa.sweep.job import FAILED, FINISHED, RATE_NAMES, Row, exact, unusual
-from s3prl_ofa.sweep.report.rows import COLUMNS, FLOATS, read_rows
+from s3prl_ofa.sweep.job import FAILED, FINISHED, Row
+from s3prl_ofa.sweep.report.bootstrap import interval, resampled_scores
+from s3prl_ofa.sweep.report.front import COSTS, Choice, on_the_front, within_budget, within_tolerance
+from s3prl_ofa.sweep.report.rows import read_rows
+from s3prl_ofa.sweep.report.settings import LongestPeriod, longest_periods, settings_of
 from s3prl_ofa.sweep.results import POINTS, RESULTS, point_folders
-
-VARIABLE, LEARNED, FIXED, BASELINE = range(4)  # what a setting is compared as, in the order of the tables
-KIND_OF_RATE = {"lambd": VARIABLE, "frame_period_ms": VARIABLE, "pool": FIXED, ADAPTIVE: LEARNED}
-# In these, rows of one name differ only where trainings of several kinds are reported together; how each is named.
-VARIED = {
-    "steps": "{:.0f} steps",
-    "lambd_max": "lambd_max {:g}",
-    "metric": "{}",
-    "test_split": "on {}",
-    "checkpoint_sha256": "checkpoint {:.8}",
-}
-SIBLINGS = ["task", "kind", "model"]  # rows that are alike in these are compared
-# rows that are alike in these differ in seed and learning rate alone
-GROUPED = [*SIBLINGS, "rate", "value", "lambd_start", "output_frames", "asked_repeat", "variant"]
-TEXTS = ["rate", "output_frames", "asked_repeat"]
-NO_COMPRESSION_MS = 20.5  # up to this asked frame period a setting counts as 20 ms
-
-
-@dataclasses.dataclass(frozen=True)
-class LongestPeriod:
-    """How far a model can be compressed for a task: the longest frame period up to which every measured one has a score
-    within the tolerance. text: one sentence. limit: the worst score that is within it, None without a 20 ms point."""
-
-    task: str
-    curve: str  # task, model and what is unusual
-    limit: float | None
-    text: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a report contains. settings: see ``settings_of``. missing: names of the grid's points without a row.
-    faults: of the rows, a sentence each."""
+    """What a report contains. settings: see ``settings_of``; low and high are the ends of the score's interval, NaN
+    where it is not known. fronts: the Pareto front of each cost. choices: within the budget and the tolerance. missing:
+    names of the grid's points without a row. faults: of the rows, a sentence each."""
 
     folder: pathlib.Path
     rows: list[Row]
@@ -54,13 +27,16 @@ class Summary:
     failed: list[Row]
     settings: pd.DataFrame
     longest_periods: list[LongestPeriod]
+    fronts: dict[str, list[Choice]]
+    choices: list[Choice]
     missing: list[str]
     tolerance: float
     faults: list[str]
 
 
-def summarize(folder: pathlib.Path, tolerance: float) -> Summary:
-    """Raises UsageError where the folder holds no sweep, or one without a finished point."""
+def summarize(folder: pathlib.Path, tolerance: float, budget: dict[str, float] | None = None) -> Summary:
+    """budget: limits of costs, by the settings' column. Raises UsageError where the folder holds no sweep, or one
+    without a finished point."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder; give the one that s3prl-ofa sweep wrote to")
     rows, faults = read_rows(folder)
@@ -73,138 +49,19 @@ def summarize(folder: pathlib.Path, tolerance: float) -> Summary:
         found = f"{points} points, none of them finished" if points else nothing
         raise UsageError(f"{folder}: a sweep with finished points is expected, found {found}")
     settings = settings_of(finished)
-    periods = longest_periods(settings, tolerance)
-    return Summary(folder, rows, finished, failed, settings, periods, missing, tolerance, faults)
-
-
-def settings_of(rows: list[Row]) -> pd.DataFrame:
-    """A line per setting, a point of the grid without its seed, at the learning rate that is best on dev; ordered by
-    task, kind, model and frame period.
-
-    Columns: those of GROUPED, with empty text for None; score and deviation (sample standard deviation over seeds, NaN
-    for one), in percent where the task's score is; means of learnt_lambd, frame_period_ms, gmacs (of the upstream, per
-    second of audio), upstream_ms, downstream_ms and total_ms (wall time per second of audio) and peak_memory_mb;
-    learning_rate, tried_rates, steps, seeds, repeats, devices, metric_name, higher_is_better, label and detail.
-    """
-    frame = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object).astype(dict.fromkeys([*FLOATS, "steps"], float))
-    frame[TEXTS] = frame[TEXTS].fillna("").astype(str)
-    frame = frame.assign(
-        kind=frame["rate"].map(KIND_OF_RATE).fillna(BASELINE),
-        score=frame["score"] * frame["unit"],
-        gmacs=frame["macs_per_second"] * 1e-9,
-        upstream_ms=frame["upstream_seconds_per_second"] * 1e3,
-        downstream_ms=frame["downstream_seconds_per_second"] * 1e3,
+    scores = resampled_scores(folder, settings)
+    ends = [interval(scores[index]) if index in scores else (np.nan, np.nan) for index in settings.index]
+    settings = settings.assign(low=[end[0] for end in ends], high=[end[1] for end in ends])
+    return Summary(
+        folder,
+        rows,
+        finished,
+        failed,
+        settings,
+        longest_periods(settings, tolerance),
+        {cost: on_the_front(settings, scores, cost) for cost in COSTS},
+        [*within_budget(settings, scores, budget or {}), *within_tolerance(settings, scores, tolerance)],
+        missing,
+        tolerance,
+        faults,
     )
-    frame["variant"] = variants(frame)
-    means = ("learnt_lambd", "frame_period_ms", "gmacs", "upstream_ms", "downstream_ms", "peak_memory_mb")
-    firsts = ("learning_rate", "tried_rates", "steps", "metric", "higher_is_better", "unit")
-    settings = (
-        at_best_learning_rate(frame)
-        .groupby(GROUPED, dropna=False, sort=False)
-        .agg(
-            score=("score", "mean"),
-            deviation=("score", "std"),
-            **{name: (name, "mean") for name in means},
-            **{name: (name, "first") for name in firsts},
-            seeds=("seed", lambda seeds: tuple(sorted(seeds))),
-            repeats=("repeat", lambda repeats: tuple(sorted(set(repeats.dropna())))),
-            devices=("device", lambda devices: tuple(sorted(set(devices.dropna())))),
-        )
-        .reset_index()
-    )
-    settings["total_ms"] = settings["upstream_ms"] + settings["downstream_ms"]
-    for text in (metric_name, label, detail):
-        settings[text.__name__] = [text(setting) for setting in settings.itertuples()]
-    tasks = list(frame["task"].unique())
-    settings["task_order"] = settings["task"].map(tasks.index)
-    order = ["task_order", "kind", "model", "output_frames", "asked_repeat", "variant", "frame_period_ms"]
-    return settings.sort_values(order, kind="stable", ignore_index=True)
-
-
-def variants(frame: pd.DataFrame) -> list[str]:
-    """What to call the variant of each row: the values in which it differs from its siblings and should not."""
-
-    def named(key: str, template: str, siblings: list[str]) -> pd.Series:
-        count = frame.groupby(siblings, dropna=False)[key].transform(lambda values: values.nunique(dropna=False))
-        return frame[key].map(template.format, na_action="ignore").where((count > 1) & frame[key].notna(), "")
-
-    names = [named(key, template, SIBLINGS) for key, template in VARIED.items()]
-    names.append(named("config_sha256", "config {:.8}", [*SIBLINGS, *VARIED]))  # where nothing more telling differs
-    return [", ".join(filter(None, parts)) for parts in zip(*names, strict=True)]
-
-
-def at_best_learning_rate(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each setting's learning rate with the best mean score on dev; among those run with the most
-    seeds, as one that was run once may have been lucky. Adds tried_rates: how many there were."""
-    frame = frame.copy()
-    frame["setting"] = frame.groupby(GROUPED, dropna=False, sort=False).ngroup()
-    frame["trial"] = frame.groupby(["setting", "learning_rate"], dropna=False, sort=False).ngroup()
-    frame["tried_rates"] = frame.groupby("setting")["trial"].transform("nunique")
-    frame["runs"] = frame.groupby("trial")["seed"].transform("size")
-    frame["on_dev"] = frame["dev_score"].where(frame["higher_is_better"].astype(bool), -frame["dev_score"])
-    frame["on_dev"] = frame.groupby("trial")["on_dev"].transform("mean").fillna(-math.inf)
-    best = frame.sort_values(["runs", "on_dev", "trial"], ascending=[False, False, True]).groupby("setting")["trial"]
-    return frame[frame["trial"].isin(best.first())]
-
-
-def metric_name(setting: Any) -> str:
-    name = {"acc": "accuracy"}.get(setting.metric, setting.metric.upper())
-    return f"{name} (%)" if setting.unit == 100 or setting.task == "asr" else name
-
-
-def label(setting: Any) -> str:
-    """The rate: lambd 0.5, 40 ms, pool 3, adaptive 0.1 (its weight; from 0.9: its start); of a baseline its name."""
-    name = RATE_NAMES[setting.rate].format(exact(setting.value)) if setting.rate else setting.model
-    return name + ("" if math.isnan(setting.lambd_start) else f" from {exact(setting.lambd_start)}")
-
-
-def detail(setting: Any) -> str:
-    """What follows a label: frames and repeat where they are not the task's default, and the variant."""
-    frames = unusual(setting.task, setting.output_frames, setting.asked_repeat) if setting.rate else []
-    return "".join(f", {part}" for part in (*frames, setting.variant) if part)
-
-
-def longest_periods(settings: pd.DataFrame, tolerance: float) -> list[LongestPeriod]:
-    """For every task and model, how far the frame period can be stretched."""
-    measured = settings[(settings["kind"] == VARIABLE) & settings["frame_period_ms"].notna()]
-    return [
-        LongestPeriod(
-            task, f"{task}, {model}{detail}", *max_period_within_tolerance(list(curve.itertuples()), tolerance)
-        )
-        for (task, model, detail), curve in measured.groupby(["task", "model", "detail"], sort=False)
-    ]
-
-
-def max_period_within_tolerance(curve: list[Any], tolerance: float) -> tuple[float | None, str]:
-    """The limit of the score, and a sentence. curve: settings, the shortest frame period first."""
-    base = next((index for index, setting in enumerate(curve) if is_uncompressed(setting)), None)
-    if base is None:
-        return None, "not known: there is no finished point at 20 ms (lambd 0)"
-    first, *longer = curve[base:]
-    if not longer:
-        return None, "not known: there is no finished point beyond 20 ms"
-    sign = -1 if first.higher_is_better else 1
-    limit = first.score + sign * tolerance * abs(first.score)
-    within = list(itertools.takewhile(lambda setting: sign * setting.score <= sign * limit, longer))
-    if not within:
-        return limit, f"none of the longer periods stays within {percent(tolerance)} of {first.score:.2f} at 20 ms"
-    last = within[-1]
-    longest = " (the longest that was run)" if last is curve[-1] else ""
-    ratio = last.frame_period_ms / first.frame_period_ms
-    return limit, (
-        f"{last.frame_period_ms:.1f} ms{longest}, {ratio:.2f} times fewer frames: {first.metric_name} "
-        f"{last.score:.2f} against {first.score:.2f} at 20 ms"
-    )
-
-
-def is_uncompressed(setting: Any) -> bool:
-    return setting.value == 0 if setting.rate == "lambd" else setting.value <= NO_COMPRESSION_MS
-
-
-def several_models(settings: pd.DataFrame) -> bool:
-    """Whether settings must be called by their model too; baselines always are."""
-    return settings.loc[settings["kind"] != BASELINE, "model"].nunique() > 1
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:g}%"

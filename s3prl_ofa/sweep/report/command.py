@@ -13,12 +13,15 @@ from s3prl_ofa.arguments.report import FOLDER
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.sweep.job import Row
 from s3prl_ofa.sweep.report import tables
-from s3prl_ofa.sweep.report.aggregation import Summary, percent, summarize
+from s3prl_ofa.sweep.report.aggregation import Summary, summarize
 from s3prl_ofa.sweep.report.plots import PLOTS, draw_all
+from s3prl_ofa.sweep.report.settings import percent
 
 
 def run(args: argparse.Namespace) -> int:
-    summary = summarize(args.folder, args.tolerance)
+    budget = {"gmacs": args.budget_gmacs, "total_ms": args.budget_ms}
+    budget = {cost: limit for cost, limit in budget.items() if limit is not None}
+    summary = summarize(args.folder, args.tolerance, budget)
     out = args.out or args.folder / FOLDER
     write_csv(summary.rows, out / "results.csv")
     plots = draw_all(summary, out)
@@ -29,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     print(tables.completeness(summary))
     for found in summary.longest_periods:
         print(f"{found.curve}: {found.text}")
+    for choice in summary.choices:
+        print(tables.choice_sentence(choice, summary))
     if summary.faults:
         print("\n".join([f"\n{tables.FAULTS}:", *summary.faults]))
     print(f"\n{out / 'report.html'}, report.md, results.csv, {', '.join(f'{stem}.png/.svg' for stem in plots)}")

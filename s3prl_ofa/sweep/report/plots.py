@@ -10,7 +10,19 @@ import pandas as pd
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path
-from s3prl_ofa.sweep.report.aggregation import BASELINE, FIXED, LEARNED, VARIABLE, Summary, percent, several_models
+from s3prl_ofa.sweep.report.aggregation import Summary
+from s3prl_ofa.sweep.report.front import front
+from s3prl_ofa.sweep.report.settings import (
+    BASELINE,
+    EQUAL,
+    EXIT,
+    LEARNED,
+    POOLED,
+    SPECIALIST,
+    VARIABLE,
+    percent,
+    several_models,
+)
 
 try:
     import matplotlib
@@ -22,17 +34,23 @@ except ImportError as error:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BASELINE_COLOURS = ("#333333", "#777777", "#999999", "#555555")
 BASELINE_MARKERS = ("*", "D", "^", "v", "P", "X")
-# name, line and marker of the settings of our models: pooling dashed, learned rates as marks
+# name, line and marker of the settings of our models: ours solid, alternatives dashed, learned rates as marks
+DASHED, DOTTED = (0, (3, 2)), (0, (1, 1.5))
 STYLES = {
     VARIABLE: ("compressed", "-", "o"),
+    EQUAL: ("uniform boundaries", DOTTED, "v"),
+    SPECIALIST: ("trained with pooling", DASHED, "^"),
     LEARNED: ("adaptive", "none", "D"),
-    FIXED: ("average pooling", (0, (3, 2)), "s"),
+    EXIT: ("early exit", DOTTED, "P"),
+    POOLED: ("average pooling", DASHED, "s"),
 }
+FRONT = "Pareto front"
 STYLE_SHEET = pathlib.Path(__file__).with_suffix(".mplstyle")
 PANEL = (2.5, 2.15)  # inches
 LEGEND_INCHES = 0.2  # a row of the legend
-LEGEND_COLUMNS = 5
+COLUMN_INCHES = 1.5  # of the legend
 REPEATED = "frames repeated for CTC"
+ENDS = ("low", "high")  # of an interval
 
 
 class Plot(NamedTuple):
@@ -80,9 +98,11 @@ def draw(plot: Plot, summary: Summary) -> Figure:
         series=series_of(settings), repeated=[max(found, default=1) > 1 for found in settings["repeats"]]
     )
     styles = styles_of(settings)
-    height = PANEL[1] + LEGEND_INCHES * math.ceil((len(styles) + 1 + settings["repeated"].any()) / LEGEND_COLUMNS)
     tasks = settings["task"].unique()
-    figure = Figure((PANEL[0] * max(len(tasks), 1.6), height))
+    width = PANEL[0] * max(len(tasks), 1.6)
+    columns = int(width / COLUMN_INCHES)
+    height = PANEL[1] + LEGEND_INCHES * math.ceil((len(styles) + 2 + settings["repeated"].any()) / columns)
+    figure = Figure((width, height))
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
     handles = {}
     for task, panel in zip(tasks, panels, strict=True):
@@ -97,20 +117,20 @@ def draw(plot: Plot, summary: Summary) -> Figure:
     if REPEATED in handles:
         handles[REPEATED] = handles.pop(REPEATED)  # last
     figure.tight_layout(rect=(0, 0, 1, PANEL[1] / height), w_pad=1.4)
-    figure.legend(
-        handles.values(), handles, loc="upper center", ncols=LEGEND_COLUMNS, columnspacing=1.6, handletextpad=0.5
-    )
+    figure.legend(handles.values(), handles, loc="upper center", ncols=columns, columnspacing=1.6, handletextpad=0.5)
     return figure
 
 
 def series_of(settings: pd.DataFrame) -> list[str]:
     """What the legend calls the curve or mark that each setting belongs to."""
-    models = "{}, " if several_models(settings) else ""
-    return [
-        (setting.label if setting.kind == BASELINE else models.format(setting.model) + STYLES[setting.kind][0])
-        + setting.detail
-        for setting in settings.itertuples()
-    ]
+
+    def name(setting: Any) -> str:
+        if setting.kind == BASELINE:
+            return setting.label
+        several = setting.kind != SPECIALIST and several_models(settings)
+        return (f"{setting.model}, " if several else "") + STYLES[setting.kind][0]
+
+    return [name(setting) + setting.detail for setting in settings.itertuples()]
 
 
 def styles_of(settings: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -134,7 +154,7 @@ def draw_panel(panel: Any, plot: Plot, settings: pd.DataFrame, styles: dict[str,
         panel.errorbar(
             series[plot.column],
             series["score"],
-            yerr=series["deviation"],
+            yerr=[series["deviation"].where(series[end].isna(), abs(series["score"] - series[end])) for end in ENDS],
             elinewidth=0.8,
             markeredgecolor="white",
             markeredgewidth=0.5,
@@ -145,6 +165,9 @@ def draw_panel(panel: Any, plot: Plot, settings: pd.DataFrame, styles: dict[str,
         hollow = {**styles[name], "linestyle": "none", "markerfacecolor": "white", "zorder": 4}
         marked = series[series["repeated"]]
         panel.plot(marked[plot.column], marked["score"], **hollow)
+    if plot.column != "frame_period_ms":
+        best = front(settings, plot.column)
+        panel.step(best[plot.column], best["score"], where="post", color="#bbbbbb", linewidth=3, zorder=0, label=FRONT)
     if settings["repeated"].any():
         panel.plot([], [], marker="o", linestyle="none", color="#555555", markerfacecolor="white", label=REPEATED)
     panel.set_xlabel(plot.label)

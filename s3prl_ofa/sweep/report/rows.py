@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from s3prl_ofa.errors import shown
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NUMBERS, RATE_KEYS, with_current_names
-from s3prl_ofa.sweep.job import FAILED, FINISHED, Row
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NUMBERS, UNIFORM, with_current_names
+from s3prl_ofa.sweep.job import FAILED, FINISHED, RATE_NAMES, Row
 from s3prl_ofa.sweep.results import RESULTS, numbered_lines, point_rows
 
+OPTIONS = {ADAPTIVE: "rate_weight", UNIFORM: "lambd"}  # whose values are a rate's, where it has another name
 PERCENT = 100  # the unit of scores that are shares
 LARGEST = 1e15  # beyond it, means and deviations lose all digits or overflow
-RATES = (*RATE_KEYS, ADAPTIVE)
 
 
 class Kind(NamedTuple):
@@ -27,7 +27,7 @@ def is_number(value: Any) -> bool:
 
 
 TEXT = Kind("one line of text", lambda value: isinstance(value, str) and bool(value.strip()) and value.isprintable())
-RATE = Kind(f"one of {', '.join(RATES)}", lambda value: value in RATES)
+RATE = Kind(f"one of {', '.join(RATE_NAMES)}", lambda value: isinstance(value, str) and value in RATE_NAMES)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 NUMBER = Kind("a number", is_number)
 POSITIVE = Kind("a number above 0", lambda value: is_number(value) and value > 0)
@@ -125,7 +125,7 @@ def limits_of(row: Row) -> dict[str, Kind]:
     limits = {}
     if row.get("unit") == PERCENT:  # an error rate may exceed 1, an accuracy cannot
         limits = dict.fromkeys(("score", "dev_score"), SHARE if row.get("higher_is_better") is True else COST)
-    if (rate := row.get("rate")) in RATES:
-        _, is_valid, words = NUMBERS["rate_weight" if rate == ADAPTIVE else rate]
+    if RATE.fits(rate := row.get("rate")):
+        _, is_valid, words = NUMBERS[OPTIONS.get(rate, rate)]
         limits["value"] = Kind(words, is_valid)
     return limits

@@ -6,7 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from s3prl_ofa.sweep.report.aggregation import BASELINE, Summary, several_models
+from s3prl_ofa.sweep.report.aggregation import Summary
+from s3prl_ofa.sweep.report.front import Choice
+from s3prl_ofa.sweep.report.settings import BASELINE, SPECIALIST, several_models
 from s3prl_ofa.sweep.results import RESULTS
 
 NOTHING = "nothing to compare"
@@ -19,7 +21,7 @@ COLUMNS: dict[str, Callable[[Any], str]] = {  # of the table of all settings
     "learning rate": lambda setting: number(setting.learning_rate, "g") + tried(setting),
     "steps": lambda setting: number(setting.steps, ".0f"),
     "seeds": lambda setting: str(len(setting.seeds)),
-    "score": lambda setting: f"{setting.metric_name} {plus_minus(setting, 2)}",
+    "score": lambda setting: f"{setting.metric_name} {plus_minus(setting, 2)}" + interval_text(setting, 1),
     "frame period (ms)": lambda setting: number(setting.frame_period_ms, ".1f"),
     "GMACs / s": lambda setting: number(setting.gmacs, ".3f"),
     "upstream (ms / s)": lambda setting: number(setting.upstream_ms, ".2f"),
@@ -53,6 +55,77 @@ def overview(summary: Summary) -> tuple[list[str], list[list[str]]]:
     ]
 
 
+def fronts(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of what is best within each cost."""
+    header = [
+        "task",
+        "at most",
+        "best",
+        "frame period (ms)",
+        "score",
+        "faster than 20 ms",
+        "next best",
+        "better by",
+        "p",
+    ]
+    rows = [
+        [
+            choice.task,
+            choice.limit,
+            called(choice.setting, summary),
+            number(choice.setting.frame_period_ms, ".1f"),
+            f"{choice.setting.metric_name} {choice.setting.score:.2f}" + interval_text(choice.setting, 1),
+            number(choice.faster, ".2f") + "x" * (not math.isnan(choice.faster)),
+            "" if choice.rival is None else f"{called(choice.rival, summary)}, {choice.rival.score:.2f}",
+            gain_text(choice),
+            p_text(choice),
+        ]
+        for cost in summary.fronts.values()
+        for choice in cost
+    ]
+    return header, rows
+
+
+def choice_sentence(choice: Choice, summary: Summary) -> str:
+    setting = choice.setting
+    parts = [
+        f"{choice.task}, {choice.limit}: {called(setting, summary)}",
+        number(setting.frame_period_ms, ".1f") + " ms",
+    ]
+    parts += [f"{setting.metric_name} {setting.score:.2f}" + interval_text(setting, 1)]
+    parts += [] if math.isnan(choice.faster) else [f"{choice.faster:.2f} times faster than 20 ms"]
+    text = ", ".join(parts)
+    if choice.rival is None:
+        return text
+    sure = f", p {p_text(choice)}" if choice.interval else " (no utterances to test it with)"
+    compared = f"{'better' if choice.gain >= 0 else 'worse'} than {called(choice.rival, summary)}"
+    return f"{text}; {compared}, {choice.rival.score:.2f}, by {gain_text(choice)}{sure}"
+
+
+def called(setting: Any, summary: Summary) -> str:
+    """The setting's name, with its model where there are several."""
+    several = setting.kind not in (SPECIALIST, BASELINE) and several_models(summary.settings)
+    return (f"{setting.model}, " if several else "") + setting.label + setting.detail
+
+
+def gain_text(choice: Choice) -> str:
+    """By how much the choice is better than its rival, or worse."""
+    ends = [] if choice.interval is None else [choice.interval.low, choice.interval.high]
+    if choice.gain < 0:
+        ends = [-end for end in reversed(ends)]
+    return number(abs(choice.gain), ".2f") + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")
+
+
+def p_text(choice: Choice) -> str:
+    if choice.interval is None:
+        return ""
+    return f"{choice.interval.p:.3f}" if choice.interval.p >= 0.001 else "< 0.001"
+
+
+def interval_text(setting: Any, digits: int) -> str:
+    return "" if math.isnan(setting.low) else f" [{setting.low:.{digits}f}, {setting.high:.{digits}f}]"
+
+
 def between(values: pd.Series, digits: int) -> str:
     """The mean of what tasks have alike; the range of what differs by more than 5%, as where they choose their rate."""
     if values.max() > 1.05 * values.min():
@@ -61,7 +134,7 @@ def between(values: pd.Series, digits: int) -> str:
 
 
 def rate_text(setting: Any) -> str:
-    if setting.kind == BASELINE:
+    if setting.kind in (SPECIALIST, BASELINE):
         return ""
     learned = number(setting.learnt_lambd, ".2f")
     return setting.label + setting.detail + (f" (lambd {learned})" if learned else "")
@@ -100,10 +173,24 @@ def is_complete(summary: Summary) -> bool:
     return len(summary.finished) == len(summary.rows) + len(summary.missing) and not summary.faults
 
 
+def about_intervals(summary: Summary) -> str:
+    """What the brackets are, and which settings have none."""
+    unknown = summary.settings["low"].isna()
+    if unknown.all():
+        return "The points have no outcomes of single utterances, so there are no intervals. "
+    text = (
+        "In brackets are 95% intervals of a bootstrap over seeds and utterances, the same for both sides of a "
+        "difference; p is two-sided, for no difference. "
+    )
+    names = [f"{setting.task} {called(setting, summary)}" for setting in summary.settings[unknown].itertuples()]
+    return text + (f"Without outcomes of the same utterances, and so without: {'; '.join(names)}. " if names else "")
+
+
 def notes(summary: Summary) -> str:
     devices = sorted(set(summary.settings["devices"].sum() or ()))
     return (
         "Scores: mean and standard deviation over seeds, on the test split, at the learning rate that is best on dev. "
+        f"{about_intervals(summary)}"
         "Frame period and speed as measured there, memory the peak of training and evaluation; GMACs of the upstream "
         "and wall times per second of audio. The first table has their means over tasks, or the range; x2 there says "
         "that CTC had to see each frame twice. "

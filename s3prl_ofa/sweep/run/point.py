@@ -28,7 +28,7 @@ from s3prl_ofa.io.locks import locked
 from s3prl_ofa.jobs.slots import process_environment
 from s3prl_ofa.signals import wait_for
 from s3prl_ofa.superb.downstream.checkpoints import states_files
-from s3prl_ofa.superb.downstream.metrics import measured_path
+from s3prl_ofa.superb.downstream.metrics import measured_path, utterances_path
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
 from s3prl_ofa.sweep.job import FAILED, FINISHED, OFA, Job, Row
 from s3prl_ofa.sweep.results import PointFolder
@@ -142,7 +142,16 @@ def work(folder: PointFolder, job: Job, cache: list[str]) -> None:
         if not measured_path(experiment, split).exists():
             past = str(chosen_checkpoint(experiment, job))
             run_downstream(["-m", "evaluate", "-e", past, "-t", split, "--device", job.device, *cache])
+    keep_utterances(folder, job)
     write_json(folder.result, row_of(folder, job, trained + time.monotonic() - start))
+
+
+def keep_utterances(folder: PointFolder, job: Job) -> None:
+    """Keeps the outcome of each test utterance, where the task records it, for comparisons between points."""
+    path = utterances_path(folder.experiment, job.test_split)
+    scores = read_json(path) if path.exists() else {}
+    if job.metric in scores:
+        write_json(folder.utterances, {"utterances": scores["utterances"], **scores[job.metric]}, indent=None)
 
 
 def run_downstream(arguments: list[str]) -> None:
