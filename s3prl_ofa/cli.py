@@ -32,6 +32,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "extract": Command("s3prl_ofa.extract.command", "write features, lengths and times of audio files to disk"),
     "info": Command("s3prl_ofa.info", "show what a checkpoint holds, and its frame period for every lambd"),
+    "verify": Command("s3prl_ofa.verify.command", "check in a minute whether a checkpoint is what it claims"),
     "run_downstream": Command("s3prl_ofa.superb.downstream.command", "train and evaluate tasks with S3PRL"),
     "link": Command("s3prl_ofa.superb.compat.link", "add the upstream to a source checkout of S3PRL"),
     "unlink": Command("s3prl_ofa.superb.compat.link", "remove the upstream from a source checkout", "run_unlink"),

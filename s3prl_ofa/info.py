@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.extract.inputs import find_utterances
+from s3prl_ofa.extract.inputs import Utterance, find_utterances
 from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_audio
 from s3prl_ofa.io.files import printable
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.resources import AUDIO
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from s3prl_ofa.model import OFAWav2Vec2
@@ -28,17 +29,7 @@ def run(args: argparse.Namespace) -> int:
     utterances = find_utterances(args.audio or [BUNDLED_AUDIO])
     checkpoint = read_checkpoint(args.ckpt)
     model = load(args.ckpt, args.device)
-    waves = []
-    for utterance in utterances:
-        try:
-            wave = load_audio(utterance.path)
-        except AudioError as error:
-            raise UsageError(f"{printable(utterance.path)}: {error}") from None
-        if len(wave) < (shortest := model.config.receptive_field):
-            raise UsageError(
-                f"{utterance.path}: too short: {len(wave)} samples at {SAMPLE_RATE} Hz, at least {shortest} are needed"
-            )
-        waves.append(wave)
+    waves = read_waves(utterances, model.config.receptive_field)
     result = {
         "checkpoint": str(args.ckpt),
         "format": checkpoint.format,
@@ -51,6 +42,23 @@ def run(args: argparse.Namespace) -> int:
     }
     print(json.dumps(result, indent=1) if args.json else as_text(result))
     return 0
+
+
+def read_waves(utterances: Sequence[Utterance], shortest: int) -> list["np.ndarray"]:
+    """The utterances' waves (samples,). Raises UsageError naming a file that cannot be read or has fewer than
+    ``shortest`` samples."""
+    waves = []
+    for utterance in utterances:
+        try:
+            wave = load_audio(utterance.path)
+        except AudioError as error:
+            raise UsageError(f"{printable(utterance.path)}: {error}") from None
+        if len(wave) < shortest:
+            raise UsageError(
+                f"{utterance.path}: too short: {len(wave)} samples at {SAMPLE_RATE} Hz, at least {shortest} are needed"
+            )
+        waves.append(wave)
+    return waves
 
 
 def measure(model: "OFAWav2Vec2", waves: list[Any], lambds: Sequence[float] = LAMBDS) -> dict[str, Any]:
