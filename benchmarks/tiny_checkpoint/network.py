@@ -10,11 +10,16 @@ import pathlib
 
 import torch
 from fairseq.models.wav2vec import Wav2Vec2Config, Wav2Vec2Model
-from torch import Tensor
+from torch import Tensor, nn
 
 from s3prl_ofa.checkpoint.contents import Checkpoint
 from s3prl_ofa.checkpoint.fairseq_format import read_config, write_state
 from s3prl_ofa.io.files import atomic_path
+from s3prl_ofa.model.cif import CifPlan, apply_cif
+from s3prl_ofa.model.ofa import fixed_plan
+from s3prl_ofa.model.packing import pad
+from s3prl_ofa.pretrain.config import OFAModelConfig
+from s3prl_ofa.pretrain.model import OFAPretrainingModel
 
 CONVOLUTIONS = {
     # Narrow where there are many frames, so that most of the cost is in the encoder, where compression saves.
@@ -49,6 +54,36 @@ COMPRESSION = {
     "lambd_per": "utterance",
     "require_same_masks": False,
 }
+
+
+class AveragePooling(nn.Module):
+    """In the compressor's place, the mean of every ``size`` frames: a model of one rate, without alpha to learn."""
+
+    compress = staticmethod(apply_cif)
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def alpha(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, longest), the constant share of an output frame that each frame is."""
+        return pad(torch.full((len(rows),), 1 / self.size, dtype=torch.float64, device=rows.device), lengths)
+
+    def plan(self, alpha: Tensor, lambd: Tensor, lengths: Tensor) -> CifPlan:
+        return fixed_plan(lengths, alpha.shape[1], self.size)
+
+
+def compression_of(pooling: int) -> dict:
+    """fairseq's settings for the compressor, or for average pooling by more than 1."""
+    return COMPRESSION if pooling == 1 else {"subsample": "fixed", "fixed_subsample_ratio": pooling}
+
+
+def pretraining_model(settings: dict) -> OFAPretrainingModel:
+    """Our pretraining model, where ``cif_subsampler`` is always something that compresses."""
+    model = OFAPretrainingModel(OFAModelConfig(**settings))
+    if model.cif_subsampler is None:
+        model.cif_subsampler = AveragePooling(model.cfg.fixed_subsample_ratio)
+    return model
 
 
 def settings_of(network: str, layers: int, width: int) -> dict:

@@ -40,15 +40,13 @@ from corpus import (
     read_corpus,
     read_waves,
 )
-from network import COMPRESSION, add_network_arguments, settings_of, write_checkpoint
+from network import add_network_arguments, compression_of, pretraining_model, settings_of, write_checkpoint
 from torch import Tensor, nn
 
 from s3prl_ofa.guidance.scores import boundary_scores
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.model.cif import crossing_times, frame_index
 from s3prl_ofa.model.packing import pad, valid_mask
-from s3prl_ofa.pretrain.config import OFAModelConfig
-from s3prl_ofa.pretrain.model import OFAPretrainingModel
 
 BEGIN = time.monotonic()
 WEIGHTS = {  # of the losses, in nats per frame or crop
@@ -82,7 +80,7 @@ class Heads(nn.Module):
 
     def __init__(self, settings: dict) -> None:
         super().__init__()
-        self.network = network = OFAPretrainingModel(OFAModelConfig(**settings))
+        self.network = network = pretraining_model(settings)
         dim, self.middle = settings["encoder_embed_dim"], settings["encoder_layers"] // 2
         self.phones = nn.Linear(dim, len(PHONES))
         self.front_spectrum = nn.Linear(network.embed, MELS)
@@ -206,7 +204,7 @@ class Run:
         self.args, self.device = args, torch.device(args.device)
         self.update, self.seconds_before = 0, 0.0
         torch.manual_seed(args.seed)
-        self.settings = settings_of(args.network, args.layers, args.width) | COMPRESSION
+        self.settings = settings_of(args.network, args.layers, args.width) | compression_of(args.pooling)
         self.model = Heads(self.settings).to(self.device)
         utterances = read_corpus(args.corpus)
         self.corpus = Corpus(utterances, args.crop_seconds, self.device)
@@ -384,6 +382,7 @@ def main() -> None:
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--minutes", type=float, required=True, help="of loading and training, over all launches")
     add_network_arguments(parser)
+    parser.add_argument("--pooling", type=int, default=1, help="frames to average, in place of the compressor")
     parser.add_argument("--batch", type=int, default=64, help="crops per update, an even number")
     parser.add_argument("--crop-seconds", type=float, default=4.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -234,7 +234,7 @@ def read_config(model_cfg: dict[str, Any], task_cfg: dict[str, Any], weights: di
             raise CheckpointError(f"its {field.theirs} {error}") from error
     compressed = model_cfg.get("subsample") == "cif" or any(key.startswith(COMPRESSOR) for key in weights)
     values["compressor"] = "cif" if compressed else "none"
-    if model_cfg.get("subsample") == "fixed":
+    if model_cfg.get("subsample") == "fixed" and not compressed:
         values["pooling"] = model_cfg.get("fixed_subsample_ratio") or FIXED_RATIO
     values["projection"] = "post_extract_proj.weight" in weights
     try:
