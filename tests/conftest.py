@@ -169,13 +169,16 @@ def ran(monkeypatch):
 
 @pytest.fixture
 def opened(tmp_path, golden_model):
-    """A function (limit in bytes, layers, model, folder, rate) that opens a cache; all are closed at the end."""
+    """A function (limit in bytes, layers, model, folder, options of ``extract``) that opens a cache; all are closed at
+    the end."""
     from s3prl_ofa.superb.feature_cache.cache import FeatureCache
 
     caches = []
 
-    def open_cache(limit=10**8, layers=(0, 1, 2), model=golden_model, folder=tmp_path / "features", **rate):
-        caches.append(FeatureCache(folder, limit / 10**9, model, rate or {"lambd": 0.0}, layers))
+    def open_cache(
+        limit=10**8, layers=(0, 1, 2), model=golden_model, folder=tmp_path / "features", options=None, **rate
+    ):
+        caches.append(FeatureCache(folder, limit / 10**9, model, options or rate or {"lambd": 0.0}, layers))
         return caches[-1]
 
     yield open_cache

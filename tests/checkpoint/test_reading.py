@@ -9,7 +9,7 @@ import pytest
 import torch
 from paths import GOLDEN, REF_TINY
 
-from s3prl_ofa.checkpoint import load, read_checkpoint
+from s3prl_ofa.checkpoint import convert, load, read_checkpoint
 from s3prl_ofa.checkpoint.contents import split_weight_norm
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
@@ -221,12 +221,29 @@ def test_missing_settings_have_fairseqs_defaults(save):
     assert read_checkpoint(path).config == config
 
 
-def test_fixed_subsampling_is_a_plain_model(reference, save, caplog):
-    """The reference's ``subsample: fixed`` has no weights: the file is read as a plain wav2vec 2.0."""
-    cfg = {"model": {**reference["cfg"]["model"], "subsample": "fixed"}, "task": {}}
+@pytest.mark.parametrize(("ratio", "pooling"), [({}, 2), ({"fixed_subsample_ratio": 3}, 3)])
+def test_fixed_subsampling_is_average_pooling(ratio, pooling, reference, save, tmp_path):
+    """The reference's ``subsample: fixed`` has no weights; it is read from the configuration, 2 where that has no
+    number, and kept in every format that can hold it."""
+    model_cfg = {**reference["cfg"]["model"], "subsample": "fixed"}
+    model_cfg.pop("fixed_subsample_ratio", None)
     weights = {name: weight for name, weight in reference["model"].items() if not name.startswith("cif_")}
-    assert read_checkpoint(save({"cfg": cfg, "model": weights})).config.compressor == "none"
-    assert "fixed, which is not applied" in caplog.text
+    path = save({"cfg": {"model": {**model_cfg, **ratio}, "task": {}}, "model": weights})
+    config = read_checkpoint(path).config
+    assert (config.compressor, config.pooling, config.frame_period_ms) == ("none", pooling, 20 * pooling)
+    load(path).save(tmp_path / "saved.safetensors")
+    for name in ("saved.safetensors", "again.pt"):
+        convert(tmp_path / "saved.safetensors", tmp_path / "again.pt", force=True)
+        assert read_checkpoint(tmp_path / name).config == config
+    with pytest.raises(UsageError, match="has average pooling, which a Hugging Face wav2vec 2.0 cannot hold"):
+        convert(path, tmp_path / "folder")
+
+
+def test_weights_of_a_compressor_decide(reference, save):
+    """A file with them is read with a compressor, whatever its configuration says."""
+    cfg = {"model": {**reference["cfg"]["model"], "subsample": "fixed"}, "task": {}}
+    config = read_checkpoint(save({"cfg": cfg, "model": reference["model"]})).config
+    assert (config.compressor, config.pooling) == ("cif", 1)
 
 
 def test_only_model_and_task_sections_matter(reference, save):

@@ -9,6 +9,7 @@ import sys
 import pytest
 from pretraining import corpus_settings, make_corpus, read_checkpoint, run_here, start, write_config
 
+from s3prl_ofa.checkpoint import load
 from s3prl_ofa.guidance.layout import guidance_path
 
 
@@ -108,6 +109,8 @@ def test_other_ways_to_train(corpus, out, tmp_path, model, others, period):
     assert found > period if model.get("mixup_distro") or "mixup" in model and model["mixup"] is False else True
     if model.get("subsample"):
         assert found == pytest.approx(period, rel=0.05)
+        trained = load(out / "checkpoints" / "checkpoint_last.pt")  # runs at the period it was trained at
+        assert trained.config.frame_period_ms == period and trained.compressor is None
 
 
 def error_of(capfd, arguments, status: int) -> str:

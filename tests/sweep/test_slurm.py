@@ -1,6 +1,7 @@
 """Points of a sweep through stand-ins of Slurm's commands."""
 
 import pathlib
+import shutil
 
 import pytest
 import yaml
@@ -9,7 +10,9 @@ from slurm import stand_in
 from submitit import SlurmJob
 
 from s3prl_ofa import cli
-from s3prl_ofa.sweep.grid.schema import Executor
+from s3prl_ofa.resources import folder
+from s3prl_ofa.sweep.grid.jobs import prepare
+from s3prl_ofa.sweep.grid.schema import Executor, read_grid
 from s3prl_ofa.sweep.results import PointFolder, collect
 from s3prl_ofa.sweep.run import launcher
 from s3prl_ofa.sweep.run.point import End
@@ -50,6 +53,27 @@ def test_a_sweep(cluster, tmp_path, capsys):
     assert "a module is loaded" in (cluster / "7.log").read_text()
     assert cli.main(["sweep", str(path), "--out", str(out)]) == 0
     assert not (cluster / "8.sh").exists() and "1 of 1 points are finished" in capsys.readouterr().out
+
+
+def test_superb(cluster, corpora, tmp_path, monkeypatch, capsys):
+    """The packaged grid for published sizes: on a cluster its dry run lists Base at five rates, for three tasks with
+    SUPERB's numbers of updates."""
+    path = folder("downstream_configs") / "sweeps" / "superb.yaml"
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(corpora, tmp_path, dirs_exist_ok=True)
+    for split, name in {"train-mini": "train-clean-100", "dev-mini": "dev-clean", "test-mini": "test-clean"}.items():
+        (tmp_path / "LibriSpeech" / name).symlink_to(tmp_path / "LibriSpeech" / split)
+        lengths = (tmp_path / "prepared" / "bucket" / f"{split}.csv").read_text()
+        (tmp_path / "prepared" / "bucket" / f"{name}.csv").write_text(lengths.replace(split, name))
+    shutil.copy(CKPT, "base.pt")
+    assert cli.main(["sweep", str(path), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    names = [line.rpartition("-")[0] for line in printed.splitlines()[:15]]
+    lambds = ("0", "0.25", "0.5", "0.75", "1")
+    assert names == [f"{task}_base_lambd{lambd}_seed1337" for task in ("asr", "pr", "sid") for lambd in lambds]
+    assert "15 points, 0 of them finished" in printed and not (tmp_path / "sweeps").exists()
+    steps = {job.task: job.settings["steps"] for job in prepare(read_grid(path)).values()}
+    assert steps == {"asr": 200_000, "pr": 100_000, "sid": 200_000}
 
 
 def test_a_job_that_ends_without_a_word(cluster, tmp_path, monkeypatch, capsys):

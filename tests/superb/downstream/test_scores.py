@@ -66,6 +66,20 @@ def test_scores_stay_what_they_are(task, frames, results):
     assert results[1][f"{task} {frames}"] == pytest.approx(expected, rel=TOLERANCE)
 
 
+@pytest.mark.parametrize(("task", "frames"), RUNS)
+def test_utterances_sum_up_to_the_scores(task, frames, results):
+    """Errors and lengths, or hits, of the single utterances give the scores of the split, each utterance once."""
+    folder, split = results[0] / task / frames, SPLITS[task]
+    scores = json.loads((folder / f"measured_{split}.json").read_text())["scores"]
+    found = json.loads((folder / f"utterances_{split}.json").read_text())
+    names = found.pop("utterances")
+    assert len(set(names)) == len(names) == 2 and found.keys() == scores.keys() - {"loss"}
+    for metric, parts in found.items():
+        percent = 100 if task == "asr" else 1
+        assert percent * sum(parts["sums"]) / sum(parts["counts"]) == pytest.approx(scores[metric])
+        assert len(parts["sums"]) == len(parts["counts"]) == 2
+
+
 @pytest.fixture(scope="module")
 def by_s3prl(results, tmp_path_factory) -> pathlib.Path:
     """The same experiments by S3PRL's own run_downstream, from the configs that ours have stored."""

@@ -36,6 +36,8 @@ UPSTREAMS = [
     {"output_frames": "upsampled", "frame_period_ms": 35.0},
     {"output_frames": "native", "pool": 2},
     {"output_frames": "upsampled", "pool": 2},
+    {"output_frames": "native", "lambd": 0.5, "boundaries": "uniform"},
+    {"output_frames": "native", "layers": 1},
 ]
 
 
@@ -45,7 +47,8 @@ def test_through_the_upstream(options, waves, opened, ran):
     """The upstream gives S3PRL the same with and without a cache, in every form, and counts the same frames and cost;
     a second time the model does not run."""
     plain, cached = UpstreamExpert(CKPT, **options), UpstreamExpert(CKPT, **options)
-    cached.cache = opened(model=cached.model, **cached.options.extract_rate)
+    layers = range(cached.config.layers + 1)
+    cached.cache = opened(model=cached.model, layers=layers, options=cached.options.extract_rate)
     for batch in ([waves[2]], waves, waves[:2], waves[::-1]):
         expected, found = plain(batch), cached(batch)
         assert found.keys() == expected.keys()
@@ -68,6 +71,18 @@ def test_pooling_shares_what_lambd_0_has_kept(first, waves, opened, ran):
             ran.clear()
             expert(waves)
         assert len(ran) == (0 if number else len(waves))
+
+
+@torch.no_grad()
+def test_other_boundaries_and_layers_have_entries_of_their_own(waves, opened, ran):
+    """What was kept for learnt boundaries or all layers does not serve others."""
+    for options in ({"lambd": 0.5}, {"lambd": 0.5, "boundaries": "uniform"}, {}, {"layers": 1}):
+        expert = UpstreamExpert(CKPT, output_frames="native", **options)
+        layers = range(expert.config.layers + 1)
+        with opened(model=expert.model, layers=layers, options=expert.options.extract_rate) as expert.cache:
+            ran.clear()
+            expert(waves)
+        assert len(ran) == len(waves)
 
 
 def test_another_epoch_in_another_process(waves, golden_model, opened, ran):
