@@ -1,4 +1,4 @@
-"""Small synthetic corpora with the layout of LibriSpeech and VoxCeleb1, for tests that run S3PRL's tasks."""
+"""Small synthetic corpora with the layouts of SUPERB's, for tests that run S3PRL's tasks."""
 
 import pathlib
 
@@ -19,6 +19,8 @@ PHONES = {
 }
 SPLITS = {"train-mini": 6, "dev-mini": 2, "test-mini": 2}  # utterances of each
 SPEAKERS = ("id10001", "id10002")
+KEYWORD_SPEAKERS = {"train": "acdef", "dev": "pt", "left out": "bi"}  # by S3PRL's hash of these names
+INTENTS = ("activate,music,none", "increase,heat,kitchen", "activate,heat,kitchen")
 
 
 def noise(seconds: float, seed: int) -> np.ndarray:
@@ -29,9 +31,12 @@ def noise(seconds: float, seed: int) -> np.ndarray:
 
 
 def make_corpora(root: pathlib.Path) -> None:
-    """Makes ROOT/LibriSpeech, ROOT/VoxCeleb1 and ROOT/prepared (bucket lengths, lexicon, speaker list)."""
+    """Makes ROOT/LibriSpeech, ROOT/VoxCeleb1, ROOT/prepared (bucket lengths, lexicon, speaker list), and the corpora of
+    the other tasks."""
     make_librispeech(root)
     make_voxceleb1(root)
+    make_speech_commands(root / "speech_commands")
+    make_fluent(root / "fluent_speech_commands_dataset")
 
 
 def make_librispeech(root: pathlib.Path) -> None:
@@ -63,3 +68,29 @@ def make_voxceleb1(root: pathlib.Path) -> None:
             soundfile.write(folder / name, noise(1.5 + 0.1 * len(lines), 100 + len(lines)) * (1 + number), SAMPLE_RATE)
             lines.append(f"{part} {speaker}/video/{name}\n")
     (root / "prepared" / "veri_test_class.txt").write_text("".join(lines))
+
+
+def write(path: pathlib.Path, seconds: float, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, noise(seconds, seed), SAMPLE_RATE)
+
+
+def make_speech_commands(root: pathlib.Path) -> None:
+    train, test = root / "speech_commands_v0.01", root / "speech_commands_test_set_v0.01"
+    seed = 200
+    for folder, words in ((train, ("yes", "no", "bed")), (test, ("yes", "no", "_unknown_"))):
+        for word in words:
+            for speaker in "".join(KEYWORD_SPEAKERS.values()) if folder == train else "z":
+                seed += 1
+                write(folder / word / f"{speaker}_nohash_0.wav", 0.9, seed)
+    write(train / "_background_noise_" / "hum.wav", 1.5, seed + 1)
+    write(test / "_silence_" / "0.wav", 1.0, seed + 2)
+
+
+def make_fluent(root: pathlib.Path) -> None:
+    (root / "data").mkdir(parents=True)
+    for part, count in (("train", 4), ("valid", 2), ("test", 2)):
+        rows = [f"{index},wavs/{part}{index}.wav,{INTENTS[index % len(INTENTS)]}" for index in range(count)]
+        for index in range(count):
+            write(root / "wavs" / f"{part}{index}.wav", 0.8 + 0.1 * index, 300 + index)
+        (root / "data" / f"{part}_data.csv").write_text("\n".join([",path,action,object,location", *rows]))

@@ -4,6 +4,7 @@ S3PRL has no plugin mechanism and takes seconds to import, so nothing of it is i
 patched as soon as they are imported, or at once if they already are.
 """
 
+import functools
 import os
 import pathlib
 from collections.abc import Callable
@@ -59,6 +60,22 @@ def replace_asr_dataset(expert: ModuleType) -> None:
     expert.SequenceDataset = AsrDataset
 
 
+def use_keyword_sets(expert: ModuleType) -> None:
+    from s3prl_ofa.superb.tasks import keywords
+
+    expert.split_dataset = functools.partial(keywords.divide, expert.split_dataset)
+    expert.SpeechCommandsDataset, expert.SpeechCommandsTestingDataset = (
+        keywords.KeywordTrainingSet,
+        keywords.KeywordTestSet,
+    )
+
+
+def read_intents(expert: ModuleType) -> None:
+    from s3prl_ofa.superb.tasks import intents
+
+    expert.DownstreamExpert.get_dataset = intents.read_corpus
+
+
 def keep_num_workers(expert: ModuleType) -> None:
     """S3PRL removes ``num_workers`` from the config at its first loader, so that all others would start 12 workers."""
     load_dataset = expert.load_dataset
@@ -81,6 +98,10 @@ AFTER_IMPORT: dict[str, tuple[Callable[[ModuleType], Any], ...]] = {
     "s3prl.downstream.asr.expert": (replace_asr_dataset,),
     "s3prl.downstream.asr.dataset": (shims.speech_loader, register_in_workers),
     "s3prl.downstream.voxceleb1.dataset": (shims.speech_loader, register_in_workers),
+    "s3prl.downstream.speech_commands.dataset": (register_in_workers,),
+    "s3prl.downstream.speech_commands.expert": (use_keyword_sets,),
+    "s3prl.downstream.fluent_commands.dataset": (shims.speech_loader, register_in_workers),
+    "s3prl.downstream.fluent_commands.expert": (read_intents,),
     "s3prl.downstream.ctc": (add_corpora,),
     "s3prl.downstream.ctc.data": (shims.speech_loader,),
     "s3prl.downstream.ctc.expert": (keep_num_workers,),

@@ -1,6 +1,5 @@
 """What S3PRL's tasks cache between runs: no pickle is loaded, and no corpus gets the cache of another."""
 
-import importlib
 import json
 import os
 import pathlib
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_write
 from s3prl_ofa.progress import Progress
+from s3prl_ofa.superb.compat.missing_packages import import_expert
 from s3prl_ofa.superb.compat.shims import ModuleOverlay
 
 LENGTHS = "sv_voxceleb1"  # the task that caches lengths
@@ -23,7 +23,7 @@ def secure_caches(downstream: str, expdir: pathlib.Path) -> None:
     * Modules of S3PRL's tasks that unpickle a cache raise an error instead, because a pickle can run code.
     * The lengths that sv_voxceleb1 caches inside the installed package, by the corpus's name only, go to ``expdir``.
     """
-    importlib.import_module(f"s3prl.downstream.{downstream}.expert")
+    import_expert(downstream)
     for name, module in list(sys.modules.items()):
         if name.startswith("s3prl.downstream.") and getattr(module, "pickle", None) is pickle:
             module.pickle = ModuleOverlay(pickle, load=refuse_pickle)

@@ -22,6 +22,7 @@ from torch import Tensor
 from s3prl_ofa.checkpoint.safe_loading import namespace_in_checkpoints
 from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_speech, open_audio, reason
 from s3prl_ofa.io.files import printable
+from s3prl_ofa.superb.compat.sox_effects import apply_effects_file, apply_effects_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -117,12 +118,12 @@ def torchaudio_import() -> bool:
 
 def torchaudio_names() -> bool:
     """torchaudio 2.9 dropped what S3PRL calls on import (``set_audio_backend``; there is only one backend now), calls
-    for lengths (``info``), or imports and rarely uses (``sox_effects``)."""
+    for lengths (``info``), or uses in some tasks (``sox_effects``)."""
     import torchaudio
 
     needs_effects = not hasattr(torchaudio, "sox_effects")
     if needs_effects:
-        effects = removed("torchaudio.sox_effects", "apply_effects_tensor", "apply_effects_file")
+        effects = {function.__name__: function for function in (apply_effects_file, apply_effects_tensor)}
         stub_module("torchaudio.sox_effects", **effects)
     return add_missing(torchaudio, set_audio_backend=lambda backend: None, info=audio_info) or needs_effects
 

@@ -1,4 +1,10 @@
-"""SUPERB's three tasks, and the names that they have in S3PRL."""
+"""SUPERB's tasks, and the names that they have in S3PRL."""
 
-S3PRL_DOWNSTREAM = {"asr": "asr", "pr": "ctc", "sid": "voxceleb1"}
+S3PRL_DOWNSTREAM = {
+    "asr": "asr",
+    "pr": "ctc",
+    "sid": "voxceleb1",
+    "ks": "speech_commands",
+    "ic": "fluent_commands",
+}
 ASR, PR = S3PRL_DOWNSTREAM["asr"], S3PRL_DOWNSTREAM["pr"]

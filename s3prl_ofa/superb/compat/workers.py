@@ -10,6 +10,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from s3prl_ofa.superb.compat.missing_packages import standing_in
+
 
 def register_in_workers(module: ModuleType) -> None:
     """Changes how datasets of the classes in a module, and of their subclasses, are sent to a worker."""
@@ -24,6 +26,7 @@ def reduce_dataset(dataset: Dataset, protocol: int) -> tuple[Any, ...]:
 
 def rebuild(module: str, name: str, state: dict[str, Any]) -> Dataset:
     """The dataset in the worker; importing this module has patched S3PRL there."""
-    dataset = object.__new__(getattr(importlib.import_module(module), name))
+    with standing_in():
+        dataset = object.__new__(getattr(importlib.import_module(module), name))
     vars(dataset).update(state)
     return dataset

@@ -55,7 +55,8 @@ def read(args: argparse.Namespace, ours: OurOptions) -> tuple[argparse.Namespace
     ``past_exp`` is None in the arguments of a new experiment. Raises UsageError and CheckpointError.
     """
     args.override = plain_names.literal_override(args.override)
-    args.downstream = S3PRL_DOWNSTREAM.get(args.downstream, args.downstream)
+    task = args.downstream
+    args.downstream = S3PRL_DOWNSTREAM.get(task, task)
     if args.expdir is None and args.expname is not None:
         args.expdir = f"result/downstream/{args.expname}"
     # absolute, because the experiment may be resumed from another folder
@@ -70,7 +71,7 @@ def read(args: argparse.Namespace, ours: OurOptions) -> tuple[argparse.Namespace
     else:
         trained = initial_states(args.init_ckpt) if args.init_ckpt else None
         tell("[Runner] - Start a new experiment")
-        config = new_config(args, ours)
+        config = new_config(args, ours, task)
     if args.override is not None and args.override.lower() != "none":
         override(args.override, args, config)
     plain_names.check(args, config)
@@ -80,17 +81,20 @@ def read(args: argparse.Namespace, ours: OurOptions) -> tuple[argparse.Namespace
     return args, config, trained
 
 
-def new_config(args: argparse.Namespace, ours: OurOptions) -> Config:
-    """Raises UsageError for a new experiment without a folder, an upstream and its checkpoint, a task or its config."""
+def new_config(args: argparse.Namespace, ours: OurOptions, task: str | None) -> Config:
+    """The config of a new experiment; task: as ``-d`` names it.
+
+    Raises UsageError for an experiment without a folder, an upstream and its checkpoint, a task or its config.
+    """
     if args.expdir is None:
         raise UsageError("say where the experiment goes: -n NAME (result/downstream/NAME) or -p FOLDER")
     if args.upstream is None:
         raise UsageError("say which upstream: -u ofa_wav2vec2 -k CHECKPOINT")
-    if args.downstream is None:
+    if task is None:
         raise UsageError(f"say which task: -d {', '.join(S3PRL_DOWNSTREAM)} or another S3PRL task")
     check_has_checkpoint(args)
     if args.config is None or args.downstream in S3PRL_DOWNSTREAM.values():
-        return configs.resolve_config(args.downstream, args.config, ours.mini, ours.roots)
+        return configs.resolve_config(task, args.config, ours.mini, ours.roots)
     return configs.read_config(pathlib.Path(args.config))
 
 
@@ -108,7 +112,7 @@ def resumed(
 ) -> tuple[argparse.Namespace, Config]:
     """The arguments and config in a checkpoint, for this run and for where its folder, checkpoint and data are now."""
     stored, config, roots = past["Args"], past["Config"], ours.roots
-    if configs.is_superb(stored.downstream, config):
+    if configs.task_of(stored.downstream, config):
         experiment_data.refill(stored.downstream, config, roots, args.override, args.mode != "inference")
         roots = {"vocabulary": roots["vocabulary"]}  # the trained one is used
     args.past_exp, args.auto_resume = os.path.abspath(path), False

@@ -15,7 +15,7 @@ from s3prl.utility.helper import is_leader_process
 from torch import nn
 
 from s3prl_ofa.checkpoint.safe_loading import patched_attributes
-from s3prl_ofa.errors import CheckpointError
+from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.superb.compat.packed_lstm import packed_lstm_in_asr
 from s3prl_ofa.superb.compat.shims import ModuleOverlay
 from s3prl_ofa.superb.downstream import processes
@@ -94,7 +94,14 @@ class DownstreamRunner(s3prl_runner.Runner):
 
         def intercepted(split: str, *args: Any, **kwargs: Any) -> Any:
             make_loader = functools.partial(get_dataloader, split, *args, **kwargs)
-            return load(make_loader) if split == train_split and model.training else make_loader()
+            if split != train_split or not model.training:
+                return make_loader()
+            loader = load(make_loader)
+            if not len(loader):  # S3PRL would look for a first batch forever
+                raise UsageError(
+                    "there are fewer training utterances than one batch: give more, or a smaller batch size"
+                )
+            return loader
 
         model.get_dataloader = intercepted
 

@@ -10,7 +10,7 @@ from s3prl_ofa.superb.prepare.manifest import write_manifests
 from s3prl_ofa.superb.prepare.output import Output
 from s3prl_ofa.superb.prepare.speaker_list import write_speaker_list
 from s3prl_ofa.superb.prepare.vocabulary import write_vocabularies
-from s3prl_ofa.superb.tasks.corpora import CORPORA, corpus_root
+from s3prl_ofa.superb.tasks.corpora import corpus_root
 
 
 def run(args: argparse.Namespace) -> int:
@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     if args.jobs is not None and args.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, found {args.jobs}")
     output = Output(args.out, args.force, args.jobs, getattr(args, "verify", False))
-    given = {option: getattr(args, option, None) for option in CORPORA}
+    given = {option: getattr(args, option, None) for option in ("librispeech", "voxceleb1")}
     librispeech, voxceleb1 = (root and corpus_root(root, option) for option, root in given.items())
     if args.what == "all" and not (librispeech or voxceleb1):
         raise UsageError("give --librispeech ROOT, --voxceleb1 ROOT or both")

@@ -1,4 +1,4 @@
-"""S3PRL's configs of SUPERB's three tasks, filled with the paths of a user's data."""
+"""S3PRL's configs of SUPERB's tasks, filled with the paths of a user's data."""
 
 import copy
 import math
@@ -14,21 +14,21 @@ from s3prl_ofa.superb.compat.task_names import ASR, PR, S3PRL_DOWNSTREAM
 from s3prl_ofa.superb.tasks.data_roots import PLACEHOLDERS, DataRoots, existing
 
 CTC_TASKS = ("asr", "pr")
-TASKS = {name: task for task, name in S3PRL_DOWNSTREAM.items()}  # our name of each, by S3PRL's
+TASKS = {name: task for task, name in reversed(S3PRL_DOWNSTREAM.items())}  # our name of each, by S3PRL's
 CONFIGS = "downstream_configs"
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 # the keys of the vocabulary, and of the corpus, whose section has the splits
 VOCABULARY = {ASR: "downstream_expert.datarc.dict_path", PR: "downstream_expert.text.vocab_file"}
 CORPUS = {ASR: "downstream_expert.datarc.libri_root", PR: "downstream_expert.corpus.path"}
-CTC_CORPORA = ("librispeech", "libriphone")  # a checkout of S3PRL has others
+CTC_CORPORA = {"librispeech": "pr", "libriphone": "pr"}  # a checkout of S3PRL has others
 
 
 def resolve_config(downstream: str, config: str | None, mini: bool, roots: dict[str, str | None]) -> dict[str, Any]:
     """S3PRL's whole config (runner, optimizer, downstream_expert, ...) of a task, ready to run.
 
-    downstream: asr, pr or sid, or S3PRL's name of it. config: the path of a YAML file; None for ours, the small one
-    with ``mini``. ``${name}`` in it is filled from ``roots`` (see ``DataRoots``), and its vocabulary becomes an
-    absolute path (see ``vocabulary``).
+    downstream: one of S3PRL_DOWNSTREAM, or S3PRL's name of it. config: the path of a YAML file; None for ours, the
+    small one with ``mini``. ``${name}`` in it is filled from ``roots`` (see ``DataRoots``), and its vocabulary becomes
+    an absolute path (see ``vocabulary``).
     Raises UsageError for an unknown task, a missing or unreadable config and missing data, naming the option.
     """
     task = TASKS.get(downstream, downstream)
@@ -118,10 +118,13 @@ def splits_of(config: dict[str, Any], mode: str, evaluated: str) -> list[str]:
     return {"train": training, "evaluate": [evaluated]}.get(mode, [])
 
 
-def is_superb(downstream: str, config: dict[str, Any]) -> bool:
-    """Whether this is one of SUPERB's three tasks, by S3PRL's name, on its own corpus; S3PRL's ctc has others."""
+def task_of(downstream: str, config: dict[str, Any]) -> str | None:
+    """SUPERB's task, by our name of it, that S3PRL's ``downstream`` does with this config; None for any other task.
+
+    S3PRL's ctc is several tasks, by its corpus.
+    """
     corpus = str(mapping_at(config, "downstream_expert", "corpus").get("name")).lower()
-    return downstream in S3PRL_DOWNSTREAM.values() and (downstream != PR or corpus in CTC_CORPORA)
+    return CTC_CORPORA.get(corpus) if downstream == PR else TASKS.get(downstream)
 
 
 def scale_specaug(config: dict[str, Any], frame_period_ms: float) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
+from s3prl_ofa.arguments.run_downstream import option as flag
 from s3prl_ofa.errors import UsageError, escaped, listed
 from s3prl_ofa.io.audio import OTHER_SUFFIXES, SUFFIXES
 from s3prl_ofa.io.files import printable
@@ -22,7 +23,13 @@ from s3prl_ofa.io.verified import verify_audio
 
 logger = logging.getLogger(__name__)
 
-CORPORA = {"librispeech": "LibriSpeech", "voxceleb1": "VoxCeleb1"}  # the name of the folder that each option gives
+# the name of the folder that each option gives
+CORPORA = {
+    "librispeech": "LibriSpeech",
+    "voxceleb1": "VoxCeleb1",
+    "speech_commands": "speech_commands",
+    "fluent": "fluent_speech_commands_dataset",
+}
 SHOWN = 3  # utterances or files that one message names
 SHOWN_LABELS = 20
 TRANSCRIPT = ".trans.txt"
@@ -88,10 +95,10 @@ def corpus_root(root: str | pathlib.Path | None, option: str) -> pathlib.Path:
     """
     name = CORPORA[option]
     if root is None:
-        raise UsageError(f"this task reads {name}: give its folder with --{option} ROOT")
+        raise UsageError(f"this task reads {name}: give its folder with {flag(option)} ROOT")
     folder = pathlib.Path(root).expanduser()
     if not folder.is_dir():
-        raise UsageError(f"--{option} {root}: there is no such folder")
+        raise UsageError(f"{flag(option)} {root}: there is no such folder")
     return ((folder / name) if (folder / name).is_dir() else folder).resolve()
 
 

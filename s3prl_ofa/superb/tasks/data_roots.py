@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.tasks.corpora import corpus_root, split_folder
+from s3prl_ofa.superb.tasks.corpora import CORPORA, corpus_root, folders, split_folder
 from s3prl_ofa.superb.tasks.speaker_lists import SPEAKER_LISTS, speaker_folders
 
 SUPERB_SPLITS = ("train-clean-100", "dev-clean", "test-clean")
@@ -15,16 +15,18 @@ MINI_SPLITS = (
     SUPERB_SPLITS,
 )
 SPLITS = ("train", "dev", "test")
-PLACEHOLDERS = ("librispeech", "voxceleb1", "bucket", "lexicon", "speaker_list", *SPLITS)
+# placeholders whose value is found in the folder that the option of another name gives
+FOUND_BELOW = {"speech_commands_train": "speech_commands", "speech_commands_test": "speech_commands"}
+PLACEHOLDERS = (*CORPORA, "bucket", "lexicon", "speaker_list", *FOUND_BELOW, *SPLITS)
 
 
 @dataclasses.dataclass
 class DataRoots:
     """The values of a config's placeholders; each is looked up only when a config holds it.
 
-    given: the options of the run: librispeech, voxceleb1, prepared (the output folder of ``s3prl-ofa prepare all``),
-    bucket, lexicon, speaker_list (each also found below ``prepared``) and splits ("TRAIN,DEV,TEST", several joined by
-    +); an option that was not given is missing or None. Every method raises UsageError naming the option to give.
+    given: the options of the run: those of CORPORA, prepared (the output folder of ``s3prl-ofa prepare all``), bucket,
+    lexicon, speaker_list (each also found below ``prepared``) and splits ("TRAIN,DEV,TEST", several joined by +); an
+    option that was not given is missing or None. Every method raises UsageError naming the option to give.
     """
 
     given: dict[str, str | None]
@@ -34,15 +36,29 @@ class DataRoots:
         """The value of one of ``PLACEHOLDERS``."""
         if placeholder in SPLITS:
             return self.splits()[SPLITS.index(placeholder)]
+        if placeholder in CORPORA:
+            return str(self.corpus(placeholder))
         return getattr(self, placeholder)()
 
-    def librispeech(self) -> str:
-        return str(corpus_root(self.given.get("librispeech"), "librispeech"))
+    def corpus(self, option: str) -> pathlib.Path:
+        root = corpus_root(self.given.get(option), option)
+        if option == "voxceleb1":
+            speaker_folders(root)
+        return root
 
-    def voxceleb1(self) -> str:
-        root = corpus_root(self.given.get("voxceleb1"), "voxceleb1")
-        speaker_folders(root)
-        return str(root)
+    def speech_commands_train(self) -> str:
+        return self.speech_commands_part("speech_commands_v")
+
+    def speech_commands_test(self) -> str:
+        return self.speech_commands_part("speech_commands_test_set_v")
+
+    def speech_commands_part(self, name: str) -> str:
+        """The folder whose name begins so, in either version of the corpus."""
+        root = self.corpus("speech_commands")
+        found = [folder for folder in folders(root) if folder.name.startswith(name)]
+        if len(found) != 1:
+            raise UsageError(f"--speech-commands {root}: expected one folder {name}0.01 or {name}0.02 in it")
+        return str(found[0])
 
     def bucket(self) -> str:
         return self.given_or_prepared("bucket", "bucket", "bucket --librispeech")
@@ -55,7 +71,7 @@ class DataRoots:
     def speaker_list(self) -> str:
         if not self.given.get("speaker_list"):
             # a prepared list holds only files that exist, so it takes precedence over the corpus's own
-            folders = [self.given.get("prepared"), self.voxceleb1()]
+            folders = [self.given.get("prepared"), self.corpus("voxceleb1")]
             for path in (pathlib.Path(folder, name) for folder in folders if folder for name in SPEAKER_LISTS):
                 if path.is_file():
                     return str(path.resolve())
@@ -75,7 +91,7 @@ class DataRoots:
 
     def splits(self) -> tuple[list[str], ...]:
         """The folders of each of ``SPLITS``."""
-        root = pathlib.Path(self.librispeech())
+        root = self.corpus("librispeech")
         if self.given.get("splits"):
             splits = tuple(part.split("+") for part in self.given["splits"].split(","))
             if len(splits) != 3:

@@ -15,13 +15,15 @@ from s3prl_ofa.superb.compat.plain_names import entries
 from s3prl_ofa.superb.compat.task_names import ASR
 from s3prl_ofa.superb.tasks import configs
 from s3prl_ofa.superb.tasks.configs import CONFIGS, VOCABULARY, section_of
-from s3prl_ofa.superb.tasks.corpora import split_folder
-from s3prl_ofa.superb.tasks.data_roots import SPLITS, DataRoots
+from s3prl_ofa.superb.tasks.corpora import CORPORA, split_folder
+from s3prl_ofa.superb.tasks.data_roots import FOUND_BELOW, SPLITS, DataRoots
 from s3prl_ofa.superb.tasks.labels import STORED
 
 logger = logging.getLogger(__name__)
 
-ROOTS = ("librispeech", "voxceleb1")  # later placeholders are filled from these folders
+
+# what -t can be, for tasks whose splits have no folders of their own
+PARTS = dict.fromkeys(("ks", "ic"), SPLITS)
 
 
 def refill(
@@ -29,17 +31,19 @@ def refill(
 ) -> None:
     """Changes the paths in an experiment's config to where its data is now.
 
-    downstream: S3PRL's name of a task for which ``is_superb`` holds. given: as DataRoots takes it; it replaces what the
+    downstream: S3PRL's name of a task that ``task_of`` knows. given: as DataRoots takes it; it replaces what the
     config has. override: S3PRL's ``-o``, which is applied later and wins. read: whether the run reads the corpus.
     Raises UsageError naming the option where the corpus is neither where the config says nor given.
     """
     given = dict(given)
-    for where, name in placeholders(configs.TASKS[downstream]):
+    for where, name in placeholders(configs.task_of(downstream, config)):
         section, key = section_of(config, where)
         if key not in section or overridden(where, override):
             continue
         stored = section[key]
-        options = (name,) if name in ROOTS else ("splits",) if name in SPLITS else (name, "prepared")
+        options = ("splits",) if name in SPLITS else (name, "prepared", FOUND_BELOW.get(name))
+        if name in CORPORA:
+            options = (name,)
         asked = any(given.get(option) for option in options)
         if asked or read and name not in SPLITS and missing(stored):
             try:
@@ -47,7 +51,7 @@ def refill(
             except UsageError as error:
                 gone = f"the experiment's {', '.join(parts(stored))} is no longer there"
                 raise error if asked else UsageError(f"{gone}: {error}") from None
-        if name in ROOTS:
+        if name in CORPORA:  # later placeholders are filled from these folders
             given[name] = section[key]
         if section[key] != stored:
             logger.info("%s: %s in place of %s", where, section[key], stored)
@@ -91,17 +95,20 @@ def moved_vocabulary(stored: Any, where: str) -> str:
 
 
 def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: str) -> None:
-    """Raises UsageError if a split that a training or an evaluation (``-t``) of asr or pr reads does not exist.
+    """Raises UsageError if a split that a training or an evaluation (``-t``) of a task reads does not exist.
 
-    ``-t`` may also be any split of LibriSpeech, or several joined by +; these are added to the config. For inference it
-    is a file.
+    For asr and pr ``-t`` may also be any split of LibriSpeech, or several joined by +; these are added to the config.
+    For inference it is a file.
     """
     if mode == "inference":
         if not os.path.isfile(evaluated):
             raise UsageError(f"-m inference -t {evaluated}: there is no such file")
         return
+    task = configs.task_of(downstream, config)
     section, key = section_of(config, configs.CORPUS.get(downstream, ""))
-    if key not in section or not configs.is_superb(downstream, config):  # without the key, tables name the files
+    if task in PARTS and mode == "evaluate" and evaluated not in PARTS[task]:
+        raise UsageError(f"-t {evaluated}: {task} has {', '.join(PARTS[task])}")
+    if task not in ("asr", "pr") or key not in section:  # without the key, tables name the files
         return
     for split in configs.splits_of(config, mode, evaluated):
         if mode == "evaluate" and split == "train" and split in section:

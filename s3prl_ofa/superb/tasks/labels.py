@@ -13,7 +13,7 @@ from typing import Any
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_write
 from s3prl_ofa.superb.compat.task_names import ASR, PR
-from s3prl_ofa.superb.tasks.configs import CORPUS, VOCABULARY, is_superb, mapping_at, section_of, splits_of
+from s3prl_ofa.superb.tasks.configs import CORPUS, CTC_TASKS, VOCABULARY, mapping_at, section_of, splits_of, task_of
 from s3prl_ofa.superb.tasks.corpora import read_lines
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def check_labels(args: argparse.Namespace, config: dict[str, Any], trained: dict
     training, a test split with such labels or no usable utterance is only a warning.
     """
     data, _ = section_of(config, CORPUS.get(args.downstream, ""))
-    if not data or args.downstream not in CORPUS or not is_superb(args.downstream, config):
+    if not data or task_of(args.downstream, config) not in CTC_TASKS:
         return
     vocabulary = load_vocabulary(args.downstream, config)
     size = len(vocabulary) if args.downstream == ASR else vocabulary.vocab_size

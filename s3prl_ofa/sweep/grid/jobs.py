@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 WITH_CHECKPOINT = ("_local", "_url", "_custom")  # endings of S3PRL upstreams that take a checkpoint (-k)
 EVERY = ("eval_step", "save_step", "log_step")  # of S3PRL's runner
-SHARES = {"pr": "per", "sid": "acc"}  # scores from 0 to 1, which reports show in percent
+SHARES = {"pr": "per", "sid": "acc", "ks": "acc", "ic": "acc"}  # scores from 0 to 1, which reports show in percent
 ROOT_OPTION = re.compile(r"(`[^`]*`)|--([a-z][a-z0-9-]*)")
 
 
@@ -207,7 +207,7 @@ def check_scores(name: str, task: Task, expert: dict[str, Any]) -> None:
     """Checks the splits and the metric of a known task, which S3PRL would miss only after training."""
     if name not in KNOWN:
         return
-    splits, metrics = ["train", "dev", "test"], ["acc"]  # sid
+    splits, metrics = ["train", "dev", "test"], ["acc"]  # of the tasks that classify
     if name == "asr":
         splits, metrics = [key for key, value in expert["datarc"].items() if isinstance(value, list)], ["wer", "uer"]
     if name == "pr":

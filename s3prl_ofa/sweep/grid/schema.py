@@ -26,7 +26,7 @@ except ImportError as error:
 KNOWN = {
     "asr": {"metric": "wer", "dev": "dev-clean", "test": "test-clean"},
     "pr": {"metric": "per", "dev": "dev", "test": "test"},
-    "sid": {"metric": "acc", "dev": "dev", "test": "test"},
+    **{task: {"metric": "acc", "dev": "dev", "test": "test"} for task in ("sid", "ks", "ic")},
 }
 # metrics of which less is better, as EER, slot_value_cer or word_error_rate; per is also a word of its own
 ERROR_WORDS = "[wcued]er|mindcf|loss|nll|ppl|perplexity|r?mse|mae|mcd|errors?|err"
@@ -92,7 +92,17 @@ Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Number = Annotated[float, BeforeValidator(number)]
 Positive = Annotated[Number, Field(gt=0)]
-DataKey = Literal["librispeech", "voxceleb1", "prepared", "bucket", "lexicon", "speaker_list", "splits"]
+DataKey = Literal[
+    "librispeech",
+    "voxceleb1",
+    "speech_commands",
+    "fluent",
+    "prepared",
+    "bucket",
+    "lexicon",
+    "speaker_list",
+    "splits",
+]
 
 
 class Section(BaseModel):

@@ -216,7 +216,7 @@ STORED = {
     "upstream": ({"upstream": "no_such"}, "-u 'no_such': S3PRL has no such upstream"),
     "upstream of another kind": ({"upstream": ["hubert"]}, "S3PRL has no such upstream"),
     "no upstream": ({"upstream": None}, "S3PRL has no such upstream"),
-    "downstream": ({"downstream": "no_such"}, "-d 'no_such': neither asr, pr, sid nor another S3PRL task"),
+    "downstream": ({"downstream": "no_such"}, "-d 'no_such': neither asr, pr, sid, "),
     "downstream above": ({"downstream": "../downstream/asr"}, "-d '../downstream/asr': neither asr"),
     "module": ({"downstream": "asr.model"}, "-d 'asr.model': neither asr"),
     "downstream of another kind": ({"downstream": 3}, "-d 3: neither asr"),

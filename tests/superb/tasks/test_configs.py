@@ -23,6 +23,7 @@ CONFIGS = folder("downstream_configs")
 @pytest.fixture
 def roots(corpora):
     names = {"librispeech": "LibriSpeech", "voxceleb1": "VoxCeleb1", "prepared": "prepared"}
+    names |= {"speech_commands": "speech_commands", "fluent": "fluent_speech_commands_dataset"}
     return {option: str(corpora / name) for option, name in names.items()}
 
 
@@ -54,9 +55,11 @@ def test_mini_configs_find_everything(task, roots):
         "asr": lambda: [expert["datarc"][key] for key in ("libri_root", "bucket_file", "dict_path")],
         "pr": lambda: [expert["corpus"]["path"], *expert["corpus"]["lexicon"], expert["text"]["vocab_file"]],
         "sid": lambda: [expert["datarc"]["file_path"], expert["datarc"]["meta_data"]],
+        "ks": lambda: [expert["datarc"][f"speech_commands{part}_root"] for part in ("", "_test")],
+        "ic": lambda: [expert["datarc"]["file_path"]],
     }[task]()
     assert all(pathlib.Path(path).is_absolute() and pathlib.Path(path).exists() for path in paths)
-    if task != "sid":
+    if task in ("asr", "pr"):
         data = expert["datarc"] if task == "asr" else expert["corpus"]
         assert (data["train"], data["test"]) == (["train-mini"], ["test-mini"])
         assert data["dev-clean" if task == "asr" else "dev"] == ["dev-mini"]
@@ -83,6 +86,16 @@ def test_full_configs_have_superbs_settings():
     assert model["UtteranceLevel"]["pooling"] == "MeanPooling"
 
 
+@pytest.mark.parametrize("task", ["ks", "ic"])
+def test_full_configs_of_short_commands_have_superbs_settings(task):
+    config = yaml.safe_load((CONFIGS / f"{task}.yaml").read_text())
+    assert (config["runner"]["total_steps"], config["runner"]["gradient_accumulate_steps"]) == (200_000, 1)
+    assert (config["optimizer"]["torch_optim_name"], config["optimizer"]["lr"]) == ("Adam", 1e-4)
+    expert = config["downstream_expert"]
+    assert {size for key, size in expert["datarc"].items() if key.endswith("batch_size")} == {32}
+    assert (expert["modelrc"]["projector_dim"], expert["modelrc"]["select"]) == (256, "UtteranceLevel")
+
+
 def test_vocabularies_are_those_of_s3prl():
     """The label ids are S3PRL's, so that its trained downstream models fit."""
     dictionary = importlib.import_module("s3prl.downstream.asr.dictionary").Dictionary.load(str(CONFIGS / "char.dict"))
@@ -100,13 +113,15 @@ def test_vocabularies_are_those_of_s3prl():
         ("pr", "prepared", "--lexicon PATH or --prepared DIR"),
         ("sid", "voxceleb1", "--voxceleb1 ROOT"),
         ("sid", "prepared", "--speaker-list PATH or --prepared DIR"),
+        ("ks", "speech_commands", "--speech-commands ROOT"),
+        ("ic", "fluent", "--fluent ROOT"),
     ],
 )
 def test_missing_data_names_the_option(task, without, option, roots):
     """A root that the config needs, but that was not given or does not exist, is named by its option."""
     with pytest.raises(UsageError, match=re.escape(option)):
         configs.resolve_config(task, None, True, {**roots, without: None})
-    with pytest.raises(UsageError, match=f"--{without} .*no such"):
+    with pytest.raises(UsageError, match=f"--{without.replace('_', '-')} .*no such"):
         configs.resolve_config(task, None, True, {**roots, without: "/no/such/folder"})
 
 
@@ -184,9 +199,9 @@ def test_bad_configs_are_reported(text, words, tmp_path):
 
 
 def test_unknown_tasks_and_files_are_reported():
-    """Without a config only the three tasks are known; a config must exist."""
-    with pytest.raises(UsageError, match="asr, pr, sid, found emotion"):
-        configs.resolve_config("emotion", None, False, {})
+    """Without a config only the tasks of SUPERB are known; a config must exist."""
+    with pytest.raises(UsageError, match="there is a config for asr, pr, sid, .*found mosei"):
+        configs.resolve_config("mosei", None, False, {})
     with pytest.raises(UsageError, match="no config nowhere.yaml"):
         configs.resolve_config("asr", "nowhere.yaml", False, {})
 

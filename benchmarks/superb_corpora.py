@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""Lays small corpora of real speech out as the corpora of SUPERB's tasks are, so that every task can be run on them.
+
+usage: superb_corpora.py MINI_COMMANDS MINI_LIBRISPEECH OUT [--limit N]
+
+| below OUT | from | for |
+|---|---|---|
+| speech_commands | the six keywords, as six of Speech Commands' ten; other words are pieces of orders | ks |
+| fluent_speech_commands_dataset | coffee orders: drink, size and roast as action, object and location | ic |
+
+--limit N keeps N clips of each kind. Scores on them compare rates with each other, and nothing else.
+"""
+
+import argparse
+import csv
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import soundfile
+
+RATE = 16_000  # Hz
+KEYWORDS = ("yes", "no", "up", "down", "left", "right")
+NOISE = 1e-3  # RMS of the background noise
+
+Row = dict[str, str]
+Limit = Callable[[Iterable[Row]], list[Row]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("commands", "librispeech", "out"):
+        parser.add_argument(name, type=pathlib.Path)
+    parser.add_argument("--limit", type=int)
+    args = parser.parse_args()
+
+    def limit(rows: Iterable[Row]) -> list[Row]:
+        return list(rows)[: args.limit]
+
+    keywords = read_table(args.commands / "keywords.tsv")
+    orders = read_table(args.commands / "intents.tsv")
+    speech_commands(args.commands, keywords, orders, args.out / "speech_commands", limit)
+    fluent(args.commands, orders, args.out / "fluent_speech_commands_dataset", limit)
+
+
+def read_table(path: pathlib.Path) -> list[Row]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def read(path: pathlib.Path) -> np.ndarray:
+    return soundfile.read(path, dtype="float32")[0]
+
+
+def write(path: pathlib.Path, wave: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, wave, RATE, subtype="PCM_16")
+
+
+def noise(seconds: float, seed: int) -> np.ndarray:
+    return NOISE * np.random.default_rng(seed).standard_normal(round(seconds * RATE)).astype(np.float32)
+
+
+def of_split(rows: Iterable[Row], *splits: str) -> Iterator[Row]:
+    return (row for row in rows if row["split"] in splits)
+
+
+def speech_commands(
+    root: pathlib.Path, keywords: list[Row], orders: list[Row], out: pathlib.Path, limit: Limit
+) -> None:
+    """S3PRL chooses what validates by a hash of each file's name, so train and dev are in one folder."""
+    train, test = out / "speech_commands_v0.01", out / "speech_commands_test_set_v0.01"
+    words = dict(zip(sorted({row["keyword"] for row in keywords}), KEYWORDS, strict=True))
+    for folder, splits, other in ((train, ("train", "dev"), "bed"), (test, ("test",), "_unknown_")):
+        for keyword, word in words.items():
+            for row in limit(row for row in of_split(keywords, *splits) if row["keyword"] == keyword):
+                path = root / row["file"]
+                write(folder / word / f"{path.stem}_nohash_0.wav", read(path))
+        for row in limit(of_split(orders, *splits)):
+            path = root / row["file"]
+            wave = read(path)
+            middle = (len(wave) - RATE) // 2
+            write(folder / other / f"{path.stem}_nohash_0.wav", wave[middle : middle + RATE])
+    write(train / "_background_noise_" / "white_noise.wav", noise(30, 0))
+    for seed in range(1, 1 + len(limit([{}] * 20))):
+        write(test / "_silence_" / f"{seed}.wav", noise(1, seed))
+
+
+def fluent(root: pathlib.Path, orders: list[Row], out: pathlib.Path, limit: Limit) -> None:
+    (out / "data").mkdir(parents=True, exist_ok=True)
+    known: set[tuple[str, str]] = set()
+    for split, name in (("train", "train"), ("dev", "valid"), ("test", "test")):
+        with (out / "data" / f"{name}_data.csv").open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(("", "path", "speakerId", "transcription", "action", "object", "location"))
+            for number, row in enumerate(limit(of_split(orders, split))):
+                slots = [(slot, row[slot] or "none") for slot in ("drink", "size", "roast")]
+                known |= set(slots) if split == "train" else set()
+                if not known.issuperset(slots):
+                    continue  # a value that no training order has
+                path = pathlib.PurePath("wavs", "speakers", "unknown", f"{pathlib.PurePath(row['file']).stem}.wav")
+                write(out / path, read(root / row["file"]))
+                table.writerow((number, path.as_posix(), "unknown", "", *(value for _, value in slots)))
+
+
+if __name__ == "__main__":
+    main()
