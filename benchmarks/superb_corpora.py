@@ -7,6 +7,7 @@ usage: superb_corpora.py MINI_COMMANDS MINI_LIBRISPEECH OUT [--limit N]
 |---|---|---|
 | speech_commands | the six keywords, as six of Speech Commands' ten; other words are pieces of orders | ks |
 | fluent_speech_commands_dataset | coffee orders: drink, size and roast as action, object and location | ic |
+| SNIPS | coffee orders, spelt as their size, drink and roast alone, because what was said is not known | sf |
 
 --limit N keeps N clips of each kind. Scores on them compare rates with each other, and nothing else.
 """
@@ -41,6 +42,7 @@ def main() -> None:
     orders = read_table(args.commands / "intents.tsv")
     speech_commands(args.commands, keywords, orders, args.out / "speech_commands", limit)
     fluent(args.commands, orders, args.out / "fluent_speech_commands_dataset", limit)
+    snips(args.commands, orders, args.out / "SNIPS", limit)
 
 
 def read_table(path: pathlib.Path) -> list[Row]:
@@ -101,6 +103,20 @@ def fluent(root: pathlib.Path, orders: list[Row], out: pathlib.Path, limit: Limi
                 path = pathlib.PurePath("wavs", "speakers", "unknown", f"{pathlib.PurePath(row['file']).stem}.wav")
                 write(out / path, read(root / row["file"]))
                 table.writerow((number, path.as_posix(), "unknown", "", *(value for _, value in slots)))
+
+
+def snips(root: pathlib.Path, orders: list[Row], out: pathlib.Path, limit: Limit) -> None:
+    slots = ("size", "drink", "roast")
+    lines = []
+    for split, name in (("train", "train"), ("dev", "valid"), ("test", "test")):
+        for number, row in enumerate(limit(of_split(orders, split))):
+            words = [(word.upper(), slot) for slot in slots for word in row[slot].split()]
+            utterance = f"speaker-snips-{name}-{number}"
+            write(out / name / f"{utterance}.wav", read(root / row["file"]))
+            text, labels = (" ".join(column) for column in zip(*words, strict=True))
+            lines.append(f"{utterance} BOS {text} EOS\tO {labels} order\n")
+    (out / "all.iob.snips.txt").write_text("".join(lines), "utf-8")
+    (out / "slots.txt").write_text("\n".join(("O", *slots)), "utf-8")
 
 
 if __name__ == "__main__":

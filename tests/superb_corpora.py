@@ -37,6 +37,7 @@ def make_corpora(root: pathlib.Path) -> None:
     make_voxceleb1(root)
     make_speech_commands(root / "speech_commands")
     make_fluent(root / "fluent_speech_commands_dataset")
+    make_snips(root / "SNIPS")
 
 
 def make_librispeech(root: pathlib.Path) -> None:
@@ -94,3 +95,13 @@ def make_fluent(root: pathlib.Path) -> None:
         for index in range(count):
             write(root / "wavs" / f"{part}{index}.wav", 0.8 + 0.1 * index, 300 + index)
         (root / "data" / f"{part}_data.csv").write_text("\n".join([",path,action,object,location", *rows]))
+
+
+def make_snips(root: pathlib.Path) -> None:
+    lines = []
+    for part, count in (("train", 4), ("valid", 2), ("test", 2)):
+        for index in range(count):
+            write(root / part / f"Ivy-{part}-{index}.wav", 1.5 + 0.1 * index, 400 + index)
+            lines.append(f"Ivy-{part}-{index} BOS PLAY A HIT EOS\tO O O {'song' if index % 2 else 'O'} PlayMusic\n")
+    (root / "all.iob.snips.txt").write_text("".join(lines))
+    (root / "slots.txt").write_text("O\nsong\nartist")

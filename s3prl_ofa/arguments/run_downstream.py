@@ -17,10 +17,14 @@ ROOTS = {
     "voxceleb1": ("ROOT", "VoxCeleb1, the folder that holds dev/wav and test/wav; or a folder of your own speakers"),
     "speech_commands": ("ROOT", "for ks: the folder of speech_commands_v0.01 and speech_commands_test_set_v0.01"),
     "fluent": ("ROOT", "for ic: Fluent Speech Commands, the folder that holds data and wavs"),
+    "snips": ("ROOT", "for sf: Audio SNIPS, the folder that holds all.iob.snips.txt, slots.txt, train, valid and test"),
     "prepared": ("DIR", "what s3prl-ofa prepare all wrote: bucket lengths, lexicon, speaker list"),
     "bucket": ("DIR", "bucket lengths for asr"),
     "lexicon": ("FILE[,FILE]", "pronunciations for pr"),
-    "vocabulary": ("FILE", "labels for asr or pr (default: SUPERB's, or what prepare vocabulary wrote to --prepared)"),
+    "vocabulary": (
+        "FILE",
+        "labels for asr, pr or sf (default: SUPERB's, or what prepare vocabulary wrote to --prepared)",
+    ),
     "speaker_list": ("FILE", "which utterances train, choose and test sid"),
     "splits": ("TRAIN,DEV,TEST", "folders of LibriSpeech, several joined by +"),
 }
@@ -28,9 +32,9 @@ ROOTS = {
 
 def add_arguments(parser: Parser) -> None:
     parser.description = (
-        "S3PRL's run_downstream with the upstream ofa_wav2vec2. -d also takes SUPERB's names of its tasks (asr, pr, "
-        "sid, ks, ic), and -c is SUPERB's config of the task by default. The rate is stored with the experiment, so -e "
-        "resumes at it."
+        "S3PRL's run_downstream with the upstream ofa_wav2vec2. -d also takes SUPERB's names of its tasks, such as asr "
+        "or ks, and -c is SUPERB's config of the task by default. The rate is stored with the experiment, so -e resumes "
+        "at it."
     )
     parser.examples = (
         "s3prl-ofa run_downstream -m train -u ofa_wav2vec2 -k tiny -d sid --mini --voxceleb1 VoxCeleb1 -n sid_half "
@@ -59,8 +63,8 @@ def add_our_options(group: argparse._ArgumentGroup) -> None:
         "--layers", type=int, metavar="K", help="run only the first K layers of the encoder (early exit)"
     )
     frames_help = (
-        "native: the compressed frames, the default for tasks that can use them, such as asr, pr, sid, ks "
-        "and ic; upsampled: repeated to 20 ms, the default for the rest"
+        "native: the compressed frames, the default for tasks that can use them, such as asr, pr and "
+        "sid; upsampled: repeated to 20 ms, the default for the rest"
     )
     group.add_argument("--output-frames", choices=OUTPUT_FRAMES, help=frames_help)
     group.add_argument(OLD_OUTPUT_FRAMES, choices=OUTPUT_FRAMES, help=argparse.SUPPRESS)

@@ -6,5 +6,6 @@ S3PRL_DOWNSTREAM = {
     "sid": "voxceleb1",
     "ks": "speech_commands",
     "ic": "fluent_commands",
+    "sf": "ctc",
 }
 ASR, PR = S3PRL_DOWNSTREAM["asr"], S3PRL_DOWNSTREAM["pr"]

@@ -13,14 +13,14 @@ from s3prl_ofa.resources import folder
 from s3prl_ofa.superb.compat.task_names import ASR, PR, S3PRL_DOWNSTREAM
 from s3prl_ofa.superb.tasks.data_roots import PLACEHOLDERS, DataRoots, existing
 
-CTC_TASKS = ("asr", "pr")
+CTC_TASKS = ("asr", "pr", "sf")
 TASKS = {name: task for task, name in reversed(S3PRL_DOWNSTREAM.items())}  # our name of each, by S3PRL's
 CONFIGS = "downstream_configs"
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 # the keys of the vocabulary, and of the corpus, whose section has the splits
 VOCABULARY = {ASR: "downstream_expert.datarc.dict_path", PR: "downstream_expert.text.vocab_file"}
 CORPUS = {ASR: "downstream_expert.datarc.libri_root", PR: "downstream_expert.corpus.path"}
-CTC_CORPORA = {"librispeech": "pr", "libriphone": "pr"}  # a checkout of S3PRL has others
+CTC_CORPORA = {"librispeech": "pr", "libriphone": "pr", "snips": "sf"}  # a checkout of S3PRL has others
 
 
 def resolve_config(downstream: str, config: str | None, mini: bool, roots: dict[str, str | None]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ CORPORA = {
     "voxceleb1": "VoxCeleb1",
     "speech_commands": "speech_commands",
     "fluent": "fluent_speech_commands_dataset",
+    "snips": "SNIPS",
 }
 SHOWN = 3  # utterances or files that one message names
 SHOWN_LABELS = 20

@@ -16,7 +16,11 @@ MINI_SPLITS = (
 )
 SPLITS = ("train", "dev", "test")
 # placeholders whose value is found in the folder that the option of another name gives
-FOUND_BELOW = {"speech_commands_train": "speech_commands", "speech_commands_test": "speech_commands"}
+FOUND_BELOW = {
+    "speech_commands_train": "speech_commands",
+    "speech_commands_test": "speech_commands",
+    "slots": "snips",
+}
 PLACEHOLDERS = (*CORPORA, "bucket", "lexicon", "speaker_list", *FOUND_BELOW, *SPLITS)
 
 
@@ -59,6 +63,9 @@ class DataRoots:
         if len(found) != 1:
             raise UsageError(f"--speech-commands {root}: expected one folder {name}0.01 or {name}0.02 in it")
         return str(found[0])
+
+    def slots(self) -> str:
+        return existing(str(self.corpus("snips") / "slots.txt"), "--snips")
 
     def bucket(self) -> str:
         return self.given_or_prepared("bucket", "bucket", "bucket --librispeech")

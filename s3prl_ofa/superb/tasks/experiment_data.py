@@ -17,13 +17,13 @@ from s3prl_ofa.superb.tasks import configs
 from s3prl_ofa.superb.tasks.configs import CONFIGS, VOCABULARY, section_of
 from s3prl_ofa.superb.tasks.corpora import CORPORA, split_folder
 from s3prl_ofa.superb.tasks.data_roots import FOUND_BELOW, SPLITS, DataRoots
-from s3prl_ofa.superb.tasks.labels import STORED
+from s3prl_ofa.superb.tasks.labels import SLOTS, STORED
 
 logger = logging.getLogger(__name__)
 
 
 # what -t can be, for tasks whose splits have no folders of their own
-PARTS = dict.fromkeys(("ks", "ic"), SPLITS)
+PARTS = dict.fromkeys(("ks", "ic", "sf"), SPLITS)
 
 
 def refill(
@@ -38,7 +38,8 @@ def refill(
     given = dict(given)
     for where, name in placeholders(configs.task_of(downstream, config)):
         section, key = section_of(config, where)
-        if key not in section or overridden(where, override):
+        is_stored = name == "slots" and SLOTS in config["downstream_expert"]
+        if key not in section or overridden(where, override) or is_stored:
             continue
         stored = section[key]
         options = ("splits",) if name in SPLITS else (name, "prepared", FOUND_BELOW.get(name))

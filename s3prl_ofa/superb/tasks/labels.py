@@ -19,7 +19,8 @@ from s3prl_ofa.superb.tasks.corpora import read_lines
 logger = logging.getLogger(__name__)
 
 STORED = "vocabulary"  # the key below downstream_expert of the vocabulary's content
-FILE = "vocabulary.txt"  # in the experiment's folder
+SLOTS = "slots"  # the key of the names of sf's slots
+SLOTS_FILE = "downstream_expert.text.slots_file"
 OUTPUT = "model.linear.bias"  # of the downstream models of these tasks, one number per label
 
 
@@ -45,24 +46,33 @@ def store_vocabulary(downstream: str, config: dict[str, Any], expdir: pathlib.Pa
     named = vocabulary_file(downstream, config)
     if named is None:
         return
+    store(STORED, named, VOCABULARY[downstream], config, expdir, trained)
+    section, key = section_of(config, SLOTS_FILE)
+    if key in section:
+        store(SLOTS, pathlib.Path(section[key]), SLOTS_FILE, config, expdir, trained)
+
+
+def store(
+    name: str, named: pathlib.Path, where: str, config: dict[str, Any], expdir: pathlib.Path, trained: dict | None
+) -> None:
+    """Stores a file of labels as ``store_vocabulary`` does: under the key ``name``, and as NAME.txt, to which the key
+    ``where`` of the config points unless the file that it names is the same."""
     expert = config["downstream_expert"]
-    stored = mapping_at(trained or {}, "Config", "downstream_expert").get(STORED)
-    expert[STORED] = stored if isinstance(stored, str) else read_vocabulary(named)
-    atomic_write(expdir / FILE, expert[STORED])
+    stored = mapping_at(trained or {}, "Config", "downstream_expert").get(name)
+    expert[name] = stored if isinstance(stored, str) else read_vocabulary(named)
+    atomic_write(expdir / f"{name}.txt", expert[name])
     if named.is_file():
-        if read_vocabulary(named) == expert[STORED]:
+        if read_vocabulary(named) == expert[name]:
             return
-        logger.warning(
-            "%s is not used: the model was trained with another vocabulary, which its checkpoint holds", named
-        )
-    section, key = section_of(config, VOCABULARY[downstream])
-    section[key] = str(expdir / FILE)
+        logger.warning("%s is not used: the model was trained with another %s, which its checkpoint holds", named, name)
+    section, key = section_of(config, where)
+    section[key] = str(expdir / f"{name}.txt")
 
 
 def vocabulary_file(downstream: str, config: dict[str, Any]) -> pathlib.Path | None:
     """The vocabulary that the config names; None if it names none, as for subwords, for which S3PRL has a model."""
     section, key = section_of(config, VOCABULARY.get(downstream, ""))
-    named = key in section and (downstream == ASR or section.get("mode") in ("character", "word"))
+    named = key in section and (downstream == ASR or section.get("mode") in ("character", "character-slot", "word"))
     return pathlib.Path(section[key]) if named else None
 
 

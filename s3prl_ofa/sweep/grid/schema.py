@@ -26,6 +26,7 @@ except ImportError as error:
 KNOWN = {
     "asr": {"metric": "wer", "dev": "dev-clean", "test": "test-clean"},
     "pr": {"metric": "per", "dev": "dev", "test": "test"},
+    "sf": {"metric": "slot_type_f1", "dev": "dev", "test": "test"},
     **{task: {"metric": "acc", "dev": "dev", "test": "test"} for task in ("sid", "ks", "ic")},
 }
 # metrics of which less is better, as EER, slot_value_cer or word_error_rate; per is also a word of its own
@@ -97,6 +98,7 @@ DataKey = Literal[
     "voxceleb1",
     "speech_commands",
     "fluent",
+    "snips",
     "prepared",
     "bucket",
     "lexicon",

@@ -4,16 +4,17 @@ import json
 import pathlib
 
 import pytest
+import torch
 from paths import CKPT
 
 from s3prl_ofa import cli
-from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
 
 STEPS = ",,".join(f"config.runner.{key}={{0}}" for key in ("total_steps", "eval_step", "save_step", "log_step"))
 # the option that names each task's corpus, its folder, and the score
 TASKS = {
     "ks": ("--speech-commands", "speech_commands", "acc"),
     "ic": ("--fluent", "fluent_speech_commands_dataset", "acc"),
+    "sf": ("--snips", "SNIPS", "slot_type_f1"),
 }
 
 
@@ -23,7 +24,7 @@ def train(corpora, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def call(task: str, *options: str) -> int:
-        option, folder, _ = next(value for name, value in TASKS.items() if task in (name, S3PRL_DOWNSTREAM[name]))
+        option, folder, _ = TASKS[task]
         data = [option, str(corpora / folder), "--mini"]
         upstream = ["-u", "ofa_wav2vec2", "-k", CKPT]
         return cli.main(
@@ -63,8 +64,21 @@ def test_train_and_evaluate(task, train):
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("lambd", ["0", "1"])
 def test_resume_at_any_rate(task, lambd, train):
-    """Each task resumes from its last step, whatever the rate, by S3PRL's name of it too."""
-    assert train(S3PRL_DOWNSTREAM[task], "--lambd", lambd) == 0
+    """Each task resumes from its last step, whatever the rate."""
+    assert train(task, "--lambd", lambd) == 0
     assert cli.main(["run_downstream", "-m", "train", "-e", "exp", "-o", STEPS.format(4)]) == 0
     assert pathlib.Path("exp/states-4.ckpt").is_file()
     assert 0 <= evaluated(TASKS[task][2]) <= 1
+
+
+def test_slots_are_stored_with_the_model(train):
+    """An experiment of sf holds the names of its slots, and no other labels are used with it."""
+    assert train("sf") == 0
+    slots = pathlib.Path("exp/slots.txt")
+    assert slots.read_text() == "O\nsong\nartist"
+    config = torch.load("exp/states-2.ckpt", weights_only=True)["Config"]
+    assert config["downstream_expert"]["slots"] == slots.read_text()
+    other = pathlib.Path("slots.txt")
+    other.write_text("O\nartist")
+    override = f"config.downstream_expert.text.slots_file={other.resolve()}"
+    assert cli.main(["run_downstream", "-m", "evaluate", "-e", "exp", "-o", override]) == 0

@@ -23,7 +23,7 @@ CONFIGS = folder("downstream_configs")
 @pytest.fixture
 def roots(corpora):
     names = {"librispeech": "LibriSpeech", "voxceleb1": "VoxCeleb1", "prepared": "prepared"}
-    names |= {"speech_commands": "speech_commands", "fluent": "fluent_speech_commands_dataset"}
+    names |= {"speech_commands": "speech_commands", "fluent": "fluent_speech_commands_dataset", "snips": "SNIPS"}
     return {option: str(corpora / name) for option, name in names.items()}
 
 
@@ -57,15 +57,16 @@ def test_mini_configs_find_everything(task, roots):
         "sid": lambda: [expert["datarc"]["file_path"], expert["datarc"]["meta_data"]],
         "ks": lambda: [expert["datarc"][f"speech_commands{part}_root"] for part in ("", "_test")],
         "ic": lambda: [expert["datarc"]["file_path"]],
+        "sf": lambda: [expert["corpus"]["path"], expert["text"]["vocab_file"], expert["text"]["slots_file"]],
     }[task]()
     assert all(pathlib.Path(path).is_absolute() and pathlib.Path(path).exists() for path in paths)
     if task in ("asr", "pr"):
         data = expert["datarc"] if task == "asr" else expert["corpus"]
         assert (data["train"], data["test"]) == (["train-mini"], ["test-mini"])
         assert data["dev-clean" if task == "asr" else "dev"] == ["dev-mini"]
-    assert config == configs.resolve_config(configs.S3PRL_DOWNSTREAM[task], None, True, roots), (
-        "S3PRL's name does as well"
-    )
+    if task != "sf":  # S3PRL's ctc is pr
+        again = configs.resolve_config(configs.S3PRL_DOWNSTREAM[task], None, True, roots)
+        assert config == again, "S3PRL's name does as well"
 
 
 def test_full_configs_have_superbs_settings():
@@ -115,6 +116,7 @@ def test_vocabularies_are_those_of_s3prl():
         ("sid", "prepared", "--speaker-list PATH or --prepared DIR"),
         ("ks", "speech_commands", "--speech-commands ROOT"),
         ("ic", "fluent", "--fluent ROOT"),
+        ("sf", "snips", "--snips ROOT"),
     ],
 )
 def test_missing_data_names_the_option(task, without, option, roots):
@@ -310,7 +312,7 @@ def test_corpora_of_a_checkout_are_still_found(corpus_module, monkeypatch, tmp_p
     """In a source checkout of S3PRL its other ctc corpora are still found beside ours."""
     ctc = importlib.import_module("s3prl.downstream.ctc")
     (tmp_path / "corpus").mkdir()
-    (tmp_path / "corpus" / "snips.py").write_text("HERE = True\n")
+    (tmp_path / "corpus" / "common_voice.py").write_text("HERE = True\n")
     monkeypatch.setattr(ctc, "__path__", [*ctc.__path__, str(tmp_path)])
-    assert corpus_module("snips").HERE
+    assert corpus_module("common_voice").HERE
     assert "ctc_corpus" in corpus_module("libriphone").__file__

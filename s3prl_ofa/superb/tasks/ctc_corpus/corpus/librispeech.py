@@ -30,25 +30,26 @@ class LibriDataset(Dataset):
         split: str | Sequence[str],
         tokenizer,
         bucket_size: int,
-        path: str | None = None,
-        csv_dir: str | None = None,
         ascending: bool = False,
-        **unused,
+        **corpus,
     ) -> None:
         self.tokenizer = tokenizer
         self.bucket_size = bucket_size
-        if csv_dir is not None:
-            utterances = read_transcription_table(pathlib.Path(csv_dir, str(split)))
-        elif path is not None:
-            folders = [pathlib.Path(path, name) for name in ([split] if isinstance(split, str) else split)]
-            utterances = sum((read_split(folder).usable(folder, self.prepared) for folder in folders), [])
-        else:
-            raise UsageError("the config's corpus has neither a path nor a csv_dir")
+        utterances = self.read([split] if isinstance(split, str) else list(split), **corpus)
         self.check(utterances)
         labelled = [(str(utterance.audio), self.labels(utterance.text)) for utterance in utterances]
         labelled.sort(key=lambda item: len(item[1]), reverse=not ascending)
         self.file_list = [audio for audio, _ in labelled]
         self.text = [labels for _, labels in labelled]
+
+    def read(self, splits: list[str], path: str | None = None, csv_dir: str | None = None, **unused) -> list[Utterance]:
+        """The usable utterances of these splits. Raises UsageError for a config that names no corpus."""
+        if csv_dir is not None:
+            return sum((read_transcription_table(pathlib.Path(csv_dir, split)) for split in splits), [])
+        if path is None:
+            raise UsageError("the config's corpus has neither a path nor a csv_dir")
+        folders = [pathlib.Path(path, split) for split in splits]
+        return sum((read_split(folder).usable(folder, self.prepared) for folder in folders), [])
 
     def lacks(self, text: str) -> bool:
         """Whether the tokenizer has no label for a part of a text."""
