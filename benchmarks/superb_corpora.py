@@ -8,6 +8,7 @@ usage: superb_corpora.py MINI_COMMANDS MINI_LIBRISPEECH OUT [--limit N]
 | speech_commands | the six keywords, as six of Speech Commands' ten; other words are pieces of orders | ks |
 | fluent_speech_commands_dataset | coffee orders: drink, size and roast as action, object and location | ic |
 | SNIPS | coffee orders, spelt as their size, drink and roast alone, because what was said is not known | sf |
+| VoxCeleb1 | utterances of read speech; the speakers of test and dev are verified, in pairs at random | asv |
 
 --limit N keeps N clips of each kind. Scores on them compare rates with each other, and nothing else.
 """
@@ -22,6 +23,8 @@ import soundfile
 
 RATE = 16_000  # Hz
 KEYWORDS = ("yes", "no", "up", "down", "left", "right")
+UTTERANCES = 20  # of every speaker
+PAIRS = 40  # of the same speaker and of two, for every speaker
 NOISE = 1e-3  # RMS of the background noise
 
 Row = dict[str, str]
@@ -43,6 +46,8 @@ def main() -> None:
     speech_commands(args.commands, keywords, orders, args.out / "speech_commands", limit)
     fluent(args.commands, orders, args.out / "fluent_speech_commands_dataset", limit)
     snips(args.commands, orders, args.out / "SNIPS", limit)
+    read_speech = read_table(args.librispeech / "utterances.tsv")
+    voxceleb1(args.librispeech, read_speech, args.out / "VoxCeleb1", limit)
 
 
 def read_table(path: pathlib.Path) -> list[Row]:
@@ -117,6 +122,32 @@ def snips(root: pathlib.Path, orders: list[Row], out: pathlib.Path, limit: Limit
             lines.append(f"{utterance} BOS {text} EOS\tO {labels} order\n")
     (out / "all.iob.snips.txt").write_text("".join(lines), "utf-8")
     (out / "slots.txt").write_text("\n".join(("O", *slots)), "utf-8")
+
+
+def voxceleb1(root: pathlib.Path, rows: list[Row], out: pathlib.Path, limit: Limit) -> None:
+    """Every speaker's utterances of 3 s and more; a speaker of dev and test is not trained on."""
+    tested: dict[str, list[str]] = {}
+    for speaker in sorted({row["speaker"] for row in rows}, key=int):
+        spoken = [row for row in rows if row["speaker"] == speaker and int(row["samples"]) >= 3 * RATE]
+        split = "dev" if spoken[0]["text_split"] == "train" else "test"
+        for row in limit(spoken[:UTTERANCES]):
+            name = f"id1{int(speaker):04}/{row['chapter']}/{row['utterance']}.wav"
+            write(out / split / "wav" / name, read(audio_of(root, row)))
+            if split == "test":
+                tested.setdefault(speaker, []).append(name)
+    random = np.random.default_rng(0)
+    lines = set()
+    for speaker, names in tested.items():
+        others = [name for other, names in tested.items() if other != speaker for name in names]
+        for same, second in ((1, names), (0, others)):
+            for _ in range(PAIRS):
+                pair = random.choice(names), random.choice(second)
+                lines |= {f"{same} {pair[0]} {pair[1]}\n"} if pair[0] != pair[1] else set()
+    (out / "veri_test2.txt").write_text("".join(sorted(lines)), "utf-8")
+
+
+def audio_of(root: pathlib.Path, row: Row) -> pathlib.Path:
+    return root / "audio" / row["speaker"] / row["chapter"] / f"{row['utterance']}.opus"
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ def make_corpora(root: pathlib.Path) -> None:
     make_speech_commands(root / "speech_commands")
     make_fluent(root / "fluent_speech_commands_dataset")
     make_snips(root / "SNIPS")
+    make_verification(root / "verification")
 
 
 def make_librispeech(root: pathlib.Path) -> None:
@@ -69,6 +70,17 @@ def make_voxceleb1(root: pathlib.Path) -> None:
             soundfile.write(folder / name, noise(1.5 + 0.1 * len(lines), 100 + len(lines)) * (1 + number), SAMPLE_RATE)
             lines.append(f"{part} {speaker}/video/{name}\n")
     (root / "prepared" / "veri_test_class.txt").write_text("".join(lines))
+
+
+def make_verification(root: pathlib.Path) -> None:
+    """Like VoxCeleb1, with utterances of 2 s and more to train on, others of half a second, and pairs of them."""
+    names = []
+    for seed in range(8):
+        split, speaker = ("dev", "test")[seed % 2], f"id1{seed % 4:04}"
+        names.append(f"{speaker}/video/{seed}.wav")
+        write(root / split / "wav" / names[-1], 2.3 + 0.1 * seed if split == "dev" else 0.5, 500 + seed)
+    same, other = f"1 {names[1]} {names[5]}\n", f"0 {names[1]} {names[3]}\n"
+    (root / "veri_test2.txt").write_text(same + other)
 
 
 def write(path: pathlib.Path, seconds: float, seed: int) -> None:

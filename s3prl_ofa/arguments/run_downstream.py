@@ -26,6 +26,7 @@ ROOTS = {
         "labels for asr, pr or sf (default: SUPERB's, or what prepare vocabulary wrote to --prepared)",
     ),
     "speaker_list": ("FILE", "which utterances train, choose and test sid"),
+    "trials": ("FILE", "the pairs of files that test asv (default: veri_test2.txt in --voxceleb1)"),
     "splits": ("TRAIN,DEV,TEST", "folders of LibriSpeech, several joined by +"),
 }
 
@@ -33,8 +34,8 @@ ROOTS = {
 def add_arguments(parser: Parser) -> None:
     parser.description = (
         "S3PRL's run_downstream with the upstream ofa_wav2vec2. -d also takes SUPERB's names of its tasks, such as asr "
-        "or ks, and -c is SUPERB's config of the task by default. The rate is stored with the experiment, so -e resumes "
-        "at it."
+        "or ks, and -c is SUPERB's config of the task by default. The rate is stored with the experiment, so -e "
+        "resumes at it."
     )
     parser.examples = (
         "s3prl-ofa run_downstream -m train -u ofa_wav2vec2 -k tiny -d sid --mini --voxceleb1 VoxCeleb1 -n sid_half "

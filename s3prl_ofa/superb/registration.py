@@ -11,7 +11,9 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import torch
 import wrapt
+from torch import Tensor
 
 from s3prl_ofa.checkpoint import checkpoint_path
 from s3prl_ofa.errors import CheckpointError, UsageError
@@ -19,6 +21,7 @@ from s3prl_ofa.superb.compat import shims
 from s3prl_ofa.superb.compat.workers import register_in_workers
 from s3prl_ofa.superb.upstream.expert import UpstreamExpert, adapt_s3prl
 
+XVECTOR_FRAMES = 16
 URL_SCHEMES = ("http://", "https://")
 
 
@@ -76,6 +79,22 @@ def read_intents(expert: ModuleType) -> None:
     expert.DownstreamExpert.get_dataset = intents.read_corpus
 
 
+def lengthen_short_features(expert: ModuleType) -> None:
+    """S3PRL's XVector needs 15 frames, and the variance of its outputs two of them; at low rates short utterances have
+    fewer: their last frame is repeated."""
+    forward = expert.DownstreamExpert.forward
+
+    def lengthened(self: Any, mode: str, features: list[Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        missing = [max(0, XVECTOR_FRAMES - len(feature)) for feature in features]
+        features = [
+            torch.cat([feature, feature[-1:].expand(count, -1)])
+            for feature, count in zip(features, missing, strict=True)
+        ]
+        return forward(self, mode, features, *args, **kwargs)
+
+    expert.DownstreamExpert.forward = lengthened
+
+
 def keep_num_workers(expert: ModuleType) -> None:
     """S3PRL removes ``num_workers`` from the config at its first loader, so that all others would start 12 workers."""
     load_dataset = expert.load_dataset
@@ -102,6 +121,8 @@ AFTER_IMPORT: dict[str, tuple[Callable[[ModuleType], Any], ...]] = {
     "s3prl.downstream.speech_commands.expert": (use_keyword_sets,),
     "s3prl.downstream.fluent_commands.dataset": (shims.speech_loader, register_in_workers),
     "s3prl.downstream.fluent_commands.expert": (read_intents,),
+    "s3prl.downstream.sv_voxceleb1.dataset": (register_in_workers,),
+    "s3prl.downstream.sv_voxceleb1.expert": (lengthen_short_features,),
     "s3prl.downstream.ctc": (add_corpora,),
     "s3prl.downstream.ctc.data": (shims.speech_loader,),
     "s3prl.downstream.ctc.expert": (keep_num_workers,),

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_write
-from s3prl_ofa.progress import Progress
+from s3prl_ofa.io.scan import each_in_threads
 from s3prl_ofa.superb.compat.missing_packages import import_expert
 from s3prl_ofa.superb.compat.shims import ModuleOverlay
 
@@ -38,10 +38,12 @@ def refuse_pickle(file: BinaryIO) -> Any:
 def keep_lengths(dataset: types.ModuleType, cache: pathlib.Path) -> None:
     """Makes sv_voxceleb1's training set, in its module ``dataset``, store the lengths of its files in ``cache``."""
 
-    def init(self, vad_config, key_list, file_path, meta_data, max_timestep=None, n_jobs=12) -> None:
+    def init(self, vad_config, key_list, file_path, meta_data, max_timestep=None, n_jobs=None) -> None:
         self.roots, self.root_key, self.max_timestep, self.vad_c = file_path, key_list, max_timestep, vad_config
         roots = [pathlib.Path(root) for root in file_path]
         paths = [path for root in roots for path in dataset.find_files(root)]
+        if not paths:
+            raise UsageError(f"{roots[0]} holds no audio; expected SPEAKER/RECORDING/FILE.wav in it, as in VoxCeleb1")
         lengths = trimmed_lengths(dataset, paths, cache, n_jobs)
         self.dataset = [path for path in paths if lengths[path] > vad_config["min_sec"]]
         self.all_speakers = sorted(folder.stem for root in roots for folder in root.iterdir() if folder.is_dir())
@@ -50,7 +52,9 @@ def keep_lengths(dataset: types.ModuleType, cache: pathlib.Path) -> None:
     dataset.SpeakerVerifi_train.__init__ = init
 
 
-def trimmed_lengths(dataset: types.ModuleType, paths: list[str], cache: pathlib.Path, n_jobs: int) -> dict[str, int]:
+def trimmed_lengths(
+    dataset: types.ModuleType, paths: list[str], cache: pathlib.Path, n_jobs: int | None
+) -> dict[str, int]:
     """Samples of every file without its silence, as S3PRL measures them, or from ``cache`` if the file's size and
     modification time are unchanged."""
     trim, effects = dataset.apply_effects_file, dataset.EFFECTS
@@ -66,8 +70,7 @@ def trimmed_lengths(dataset: types.ModuleType, paths: list[str], cache: pathlib.
     keys = {path: [(stat := os.stat(path)).st_size, stat.st_mtime_ns] for path in paths}
     new = [path for path in paths if not (path in kept and kept[path][:2] == keys[path])]
     if new:
-        bar = Progress(new, desc="lengths", unit="file")
-        measured = dataset.Parallel(n_jobs=n_jobs)(dataset.delayed(length)(path) for path in bar)
-        kept |= {path: [*keys[path], samples] for path, samples in zip(new, measured, strict=True)}
+        measured = each_in_threads(length, new, n_jobs, "lengths")
+        kept |= {path: [*keys[path], samples] for path, samples in measured}
         atomic_write(cache, json.dumps(kept))
     return {path: kept[path][2] for path in paths}

@@ -35,6 +35,7 @@ class DistributedSamplerWrapper(DistributedSampler):
 
 
 STAND_INS: dict[str, dict[str, Any]] = {
+    "sox": {"Transformer": None},  # which sv_voxceleb1 imports and does not use
     "catalyst": {},
     "catalyst.data": {},
     "catalyst.data.sampler": {"DistributedSamplerWrapper": DistributedSamplerWrapper},

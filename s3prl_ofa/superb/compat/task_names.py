@@ -7,5 +7,6 @@ S3PRL_DOWNSTREAM = {
     "ks": "speech_commands",
     "ic": "fluent_commands",
     "sf": "ctc",
+    "asv": "sv_voxceleb1",
 }
 ASR, PR = S3PRL_DOWNSTREAM["asr"], S3PRL_DOWNSTREAM["pr"]

@@ -52,6 +52,8 @@ class DownstreamRunner(s3prl_runner.Runner):
         self.saves, self.scores, self.updates = SafeSaves(), {}, processes.UpdateCounter()
         self.rate: s3prl_runner.ModelEntry | None = None
         stack.enter_context(self.patches())
+        if not args.device.startswith("cuda"):  # some tasks move their masks to the GPU
+            stack.enter_context(patched_attributes(torch.Tensor, cuda=lambda tensor, *_, **__: tensor))
         self.upstream = self._get_upstream()
         self.featurizer = self._get_featurizer()
         self.downstream = self._get_downstream()

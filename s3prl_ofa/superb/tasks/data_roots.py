@@ -21,7 +21,11 @@ FOUND_BELOW = {
     "speech_commands_test": "speech_commands",
     "slots": "snips",
 }
-PLACEHOLDERS = (*CORPORA, "bucket", "lexicon", "speaker_list", *FOUND_BELOW, *SPLITS)
+PLACEHOLDERS = (*CORPORA, "bucket", "lexicon", "speaker_list", "trials", *FOUND_BELOW, *SPLITS)
+
+
+# VoxCeleb's cleaned list and S3PRL's copy of it, and VoxCeleb's first list
+TRIALS = ("veri_test2.txt", "voxceleb1_test_v2.txt", "veri_test.txt")
 
 
 @dataclasses.dataclass
@@ -29,8 +33,8 @@ class DataRoots:
     """The values of a config's placeholders; each is looked up only when a config holds it.
 
     given: the options of the run: those of CORPORA, prepared (the output folder of ``s3prl-ofa prepare all``), bucket,
-    lexicon, speaker_list (each also found below ``prepared``) and splits ("TRAIN,DEV,TEST", several joined by +); an
-    option that was not given is missing or None. Every method raises UsageError naming the option to give.
+    lexicon, speaker_list (each also found below ``prepared``), trials and splits ("TRAIN,DEV,TEST", several joined by
+    +); an option that was not given is missing or None. Every method raises UsageError naming the option to give.
     """
 
     given: dict[str, str | None]
@@ -83,6 +87,18 @@ class DataRoots:
                 if path.is_file():
                     return str(path.resolve())
         return self.given_or_prepared("speaker_list", SPEAKER_LISTS[0], "voxceleb1 --voxceleb1")
+
+    def trials(self) -> str:
+        root = self.corpus("voxceleb1")
+        if self.given.get("trials"):
+            return existing(self.given["trials"], "--trials")
+        for path in (root / name for name in TRIALS):
+            if path.is_file():
+                return str(path)
+        raise UsageError(
+            f"{root} holds no {' or '.join(TRIALS)}: give the pairs of files to verify with --trials FILE, in lines of "
+            f"1 (the same speaker) or 0 and two files SPEAKER/RECORDING/FILE.wav of test/wav"
+        )
 
     def given_or_prepared(self, name: str, file_name: str, product: str) -> str:
         """The path that the option ``name`` gives, or else ``file_name`` below ``prepared``."""

@@ -75,8 +75,6 @@ def test_lengths_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     dataset = types.SimpleNamespace(
         EFFECTS=[],
         apply_effects_file=lambda path, effects: (torch.zeros(1, 7), 16_000),
-        Parallel=lambda n_jobs: list,
-        delayed=lambda function: function,
     )
     assert caches.trimmed_lengths(dataset, paths[:1], cache, 1) == {paths[0]: 7}
     before = cache.read_text()

@@ -23,6 +23,7 @@ CONFIGS = folder("downstream_configs")
 @pytest.fixture
 def roots(corpora):
     names = {"librispeech": "LibriSpeech", "voxceleb1": "VoxCeleb1", "prepared": "prepared"}
+    names |= {"trials": "verification/veri_test2.txt"}
     names |= {"speech_commands": "speech_commands", "fluent": "fluent_speech_commands_dataset", "snips": "SNIPS"}
     return {option: str(corpora / name) for option, name in names.items()}
 
@@ -57,6 +58,7 @@ def test_mini_configs_find_everything(task, roots):
         "sid": lambda: [expert["datarc"]["file_path"], expert["datarc"]["meta_data"]],
         "ks": lambda: [expert["datarc"][f"speech_commands{part}_root"] for part in ("", "_test")],
         "ic": lambda: [expert["datarc"]["file_path"]],
+        "asv": lambda: [expert["datarc"]["file_path"], expert["datarc"]["test_meta_data"]],
         "sf": lambda: [expert["corpus"]["path"], expert["text"]["vocab_file"], expert["text"]["slots_file"]],
     }[task]()
     assert all(pathlib.Path(path).is_absolute() and pathlib.Path(path).exists() for path in paths)
