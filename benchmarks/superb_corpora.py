@@ -9,6 +9,7 @@ usage: superb_corpora.py MINI_COMMANDS MINI_LIBRISPEECH OUT [--limit N]
 | fluent_speech_commands_dataset | coffee orders: drink, size and roast as action, object and location | ic |
 | SNIPS | coffee orders, spelt as their size, drink and roast alone, because what was said is not known | sf |
 | VoxCeleb1 | utterances of read speech; the speakers of test and dev are verified, in pairs at random | asv |
+| LibriMix | mixtures of two utterances of read speech, speakers as in its split by text | sd |
 
 --limit N keeps N clips of each kind. Scores on them compare rates with each other, and nothing else.
 """
@@ -25,6 +26,7 @@ RATE = 16_000  # Hz
 KEYWORDS = ("yes", "no", "up", "down", "left", "right")
 UTTERANCES = 20  # of every speaker
 PAIRS = 40  # of the same speaker and of two, for every speaker
+MIXTURES = {"train": 150, "dev": 20, "test": 40}
 NOISE = 1e-3  # RMS of the background noise
 
 Row = dict[str, str]
@@ -48,6 +50,7 @@ def main() -> None:
     snips(args.commands, orders, args.out / "SNIPS", limit)
     read_speech = read_table(args.librispeech / "utterances.tsv")
     voxceleb1(args.librispeech, read_speech, args.out / "VoxCeleb1", limit)
+    librimix(args.librispeech, read_speech, args.out / "LibriMix", limit)
 
 
 def read_table(path: pathlib.Path) -> list[Row]:
@@ -148,6 +151,37 @@ def voxceleb1(root: pathlib.Path, rows: list[Row], out: pathlib.Path, limit: Lim
 
 def audio_of(root: pathlib.Path, row: Row) -> pathlib.Path:
     return root / "audio" / row["speaker"] / row["chapter"] / f"{row['utterance']}.opus"
+
+
+def librimix(root: pathlib.Path, rows: list[Row], out: pathlib.Path, limit: Limit) -> None:
+    """Mixtures as Libri2Mix's of mode max: two whole utterances, here one a random half second to three later."""
+    random = np.random.default_rng(1)
+    for split, mixtures in MIXTURES.items():
+        chosen = [row for row in rows if row["text_split"] == split]
+        tables: dict[str, list[str]] = {name: [] for name in ("wav.scp", "reco2dur", "segments", "utt2spk", "spk2utt")}
+        for number in range(len(limit([{}] * mixtures))):
+            first = chosen[random.integers(len(chosen))]
+            others = [row for row in chosen if row["speaker"] != first["speaker"]]
+            second = others[random.integers(len(others))]
+            starts = 0, int(random.uniform(0.5, 3) * RATE)
+            waves = [read(audio_of(root, row)) for row in (first, second)]
+            mixture = np.zeros(max(start + len(wave) for start, wave in zip(starts, waves, strict=True)), np.float32)
+            recording = f"{split}{number:03}"
+            for row, start, wave in zip((first, second), starts, waves, strict=True):
+                mixture[start : start + len(wave)] += wave / 2
+                utterance = f"{row['speaker']}-{recording}"
+                tables["segments"].append(
+                    f"{utterance} {recording} {start / RATE:.3f} {(start + len(wave)) / RATE:.3f}"
+                )
+                tables["utt2spk"].append(f"{utterance} {row['speaker']}")
+                tables["spk2utt"].append(f"{row['speaker']} {utterance}")
+            path = out / "wav" / f"{recording}.wav"
+            write(path, mixture)
+            tables["wav.scp"].append(f"{recording} {path.resolve()}")
+            tables["reco2dur"].append(f"{recording} {len(mixture) / RATE}")
+        (out / split).mkdir(exist_ok=True)
+        for name, lines in tables.items():
+            (out / split / name).write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ def make_corpora(root: pathlib.Path) -> None:
     make_fluent(root / "fluent_speech_commands_dataset")
     make_snips(root / "SNIPS")
     make_verification(root / "verification")
+    make_librimix(root / "LibriMix")
 
 
 def make_librispeech(root: pathlib.Path) -> None:
@@ -117,3 +118,21 @@ def make_snips(root: pathlib.Path) -> None:
             lines.append(f"Ivy-{part}-{index} BOS PLAY A HIT EOS\tO O O {'song' if index % 2 else 'O'} PlayMusic\n")
     (root / "all.iob.snips.txt").write_text("".join(lines))
     (root / "slots.txt").write_text("O\nsong\nartist")
+
+
+def make_librimix(root: pathlib.Path) -> None:
+    """Two recordings of 3 s for each part, in which two speakers take turns."""
+    turns = ((0.0, 1.0), (1.0, 2.2), (2.2, 3.0))  # seconds
+    for part in ("train", "dev", "test"):
+        files = {"segments": "", "utt2spk": "", "wav.scp": "", "reco2dur": "", "spk2utt": ""}
+        for number in range(2):
+            recording = f"{part}{number}"
+            write(root / "wav" / f"{recording}.wav", turns[-1][1], 600 + number)
+            files["wav.scp"] += f"{recording} {root}/wav/{recording}.wav\n"
+            files["reco2dur"] += f"{recording} {turns[-1][1]}\n"
+            for turn, (start, end) in enumerate(turns):
+                files["segments"] += f"{recording}-{turn} {recording} {start} {end}\n"
+                files["utt2spk"] += f"{recording}-{turn} speaker{turn % 2}\n"
+        (root / part).mkdir()
+        for name, text in files.items():
+            (root / part / name).write_text(text)

@@ -18,6 +18,7 @@ ROOTS = {
     "speech_commands": ("ROOT", "for ks: the folder of speech_commands_v0.01 and speech_commands_test_set_v0.01"),
     "fluent": ("ROOT", "for ic: Fluent Speech Commands, the folder that holds data and wavs"),
     "snips": ("ROOT", "for sf: Audio SNIPS, the folder that holds all.iob.snips.txt, slots.txt, train, valid and test"),
+    "librimix": ("ROOT", "for sd: the folder of train, dev and test, as LibriMix's prepare_diarization.py writes them"),
     "prepared": ("DIR", "what s3prl-ofa prepare all wrote: bucket lengths, lexicon, speaker list"),
     "bucket": ("DIR", "bucket lengths for asr"),
     "lexicon": ("FILE[,FILE]", "pronunciations for pr"),

@@ -123,6 +123,7 @@ AFTER_IMPORT: dict[str, tuple[Callable[[ModuleType], Any], ...]] = {
     "s3prl.downstream.fluent_commands.expert": (read_intents,),
     "s3prl.downstream.sv_voxceleb1.dataset": (register_in_workers,),
     "s3prl.downstream.sv_voxceleb1.expert": (lengthen_short_features,),
+    "s3prl.downstream.diarization.dataset": (shims.recording_reader, register_in_workers),
     "s3prl.downstream.ctc": (add_corpora,),
     "s3prl.downstream.ctc.data": (shims.speech_loader,),
     "s3prl.downstream.ctc.expert": (keep_num_workers,),

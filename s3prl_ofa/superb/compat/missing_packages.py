@@ -34,7 +34,16 @@ class DistributedSamplerWrapper(DistributedSampler):
         return iter([drawn[place] for place in super().__iter__()])
 
 
+def no_predictions(*args: Any, **kwargs: Any) -> None:
+    """In the place of ``h5py.File``."""
+    raise UsageError(
+        "sd saves its predictions with h5py: pip install 's3prl-ofa[superb]', or leave them out with "
+        "-o config.downstream_expert.scorerc.save_predictions=False"
+    )
+
+
 STAND_INS: dict[str, dict[str, Any]] = {
+    "h5py": {"File": no_predictions},
     "sox": {"Transformer": None},  # which sv_voxceleb1 imports and does not use
     "catalyst": {},
     "catalyst.data": {},

@@ -15,12 +15,13 @@ import sys
 import types
 from typing import Any, BinaryIO
 
+import numpy as np
 import soundfile
 import torch
 from torch import Tensor
 
 from s3prl_ofa.checkpoint.safe_loading import namespace_in_checkpoints
-from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_speech, open_audio, reason
+from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, check_format, load_speech, open_audio, reason
 from s3prl_ofa.io.files import printable
 from s3prl_ofa.superb.compat.sox_effects import apply_effects_file, apply_effects_tensor
 
@@ -239,6 +240,25 @@ def speech_loader(dataset: types.ModuleType) -> bool:
         return False
     dataset.torchaudio = ModuleOverlay(dataset.torchaudio, load=load_checked)
     return True
+
+
+def recording_reader(dataset: types.ModuleType) -> bool:
+    """Makes S3PRL's diarization read recordings with ``read_piece``; its own reader accepts any rate, and the labels
+    would not fit."""
+    dataset.KaldiData._load_wav = read_piece
+    return True
+
+
+def read_piece(_: Any, path: str, start: int = 0, end: int | None = None) -> tuple[np.ndarray, int]:
+    """Samples ``start`` to ``end`` of a recording (samples,), float32, and 16,000. Raises AudioError naming the file
+    unless it is 16 kHz mono."""
+    try:
+        with open_audio(path) as file:
+            check_format(file)
+            file.seek(start)
+            return file.read(-1 if end is None else end - start, dtype="float32"), SAMPLE_RATE
+    except AudioError as error:
+        raise AudioError(f"{printable(path)}: {error}") from None
 
 
 def load_checked(path: str | os.PathLike) -> tuple[Tensor, int]:

@@ -8,5 +8,6 @@ S3PRL_DOWNSTREAM = {
     "ic": "fluent_commands",
     "sf": "ctc",
     "asv": "sv_voxceleb1",
+    "sd": "diarization",
 }
 ASR, PR = S3PRL_DOWNSTREAM["asr"], S3PRL_DOWNSTREAM["pr"]

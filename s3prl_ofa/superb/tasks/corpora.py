@@ -30,6 +30,7 @@ CORPORA = {
     "speech_commands": "speech_commands",
     "fluent": "fluent_speech_commands_dataset",
     "snips": "SNIPS",
+    "librimix": "LibriMix",
 }
 SHOWN = 3  # utterances or files that one message names
 SHOWN_LABELS = 20

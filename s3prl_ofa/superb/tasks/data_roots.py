@@ -20,7 +20,9 @@ FOUND_BELOW = {
     "speech_commands_train": "speech_commands",
     "speech_commands_test": "speech_commands",
     "slots": "snips",
+    **dict.fromkeys(("librimix_train", "librimix_dev", "librimix_test"), "librimix"),
 }
+KALDI_FILES = ("wav.scp", "segments", "utt2spk", "reco2dur")  # of each part of LibriMix
 PLACEHOLDERS = (*CORPORA, "bucket", "lexicon", "speaker_list", "trials", *FOUND_BELOW, *SPLITS)
 
 
@@ -46,6 +48,8 @@ class DataRoots:
             return self.splits()[SPLITS.index(placeholder)]
         if placeholder in CORPORA:
             return str(self.corpus(placeholder))
+        if placeholder.startswith("librimix_"):
+            return self.librimix_part(placeholder.removeprefix("librimix_"))
         return getattr(self, placeholder)()
 
     def corpus(self, option: str) -> pathlib.Path:
@@ -67,6 +71,14 @@ class DataRoots:
         if len(found) != 1:
             raise UsageError(f"--speech-commands {root}: expected one folder {name}0.01 or {name}0.02 in it")
         return str(found[0])
+
+    def librimix_part(self, part: str) -> str:
+        folder = self.corpus("librimix") / part
+        if missing := [name for name in KALDI_FILES if not (folder / name).is_file()]:
+            raise UsageError(
+                f"--librimix {folder.parent}: there is no {part}/{missing[0]}; LibriMix's prepare_diarization.py writes it"
+            )
+        return str(folder)
 
     def slots(self) -> str:
         return existing(str(self.corpus("snips") / "slots.txt"), "--snips")

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 WITH_CHECKPOINT = ("_local", "_url", "_custom")  # endings of S3PRL upstreams that take a checkpoint (-k)
 EVERY = ("eval_step", "save_step", "log_step")  # of S3PRL's runner
 # scores from 0 to 1, which reports show in percent
-SHARES = {"pr": "per", "sf": "slot_type_f1", "asv": "EER", **dict.fromkeys(("sid", "ks", "ic"), "acc")}
+SHARES = {"pr": "per", "sf": "slot_type_f1", "asv": "EER", "sd": "der", **dict.fromkeys(("sid", "ks", "ic"), "acc")}
 ROOT_OPTION = re.compile(r"(`[^`]*`)|--([a-z][a-z0-9-]*)")
 
 
@@ -211,6 +211,8 @@ def check_scores(name: str, task: Task, expert: dict[str, Any]) -> None:
     splits, metrics = ["train", "dev", "test"], ["acc"]  # of the tasks that classify
     if name == "asr":
         splits, metrics = [key for key, value in expert["datarc"].items() if isinstance(value, list)], ["wer", "uer"]
+    if name == "sd":
+        metrics = ["der", "acc"]
     if name == "asv":
         splits, metrics = ["test"], ["EER"]
     if name in ("pr", "sf"):

@@ -26,6 +26,7 @@ except ImportError as error:
 KNOWN = {
     "asr": {"metric": "wer", "dev": "dev-clean", "test": "test-clean"},
     "pr": {"metric": "per", "dev": "dev", "test": "test"},
+    "sd": {"metric": "der", "dev": "dev", "test": "test"},
     "asv": {"metric": "EER", "test": "test"},
     "sf": {"metric": "slot_type_f1", "dev": "dev", "test": "test"},
     **{task: {"metric": "acc", "dev": "dev", "test": "test"} for task in ("sid", "ks", "ic")},
@@ -100,6 +101,7 @@ DataKey = Literal[
     "speech_commands",
     "fluent",
     "snips",
+    "librimix",
     "prepared",
     "bucket",
     "lexicon",

@@ -15,6 +15,7 @@ TASKS = {
     "ks": ("--speech-commands", "speech_commands", "acc"),
     "ic": ("--fluent", "fluent_speech_commands_dataset", "acc"),
     "sf": ("--snips", "SNIPS", "slot_type_f1"),
+    "sd": ("--librimix", "LibriMix", "der"),
     "asv": ("--voxceleb1", "verification", "EER"),
 }
 

@@ -24,7 +24,9 @@ CONFIGS = folder("downstream_configs")
 def roots(corpora):
     names = {"librispeech": "LibriSpeech", "voxceleb1": "VoxCeleb1", "prepared": "prepared"}
     names |= {"trials": "verification/veri_test2.txt"}
-    names |= {"speech_commands": "speech_commands", "fluent": "fluent_speech_commands_dataset", "snips": "SNIPS"}
+    names |= {"speech_commands": "speech_commands", "fluent": "fluent_speech_commands_dataset", "snips": "SNIPS"} | {
+        "librimix": "LibriMix"
+    }
     return {option: str(corpora / name) for option, name in names.items()}
 
 
@@ -59,6 +61,7 @@ def test_mini_configs_find_everything(task, roots):
         "ks": lambda: [expert["datarc"][f"speech_commands{part}_root"] for part in ("", "_test")],
         "ic": lambda: [expert["datarc"]["file_path"]],
         "asv": lambda: [expert["datarc"]["file_path"], expert["datarc"]["test_meta_data"]],
+        "sd": lambda: [expert["loaderrc"][f"{split}_dir"] for split in ("train", "dev", "test")],
         "sf": lambda: [expert["corpus"]["path"], expert["text"]["vocab_file"], expert["text"]["slots_file"]],
     }[task]()
     assert all(pathlib.Path(path).is_absolute() and pathlib.Path(path).exists() for path in paths)
@@ -119,6 +122,7 @@ def test_vocabularies_are_those_of_s3prl():
         ("ks", "speech_commands", "--speech-commands ROOT"),
         ("ic", "fluent", "--fluent ROOT"),
         ("sf", "snips", "--snips ROOT"),
+        ("sd", "librimix", "--librimix ROOT"),
     ],
 )
 def test_missing_data_names_the_option(task, without, option, roots):
