@@ -10,6 +10,7 @@ usage: superb_corpora.py MINI_COMMANDS MINI_LIBRISPEECH OUT [--limit N]
 | SNIPS | coffee orders, spelt as their size, drink and roast alone, because what was said is not known | sf |
 | VoxCeleb1 | utterances of read speech; the speakers of test and dev are verified, in pairs at random | asv |
 | LibriMix | mixtures of two utterances of read speech, speakers as in its split by text | sd |
+| IEMOCAP_full_release | four of the keywords in the place of the four emotions: it only shows that the task runs | er |
 
 --limit N keeps N clips of each kind. Scores on them compare rates with each other, and nothing else.
 """
@@ -24,6 +25,7 @@ import soundfile
 
 RATE = 16_000  # Hz
 KEYWORDS = ("yes", "no", "up", "down", "left", "right")
+EMOTIONS = ("neu", "exc", "ang", "sad")
 UTTERANCES = 20  # of every speaker
 PAIRS = 40  # of the same speaker and of two, for every speaker
 MIXTURES = {"train": 150, "dev": 20, "test": 40}
@@ -48,6 +50,7 @@ def main() -> None:
     speech_commands(args.commands, keywords, orders, args.out / "speech_commands", limit)
     fluent(args.commands, orders, args.out / "fluent_speech_commands_dataset", limit)
     snips(args.commands, orders, args.out / "SNIPS", limit)
+    iemocap(args.commands, keywords, args.out / "IEMOCAP_full_release", limit)
     read_speech = read_table(args.librispeech / "utterances.tsv")
     voxceleb1(args.librispeech, read_speech, args.out / "VoxCeleb1", limit)
     librimix(args.librispeech, read_speech, args.out / "LibriMix", limit)
@@ -125,6 +128,18 @@ def snips(root: pathlib.Path, orders: list[Row], out: pathlib.Path, limit: Limit
             lines.append(f"{utterance} BOS {text} EOS\tO {labels} order\n")
     (out / "all.iob.snips.txt").write_text("".join(lines), "utf-8")
     (out / "slots.txt").write_text("\n".join(("O", *slots)), "utf-8")
+
+
+def iemocap(root: pathlib.Path, keywords: list[Row], out: pathlib.Path, limit: Limit) -> None:
+    for word, emotion in zip(sorted({row["keyword"] for row in keywords}), EMOTIONS, strict=False):
+        for number, row in enumerate(limit(row for row in keywords if row["keyword"] == word)):
+            session = out / f"Session{1 + number % 5}"
+            dialog = f"Ses{number % 5:02}_{word}"
+            write(session / "sentences" / "wav" / dialog / f"{dialog}_{number:03}.wav", read(root / row["file"]))
+            evaluations = session / "dialog" / "EmoEvaluation" / f"{dialog}.txt"
+            evaluations.parent.mkdir(parents=True, exist_ok=True)
+            with evaluations.open("w" if number < 5 else "a", encoding="utf-8") as file:
+                file.write(f"[0.0 - 1.0]\t{dialog}_{number:03}\t{emotion}\t[2.5, 2.5, 2.5]\n")
 
 
 def voxceleb1(root: pathlib.Path, rows: list[Row], out: pathlib.Path, limit: Limit) -> None:

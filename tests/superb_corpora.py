@@ -40,6 +40,7 @@ def make_corpora(root: pathlib.Path) -> None:
     make_snips(root / "SNIPS")
     make_verification(root / "verification")
     make_librimix(root / "LibriMix")
+    make_iemocap(root / "IEMOCAP_full_release")
 
 
 def make_librispeech(root: pathlib.Path) -> None:
@@ -136,3 +137,18 @@ def make_librimix(root: pathlib.Path) -> None:
         (root / part).mkdir()
         for name, text in files.items():
             (root / part / name).write_text(text)
+
+
+def make_iemocap(root: pathlib.Path) -> None:
+    """Two sessions; the last emotion of each is not one of SUPERB's."""
+    for session in ("Session1", "Session2"):
+        evaluations = root / session / "dialog" / "EmoEvaluation" / "Ses_impro01.txt"
+        evaluations.parent.mkdir(parents=True)
+        lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
+        for number, emotion in enumerate(
+            ("neu", "exc", "hap", "ang", "sad", "fru") * (1 if session == "Session1" else 5)
+        ):
+            name = f"Ses_impro01_{number:03}"
+            write(root / session / "sentences" / "wav" / "Ses_impro01" / f"{name}.wav", 0.5, 700 + number)
+            lines.append(f"[6.2901 - 8.2357]\t{name}\t{emotion}\t[2.5000, 2.5000, 2.5000]")
+        evaluations.write_text("\n".join(lines))

@@ -73,6 +73,12 @@ def use_keyword_sets(expert: ModuleType) -> None:
     )
 
 
+def use_emotion_set(expert: ModuleType) -> None:
+    from s3prl_ofa.superb.tasks.emotions import EmotionDataset
+
+    expert.IEMOCAPDataset = EmotionDataset
+
+
 def read_intents(expert: ModuleType) -> None:
     from s3prl_ofa.superb.tasks import intents
 
@@ -124,6 +130,8 @@ AFTER_IMPORT: dict[str, tuple[Callable[[ModuleType], Any], ...]] = {
     "s3prl.downstream.sv_voxceleb1.dataset": (register_in_workers,),
     "s3prl.downstream.sv_voxceleb1.expert": (lengthen_short_features,),
     "s3prl.downstream.diarization.dataset": (shims.recording_reader, register_in_workers),
+    "s3prl.downstream.emotion.dataset": (shims.speech_loader, register_in_workers),
+    "s3prl.downstream.emotion.expert": (use_emotion_set,),
     "s3prl.downstream.ctc": (add_corpora,),
     "s3prl.downstream.ctc.data": (shims.speech_loader,),
     "s3prl.downstream.ctc.expert": (keep_num_workers,),

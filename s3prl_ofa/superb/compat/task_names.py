@@ -9,5 +9,6 @@ S3PRL_DOWNSTREAM = {
     "sf": "ctc",
     "asv": "sv_voxceleb1",
     "sd": "diarization",
+    "er": "emotion",
 }
 ASR, PR = S3PRL_DOWNSTREAM["asr"], S3PRL_DOWNSTREAM["pr"]

@@ -31,6 +31,7 @@ CORPORA = {
     "fluent": "fluent_speech_commands_dataset",
     "snips": "SNIPS",
     "librimix": "LibriMix",
+    "iemocap": "IEMOCAP_full_release",
 }
 SHOWN = 3  # utterances or files that one message names
 SHOWN_LABELS = 20

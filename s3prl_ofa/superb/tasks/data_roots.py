@@ -76,7 +76,8 @@ class DataRoots:
         folder = self.corpus("librimix") / part
         if missing := [name for name in KALDI_FILES if not (folder / name).is_file()]:
             raise UsageError(
-                f"--librimix {folder.parent}: there is no {part}/{missing[0]}; LibriMix's prepare_diarization.py writes it"
+                f"--librimix {folder.parent}: there is no {part}/{missing[0]}; expected what LibriMix's "
+                f"prepare_diarization.py writes"
             )
         return str(folder)
 

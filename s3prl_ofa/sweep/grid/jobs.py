@@ -33,7 +33,13 @@ logger = logging.getLogger(__name__)
 WITH_CHECKPOINT = ("_local", "_url", "_custom")  # endings of S3PRL upstreams that take a checkpoint (-k)
 EVERY = ("eval_step", "save_step", "log_step")  # of S3PRL's runner
 # scores from 0 to 1, which reports show in percent
-SHARES = {"pr": "per", "sf": "slot_type_f1", "asv": "EER", "sd": "der", **dict.fromkeys(("sid", "ks", "ic"), "acc")}
+SHARES = {
+    "pr": "per",
+    "sf": "slot_type_f1",
+    "asv": "EER",
+    "sd": "der",
+    **dict.fromkeys(("sid", "ks", "ic", "er"), "acc"),
+}
 ROOT_OPTION = re.compile(r"(`[^`]*`)|--([a-z][a-z0-9-]*)")
 
 

@@ -29,7 +29,7 @@ KNOWN = {
     "sd": {"metric": "der", "dev": "dev", "test": "test"},
     "asv": {"metric": "EER", "test": "test"},
     "sf": {"metric": "slot_type_f1", "dev": "dev", "test": "test"},
-    **{task: {"metric": "acc", "dev": "dev", "test": "test"} for task in ("sid", "ks", "ic")},
+    **{task: {"metric": "acc", "dev": "dev", "test": "test"} for task in ("sid", "ks", "ic", "er")},
 }
 # metrics of which less is better, as EER, slot_value_cer or word_error_rate; per is also a word of its own
 ERROR_WORDS = "[wcued]er|mindcf|loss|nll|ppl|perplexity|r?mse|mae|mcd|errors?|err"
@@ -102,6 +102,7 @@ DataKey = Literal[
     "fluent",
     "snips",
     "librimix",
+    "iemocap",
     "prepared",
     "bucket",
     "lexicon",

@@ -16,6 +16,7 @@ TASKS = {
     "ic": ("--fluent", "fluent_speech_commands_dataset", "acc"),
     "sf": ("--snips", "SNIPS", "slot_type_f1"),
     "sd": ("--librimix", "LibriMix", "der"),
+    "er": ("--iemocap", "IEMOCAP_full_release", "acc"),
     "asv": ("--voxceleb1", "verification", "EER"),
 }
 

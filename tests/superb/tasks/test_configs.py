@@ -22,10 +22,16 @@ CONFIGS = folder("downstream_configs")
 
 @pytest.fixture
 def roots(corpora):
-    names = {"librispeech": "LibriSpeech", "voxceleb1": "VoxCeleb1", "prepared": "prepared"}
-    names |= {"trials": "verification/veri_test2.txt"}
-    names |= {"speech_commands": "speech_commands", "fluent": "fluent_speech_commands_dataset", "snips": "SNIPS"} | {
-        "librimix": "LibriMix"
+    names = {
+        "librispeech": "LibriSpeech",
+        "voxceleb1": "VoxCeleb1",
+        "prepared": "prepared",
+        "trials": "verification/veri_test2.txt",
+        "speech_commands": "speech_commands",
+        "fluent": "fluent_speech_commands_dataset",
+        "snips": "SNIPS",
+        "librimix": "LibriMix",
+        "iemocap": "IEMOCAP_full_release",
     }
     return {option: str(corpora / name) for option, name in names.items()}
 
@@ -62,6 +68,7 @@ def test_mini_configs_find_everything(task, roots):
         "ic": lambda: [expert["datarc"]["file_path"]],
         "asv": lambda: [expert["datarc"]["file_path"], expert["datarc"]["test_meta_data"]],
         "sd": lambda: [expert["loaderrc"][f"{split}_dir"] for split in ("train", "dev", "test")],
+        "er": lambda: [expert["datarc"]["root"]],
         "sf": lambda: [expert["corpus"]["path"], expert["text"]["vocab_file"], expert["text"]["slots_file"]],
     }[task]()
     assert all(pathlib.Path(path).is_absolute() and pathlib.Path(path).exists() for path in paths)
@@ -123,6 +130,7 @@ def test_vocabularies_are_those_of_s3prl():
         ("ic", "fluent", "--fluent ROOT"),
         ("sf", "snips", "--snips ROOT"),
         ("sd", "librimix", "--librimix ROOT"),
+        ("er", "iemocap", "--iemocap ROOT"),
     ],
 )
 def test_missing_data_names_the_option(task, without, option, roots):
