@@ -11,6 +11,7 @@ usage: superb_corpora.py MINI_COMMANDS MINI_LIBRISPEECH OUT [--limit N]
 | VoxCeleb1 | utterances of read speech; the speakers of test and dev are verified, in pairs at random | asv |
 | LibriMix | mixtures of two utterances of read speech, speakers as in its split by text | sd |
 | IEMOCAP_full_release | four of the keywords in the place of the four emotions: it only shows that the task runs | er |
+| quesst14Database | keywords as queries, and orders at 8 kHz into half of which one is put, by another clip | qbe |
 
 --limit N keeps N clips of each kind. Scores on them compare rates with each other, and nothing else.
 """
@@ -22,10 +23,12 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import soundfile
+import soxr
 
 RATE = 16_000  # Hz
 KEYWORDS = ("yes", "no", "up", "down", "left", "right")
 EMOTIONS = ("neu", "exc", "ang", "sad")
+DOCUMENTS, QUERIES = 60, 3  # queries of each keyword
 UTTERANCES = 20  # of every speaker
 PAIRS = 40  # of the same speaker and of two, for every speaker
 MIXTURES = {"train": 150, "dev": 20, "test": 40}
@@ -51,6 +54,7 @@ def main() -> None:
     fluent(args.commands, orders, args.out / "fluent_speech_commands_dataset", limit)
     snips(args.commands, orders, args.out / "SNIPS", limit)
     iemocap(args.commands, keywords, args.out / "IEMOCAP_full_release", limit)
+    quesst(args.commands, keywords, orders, args.out / "quesst14Database", limit)
     read_speech = read_table(args.librispeech / "utterances.tsv")
     voxceleb1(args.librispeech, read_speech, args.out / "VoxCeleb1", limit)
     librimix(args.librispeech, read_speech, args.out / "LibriMix", limit)
@@ -140,6 +144,41 @@ def iemocap(root: pathlib.Path, keywords: list[Row], out: pathlib.Path, limit: L
             evaluations.parent.mkdir(parents=True, exist_ok=True)
             with evaluations.open("w" if number < 5 else "a", encoding="utf-8") as file:
                 file.write(f"[0.0 - 1.0]\t{dialog}_{number:03}\t{emotion}\t[2.5, 2.5, 2.5]\n")
+
+
+def quesst(root: pathlib.Path, keywords: list[Row], orders: list[Row], out: pathlib.Path, limit: Limit) -> None:
+    def write_8khz(path: pathlib.Path, wave: np.ndarray) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, soxr.resample(wave, RATE, RATE // 2), RATE // 2, subtype="PCM_16")
+
+    words = sorted({row["keyword"] for row in keywords})
+    clips = {word: [row for row in keywords if row["keyword"] == word] for word in words}
+    scoring = out / "scoring"
+    scoring.mkdir(parents=True, exist_ok=True)
+    documents: dict[str, str | None] = {}
+    for number, row in enumerate(limit(orders[:DOCUMENTS])):
+        wave, word = read(root / row["file"]), words[number // 2 % len(words)] if number % 2 else None
+        if word:
+            keyword = read(root / clips[word][-1 - number // 2 // len(words)]["file"])
+            wave = np.concatenate([wave[: len(wave) // 2], keyword, wave[len(wave) // 2 :]])
+        documents[f"quesst14_{number:05}"] = word
+        write_8khz(out / "Audio" / f"quesst14_{number:05}.wav", wave)
+    lines = [f"quesst14Database/Audio/{name}.wav nnenglish\n" for name in documents]
+    (scoring / "language_key_utterances.lst").write_text("".join(lines), "utf-8")
+    for part, first in (("dev", 0), ("eval", QUERIES)):
+        queries: list[str] = []
+        truth: list[str] = []
+        for word in words:
+            for row in limit(clips[word][first : first + QUERIES]):
+                name = f"quesst14_{part}_{len(queries):04}"
+                write_8khz(out / f"{part}_queries" / f"{name}.wav", read(root / row["file"]))
+                queries.append(f"quesst14Database/{part}_queries/{name}.wav nnenglish\n")
+                truth += [
+                    f"LEXEME {document} 1 0.0 1.0 {name}\n" for document, held in documents.items() if held == word
+                ]
+        (scoring / f"language_key_{part}.lst").write_text("".join(queries), "utf-8")
+        (scoring / f"groundtruth_quesst14_{part}").mkdir(exist_ok=True)
+        (scoring / f"groundtruth_quesst14_{part}" / f"quesst14_{part}.rttm").write_text("".join(truth), "utf-8")
 
 
 def voxceleb1(root: pathlib.Path, rows: list[Row], out: pathlib.Path, limit: Limit) -> None:

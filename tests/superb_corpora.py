@@ -41,6 +41,7 @@ def make_corpora(root: pathlib.Path) -> None:
     make_verification(root / "verification")
     make_librimix(root / "LibriMix")
     make_iemocap(root / "IEMOCAP_full_release")
+    make_quesst(root / "quesst14Database")
 
 
 def make_librispeech(root: pathlib.Path) -> None:
@@ -152,3 +153,23 @@ def make_iemocap(root: pathlib.Path) -> None:
             write(root / session / "sentences" / "wav" / "Ses_impro01" / f"{name}.wav", 0.5, 700 + number)
             lines.append(f"[6.2901 - 8.2357]\t{name}\t{emotion}\t[2.5000, 2.5000, 2.5000]")
         evaluations.write_text("\n".join(lines))
+
+
+def make_quesst(root: pathlib.Path) -> None:
+    """Three documents, of which the first is the only query of each part and half a second before and after it."""
+    scoring = root / "scoring"
+    for number in range(3):
+        write(root / "Audio" / f"quesst14_{number:05}.wav", 1.5, 800 + number)
+    wave, _ = soundfile.read(root / "Audio" / "quesst14_00000.wav")
+    for part in ("dev", "eval"):
+        query = f"quesst14_{part}_0000"
+        (root / f"{part}_queries").mkdir()
+        soundfile.write(root / f"{part}_queries" / f"{query}.wav", wave[8_000:16_000], SAMPLE_RATE)
+        truth = scoring / f"groundtruth_quesst14_{part}" / f"quesst14_{part}.rttm"
+        truth.parent.mkdir(parents=True)
+        truth.write_text(f"LEXEME quesst14_00000 1 0.5 0.5 {query}\n")
+        (scoring / f"language_key_{part}.lst").write_text(
+            f"x/{part}_queries/{query}.wav nnenglish\nx/{part}_queries/other.wav czech\n"
+        )
+    lines = [f"x/Audio/quesst14_{number:05}.wav nnenglish\n" for number in range(3)]
+    (scoring / "language_key_utterances.lst").write_text("".join(lines))

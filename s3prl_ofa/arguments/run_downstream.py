@@ -20,6 +20,7 @@ ROOTS = {
     "snips": ("ROOT", "for sf: Audio SNIPS, the folder that holds all.iob.snips.txt, slots.txt, train, valid and test"),
     "librimix": ("ROOT", "for sd: the folder of train, dev and test, as LibriMix's prepare_diarization.py writes them"),
     "iemocap": ("ROOT", "for er: IEMOCAP, the folder that holds Session1 to Session5; -v fold2 tests on the second"),
+    "quesst": ("ROOT", "for qbe: QUESST 2014, the folder that holds Audio, dev_queries, eval_queries and scoring"),
     "prepared": ("DIR", "what s3prl-ofa prepare all wrote: bucket lengths, lexicon, speaker list"),
     "bucket": ("DIR", "bucket lengths for asr"),
     "lexicon": ("FILE[,FILE]", "pronunciations for pr"),

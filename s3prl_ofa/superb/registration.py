@@ -8,6 +8,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
@@ -79,6 +80,13 @@ def use_emotion_set(expert: ModuleType) -> None:
     expert.IEMOCAPDataset = EmotionDataset
 
 
+def score_queries(expert: ModuleType) -> None:
+    from s3prl_ofa.superb.tasks.spoken_queries import with_score
+
+    expert.DownstreamExpert.log_records = with_score(expert.DownstreamExpert.log_records)
+    expert.ProcessPoolExecutor = ThreadPoolExecutor  # new processes would not find what stands in for its packages
+
+
 def read_intents(expert: ModuleType) -> None:
     from s3prl_ofa.superb.tasks import intents
 
@@ -132,6 +140,8 @@ AFTER_IMPORT: dict[str, tuple[Callable[[ModuleType], Any], ...]] = {
     "s3prl.downstream.diarization.dataset": (shims.recording_reader, register_in_workers),
     "s3prl.downstream.emotion.dataset": (shims.speech_loader, register_in_workers),
     "s3prl.downstream.emotion.expert": (use_emotion_set,),
+    "s3prl.downstream.quesst14_dtw.dataset": (register_in_workers,),
+    "s3prl.downstream.quesst14_dtw.expert": (score_queries,),
     "s3prl.downstream.ctc": (add_corpora,),
     "s3prl.downstream.ctc.data": (shims.speech_loader,),
     "s3prl.downstream.ctc.expert": (keep_num_workers,),

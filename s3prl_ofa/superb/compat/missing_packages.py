@@ -5,17 +5,21 @@ packages.
 """
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import sys
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DistributedSampler, Sampler
 
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.superb.compat.shims import ModuleOverlay
 
 
 class DistributedSamplerWrapper(DistributedSampler):
@@ -34,6 +38,35 @@ class DistributedSamplerWrapper(DistributedSampler):
         return iter([drawn[place] for place in super().__iter__()])
 
 
+class PrettyTree(ElementTree.ElementTree):
+    """lxml's ElementTree as quesst14_dtw writes it."""
+
+    def write(self, file: str, pretty_print: bool = False, **options: Any) -> None:
+        if pretty_print:
+            ElementTree.indent(self)
+        super().write(file, **options)
+
+
+@dataclasses.dataclass
+class Alignment:
+    normalizedDistance: float  # noqa: N815  dtw-python's name
+
+
+def dtw(x: np.ndarray, step_pattern: str, open_begin: bool, open_end: bool, **unused: Any) -> Alignment:
+    """dtw-python's function of this name for the step pattern "asymmetric": each row (query frame) is matched once, and
+    each step skips at most one column (document frame). x: distances (rows, columns).
+
+    Raises UsageError for another step pattern.
+    """
+    if step_pattern != "asymmetric":
+        raise UsageError(f"the step pattern {step_pattern} needs the package dtw-python: pip install dtw-python")
+    costs = x[0].copy() if open_begin else np.concatenate([x[0, :1], np.full(x.shape[1] - 1, np.inf)])
+    for row in x[1:]:
+        padded = np.concatenate([[np.inf, np.inf], costs])
+        costs = row + np.minimum(np.minimum(padded[2:], padded[1:-1]), padded[:-2])
+    return Alignment(float(costs.min() if open_end else costs[-1]) / len(x))
+
+
 def no_predictions(*args: Any, **kwargs: Any) -> None:
     """In the place of ``h5py.File``."""
     raise UsageError(
@@ -44,6 +77,8 @@ def no_predictions(*args: Any, **kwargs: Any) -> None:
 
 STAND_INS: dict[str, dict[str, Any]] = {
     "h5py": {"File": no_predictions},
+    "dtw": {"dtw": dtw},
+    "lxml": {"etree": ModuleOverlay(ElementTree, ElementTree=PrettyTree)},
     "sox": {"Transformer": None},  # which sv_voxceleb1 imports and does not use
     "catalyst": {},
     "catalyst.data": {},

@@ -10,5 +10,6 @@ S3PRL_DOWNSTREAM = {
     "asv": "sv_voxceleb1",
     "sd": "diarization",
     "er": "emotion",
+    "qbe": "quesst14_dtw",
 }
 ASR, PR = S3PRL_DOWNSTREAM["asr"], S3PRL_DOWNSTREAM["pr"]

@@ -75,6 +75,8 @@ def read(args: argparse.Namespace, ours: OurOptions) -> tuple[argparse.Namespace
     if args.override is not None and args.override.lower() != "none":
         override(args.override, args, config)
     plain_names.check(args, config)
+    if args.mode == "train" and "total_steps" not in config["runner"]:
+        raise UsageError(f"-d {task} is not trained, as its config has no runner.total_steps: -m evaluate scores it")
     if args.mode != "inference" and not plain_names.is_split(args.evaluate_split):  # there -t is a file
         raise UsageError(f"-t {shown(args.evaluate_split)}: the name of a split is expected")
     args.expdir = os.path.abspath(args.expdir)  # -o may have changed it

@@ -32,6 +32,7 @@ CORPORA = {
     "snips": "SNIPS",
     "librimix": "LibriMix",
     "iemocap": "IEMOCAP_full_release",
+    "quesst": "quesst14Database",
 }
 SHOWN = 3  # utterances or files that one message names
 SHOWN_LABELS = 20

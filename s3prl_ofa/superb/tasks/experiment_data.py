@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 # what -t can be, for tasks whose splits have no folders of their own
-PARTS = {**dict.fromkeys(("ks", "ic", "sf", "sd", "er"), SPLITS), "asv": ("test",)}
+PARTS = {**dict.fromkeys(("ks", "ic", "sf", "sd", "er"), SPLITS), "asv": ("test",), "qbe": ("dev", "test")}
 
 
 def refill(

@@ -85,3 +85,25 @@ def test_slots_are_stored_with_the_model(train):
     other.write_text("O\nartist")
     override = f"config.downstream_expert.text.slots_file={other.resolve()}"
     assert cli.main(["run_downstream", "-m", "evaluate", "-e", "exp", "-o", override]) == 0
+
+
+@pytest.fixture
+def search(corpora, tmp_path, monkeypatch):
+    """A function (mode, *options) that runs query by example."""
+    monkeypatch.chdir(tmp_path)
+    task = ["-d", "qbe", "--mini", "--quesst", str(corpora / "quesst14Database"), "-u", "ofa_wav2vec2", "-k", CKPT]
+    return lambda mode, *options: cli.main(["run_downstream", "-m", mode, *task, "-p", "exp", *options])
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_query_by_example_needs_no_training(search, split):
+    """A part of a document is found in it and nowhere else; the search is an evaluation of a new experiment."""
+    assert search("evaluate", "-t", split, "--lambd", "0.5", "-l", "0") == 0
+    found = json.loads(pathlib.Path(f"exp/measured_{split}.json").read_text())
+    assert found["scores"] == {"mtwv": 1.0} and found["options"]["output_frames"] == "upsampled"
+
+
+def test_query_by_example_is_not_trained(search, capfd):
+    assert search("train") == 2
+    assert "-d qbe is not trained" in capfd.readouterr().err.splitlines()[-1]
+    assert not pathlib.Path("exp").exists()

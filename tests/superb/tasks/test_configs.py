@@ -32,6 +32,7 @@ def roots(corpora):
         "snips": "SNIPS",
         "librimix": "LibriMix",
         "iemocap": "IEMOCAP_full_release",
+        "quesst": "quesst14Database",
     }
     return {option: str(corpora / name) for option, name in names.items()}
 
@@ -68,6 +69,7 @@ def test_mini_configs_find_everything(task, roots):
         "ic": lambda: [expert["datarc"]["file_path"]],
         "asv": lambda: [expert["datarc"]["file_path"], expert["datarc"]["test_meta_data"]],
         "sd": lambda: [expert["loaderrc"][f"{split}_dir"] for split in ("train", "dev", "test")],
+        "qbe": lambda: [expert["datarc"]["dataset_root"]],
         "er": lambda: [expert["datarc"]["root"]],
         "sf": lambda: [expert["corpus"]["path"], expert["text"]["vocab_file"], expert["text"]["slots_file"]],
     }[task]()
@@ -131,6 +133,7 @@ def test_vocabularies_are_those_of_s3prl():
         ("sf", "snips", "--snips ROOT"),
         ("sd", "librimix", "--librimix ROOT"),
         ("er", "iemocap", "--iemocap ROOT"),
+        ("qbe", "quesst", "--quesst ROOT"),
     ],
 )
 def test_missing_data_names_the_option(task, without, option, roots):
