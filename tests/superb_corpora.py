@@ -123,8 +123,8 @@ def make_snips(root: pathlib.Path) -> None:
 
 
 def make_librimix(root: pathlib.Path) -> None:
-    """Two recordings of 3 s for each part, in which two speakers take turns."""
-    turns = ((0.0, 1.0), (1.0, 2.2), (2.2, 3.0))  # seconds
+    """Two recordings of 5.02 s for each part, in which two speakers take turns; the last piece is one frame."""
+    turns = ((0.0, 1.0), (1.0, 2.2), (2.2, 5.02))  # seconds
     for part in ("train", "dev", "test"):
         files = {"segments": "", "utt2spk": "", "wav.scp": "", "reco2dur": "", "spk2utt": ""}
         for number in range(2):

@@ -2,8 +2,8 @@
 
 The bash and Python blocks of a page run in their order in one folder, where what they name exists: checkpoint.pt,
 checkpoint_582_5000.pt, wav2vec_small.pt, speech.flac, audio, LibriSpeech, phones.ctm.gz and textgrids (its alignments),
-VoxCeleb1, speakers and my_corpus.tsv (corpora of one's own), s3prl (a source checkout), s3prl-ofa (this repository) and
-s3prl_ofa/demo.
+VoxCeleb1, corpora (of SUPERB's other tasks), speakers and my_corpus.tsv (corpora of one's own), s3prl (a source
+checkout), s3prl-ofa (this repository) and s3prl_ofa/demo.
 Comments before a block can change that: ``<!-- test: skip, REASON -->`` leaves it out, ``<!-- test: append TEXT -->``
 adds TEXT to each of its commands, ``<!-- test: replace THIS -> THAT -->`` puts THAT where it says THIS; the last two
 make it short.
@@ -23,6 +23,7 @@ import pytest
 import soundfile
 from guidance_data import write_textgrid
 from paths import DEMO, ROOT
+from superb_corpora import make_corpora
 
 from s3prl_ofa.checkpoint import convert
 from s3prl_ofa.io.audio import SAMPLE_RATE, load_audio
@@ -78,6 +79,9 @@ def reader_folder(tmp_path, golden_checkpoint, audio_folder, monkeypatch) -> pat
     make_librispeech(tmp_path / "LibriSpeech")
     make_alignments(tmp_path)
     make_own_corpora(tmp_path)
+    make_corpora(tmp_path / "corpora")
+    (tmp_path / "corpora" / "VoxCeleb1").rename(tmp_path / "corpora" / "identification")
+    (tmp_path / "corpora" / "verification").rename(tmp_path / "corpora" / "VoxCeleb1")
     convert(DEMO / "tiny.safetensors", tmp_path / "wav2vec_small.pt")  # of the size that ofa_tiny has
     installed = pathlib.Path(importlib.util.find_spec("s3prl").origin).parent
     for name in ("__init__.py", *CHECKOUT_FILES):
@@ -151,7 +155,7 @@ def test_few_examples_are_skipped():
 def test_append_reaches_every_command():
     """The mechanism that shortens examples adds to each line of a block."""
     (shortened,) = [block.code for block in blocks("docs/how-to/superb.md") if "asr_40ms" in block.code]
-    assert len(shortened.splitlines()) == 3
+    assert len(shortened.splitlines()) == 9
     assert all(line.endswith("log_step=2") for line in shortened.splitlines())
 
 
@@ -180,6 +184,8 @@ LEFT_BEHIND = {
     "docs/how-to/reference-checkpoint.md": ["ofa_base.safetensors", "ofa_base_16.safetensors"],
     "docs/how-to/superb.md": [
         *(f"result/downstream/{name}/states-2.ckpt" for name in ("asr_40ms", "pr_half", "sid_slow")),
+        *(f"result/downstream/{task}_half/states-2.ckpt" for task in ("ks", "ic", "sf", "asv", "sd", "er")),
+        *(f"result/downstream/qbe_2/measured_{split}.json" for split in ("dev", "test")),
         "result/downstream/sid_slow/measured_test.json",
     ],
     "docs/how-to/sweeps.md": ["sweeps/grid/report/report.html"],

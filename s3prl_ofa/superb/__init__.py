@@ -8,7 +8,7 @@ compat/          shims for the current stack, what S3PRL must not evaluate, link
 upstream/        the upstream, its options, the featurizer that reads its lengths, which frames a task takes
 feature_cache/   hidden states of a frozen upstream, cached on disk
 learned_rate/    lambd as a parameter that is trained with the downstream task
-tasks/           configs, corpora and labels of asr, pr and sid
+tasks/           configs, corpora and labels of SUPERB's tasks
 prepare/         from corpora to the files that the tasks need
 downstream/      the command, a subclass of S3PRL's Runner, and the folder of an experiment
 registration.py  what is patched in S3PRL on import

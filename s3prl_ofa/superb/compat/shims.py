@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from s3prl_ofa.checkpoint.safe_loading import namespace_in_checkpoints
-from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, check_format, load_speech, open_audio, reason
+from s3prl_ofa.io.audio import MIN_SAMPLES, SAMPLE_RATE, AudioError, check_format, load_speech, open_audio, reason
 from s3prl_ofa.io.files import printable
 from s3prl_ofa.superb.compat.sox_effects import apply_effects_file, apply_effects_tensor
 
@@ -251,12 +251,16 @@ def recording_reader(dataset: types.ModuleType) -> bool:
 
 def read_piece(_: Any, path: str, start: int = 0, end: int | None = None) -> tuple[np.ndarray, int]:
     """Samples ``start`` to ``end`` of a recording (samples,), float32, and 16,000. Raises AudioError naming the file
-    unless it is 16 kHz mono."""
+    unless it is 16 kHz mono.
+
+    The last piece of a recording may be shorter than a frame of the upstream needs; silence is added to it.
+    """
     try:
         with open_audio(path) as file:
             check_format(file)
             file.seek(start)
-            return file.read(-1 if end is None else end - start, dtype="float32"), SAMPLE_RATE
+            wave = file.read(-1 if end is None else end - start, dtype="float32")
+            return np.pad(wave, (0, max(0, MIN_SAMPLES - len(wave)))), SAMPLE_RATE
     except AudioError as error:
         raise AudioError(f"{printable(path)}: {error}") from None
 

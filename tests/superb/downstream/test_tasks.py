@@ -8,6 +8,8 @@ import torch
 from paths import CKPT
 
 from s3prl_ofa import cli
+from s3prl_ofa.sweep.grid.jobs import prepare
+from s3prl_ofa.sweep.grid.schema import grid_from
 
 STEPS = ",,".join(f"config.runner.{key}={{0}}" for key in ("total_steps", "eval_step", "save_step", "log_step"))
 # the option that names each task's corpus, its folder, and the score
@@ -23,29 +25,15 @@ TASKS = {
 
 @pytest.fixture
 def train(corpora, tmp_path, monkeypatch):
-    """A function (task, *options) that trains two steps in an empty folder, in ``exp``."""
+    """A function (task, *options, steps=2, folder="exp") that trains in a folder of an empty one."""
     monkeypatch.chdir(tmp_path)
 
-    def call(task: str, *options: str) -> int:
-        option, folder, _ = TASKS[task]
-        data = [option, str(corpora / folder), "--mini"]
+    def call(task: str, *options: str, steps: int = 2, folder: str = "exp") -> int:
+        option, corpus, _ = TASKS[task]
+        data = [option, str(corpora / corpus), "--mini"]
         upstream = ["-u", "ofa_wav2vec2", "-k", CKPT]
-        return cli.main(
-            [
-                "run_downstream",
-                "-m",
-                "train",
-                "-d",
-                task,
-                "-p",
-                "exp",
-                *upstream,
-                *data,
-                "-o",
-                STEPS.format(2),
-                *options,
-            ]
-        )
+        task_options = ["-m", "train", "-d", task, "-p", folder, *upstream, *data, "-o", STEPS.format(steps)]
+        return cli.main(["run_downstream", *task_options, *options])
 
     return call
 
@@ -67,11 +55,39 @@ def test_train_and_evaluate(task, train):
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("lambd", ["0", "1"])
 def test_resume_at_any_rate(task, lambd, train):
-    """Each task resumes from its last step, whatever the rate."""
+    """Each task resumes from its last step, whatever the rate, and ends with the weights that it would have had."""
     assert train(task, "--lambd", lambd) == 0
     assert cli.main(["run_downstream", "-m", "train", "-e", "exp", "-o", STEPS.format(4)]) == 0
-    assert pathlib.Path("exp/states-4.ckpt").is_file()
     assert 0 <= evaluated(TASKS[task][2]) <= 1
+    steps = STEPS.replace("total_steps={0}", "total_steps=4").format(2)
+    assert train(task, "--lambd", lambd, "-o", steps, folder="whole") == 0
+    resumed, whole = (torch.load(f"{name}/states-4.ckpt", weights_only=True)["Downstream"] for name in ("exp", "whole"))
+    weights = {name for name in whole if name != "best_score"}  # which an evaluation after step 2 sets
+    assert all(torch.equal(resumed[name], whole[name]) for name in weights)
+
+
+GRID = {"checkpoints": {"tiny": CKPT}, "rates": {"lambd": 0.5}, "mini": True}
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "higher_is_better", "frames"),
+    [
+        ("ks", "acc", True, "native"),
+        ("ic", "acc", True, "native"),
+        ("er", "acc", True, "native"),
+        ("sf", "slot_type_f1", True, "native"),
+        ("asv", "EER", False, "native"),
+        ("sd", "der", False, "upsampled"),
+    ],
+)
+def test_sweeps_know_each_score(task, metric, higher_is_better, frames, corpora):
+    """A grid needs only a task's name and its data; shares are shown in percent."""
+    option, folder, _ = TASKS[task]
+    data = {option.removeprefix("--").replace("-", "_"): str(corpora / folder)}
+    (job,) = prepare(grid_from(GRID | {"tasks": [task], "data": data})).values()
+    assert (job.metric, job.higher_is_better, job.unit) == (metric, higher_is_better, 100)
+    assert (job.output_frames, job.asked_repeat) == (frames, "auto" if task == "sf" else 1)
+    assert job.config["runner"]["total_steps"] > 0 and job.test_split == "test"
 
 
 def test_slots_are_stored_with_the_model(train):
