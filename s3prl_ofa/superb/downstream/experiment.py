@@ -75,8 +75,6 @@ def read(args: argparse.Namespace, ours: OurOptions) -> tuple[argparse.Namespace
     if args.override is not None and args.override.lower() != "none":
         override(args.override, args, config)
     plain_names.check(args, config)
-    if args.mode == "train" and "total_steps" not in config["runner"]:
-        raise UsageError(f"-d {task} is not trained, as its config has no runner.total_steps: -m evaluate scores it")
     if args.mode != "inference" and not plain_names.is_split(args.evaluate_split):  # there -t is a file
         raise UsageError(f"-t {shown(args.evaluate_split)}: the name of a split is expected")
     args.expdir = os.path.abspath(args.expdir)  # -o may have changed it
@@ -165,6 +163,10 @@ def settle(args: argparse.Namespace, ours: OurOptions, config: Config, trained: 
         logger.info("%s runs at %s", args.upstream, options)
     elif ours.of_our_upstream:
         raise UsageError(f"{', '.join(ours.of_our_upstream)} needs the upstream ofa_wav2vec2, found {args.upstream}")
+    if args.mode == "train" and "total_steps" not in config["runner"]:
+        raise UsageError(
+            f"-d {args.downstream} is not trained, as its config has no runner.total_steps: -m evaluate scores it"
+        )
     settle_labels(args, config, trained)
     secure_caches(args.downstream, pathlib.Path(args.expdir))
     if args.past_exp is None:

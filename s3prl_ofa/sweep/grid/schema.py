@@ -26,10 +26,10 @@ except ImportError as error:
 KNOWN = {
     "asr": {"metric": "wer", "dev": "dev-clean", "test": "test-clean"},
     "pr": {"metric": "per", "dev": "dev", "test": "test"},
-    "sd": {"metric": "der", "dev": "dev", "test": "test"},
-    "asv": {"metric": "EER", "test": "test"},
-    "sf": {"metric": "slot_type_f1", "dev": "dev", "test": "test"},
     **{task: {"metric": "acc", "dev": "dev", "test": "test"} for task in ("sid", "ks", "ic", "er")},
+    "sf": {"metric": "slot_type_f1", "dev": "dev", "test": "test"},
+    "asv": {"metric": "EER", "test": "test"},
+    "sd": {"metric": "der", "dev": "dev", "test": "test"},
 }
 # metrics of which less is better, as EER, slot_value_cer or word_error_rate; per is also a word of its own
 ERROR_WORDS = "[wcued]er|mindcf|loss|nll|ppl|perplexity|r?mse|mae|mcd|errors?|err"

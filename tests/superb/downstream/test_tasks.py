@@ -121,5 +121,5 @@ def test_query_by_example_needs_no_training(search, split):
 
 def test_query_by_example_is_not_trained(search, capfd):
     assert search("train") == 2
-    assert "-d qbe is not trained" in capfd.readouterr().err.splitlines()[-1]
+    assert "-d quesst14_dtw is not trained" in capfd.readouterr().err.splitlines()[-1]
     assert not pathlib.Path("exp").exists()
