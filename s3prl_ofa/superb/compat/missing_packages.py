@@ -101,7 +101,9 @@ def standing_in() -> Iterator[None]:
 
 
 def installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+    """Whether there is such a package; a folder of its name in the working directory is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def import_expert(downstream: str) -> ModuleType:

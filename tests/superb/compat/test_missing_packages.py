@@ -68,6 +68,13 @@ def test_they_are_there_only_while_s3prl_is_imported(monkeypatch):
     assert etree.SubElement(etree.Element("list", of="all"), "term", score="1").get("score") == "1"
 
 
+def test_a_folder_of_that_name_is_not_the_package(tmp_path, monkeypatch):
+    """Python would import a folder without modules as an empty package."""
+    (tmp_path / "sox").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert not missing_packages.installed("sox") and missing_packages.installed("numpy")
+
+
 def test_xml_is_written_as_lxml_writes_it(tmp_path):
     root = ElementTree.Element("list", language="english")
     ElementTree.SubElement(root, "term", file="a", score="1.0000")
