@@ -26,7 +26,9 @@ EXTRAS = {
     "demo": ["gradio>=6.0.1", "matplotlib>=3.9.2"],
     "hdf5": ["h5py>=3.12.1"],
     "superb": ["h5py>=3.12.1"],  # for sd, which saves its predictions
+    "hf": ["accelerate>=1.6", "jinja2>=3.1"],  # transformers' Trainer, and s3prl-ofa push
     "guidance": ["praatio>=6", "scikit-learn>=1.5.2"],
+    "onnx": ["onnx>=1.18"],  # s3prl-ofa export
     # fairseq's main branch, patched for Python 3.11; fairseq 0.12.2 itself does not install there
     "pretrain": ["fairseq-fixed==0.12.3.1"],
     # S3PRL's newer `s3prl-main` recipes import these too, and pkg_resources, which left setuptools with 81.
@@ -44,6 +46,8 @@ EXTRAS["test"] = [
     "build",
     "grimp",
     "mypy",
+    "onnxruntime",
+    "openvino",
     "playwright",
     "pytest",
     "pytest-cov",

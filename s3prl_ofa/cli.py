@@ -34,6 +34,7 @@ COMMANDS = {
     "info": Command("s3prl_ofa.info", "show what a checkpoint holds, and its frame period for every lambd"),
     "verify": Command("s3prl_ofa.verify.command", "check in a minute whether a checkpoint is what it claims"),
     "run_downstream": Command("s3prl_ofa.superb.downstream.command", "train and evaluate tasks with S3PRL"),
+    "predict": Command("s3prl_ofa.superb.predict.command", "apply a trained task to new audio, as JSON lines"),
     "link": Command("s3prl_ofa.superb.compat.link", "add the upstream to a source checkout of S3PRL"),
     "unlink": Command("s3prl_ofa.superb.compat.link", "remove the upstream from a source checkout", "run_unlink"),
     "prepare": Command("s3prl_ofa.superb.prepare.command", "make the files that the tasks need from corpora"),
@@ -42,6 +43,8 @@ COMMANDS = {
     "sweep": Command("s3prl_ofa.sweep.run.command", "run rates x tasks x seeds from one file, resumable"),
     "report": Command("s3prl_ofa.sweep.report.command", "make a table, plots and a page of the results of a sweep"),
     "convert": Command("s3prl_ofa.checkpoint.command", "convert a checkpoint from one format to another"),
+    "export": Command("s3prl_ofa.export.command", "write the model as an ONNX file, for runtimes without torch"),
+    "push": Command("s3prl_ofa.checkpoint.push", "write a checkpoint to a repository of the Hugging Face Hub"),
     "demo": Command("s3prl_ofa.demo.page", "move the frame period on a local web page; see and hear what changes"),
     "completion": Command("s3prl_ofa.completion", "print a script with which a shell completes commands and options"),
 }

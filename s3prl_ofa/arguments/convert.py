@@ -1,6 +1,6 @@
 """The arguments of ``s3prl-ofa convert``."""
 
-from s3prl_ofa.arguments.parser import Parser
+from s3prl_ofa.arguments.parser import CKPT_HELP, Parser
 
 DTYPES = ("float16", "bfloat16", "float32")
 FORMATS = ("safetensors", "fairseq", "s3prl", "huggingface")
@@ -12,9 +12,7 @@ def add_arguments(parser: Parser) -> None:
         "s3prl-ofa convert wav2vec_small.pt wav2vec2_base   # a Hugging Face folder",
     )
     parser.intermixed = True
-    parser.add_argument(
-        "source", metavar="IN", help="a checkpoint of any known format: a file or a Hugging Face folder"
-    )
+    parser.add_argument("source", metavar="IN", help=CKPT_HELP)
     parser.add_argument(
         "target", metavar="OUT", help="what to write: *.safetensors, *.pt (fairseq) or a folder (Hugging Face)"
     )

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from s3prl_ofa.arguments.parser import Parser, add_device_argument
+from s3prl_ofa.arguments.parser import CKPT_HELP, Parser, add_device_argument
 
 FORMATS = ("npy", "safetensors", "hdf5")
 DTYPES = ("float32", "float16", "bfloat16", "int8", "auto")
@@ -18,7 +18,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.intermixed = True
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="audio files, or folders to search for audio")
-    parser.add_argument("--ckpt", required=True, help="a checkpoint of any known format, or tiny, the bundled one")
+    parser.add_argument("--ckpt", required=True, metavar="CKPT", help=CKPT_HELP)
     parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="output folder")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--lambd", type=float, metavar="L", help="compression rate, 0 (none, the default) to below 2")
@@ -30,8 +30,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--layer",
         metavar="K",
-        help="hidden state K, 0 (the encoder's input) to the last layer (default), several as 2,4, or 'all'",
+        help="hidden state K, 0 (the encoder's input) to the last layer (default), several as 2,4, all or weighted",
     )
+    help_text = "for --layer weighted: the experiment of run_downstream that learnt the layers' weights"
+    parser.add_argument("--weights", type=pathlib.Path, metavar="EXPERIMENT", help=help_text)
     parser.add_argument(
         "--window-s",
         type=float,

@@ -1,6 +1,6 @@
 """The arguments of ``s3prl-ofa info``."""
 
-from s3prl_ofa.arguments.parser import Parser, add_device_argument
+from s3prl_ofa.arguments.parser import CKPT_HELP, Parser, add_device_argument
 
 
 def add_arguments(parser: Parser) -> None:
@@ -8,7 +8,7 @@ def add_arguments(parser: Parser) -> None:
         "s3prl-ofa info tiny",
         "s3prl-ofa info checkpoint.pt --audio speech.flac more_speech --json",
     )
-    parser.add_argument("ckpt", metavar="CKPT", help="a checkpoint of any known format, or tiny, the bundled one")
+    parser.add_argument("ckpt", metavar="CKPT", help=CKPT_HELP)
     parser.add_argument(
         "--audio", nargs="+", metavar="FILES", help="files or folders to measure the table on (default: bundled)"
     )

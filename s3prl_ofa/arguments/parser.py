@@ -12,6 +12,10 @@ from s3prl_ofa.errors import UsageError, escaped
 # argparse's message for a value that is not one of an argument's choices; quoting depends on the Python version
 INVALID_CHOICE = re.compile(r"invalid choice: '(?P<found>.*)' \(choose from (?P<choices>.*)\)")
 
+CKPT_HELP = (
+    "a checkpoint of any known format: a file, a folder, USER/NAME of the Hugging Face Hub, a URL, or tiny (bundled)"
+)
+
 
 class Parser(argparse.ArgumentParser):
     """Raises UsageError with the nearest of the choices or options, has the common options, and ends help by examples.

@@ -33,6 +33,12 @@ ROOTS = {
     "splits": ("TRAIN,DEV,TEST", "folders of LibriSpeech, several joined by +"),
 }
 
+FINE_TUNING = {
+    "upstream_lr": (float, "LR", "with -f: the upstream's learning rate (default: the config's, as for the task)"),
+    "freeze_layers": (int, "N", "with -f: keep the upstream's front end, compressor and first N layers as they are"),
+    "unfreeze_after": (int, "N", "with -f: train the task alone for N updates"),
+}
+
 
 def add_arguments(parser: Parser) -> None:
     parser.description = (
@@ -79,6 +85,8 @@ def add_our_options(group: argparse._ArgumentGroup) -> None:
     cache_help = "folder of the cache; default: ~/.cache/s3prl_ofa/features"
     group.add_argument("--feature-cache", metavar="DIR", help=cache_help)
     group.add_argument("--mini", action="store_true", help="the small config, for minutes on two CPU cores")
+    for name, (kind, metavar, text) in FINE_TUNING.items():
+        group.add_argument(option(name), type=kind, metavar=metavar, help=text)
     for name, (metavar, text) in ROOTS.items():
         group.add_argument(option(name), metavar=metavar, help=text)
 
@@ -104,8 +112,10 @@ def add_s3prl_options(group: argparse._ArgumentGroup) -> None:
         "two files on the fly and cache them, so just -u is enough. See upstream/README.md. Available in S3PRL: "
     )
     add("-u", "--upstream", help=upstream_help + ", ".join(s3prl_upstreams()))
-    ckpt_help = "Only set if the upstream needs it"
-    add("-k", "--upstream_ckpt", metavar="{PATH,URL,GOOGLE_DRIVE_ID}", help=ckpt_help)
+    ckpt_help = (
+        "Only set if the upstream needs it; ofa_wav2vec2 takes a file, USER/NAME of the Hugging Face Hub or a URL"
+    )
+    add("-k", "--upstream_ckpt", metavar="{PATH,USER/NAME,URL}", help=ckpt_help)
     add("-g", "--upstream_model_config", help="The config file for constructing the pretrained model")
     add("-r", "--upstream_refresh", action="store_true", help="Download cached ckpts of on-the-fly upstreams again")
     add("-f", "--upstream_trainable", action="store_true", help="Fine-tune, set upstream.train(). Default is eval()")

@@ -92,7 +92,6 @@ def check_target(target: pathlib.Path, folder: bool, force: bool) -> None:
 
 def write_folder(target: pathlib.Path, checkpoint: Checkpoint) -> None:
     """Writes a Hugging Face folder beside ``target`` and renames it, so that no reader sees half of one."""
-    huggingface.check_expressible(checkpoint)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         new, old = pathlib.Path(scratch, "new"), pathlib.Path(scratch, "old")

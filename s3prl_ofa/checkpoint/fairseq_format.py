@@ -20,8 +20,11 @@ from s3prl_ofa.model.config import SAMPLE_RATE, ModelConfig
 
 logger = logging.getLogger(__name__)
 
-MODEL_NAMES = ("wav2vec2", "ofa_wav2vec2")
-CTC_NAME = "wav2vec_ctc"
+HUBERT = "hubert"  # the same network as wav2vec 2.0, trained in another way
+MODEL_NAMES = ("wav2vec2", "ofa_wav2vec2", HUBERT)
+CTC_NAMES = ("wav2vec_ctc", "hubert_ctc")
+HUBERT_TRAINING = ("final_proj.", "label_embs_concat", "target_glu.")  # not those of wav2vec 2.0 of the same names
+WAVLM = ".self_attn.grep_"  # in the names of WavLM's weights, whose attention has gated relative positions
 CTC_PREFIX = "w2v_encoder.w2v_model."
 CTC_HEAD = "w2v_encoder.proj."
 MAX_CONV_LAYERS = 64
@@ -131,6 +134,7 @@ MODEL_FIELDS = (
 NORMALIZE = Field("normalize", "normalize", False, boolean)  # of the task
 # Settings of which only one value is supported, because they change what the model computes.
 ONLY = {"layer_type": "transformer", "pos_conv_depth": 1, "quantize_input": False, "crop_seq_to_multiple": 1}
+ONLY |= {"conv_pos_batch_norm": False}
 
 # The options of an old flat Namespace that concern the model and the task.
 OTHER_MODEL_KEYS = """
@@ -154,6 +158,8 @@ def read_state(state: dict[str, Any]) -> tuple[ModelConfig, dict[str, Tensor], d
     Raises CheckpointError, without the file's name.
     """
     weights = as_weights(state.get("model"), "its model entry")
+    if any(WAVLM in name for name in weights):
+        raise CheckpointError(f"a WavLM, whose attention is another one; expected one of {', '.join(MODEL_NAMES)}")
     if state.get("cfg") is not None:
         cfg = unwrap(state["cfg"])
         if not isinstance(cfg, dict):
@@ -168,9 +174,22 @@ def read_state(state: dict[str, Any]) -> tuple[ModelConfig, dict[str, Tensor], d
     for name, section in {"model": model_cfg, "task": task_cfg}.items():
         if not isinstance(section, dict):
             raise CheckpointError(f"its configuration has no {name} section; expected one")
-    if model_name(model_cfg) == CTC_NAME:
+    if model_name(model_cfg) in CTC_NAMES:
         model_cfg, task_cfg, weights = inside_ctc(model_cfg, task_cfg, weights)
-    return read_config(model_cfg, task_cfg, weights), weights, model_cfg, task_cfg
+    return read_model(model_cfg, task_cfg, weights)
+
+
+def read_model(
+    model_cfg: dict[str, Any], task_cfg: dict[str, Any], weights: dict[str, Tensor]
+) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """Config, weights, model_cfg and task_cfg; of a HuBERT those of a wav2vec 2.0, without what only trained HuBERT."""
+    config = read_config(model_cfg, task_cfg, weights)
+    if model_name(model_cfg) == HUBERT:
+        kept = {*(field.theirs for field in MODEL_FIELDS), *ONLY}
+        model_cfg = {"_name": "wav2vec2", **{key: value for key, value in model_cfg.items() if key in kept}}
+        task_cfg = {"_name": "audio_pretraining", "sample_rate": SAMPLE_RATE, "normalize": config.normalize}
+        weights = {name: weight for name, weight in weights.items() if not name.startswith(HUBERT_TRAINING)}
+    return config, weights, model_cfg, task_cfg
 
 
 def model_name(model_cfg: dict[str, Any]) -> Any:
@@ -182,7 +201,7 @@ def split_namespace(args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Model and task configuration from the flat arguments of an older file."""
     if not isinstance(args, dict):
         raise CheckpointError(f"its args entry is {type(args).__name__}; expected fairseq's arguments")
-    known = MODEL_KEYS | TASK_KEYS | {"arch", "task"} | ({"w2v_args"} if args.get("arch") == CTC_NAME else set())
+    known = MODEL_KEYS | TASK_KEYS | {"arch", "task"} | ({"w2v_args"} if args.get("arch") in CTC_NAMES else set())
     args = plain({key: value for key, value in args.items() if key in known})
     model_cfg = {"_name": args["arch"]} if args.get("arch") else {}
     model_cfg |= {key: value for key, value in args.items() if key in MODEL_KEYS | {"w2v_args"}}
@@ -221,7 +240,7 @@ def read_config(model_cfg: dict[str, Any], task_cfg: dict[str, Any], weights: di
     """
     name = model_name(model_cfg)
     if name not in (*MODEL_NAMES, None):
-        raise CheckpointError(f"its model is {shown(name)}; expected one of {', '.join(MODEL_NAMES)}, {CTC_NAME}")
+        raise CheckpointError(f"its model is {shown(name)}; expected one of {', '.join((*MODEL_NAMES, *CTC_NAMES))}")
     for key, only in ONLY.items():
         if model_cfg.get(key) not in (only, None):
             raise CheckpointError(f"its model has {key} {shown(model_cfg[key])}; only {only!r} is supported")

@@ -1,5 +1,9 @@
-"""Reads and writes Hugging Face's wav2vec 2.0 folders: config.json, preprocessor_config.json and the weights."""
+"""Reads and writes Hugging Face's folders: config.json, preprocessor_config.json and the weights.
 
+A model without a compressor is transformers' wav2vec 2.0, one with a compressor the model of ``s3prl_ofa.hf``.
+"""
+
+import dataclasses
 import json
 import logging
 import pathlib
@@ -12,10 +16,11 @@ from torch import Tensor
 
 from s3prl_ofa.checkpoint.contents import Checkpoint, as_weights, codebook_sizes, named, split_weight_norm
 from s3prl_ofa.checkpoint.torch_file import read_torch_file
-from s3prl_ofa.errors import CheckpointError, UsageError, shown, shown_text
+from s3prl_ofa.errors import CheckpointError, shown, shown_text
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.model.config import SAMPLE_RATE, ModelConfig
-from s3prl_ofa.model.names import PRETRAINING
+from s3prl_ofa.model.names import PRETRAINING, from_fairseq, to_fairseq
+from s3prl_ofa.model.ofa import OFAWav2Vec2
 from s3prl_ofa.model.storage import read_tensors
 
 logger = logging.getLogger(__name__)
@@ -24,8 +29,12 @@ CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "mode
 PROCESSOR = "processor_config.json"  # where transformers 5 puts the same, under feature_extractor, beside a tokenizer
 WEIGHT_FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 PREFIX = "wav2vec2."  # of the model inside a model with a head
+HUBERT = "hubert"  # the same network as wav2vec 2.0
 MAX_JSON = 2**22  # bytes
 HEADS = ("lm_head.", "projector.", "classifier.", "layer_weights")  # of fine-tuned models, left out
+OFA_TYPE = "ofa_wav2vec2"  # the model_type of s3prl_ofa.hf
+MODEL_TYPES = ("wav2vec2", HUBERT, OFA_TYPE)
+OFA_PREFIX = "model."  # of OFAWav2Vec2 inside it, below OFA_TYPE if there is a head
 
 # --- one row per setting: its name in ModelConfig, its name and default in Hugging Face's config ---
 
@@ -48,8 +57,9 @@ CONV_FIELDS = (  # the three numbers of ModelConfig.conv_layers
 )
 # Settings of which only one value is supported, because they change what the model computes.
 ONLY = {
-    "model_type": "wav2vec2",
     "feat_extract_activation": "gelu",
+    "feat_proj_layer_norm": True,
+    "conv_pos_batch_norm": False,
     "layer_norm_eps": 1e-5,
     "add_adapter": False,
     "adapter_attn_dim": None,
@@ -120,11 +130,14 @@ def read_folder(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         raise CheckpointError(
             f"a folder without {CONFIG}; expected a Hugging Face wav2vec 2.0 model or a checkpoint file"
         )
-    config = read_config(read_json(folder / CONFIG), reads_normalized(folder))
+    values = read_json(folder / CONFIG)
+    if values.get("model_type") == OFA_TYPE:
+        return read_ofa(values, read_weights(folder))
+    config = read_config(values, reads_normalized(folder))
     families = [*FAMILIES, CONV_NORM[config.conv_norm], *PRETRAINING_FAMILIES]
     weights, unknown = {}, set()
     for name, weight in read_weights(folder).items():
-        ours = rename(name.removeprefix(PREFIX), families)
+        ours = rename(name.removeprefix(PREFIX).removeprefix(f"{HUBERT}."), families)
         if ours is not None:
             weights[ours] = weight
         elif name.startswith(HEADS):
@@ -134,6 +147,28 @@ def read_folder(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     if unknown:
         raise CheckpointError(f"unknown weights {named(unknown)}; expected those of a Hugging Face wav2vec 2.0")
     return config, as_weights(weights, "its weights")
+
+
+def read_ofa(values: dict[str, Any], weights: dict[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Config and weights of a model of ``s3prl_ofa.hf``. values: of ``config.json``; missing ones are defaults."""
+    try:
+        config = ModelConfig(
+            **{field.name: values[field.name] for field in dataclasses.fields(ModelConfig) if field.name in values}
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{CONFIG} cannot be a model: {error}") from error
+    state = {name.removeprefix(f"{OFA_TYPE}."): weight for name, weight in weights.items()}
+    state = {name.removeprefix(OFA_PREFIX): weight for name, weight in state.items() if not name.startswith(HEADS)}
+    return config, internal_weights(state, config)
+
+
+def internal_weights(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Weights under fairseq's names from those of an OFAWav2Vec2 in a file. Raises CheckpointError."""
+    try:
+        return as_weights(to_fairseq(state, config), "its weights")
+    except (LookupError, RuntimeError) as error:
+        found = shown_text(str(error))
+        raise CheckpointError(f"its weights are not those that its configuration describes ({found})") from error
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -166,11 +201,12 @@ def reads_normalized(folder: pathlib.Path) -> bool:
 
 def read_config(values: dict[str, Any], normalize: bool) -> ModelConfig:
     """ModelConfig from the values of ``config.json``; missing ones have Hugging Face's defaults."""
+    if values.get("model_type") not in MODEL_TYPES:
+        found = shown(values.get("model_type"))
+        raise CheckpointError(f"{CONFIG} says model_type {found}; expected one of {', '.join(MODEL_TYPES)}")
     for key, only in ONLY.items():
         if values.get(key, only) != only:
             raise CheckpointError(f"{CONFIG} says {key} {shown(values[key])}; only {only!r} is supported")
-    if "model_type" not in values:
-        raise CheckpointError(f"{CONFIG} has no model_type; expected 'wav2vec2'")
     columns = []
     for key, of_base in CONV_FIELDS:
         column = values.get(key, of_base)
@@ -224,23 +260,52 @@ def read_weight_file(path: pathlib.Path) -> dict[str, Tensor]:
 # --- writing ---
 
 
-def check_expressible(checkpoint: Checkpoint) -> None:
-    """Raises UsageError for a model that Hugging Face's wav2vec 2.0 cannot hold."""
-    if checkpoint.config.compressor != "none" or checkpoint.config.pooling > 1:
-        part = "average pooling" if checkpoint.config.compressor == "none" else "a compressor"
-        raise UsageError(
-            f"{checkpoint.path} has {part}, which a Hugging Face wav2vec 2.0 cannot hold; "
-            "convert it to safetensors, fairseq or s3prl"
-        )
-
-
 def write_folder(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
     """Writes the three files into an existing folder.
 
-    A checkpoint with all weights of pretraining becomes a Wav2Vec2ForPreTraining, any other a Wav2Vec2Model. Weights
-    for which the model has no place are dropped, with a warning.
+    A checkpoint with a compressor becomes an OFAWav2Vec2Model, one with all weights of pretraining a
+    Wav2Vec2ForPreTraining, any other a Wav2Vec2Model. Weights for which the model has no place are dropped, with a
+    warning.
     """
-    check_expressible(checkpoint)
+    config = checkpoint.config
+    plain = config.compressor == "none" and config.pooling == 1
+    if plain:
+        values, tensors, left_out = as_wav2vec2(checkpoint)
+    else:
+        values, tensors, left_out = as_ofa(checkpoint)
+    if left_out:
+        logger.warning("the weights %s are dropped: the Hugging Face model has no place for them", named(left_out))
+    extractor = {
+        "do_normalize": config.normalize and plain,  # an OFAWav2Vec2Model does it itself
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": config.conv_norm == "layer" or not plain,
+        "sampling_rate": SAMPLE_RATE,
+    }
+    for name, content in {CONFIG: values, PREPROCESSOR: extractor}.items():
+        (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    with atomic_path(folder / WEIGHTS) as temporary:  # save_file alone would make it readable only by its owner
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"format": "pt"})
+
+
+def as_ofa(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor], set[str]]:
+    """The values of ``config.json``, the weights, and the names of those left out, of a model of ``s3prl_ofa.hf``."""
+    config, weights = checkpoint.config, checkpoint.weights
+    with torch.device("meta"):
+        names = OFAWav2Vec2(config).state_dict()
+    state = from_fairseq(weights, config, names, weights["layer_norm.weight"].dtype)
+    values = {"architectures": ["OFAWav2Vec2Model"], "model_type": OFA_TYPE, **config.to_dict()}
+    return (
+        values,
+        {OFA_PREFIX + name: weight for name, weight in state.items()},
+        set(filter(PRETRAINING.match, weights)),
+    )
+
+
+def as_wav2vec2(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor], set[str]]:
+    """The same of transformers' wav2vec 2.0."""
     config, weights = checkpoint.config, split_weight_norm(checkpoint.weights)
     if not config.projection:  # Hugging Face's model always has one: the identity
         like = weights["layer_norm.weight"]
@@ -257,30 +322,15 @@ def write_folder(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
     unknown = {name for name in left_out if not PRETRAINING.match(name)}
     if unknown:
         raise CheckpointError(f"unknown weights {named(unknown)}; expected those of a wav2vec 2.0")
-    if left_out:
-        logger.warning("the weights %s are dropped: the Hugging Face model has no place for them", named(left_out))
-
-    values = config_values(checkpoint, for_pretraining)
-    extractor = {
-        "do_normalize": config.normalize,
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "feature_size": 1,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": config.conv_norm == "layer",
-        "sampling_rate": SAMPLE_RATE,
-    }
-    for name, content in {CONFIG: values, PREPROCESSOR: extractor}.items():
-        (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    tensors = {names[name]: weight.contiguous() for name, weight in weights.items() if name in names}
-    with atomic_path(folder / WEIGHTS) as temporary:  # save_file alone would make it readable only by its owner
-        save_file(tensors, temporary, {"format": "pt"})
+    tensors = {names[name]: weight for name, weight in weights.items() if name in names}
+    return config_values(checkpoint, for_pretraining), tensors, left_out
 
 
 def config_values(checkpoint: Checkpoint, for_pretraining: bool) -> dict[str, Any]:
     """The values of ``config.json``."""
     config, weights = checkpoint.config, checkpoint.weights
-    values = {"architectures": ["Wav2Vec2ForPreTraining" if for_pretraining else "Wav2Vec2Model"], **ONLY}
+    architecture = "Wav2Vec2ForPreTraining" if for_pretraining else "Wav2Vec2Model"
+    values = {"architectures": [architecture], "model_type": "wav2vec2", **ONLY}
     values |= {key: getattr(config, field) for field, key, _ in FIELDS}
     values |= {
         key: list(column) for (key, _), column in zip(CONV_FIELDS, zip(*config.conv_layers, strict=True), strict=True)

@@ -9,18 +9,16 @@ from typing import Any
 
 import torch
 
-from s3prl_ofa.checkpoint import fairseq_format, huggingface, s3prl_format
+from s3prl_ofa.checkpoint import experiment, fairseq_format, huggingface, s3prl_format
 from s3prl_ofa.checkpoint.contents import DTYPES, Checkpoint, as_weights, check_sizes, named
+from s3prl_ofa.checkpoint.sources import checkpoint_path, is_remote
 from s3prl_ofa.checkpoint.torch_file import PICKLE_MAGIC, ZIP_MAGIC, read_torch_file
 from s3prl_ofa.device import fastest_dtype, resolve_device
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.model import OFAWav2Vec2
 from s3prl_ofa.model.products import use_int8
 from s3prl_ofa.model.storage import read_safetensors
-from s3prl_ofa.resources import PACKAGE
 
-# Checkpoints of this package, by name.
-BUNDLED: dict[str | os.PathLike, pathlib.Path] = {"tiny": PACKAGE / "demo" / "tiny.safetensors"}
 GIT_LFS_MAGIC = b"version https://git-lfs"
 
 
@@ -30,7 +28,9 @@ def load(
     """The model of a checkpoint of any known format, in eval mode, on ``device`` in ``dtype``.
 
     path: the file of the reference, of fairseq, converted for S3PRL or in this project's safetensors; the folder of a
-        Hugging Face wav2vec 2.0; or ``"tiny"``, the checkpoint that comes with this package. Nothing in it is run.
+        Hugging Face model, of our safetensors or of an S3PRL experiment that trained the upstream (``-f``); a
+        repository of the Hugging Face Hub (``"user/name"``, ``"hf://user/name@revision"``) or a URL that holds one of
+        these; or ``"tiny"``, the checkpoint that comes with this package. Nothing in it is run.
     device: a torch device, or ``"auto"`` for CUDA where there is a GPU and the CPU elsewhere.
     dtype: a torch dtype or its name; ``"auto"`` for bfloat16 where the device has instructions for it and float32
         elsewhere; or ``"int8"``, on a CPU, for linear layers in 8 bits and the rest as ``"auto"`` has it.
@@ -58,25 +58,21 @@ def load(
     return model.to(device).eval()
 
 
-def checkpoint_path(path: str | os.PathLike) -> pathlib.Path:
-    """``path``, or where ``path`` is the name of a bundled checkpoint, that of its file; ``./NAME`` is never a name."""
-    return BUNDLED.get(path) or pathlib.Path(path)
-
-
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Configuration and weights of a checkpoint of any known format, which is recognised by its content.
 
     path: as in ``load``. Raises CheckpointError naming the file if it is missing, damaged, not safe to read, not a
     checkpoint or not of a supported model.
     """
-    path = checkpoint_path(path)
-    with naming(path):
-        if path.is_dir():
-            config, weights = huggingface.read_folder(path)
-            checkpoint = Checkpoint(config, weights, {}, {}, "huggingface", path)
-        else:
-            checkpoint = read_file(path)
-        check_sizes(checkpoint.config, checkpoint.weights)
+    source, path = path, checkpoint_path(path)
+    try:
+        with naming(path):
+            checkpoint = read_folder(path) if path.is_dir() else read_file(path)
+            check_sizes(checkpoint.config, checkpoint.weights)
+    except CheckpointError as error:
+        if not is_remote(source):
+            raise
+        raise CheckpointError(f"what was downloaded from {source} is not a checkpoint: {error}") from error
     return checkpoint
 
 
@@ -89,6 +85,20 @@ def naming(path: pathlib.Path, errors: tuple[type[Exception], ...] = (ValueError
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         text = text.removeprefix(f"{path}: ")
         raise CheckpointError(f"{path}: {text}") from error
+
+
+def read_folder(path: pathlib.Path) -> Checkpoint:
+    """The checkpoint in a folder: a Hugging Face model, one file of our safetensors, or the last of an experiment.
+
+    Raises CheckpointError.
+    """
+    if states := experiment.states_files(path):
+        return read_file(states[0])
+    files = list(path.glob("*.safetensors"))
+    if len(files) == 1 and not (path / huggingface.CONFIG).exists():
+        return read_file(files[0])
+    config, weights = huggingface.read_folder(path)
+    return Checkpoint(config, weights, {}, {}, "huggingface", path)
 
 
 def read_file(path: pathlib.Path) -> Checkpoint:
@@ -131,6 +141,8 @@ def read_torch_state(path: pathlib.Path, state: Any) -> Checkpoint:
         raise CheckpointError(f"holds a {type(state).__name__}; expected the dict of a fairseq or S3PRL checkpoint")
     if set(s3prl_format.KEYS) <= set(state):
         return Checkpoint(*s3prl_format.read_state(state), "s3prl", path)
+    if set(experiment.KEYS) <= set(state):
+        return Checkpoint(*experiment.read_state(state), {}, {}, "experiment", path)
     if "model" in state and ("cfg" in state or "args" in state):
         return Checkpoint(*fairseq_format.read_state(state), "fairseq", path)
     if (path.parent / huggingface.CONFIG).is_file():

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from s3prl_ofa.checkpoint.contents import Checkpoint, as_weights
-from s3prl_ofa.checkpoint.fairseq_format import fairseq_parts, read_config
+from s3prl_ofa.checkpoint.fairseq_format import fairseq_parts, read_model
 from s3prl_ofa.checkpoint.plain_values import plain
 from s3prl_ofa.errors import CheckpointError
 from s3prl_ofa.model.config import ModelConfig
@@ -20,7 +20,7 @@ def read_state(state: dict[str, Any]) -> tuple[ModelConfig, dict[str, Tensor], d
     for name, section in {"model_cfg": model_cfg, "task_cfg": task_cfg}.items():
         if not isinstance(section, dict):
             raise CheckpointError(f"its {name} entry is {type(section).__name__}; expected a configuration")
-    return read_config(model_cfg, task_cfg, weights), weights, model_cfg, task_cfg
+    return read_model(model_cfg, task_cfg, weights)
 
 
 def write_state(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -177,11 +177,14 @@ STAND_INS: dict[type[StandIn], Iterable[str]] = {
         # types named in fairseq's structured omegaconf configurations, and the letters of a fine-tuned model
         "fairseq.data.dictionary.Dictionary",
         "fairseq.dataclass.configs.FairseqConfig",
+        "fairseq.models.hubert.hubert.HubertConfig",
+        "fairseq.models.hubert.hubert_asr.HubertCtcConfig",
         "fairseq.models.wav2vec.wav2vec2.Wav2Vec2Config",
         "fairseq.models.wav2vec.wav2vec2_asr.Wav2Vec2CtcConfig",
         "fairseq.tasks.audio_pretraining.AudioPretrainingConfig",
         "fairseq.tasks.audio_pretraining.InferredW2vConfig",
         "fairseq.tasks.audio_finetuning.AudioFinetuningConfig",
+        "fairseq.tasks.hubert_pretraining.HubertPretrainingConfig",
     ),
 }
 STORAGE_DTYPES = {

@@ -3,6 +3,7 @@
 import argparse
 import math
 import sys
+from typing import Any
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.extract.extraction import Extraction
@@ -11,6 +12,8 @@ from s3prl_ofa.extract.shards import ATTEMPTS, run_shards, shard_slots
 from s3prl_ofa.extract.store import open_store
 from s3prl_ofa.extract.tally import Tally
 from s3prl_ofa.extract.writers import get_format
+
+ALL, WEIGHTED = "all", "weighted"  # of --layer
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dtype == "auto":  # a folder must not mix what it is on different machines
         args.dtype = str(model.feature_norm.weight.dtype).removeprefix("torch.")
     layers = check_layers(args.layer, model.config.layers)
+    mix = check_weights(args, model.config.layers + 1)
     period_ms = model.config.frame_period_ms
     if model.compressor is None and rate not in ({"lambd": 0.0}, {"frame_period_ms": period_ms}):
         raise UsageError(
@@ -39,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
         **rate,
         "allow_beyond_one": args.allow_beyond_one,
         **window,
-        "layer": args.layer if args.layer == "all" else layers if len(layers) > 1 else layers[0],
+        "layer": args.layer if args.layer in (ALL, WEIGHTED) else layers if len(layers) > 1 else layers[0],
+        **mix,
         "dtype": args.dtype,
         "format": args.format,
         # last, because it also changes with the dtype, and then the message should name the dtype
@@ -53,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
         left = list(with_seconds(utterances, todo, output_format.suffix, tally.fail))
         dead = {}
         if slots is None:
-            Extraction(model, options, output_format, tally).run(left, args.batch_seconds)
+            Extraction(model, options, output_format, tally, **mix).run(left, args.batch_seconds)
         else:
             given = {name: getattr(args, name) for name in ("ckpt", "dtype", "format", "batch_seconds")}
-            work = {**given, "checkpoint": settings["checkpoint"], "options": options}
+            work = {**given, "checkpoint": settings["checkpoint"], "options": options, "mix": mix}
             dead = run_shards(slots, left, work, tally)
         tally.report(len(utterances), len(utterances) - len(todo))
     for shard, reason in dead.items():
@@ -95,13 +100,25 @@ def check_windows(args: argparse.Namespace) -> dict[str, float]:
     return window
 
 
+def check_weights(args: argparse.Namespace, states: int) -> dict[str, Any]:
+    """With ``--layer weighted`` the weights of the hidden states, as keyword arguments of Extraction."""
+    from s3prl_ofa.checkpoint.experiment import read_layer_weights
+
+    if (args.layer == WEIGHTED) != (args.weights is not None):
+        raise UsageError("--layer weighted and --weights EXPERIMENT need each other")
+    if args.weights is None:
+        return {}
+    weights, normalize = read_layer_weights(args.weights, states)
+    return {"layer_weights": weights, "normalize_layers": normalize}
+
+
 def check_layers(text: str | None, layers: int) -> list[int]:
     """The numbers of the hidden states that ``--layer`` names. Raises UsageError."""
-    if text == "all":
+    if text in (ALL, WEIGHTED):
         return list(range(layers + 1))
     numbers = [str(layers)] if text is None else text.split(",")
     if not all(number.isdecimal() and int(number) <= layers for number in numbers):
         raise UsageError(
-            f"--layer must be a whole number from 0 to {layers}, several such as 2,4, or all; found {text}"
+            f"--layer must be a whole number from 0 to {layers}, several such as 2,4, all or weighted; found {text}"
         )
     return [int(number) for number in numbers]

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_audio
 from s3prl_ofa.progress import Progress
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from s3prl_ofa.model import OFAWav2Vec2
 
 logger = logging.getLogger(__name__)
@@ -26,12 +28,17 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class Extraction:
-    """One process's work: what to compute, where to write it, and what became of it."""
+    """One process's work: what to compute, where to write it, and what became of it.
+
+    layer_weights: to write the sum of the hidden states with these weights, and normalize_layers, after a layer norm.
+    """
 
     model: "OFAWav2Vec2"
     options: dict[str, Any]  # of the model's extract
     output_format: Format
     tally: Tally
+    layer_weights: list[float] | None = None
+    normalize_layers: bool = False
 
     def run(self, utterances: list[tuple[Utterance, float]], batch_seconds: float) -> None:
         """Extracts (utterance, seconds) pairs."""
@@ -89,8 +96,20 @@ class Extraction:
                 self.extract([pair], behind)
             return
         sources = [(utterance, len(wave) / SAMPLE_RATE) for utterance, wave in loaded]
-        states = [as_array(state) for state in out.hidden_states]
+        states = [as_array(state) for state in self.mixed(out.hidden_states)]
         behind(self.write_batch, sources, states, out.lengths.tolist(), out.times.cpu().numpy(), out.lambd.tolist())
+
+    def mixed(self, states: Sequence["Tensor"]) -> Sequence["Tensor"]:
+        """The hidden states (batch, frames, dim), or their weighted sum, as S3PRL's Featurizer computes it."""
+        import torch
+        import torch.nn.functional as F
+
+        if self.layer_weights is None:
+            return states
+        if self.normalize_layers:
+            states = [F.layer_norm(state, state.shape[-1:]) for state in states]
+        parts = [weight * state for weight, state in zip(self.layer_weights, states, strict=True)]
+        return [torch.stack(parts).sum(0)]
 
     def write_batch(
         self,

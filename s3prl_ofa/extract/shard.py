@@ -88,7 +88,7 @@ def run(folder: pathlib.Path) -> int:
             (Utterance(pathlib.Path(path), *fields), seconds) for path, *fields, seconds in work["utterances"]
         ]
         tally = Tally(store, period_ms=None)
-        extraction = Extraction(model, work["options"], get_format(work["format"]), tally)
+        extraction = Extraction(model, work["options"], get_format(work["format"]), tally, **work["mix"])
         left = [(utterance, seconds) for utterance, seconds in utterances if not store.is_finished(utterance)]
         extraction.run(left, work["batch_seconds"])
     return 0

@@ -16,7 +16,7 @@ from s3prl_ofa.model.config import ModelConfig
 
 # Weights that only pretraining uses.
 PRETRAINING = re.compile(
-    r"(mask_emb$|quantizer\.|input_quantizer\.|project_q\.|project_inp\.|final_proj\.|target_glu\.|_ema$)"
+    r"(mask_emb$|quantizer\.|input_quantizer\.|project_q\.|project_inp\.|label_embs_concat$|final_proj\.|target_glu\.|_ema$)"
 )
 POS_CONV_WEIGHT = "encoder.pos_conv.0.weight"  # in fairseq one weight, or two with weight norm, _g and _v
 POS_CONV = "encoder.pos_conv.weight"  # (dim, dim / groups, 1, kernel) here, without the 1 in fairseq

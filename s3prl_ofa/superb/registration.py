@@ -17,33 +17,25 @@ import wrapt
 from torch import Tensor
 
 from s3prl_ofa.checkpoint import checkpoint_path
-from s3prl_ofa.errors import CheckpointError, UsageError
+from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.compat import shims
 from s3prl_ofa.superb.compat.workers import register_in_workers
 from s3prl_ofa.superb.upstream.expert import UpstreamExpert, adapt_s3prl
 
 XVECTOR_FRAMES = 16
-URL_SCHEMES = ("http://", "https://")
 
 
 def ofa_wav2vec2(ckpt: str | os.PathLike | None = None, refresh: bool = False, **options: Any) -> UpstreamExpert:
-    """The upstream from a checkpoint of any known format: a file, a folder or a URL.
+    """The upstream from a checkpoint: a file, a folder, a repository of the Hugging Face Hub, or a URL.
 
-    A URL is downloaded once, through S3PRL's cache, or again with ``refresh``. options: model_config, lambd,
-    frame_period_ms, output_frames, repeat; see UpstreamExpert.
+    refresh: download what a URL names again. options: model_config, lambd, frame_period_ms, output_frames, repeat; see
+    UpstreamExpert.
     """
     if ckpt is None:
-        raise UsageError("ofa_wav2vec2 needs a checkpoint: give ckpt (S3PRL's -k), a file or a URL")
-    if not os.fspath(ckpt).startswith(URL_SCHEMES):
-        if not checkpoint_path(ckpt).exists():
-            raise UsageError(f"there is no checkpoint at {os.fspath(ckpt)}")
-        return UpstreamExpert(ckpt, **options)
-    from s3prl.util.download import urls_to_filepaths
-
-    try:
-        return UpstreamExpert(urls_to_filepaths(os.fspath(ckpt), refresh=refresh), **options)
-    except CheckpointError as error:
-        raise CheckpointError(f"what was downloaded from {ckpt} is not a checkpoint: {error}") from error
+        raise UsageError("ofa_wav2vec2 needs a checkpoint: give ckpt (S3PRL's -k), a file, a Hub repository or a URL")
+    if not checkpoint_path(ckpt, refresh).exists():
+        raise UsageError(f"there is no checkpoint at {os.fspath(ckpt)}")
+    return UpstreamExpert(ckpt, **options)
 
 
 # S3PRL's customary names for entries that take a file, a URL or either

@@ -51,11 +51,10 @@ WRONG_STATES = {
         r"missing cif_subsampler",
     ),
     "huge config": (lambda cfg, w: {"cfg": changed(cfg, encoder_layers=10**9), "model": w}, r"asks for 1000000000"),
-    "hubert": (
-        lambda cfg, w: {"cfg": changed(cfg, _name="hubert"), "model": w},
-        r"model is 'hubert'; expected one of wav2vec2",
+    "data2vec": (
+        lambda cfg, w: {"cfg": changed(cfg, _name="data2vec_audio"), "model": w},
+        r"model is 'data2vec_audio'; expected one of wav2vec2",
     ),
-    "data2vec": (lambda cfg, w: {"cfg": changed(cfg, _name="data2vec_audio"), "model": w}, r"'data2vec_audio'"),
     "conformer": (
         lambda cfg, w: {"cfg": changed(cfg, layer_type="conformer"), "model": w},
         r"layer_type 'conformer'; only",

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from s3prl_ofa.checkpoint import convert, load, read_checkpoint
-from s3prl_ofa.errors import CheckpointError, UsageError
+from s3prl_ofa.errors import CheckpointError
 from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
 from s3prl_ofa.model.storage import write_safetensors
 
@@ -97,6 +97,21 @@ def test_parity(folder, kind, name):
     checkpoint = read_checkpoint(path)
     assert checkpoint.format == "huggingface" and checkpoint.model_cfg == {} and checkpoint.task_cfg == {}
     assert ("quantizer.vars" in checkpoint.weights) == (name == "Wav2Vec2ForPreTraining")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["HubertModel", "HubertForCTC"])
+def test_hubert(transformers, tmp_path, kind, name):
+    """HuBERT's network is wav2vec 2.0's."""
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(transformers.HubertConfig(**{**SMALL, **KINDS[kind]})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": kind == "large"}))
+    assert_same_states(tmp_path, getattr(model, "hubert", model), kind == "large")
+    assert load(tmp_path).compressor is None
 
 
 @pytest.mark.parametrize("old_names", [True, False], ids=["weight_g", "parametrizations"])
@@ -222,7 +237,9 @@ def test_training_settings_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_type": "hubert"}, "model_type 'hubert'; only 'wav2vec2'"),
+        ({"model_type": "wavlm"}, "model_type 'wavlm'; expected one of wav2vec2, hubert"),
+        ({"model_type": "data2vec-audio"}, "model_type 'data2vec-audio'; expected one of"),
+        ({"model_type": "hubert", "feat_proj_layer_norm": False}, "feat_proj_layer_norm False; only True"),
         ({"add_adapter": True}, "add_adapter True"),
         ({"adapter_attn_dim": 16}, "adapter_attn_dim 16"),
         ({"layer_norm_eps": 1e-3}, "layer_norm_eps 0.001"),
@@ -277,7 +294,7 @@ def test_damaged_folders(folder):
     refused("do_normalize")
     (path / "config.json").write_text("{}")
     (path / "preprocessor_config.json").unlink()
-    refused("no model_type")
+    refused("model_type None")
 
 
 def test_a_file_of_the_folder_is_told_to_be_one(folder):
@@ -290,8 +307,8 @@ def test_a_file_of_the_folder_is_told_to_be_one(folder):
         read_checkpoint(path / "pytorch_model.bin")
 
 
-def test_compressor_cannot_be_written(tmp_path):
-    """A model with a compressor is refused for a Hugging Face folder, and nothing is written."""
+def test_compressor(tmp_path):
+    """A model with a compressor becomes a folder of s3prl_ofa.hf, and comes back bit for bit."""
     config = ModelConfig(
         conv_layers=((8, 400, 320),),
         dim=8,
@@ -303,6 +320,7 @@ def test_compressor_cannot_be_written(tmp_path):
         compressor="cif",
     )
     OFAWav2Vec2(config).save(tmp_path / "own.safetensors")
-    with pytest.raises(UsageError, match="has a compressor"):
-        convert(tmp_path / "own.safetensors", tmp_path / "hf")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["own.safetensors"]
+    convert(tmp_path / "own.safetensors", tmp_path / "hf")
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["model_type"] == "ofa_wav2vec2"
+    assert load(tmp_path / "hf").fingerprint() == load(tmp_path / "own.safetensors").fingerprint()
+    assert load(tmp_path / "hf").config == config

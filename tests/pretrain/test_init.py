@@ -67,12 +67,29 @@ def safetensors(folder):
     return folder / "own.safetensors"
 
 
+def hubert(folder):
+    """Its final projection and its units are of another training."""
+    state = torch.load(plain_fairseq(folder), weights_only=True)
+    lacking = ("quantizer.", "project_q.")
+    weights = {name: weight for name, weight in state["model"].items() if not name.startswith(lacking)}
+    weights |= {"label_embs_concat": torch.zeros(5, 4), "final_proj.weight": torch.zeros(4, 32)}
+    cfg = {"model": {**state["cfg"]["model"], "_name": "hubert"}, "task": state["cfg"]["task"]}
+    torch.save({"cfg": cfg, "model": weights}, folder / "hubert.pt")
+    return folder / "hubert.pt"
+
+
 def reference(folder):
     return REFERENCE
 
 
 @pytest.mark.parametrize(
-    "make", [plain_fairseq, hugging_face, pytest.param(safetensors, marks=pytest.mark.slow), reference]
+    "make",
+    [
+        plain_fairseq,
+        hugging_face,
+        *(pytest.param(make, marks=pytest.mark.slow) for make in (safetensors, hubert)),
+        reference,
+    ],
 )
 def test_beginning_from_a_checkpoint(train, tmp_path, make):
     """Training starts from the weights of any known format (at learning rate 0 they stay), with a new compressor
@@ -84,6 +101,8 @@ def test_beginning_from_a_checkpoint(train, tmp_path, make):
     found, expected = effective(found), effective(read_checkpoint(REFERENCE)["model"])
     assert found.keys() == expected.keys()
     lacking = {plain_fairseq: (COMPRESSOR,), hugging_face: (COMPRESSOR,)}.get(make, ())
+    if make is hubert:
+        lacking = (COMPRESSOR, "quantizer.", "project_q.", "final_proj.")
     if make is safetensors:
         lacking = PRETRAINING_ONLY  # a model for inference does not keep them
     for key, weight in expected.items():

@@ -10,13 +10,13 @@ import logging
 import os
 import pathlib
 import pickle
-import re
 import zipfile
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from s3prl_ofa.checkpoint.experiment import STATES, UPSTREAM, UPSTREAM_CONFIG, states_files
 from s3prl_ofa.checkpoint.safe_loading import explain_refusal, namespace_in_checkpoints
 from s3prl_ofa.checkpoint.torch_file import check_torch_file
 from s3prl_ofa.errors import CheckpointError, UsageError
@@ -27,7 +27,6 @@ from s3prl_ofa.superb.downstream.resume import Position
 
 logger = logging.getLogger(__name__)
 
-STATES = re.compile(r"states-(\d+)\.ckpt")
 # the types of its entries
 TYPES = {"Args": argparse.Namespace, "Step": int, "Epoch": int, "Config": dict, "Optimizer": dict, "Scheduler": dict}
 TYPES |= dict.fromkeys(("Upstream", "Featurizer", "Rate", "Downstream", POSITION), dict)
@@ -41,6 +40,7 @@ class SafeSaves:
     def __init__(self) -> None:
         self.outdated: list[str] = []
         self.position: Position | None = None  # saved too
+        self.upstream_config: dict[str, Any] | None = None  # saved beside the weights of an upstream that is trained
 
     def remove(self, path: str) -> None:
         """Marks the file to be removed when the next ``states-*.ckpt`` is in place."""
@@ -49,18 +49,14 @@ class SafeSaves:
     def save(self, states: Any, path: str) -> None:
         if self.position is not None:
             states = {**states, POSITION: self.position.state()}
+        if UPSTREAM in states and self.upstream_config is not None:
+            states = {**states, UPSTREAM_CONFIG: self.upstream_config}
         with atomic_path(path, sync=True) as temporary, temporary.open("wb") as file:
             torch.save(states, file)
         if STATES.fullmatch(os.path.basename(path)):
             for outdated in set(self.outdated) - {os.path.abspath(path)}:
                 pathlib.Path(outdated).unlink(missing_ok=True)
             self.outdated.clear()
-
-
-def states_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The ``states-<step>.ckpt`` of a folder, the last step first."""
-    steps = {path: int(found[1]) for path in folder.glob("states-*.ckpt") if (found := STATES.fullmatch(path.name))}
-    return sorted(steps, key=steps.__getitem__, reverse=True)
 
 
 def past_checkpoints(past_exp: str | None, auto_resume: bool, expdir: str | None) -> list[pathlib.Path]:

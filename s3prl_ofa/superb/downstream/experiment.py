@@ -12,18 +12,18 @@ import yaml
 from s3prl.utility.helper import get_time_tag, is_leader_process, override
 
 from s3prl_ofa.arguments.run_downstream import option
-from s3prl_ofa.checkpoint import checkpoint_path
+from s3prl_ofa.checkpoint import checkpoint_path, is_remote
 from s3prl_ofa.errors import UsageError, shown
 from s3prl_ofa.io.files import atomic_write
 from s3prl_ofa.output import tell
 from s3prl_ofa.superb.compat import plain_names
 from s3prl_ofa.superb.compat.caches import secure_caches
 from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
-from s3prl_ofa.superb.downstream import processes
+from s3prl_ofa.superb.downstream import fine_tuning, processes
 from s3prl_ofa.superb.downstream.checkpoints import initial_states, newest_readable, past_checkpoints
 from s3prl_ofa.superb.downstream.parser import OurOptions
 from s3prl_ofa.superb.learned_rate.training import at_max_lambd, check_change, initial_frame_period
-from s3prl_ofa.superb.registration import ENTRIES, URL_SCHEMES
+from s3prl_ofa.superb.registration import ENTRIES
 from s3prl_ofa.superb.tasks import configs, experiment_data, speakers
 from s3prl_ofa.superb.tasks.ctc_feasibility import check_ctc
 from s3prl_ofa.superb.tasks.labels import settle_labels
@@ -61,7 +61,8 @@ def read(args: argparse.Namespace, ours: OurOptions) -> tuple[argparse.Namespace
         args.expdir = f"result/downstream/{args.expname}"
     # absolute, because the experiment may be resumed from another folder
     args.expdir = args.expdir and os.path.abspath(args.expdir)
-    if args.upstream_ckpt is not None and (ckpt := checkpoint_path(args.upstream_ckpt)).exists():
+    local = args.upstream_ckpt is not None and not is_remote(args.upstream_ckpt)
+    if local and (ckpt := checkpoint_path(args.upstream_ckpt)).exists():
         args.upstream_ckpt = os.path.realpath(ckpt)
     paths = past_checkpoints(args.past_exp, args.auto_resume, args.expdir)
     if paths:
@@ -94,13 +95,21 @@ def new_config(args: argparse.Namespace, ours: OurOptions, task: str | None) -> 
         raise UsageError(f"say which task: -d {', '.join(S3PRL_DOWNSTREAM)} or another S3PRL task")
     check_has_checkpoint(args)
     if args.config is None or args.downstream in S3PRL_DOWNSTREAM.values():
-        return configs.resolve_config(task, args.config, ours.mini, ours.roots)
-    return configs.read_config(pathlib.Path(args.config))
+        config = configs.resolve_config(task, args.config, ours.mini, ours.roots)
+    else:
+        config = configs.read_config(pathlib.Path(args.config))
+    if ours.fine_tuning:
+        if not args.upstream_trainable:
+            raise UsageError(f"{option(next(iter(ours.fine_tuning)))} is for training the upstream: give -f, too")
+        config[fine_tuning.SECTION] = {**(config.get(fine_tuning.SECTION) or {}), **ours.fine_tuning}
+    return config
 
 
 def check_has_checkpoint(args: argparse.Namespace, where: str = "") -> None:
     if is_ours(args) and not args.upstream_ckpt:
-        raise UsageError(f"{where}{args.upstream} needs a checkpoint: -k FILE or URL")
+        raise UsageError(
+            f"{where}{args.upstream} needs a checkpoint: -k FILE, USER/NAME of the Hugging Face Hub or URL"
+        )
 
 
 def is_ours(args: argparse.Namespace) -> bool:
@@ -117,7 +126,8 @@ def resumed(
         roots = {"vocabulary": roots["vocabulary"]}  # the trained one is used
     args.past_exp, args.auto_resume = os.path.abspath(path), False
     stored.expdir, stored.init_ckpt = os.path.dirname(args.past_exp), args.past_exp
-    ignored = ["--mini"] * ours.mini + [option(name) for name, value in roots.items() if value]
+    ignored = ["--mini"] * ours.mini + [option(name) for name in ours.fine_tuning]
+    ignored += [option(name) for name, value in roots.items() if value]
     ignored += [flag for name, flag in STORED.items() if getattr(args, name) not in (None, getattr(stored, name, None))]
     if ignored:
         logger.warning(
@@ -130,7 +140,7 @@ def resumed(
         stored.upstream_ckpt = args.upstream_ckpt
     check_has_checkpoint(stored, f"-e {path}: ")
     ckpt = stored.upstream_ckpt
-    if is_ours(stored) and not (ckpt.startswith(URL_SCHEMES) or os.path.exists(ckpt)):
+    if is_ours(stored) and not (is_remote(ckpt) or os.path.exists(ckpt)):
         raise UsageError(f"the experiment's upstream is no longer at {ckpt}; say with -k FILE where it is now")
     this_run = {name: getattr(args, name) for name in OF_THIS_RUN}
     return argparse.Namespace(**{**vars(args), **vars(stored), **this_run}), config
@@ -202,6 +212,8 @@ def check_training(args: argparse.Namespace, ours: OurOptions, config: Config, o
     """
     entry = ENTRIES[args.upstream]
     upstream = entry(args.upstream_ckpt, refresh=args.upstream_refresh, model_config=options.to_yaml())
+    if args.upstream_trainable:
+        fine_tuning.FineTuning.of(config).check_layers(upstream.model.config)
     upstream.options = at_max_lambd(options)
     check = check_ctc(args.downstream, config, upstream.to(args.device))
     if check is None:

@@ -5,7 +5,7 @@ import dataclasses
 import math
 from typing import Any
 
-from s3prl_ofa.arguments.run_downstream import AUTO, ROOTS, option
+from s3prl_ofa.arguments.run_downstream import AUTO, FINE_TUNING, ROOTS, option
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.upstream.rate_options import (
     ADAPTIVE,
@@ -23,7 +23,7 @@ class OurOptions:
     """What was asked for beyond S3PRL's options.
 
     rate: fields of RateOptions that were given, without repeat where that is ``auto``. roots: of ROOTS, None where not
-    given. cache_gb: None for no feature cache.
+    given. cache_gb: None for no feature cache. fine_tuning: fields of FineTuning that were given.
     """
 
     rate: dict[str, Any]
@@ -32,6 +32,7 @@ class OurOptions:
     roots: dict[str, str | None]
     cache_gb: float | None
     cache_folder: str | None
+    fine_tuning: dict[str, Any]
 
     def __post_init__(self) -> None:
         if self.cache_folder is not None and self.cache_gb is None:
@@ -45,7 +46,12 @@ class OurOptions:
     @property
     def of_our_upstream(self) -> list[str]:
         """The options that no other upstream takes, as they are spelled on the command line."""
-        names = [*self.rate, *["repeat"] * self.repeat_auto, *["cache_gb"] * (self.cache_gb is not None)]
+        names = [
+            *self.rate,
+            *self.fine_tuning,
+            *["repeat"] * self.repeat_auto,
+            *["cache_gb"] * (self.cache_gb is not None),
+        ]
         return [option(name) for name in names]
 
 
@@ -60,5 +66,6 @@ def divide(args: argparse.Namespace) -> tuple[argparse.Namespace, OurOptions]:
         roots={name: found.pop(name) for name in ROOTS},
         cache_gb=found.pop("cache_gb"),
         cache_folder=found.pop("feature_cache"),
+        fine_tuning={name: value for name in FINE_TUNING if (value := found.pop(name)) is not None},
     )
     return argparse.Namespace(**found), ours

@@ -20,6 +20,7 @@ from s3prl_ofa.superb.compat.packed_lstm import packed_lstm_in_asr
 from s3prl_ofa.superb.compat.shims import ModuleOverlay
 from s3prl_ofa.superb.downstream import processes
 from s3prl_ofa.superb.downstream.checkpoints import SafeSaves
+from s3prl_ofa.superb.downstream.fine_tuning import FineTuning
 from s3prl_ofa.superb.downstream.metrics import Meter, keeping_scores
 from s3prl_ofa.superb.downstream.resume import KEY as POSITION
 from s3prl_ofa.superb.downstream.resume import Position
@@ -51,6 +52,7 @@ class DownstreamRunner(s3prl_runner.Runner):
         self.args, self.config, self.init_ckpt = args, config, states
         self.saves, self.scores, self.updates = SafeSaves(), {}, processes.UpdateCounter()
         self.rate: s3prl_runner.ModelEntry | None = None
+        self.fine_tuning = FineTuning.of(config)
         stack.enter_context(self.patches())
         if not args.device.startswith("cuda"):  # some tasks move their masks to the GPU
             stack.enter_context(patched_attributes(torch.Tensor, cuda=lambda tensor, *_, **__: tensor))
@@ -127,17 +129,33 @@ class DownstreamRunner(s3prl_runner.Runner):
 
     def _get_upstream(self) -> s3prl_runner.ModelEntry:
         entry = super()._get_upstream()
-        options = entry.model.options if isinstance(entry.model, UpstreamExpert) else None
-        if options is not None and options.adaptive:
+        expert = unwrapped(entry.model)
+        options = expert.options if isinstance(expert, UpstreamExpert) else None
+        if options is None:
+            return entry
+        self.saves.upstream_config = expert.model.config.to_dict()
+        if options.adaptive:
             rate = AdaptiveRate(options.lambd_start, options.rate_weight, options.lambd_max).to(self.args.device)
             entry.model.follow(rate)
             self.rate = self._init_model(rate, "Rate", trainable=True)
         return entry
+
+    def _init_model(self, model: nn.Module, name: str, trainable: bool, *args: Any, **kwargs: Any) -> Any:
+        if name == "Upstream" and trainable and isinstance(model, UpstreamExpert):
+            self.fine_tuning.freeze(model.model)
+        return super()._init_model(model, name, trainable, *args, **kwargs)
 
     def _get_downstream(self) -> s3prl_runner.ModelEntry:
         with packed_lstm_in_asr():
             return super()._get_downstream()
 
     def _get_optimizer(self, models: list[nn.Module]) -> torch.optim.Optimizer:
+        states = self.init_ckpt
+        self.init_ckpt = {name: state for name, state in states.items() if name != "Optimizer"}
         optimizer = super()._get_optimizer(models)
+        self.init_ckpt = states
+        expert = unwrapped(self.upstream.model)
+        if self.upstream.trainable and isinstance(expert, UpstreamExpert):
+            self.fine_tuning.follow(optimizer, self.upstream.model, expert, states.get("Step", 0))
+        self._load_weight(optimizer, "Optimizer")  # now that its groups are those that were saved
         return optimizer if is_leader_process() else self.updates.counting(optimizer)

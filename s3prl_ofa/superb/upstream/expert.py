@@ -78,6 +78,7 @@ class UpstreamExpert(nn.Module):
         self.model = load(ckpt).requires_grad_(not self.options.adaptive)
         self.rate: Any = None  # an AdaptiveRate
         self.cache: Any = None  # a FeatureCache
+        self.frozen = False  # at the start of a fine-tuning
         if self.model.config.compressor == "none" and self.options.compresses:
             raise UsageError(f"{ckpt} has no compressor, so only lambd 0 is possible; asked for {self.options}")
         config = self.model.config
@@ -114,9 +115,11 @@ class UpstreamExpert(nn.Module):
         """Hidden states of a batch of waves, each (samples,) at 16 kHz.
 
         Returns ``hidden_states`` (layers + 1 tensors (batch, frames, dim)), ``hidden_states_len`` (batch,) int64,
-        ``last_hidden_state``, and each layer again as ``hidden_state_0``, ... for S3PRL's ``-s``.
+        ``last_hidden_state``, each layer again as ``hidden_state_0``, ... for S3PRL's ``-s``, and ``times`` (batch,
+        frames, 2), start and end of each frame in seconds.
         """
-        out = self.extract(waves)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            out = self.extract(waves)
         encoded = out.lengths.tolist()
         if self.options.pool:
             out = pooled(out, self.options.pool)
@@ -126,11 +129,19 @@ class UpstreamExpert(nn.Module):
         if self.native_frames:
             repeat = self.options.repeat
             states = [state.repeat_interleave(repeat, dim=1) if repeat > 1 else state for state in out.hidden_states]
-            lengths = out.lengths * repeat
+            lengths, times = out.lengths * repeat, out.times.repeat_interleave(repeat, dim=1)
         else:
             states, lengths = upsample(out), out.input_lengths
+            starts = torch.arange(out.frame_index.shape[1], device=lengths.device) * DOWNSAMPLE_RATE / SAMPLE_RATE
+            times = torch.stack([starts, starts + DOWNSAMPLE_RATE / SAMPLE_RATE], 1).expand(len(lengths), -1, -1)
         layers = {f"hidden_state_{index}": state for index, state in enumerate(states)}
-        return {"hidden_states": states, "hidden_states_len": lengths, "last_hidden_state": states[-1], **layers}
+        return {
+            "hidden_states": states,
+            "hidden_states_len": lengths,
+            "last_hidden_state": states[-1],
+            "times": times,
+            **layers,
+        }
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

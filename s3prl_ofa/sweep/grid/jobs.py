@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 
-from s3prl_ofa.checkpoint import checkpoint_path, load
+from s3prl_ofa.checkpoint import checkpoint_path, is_remote, load
 from s3prl_ofa.device import AUTO
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.resources import folder
 from s3prl_ofa.superb.compat.plain_names import check_config, check_downstream, is_split
-from s3prl_ofa.superb.registration import URL_SCHEMES
 from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM, mapping_at, resolve_config
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE, whole
 from s3prl_ofa.sweep.grid.schema import KNOWN, Grid, Task
@@ -141,8 +140,8 @@ def check_checkpoints(grid: Grid) -> dict[str, str | None]:
     for name, path in named.items():
         if not exists(path):
             raise UsageError(f"checkpoints.{name}: {path} does not exist")
-        if path.startswith(URL_SCHEMES):
-            continue  # S3PRL downloads it when the first point runs
+        if is_remote(path):
+            continue  # downloaded when the first point runs
         try:
             model = load(path)
         except CheckpointError as error:
@@ -155,15 +154,15 @@ def check_checkpoints(grid: Grid) -> dict[str, str | None]:
         if max(options.layers or 0 for options in asked) > model.config.layers:
             raise UsageError(f"checkpoints.{name}: {path} has {model.config.layers} layers; rates.layers asks for more")
     paths = [*named.values(), *(item.checkpoint for item in grid.baselines if item.checkpoint)]
-    return {path: None if path.startswith(URL_SCHEMES) else digest(pathlib.Path(path)) for path in map(absolute, paths)}
+    return {path: None if is_remote(path) else digest(pathlib.Path(path)) for path in map(absolute, paths)}
 
 
 def exists(path: str) -> bool:
-    return path.startswith(URL_SCHEMES) or checkpoint_path(path).expanduser().exists()
+    return is_remote(path) or checkpoint_path(path).exists()
 
 
 def absolute(path: str) -> str:
-    return path if path.startswith(URL_SCHEMES) else os.path.realpath(checkpoint_path(path).expanduser())
+    return path if is_remote(path) else os.path.realpath(checkpoint_path(path))
 
 
 def digest(path: pathlib.Path) -> str:

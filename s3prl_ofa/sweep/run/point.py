@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from s3prl_ofa.checkpoint.experiment import states_files
 from s3prl_ofa.cli import build_command_parser, guarded, run_command
 from s3prl_ofa.io.files import DiskFull, atomic_path, read_json, write_json
 from s3prl_ofa.io.locks import locked
 from s3prl_ofa.jobs.slots import process_environment
 from s3prl_ofa.signals import wait_for
-from s3prl_ofa.superb.downstream.checkpoints import states_files
 from s3prl_ofa.superb.downstream.metrics import measured_path, utterances_path
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
 from s3prl_ofa.sweep.job import FAILED, FINISHED, OFA, Job, Row

@@ -221,7 +221,10 @@ STORED = {
     "module": ({"downstream": "asr.model"}, "-d 'asr.model': neither asr"),
     "downstream of another kind": ({"downstream": 3}, "-d 3: neither asr"),
     "checkpoint of another kind": ({"upstream_ckpt": [1]}, "-k: text is expected, found [1]"),
-    "no checkpoint": ({"upstream_ckpt": None}, "ofa_wav2vec2 needs a checkpoint: -k FILE or URL"),
+    "no checkpoint": (
+        {"upstream_ckpt": None},
+        "ofa_wav2vec2 needs a checkpoint: -k FILE, USER/NAME of the Hugging Face Hub or URL",
+    ),
     "selection of another kind": ({"upstream_feature_selection": [1]}, "-s: text is expected, found [1]"),
     "rate of another kind": ({"upstream_model_config": 3}, "-g: text is expected, found 3"),
     "tensor": ({"seed": torch.zeros(2)}, "the arguments: the configuration holds a Tensor; expected plain values"),
