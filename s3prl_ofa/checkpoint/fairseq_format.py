@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 HUBERT = "hubert"  # the same network as wav2vec 2.0, trained in another way
 MODEL_NAMES = ("wav2vec2", "ofa_wav2vec2", HUBERT)
-CTC_NAMES = ("wav2vec_ctc", "hubert_ctc")
+CTC_NAMES = ("wav2vec_ctc", "ofa_wav2vec_ctc", "hubert_ctc")
 HUBERT_TRAINING = ("final_proj.", "label_embs_concat", "target_glu.")  # not those of wav2vec 2.0 of the same names
 WAVLM = ".self_attn.grep_"  # in the names of WavLM's weights, whose attention has gated relative positions
 CTC_PREFIX = "w2v_encoder.w2v_model."

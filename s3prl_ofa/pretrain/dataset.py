@@ -29,6 +29,12 @@ PAUSES = (0.1, 1.0)  # seconds between attempts to read a file
 IN_ZIP = re.compile(r"\.zip:\d+:\d+$")  # fairseq's syntax for a part of an uncompressed archive
 
 
+def relative_path(dataset: FileAudioDataset, index: int) -> str:
+    """An utterance's path in the manifest of a dataset."""
+    name = dataset.fnames[index]
+    return dataset.text_compressor.decompress(name if isinstance(dataset.fnames, list) else name.as_py())
+
+
 class GuidedAudioDataset(FileAudioDataset):
     """fairseq's FileAudioDataset with guidance for each wave.
 
@@ -71,9 +77,7 @@ class GuidedAudioDataset(FileAudioDataset):
         self.epoch = epoch
 
     def relative(self, index: int) -> str:
-        """An utterance's path in the manifest."""
-        name = self.fnames[index]
-        return self.text_compressor.decompress(name if isinstance(self.fnames, list) else name.as_py())
+        return relative_path(self, index)
 
     def check_headers(self, manifest: str) -> None:
         """Reads all headers before training starts. Raises AudioError, or warns, naming the first bad files."""

@@ -19,7 +19,7 @@ from s3prl_ofa.arguments.pretrain import CONFIGS, DEFAULT_CONFIG, PACKAGED, SHOR
 from s3prl_ofa.checkpoint import read_checkpoint
 from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
 from s3prl_ofa.checkpoint.contents import split_weight_norm
-from s3prl_ofa.checkpoint.fairseq_format import drop_needless_projection, read_config, write_state
+from s3prl_ofa.checkpoint.fairseq_format import CTC_NAMES, drop_needless_projection, read_config, write_state
 from s3prl_ofa.checkpoint.reading import naming
 from s3prl_ofa.checkpoint.safe_loading import explain_refusal, nothing_run, patched_attributes
 from s3prl_ofa.checkpoint.torch_file import read_torch_file
@@ -200,7 +200,9 @@ def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: st
             if leads:
                 tell(f"nothing left to train: {reason}")
             return False
-        if init is not None and not last.exists():
+        if init is not None and cfg.model._name in CTC_NAMES:  # which takes its architecture from where it starts
+            cfg.model.w2v_path, cfg.checkpoint.finetune_from_model = str(out / INIT), None
+        elif init is not None and not last.exists():
             check_architecture(cfg, init)
         return True
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from s3prl_ofa.checkpoint.fairseq_format import parse_conv_layers
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.compressor import Compressor
+from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.model.convolution import use_exact_groups
 from s3prl_ofa.model.packing import pad, positions_of, starts_of, unpad, valid_mask
-from s3prl_ofa.model.rate import check_lambd, mix
+from s3prl_ofa.model.rate import check_lambd, mix, solve_lambd, wanted_frames
 from s3prl_ofa.pretrain.config import OFAModelConfig
 from s3prl_ofa.pretrain.losses import cardinality_loss, frame_loss, segment_loss
 from s3prl_ofa.pretrain.masking import draw_negatives, draw_spans, equalize_shares
@@ -47,8 +48,9 @@ NEW_PARTS = ("cif_subsampler.", ("quantizer.", "project_q."), "final_proj.", "ma
 class OFAPretrainingModel(Wav2Vec2Model):
     """wav2vec 2.0 trained at many frame periods at once (arXiv 2211.02332).
 
-    ``overwrite_lambd`` (None, a number in [0, 2), or one per utterance) sets the rate of every forward pass. If None,
-    lambd is drawn in training and 0 in evaluation. Raises UsageError for impossible settings.
+    ``overwrite_lambd`` (None, a number in [0, 2), or one per utterance) sets the rate of every forward pass, or else
+    ``overwrite_frame_period_ms`` does, as the inference model's ``frame_period_ms`` does. If both are None, lambd is
+    drawn in training and 0 in evaluation. Raises UsageError for impossible settings.
     """
 
     def __init__(self, cfg: OFAModelConfig) -> None:
@@ -68,6 +70,7 @@ class OFAPretrainingModel(Wav2Vec2Model):
         use_exact_groups(self)
         self.cif_subsampler = Compressor(self.embed) if cfg.subsample == "cif" else None
         self.overwrite_lambd: float | Tensor | None = None
+        self.overwrite_frame_period_ms: float | None = None
 
     # --- waves to frames ---
 
@@ -109,9 +112,11 @@ class OFAPretrainingModel(Wav2Vec2Model):
         return draw_lambd(str(self.cfg.mixup_distro), count, self.cfg.upper_lambd).expand(batch)
 
     def compress(
-        self, frames: Tensor, lengths: Tensor, lambd: float | Tensor | None
+        self, frames: Tensor, lengths: Tensor, samples: Tensor, lambd: float | Tensor | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Compresses frames (batch, longest, channels) of ``lengths`` (batch,), on the CPU.
+        """Compresses frames (batch, longest, channels) of ``lengths`` (batch,), from waves of ``samples`` (batch,).
+
+        Both are on the CPU.
 
         Returns the compressed frames, their lengths (batch,) on the CPU, and with ``subsample: cif`` lambd (batch,),
         alpha and weights (batch, longest).
@@ -122,8 +127,12 @@ class OFAPretrainingModel(Wav2Vec2Model):
         if str(self.cfg.subsample) == "fixed":
             rows, compressed = average_pool(rows, lengths, self.cfg.fixed_subsample_ratio)
             return pad(rows, compressed), compressed, {}
-        lambd = self.lambd_of(lambd, len(lengths)).to(frames.device)
         alpha = self.cif_subsampler.alpha(rows, lengths)
+        if lambd is None and self.overwrite_frame_period_ms is not None:
+            periods = torch.full(samples.shape, self.overwrite_frame_period_ms, dtype=torch.float64)
+            wanted = wanted_frames(samples / SAMPLE_RATE, periods, lengths).to(alpha.device)
+            lambd, _ = solve_lambd(wanted, alpha.detach().sum(1), lengths.to(alpha.device))
+        lambd = self.lambd_of(lambd, len(lengths)).to(frames.device)
         plan = self.cif_subsampler.plan(alpha, lambd, lengths.to(frames.device))
         compressed = plan.lengths.cpu()
         weights = torch.where(valid_mask(lengths).to(alpha.device), mix(alpha, lambd), 0.0)
@@ -164,7 +173,7 @@ class OFAPretrainingModel(Wav2Vec2Model):
         valid = valid_mask(lengths, frames.shape[1]).to(frames.device)
         features_pen = (frames.float().pow(2).mean(2) * valid).sum() / valid.sum()
 
-        compressed, compressed_lengths, rate = self.compress(self.layer_norm(frames), lengths, lambd)
+        compressed, compressed_lengths, rate = self.compress(self.layer_norm(frames), lengths, samples, lambd)
         x = compressed if self.post_extract_proj is None else self.post_extract_proj(compressed)
         x = self.dropout_input(x)
         compressed = self.dropout_features(compressed)

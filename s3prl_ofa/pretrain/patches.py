@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
+from fairseq.data import Dictionary
 from fairseq.file_io import PathManager
 
 from s3prl_ofa.checkpoint.safe_loading import namespace_in_checkpoints
@@ -49,6 +50,8 @@ def apply_patches() -> None:
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", rf"\s*{message}")
     namespace_in_checkpoints()
+    # the letters of a fine-tuned model; torch sets the attributes of a new one and runs nothing of it
+    torch.serialization.add_safe_globals([Dictionary])
     PathManager.copy = staticmethod(atomic_copy)
     checkpoint_utils.torch_persistent_save = atomic_save
     with contextlib.suppress(ImportError):  # without tensorboard, fairseq trains without logging to it

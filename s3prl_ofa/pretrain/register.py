@@ -1,15 +1,17 @@
-"""Registers model, task and criterion with fairseq.
+"""Registers models, tasks and a criterion with fairseq.
 
-They get new names, for ``fairseq-hydra-train common.user_dir=...``, and also replace fairseq's ``wav2vec2``,
-``audio_pretraining`` and ``wav2vec``, which they extend: the reference changed those three in place, so its
-configurations and checkpoints use these names.
+They get new names, for ``fairseq-hydra-train common.user_dir=...``. Those of pretraining also replace fairseq's
+``wav2vec2``, ``audio_pretraining`` and ``wav2vec``, which they extend: the reference changed those three in place, so
+its configurations and checkpoints use these names.
 """
 
 from fairseq import criterions, models, tasks
+from fairseq.tasks.audio_finetuning import AudioFinetuningConfig
 from hydra.core.config_store import ConfigStore
 
 from s3prl_ofa.pretrain.config import OFACriterionConfig, OFAModelConfig, OFATaskConfig
 from s3prl_ofa.pretrain.criterion import OFAPretrainingCriterion
+from s3prl_ofa.pretrain.ctc import OFACtcConfig, OFACtcModel, OFAFinetuningTask
 from s3prl_ofa.pretrain.model import OFAPretrainingModel
 from s3prl_ofa.pretrain.patches import apply_patches
 from s3prl_ofa.pretrain.task import OFAPretrainingTask
@@ -20,12 +22,14 @@ CRITERION_NAMES = ("ofa_wav2vec", "wav2vec")
 
 
 def register() -> None:
-    """Registers all three, once."""
+    """Registers all, once."""
     if MODEL_NAMES[0] in models.MODEL_REGISTRY:
         return
     apply_patches()
     models.register_model(MODEL_NAMES[0], dataclass=OFAModelConfig)(OFAPretrainingModel)
     tasks.register_task(TASK_NAMES[0], dataclass=OFATaskConfig)(OFAPretrainingTask)
+    models.register_model("ofa_wav2vec_ctc", dataclass=OFACtcConfig)(OFACtcModel)
+    tasks.register_task("ofa_audio_finetuning", dataclass=AudioFinetuningConfig)(OFAFinetuningTask)
     criterions.register_criterion(CRITERION_NAMES[0], dataclass=OFACriterionConfig)(OFAPretrainingCriterion)
     store = ConfigStore.instance()
     for group, names, dataclass, registries in (
