@@ -40,6 +40,7 @@ COMMANDS = {
     "prepare": Command("s3prl_ofa.superb.prepare.command", "make the files that the tasks need from corpora"),
     "guidance": Command("s3prl_ofa.guidance.command", "make targets for alpha from alignments or from speech alone"),
     "pretrain": Command("s3prl_ofa.pretrain.launch", "train a once-for-all wav2vec 2.0 with fairseq"),
+    "exec": Command("s3prl_ofa.execute", "run a module of S3PRL, ESPnet or fairseq with the upstream in place"),
     "sweep": Command("s3prl_ofa.sweep.run.command", "run rates x tasks x seeds from one file, resumable"),
     "report": Command("s3prl_ofa.sweep.report.command", "make a table, plots and a page of the results of a sweep"),
     "convert": Command("s3prl_ofa.checkpoint.command", "convert a checkpoint from one format to another"),

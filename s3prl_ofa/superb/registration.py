@@ -116,6 +116,7 @@ def add_corpora(ctc: ModuleType) -> None:
 
 # The patches of each S3PRL module.
 AFTER_IMPORT: dict[str, tuple[Callable[[ModuleType], Any], ...]] = {
+    "pandas": (shims.pandas_iteritems,),
     "s3prl": (lambda _: shims.apply_shims(),),
     "s3prl.hub": (lambda hub: vars(hub).update(ENTRIES),),
     "s3prl.nn.upstream": (lambda _: adapt_s3prl(),),

@@ -77,10 +77,11 @@ def removed(module: str, *names: str) -> dict[str, Removed]:
     return {name: Removed(f"{module}.{name}") for name in names}
 
 
-def add_missing(module: types.ModuleType, **values: Any) -> bool:
-    """Sets those names that the module lacks, and returns whether there were any."""
+def add_missing(module: types.ModuleType | type, **values: Any) -> bool:
+    """Sets those names that the module or class lacks, and returns whether there were any."""
     missing = {name: value for name, value in values.items() if not hasattr(module, name)}
-    vars(module).update(missing)
+    for name, value in missing.items():
+        setattr(module, name, value)
     return bool(missing)
 
 
@@ -153,6 +154,11 @@ def pkg_resources_module() -> bool:
     names = ("require", "get_distribution", "parse_requirements", "resource_filename")
     stub_module("pkg_resources", **removed("pkg_resources", *names))
     return True
+
+
+def pandas_iteritems(pandas: types.ModuleType) -> bool:
+    """pandas 2 dropped ``iteritems``, with which S3PRL's newer corpora read tables. Called once pandas is imported."""
+    return any([add_missing(kind, iteritems=kind.items) for kind in (pandas.Series, pandas.DataFrame)])
 
 
 def cpu_beside_cuda(runner: types.ModuleType) -> bool:
