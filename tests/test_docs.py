@@ -96,7 +96,7 @@ def test_command_line_page():
     assert set(COMMANDS) <= named
 
 
-OF_OTHER_TOOLS = {"--extra-index-url", "--strict"}  # pip, mkdocs
+OF_OTHER_TOOLS = {"--build_upstream", "--extra-index-url", "--prepare_data", "--strict"}  # S3PRL, pip, mkdocs
 
 
 def test_options_exist():

@@ -40,14 +40,11 @@ def test_arguments_and_status(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "True ['--help', '--quiet', 'a=b', '-v']\n"
 
 
-def test_fairseq_has_the_plugin(tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_fairseq_has_the_plugin(tmp_path):
     """fairseq's command knows our models without common.user_dir."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(SystemExit):
-        cli.main(["exec", "fairseq_cli.train", "--help"])
-    assert "ofa_wav2vec_ctc" in capsys.readouterr().out
+    done = run(tmp_path, "fairseq_cli.hydra_train", "--cfg", "job", "model=ofa_wav2vec_ctc")
+    assert done.returncode == 0 and yaml.safe_load(done.stdout)["model"]["frame_period_ms"] is None, done.stderr
 
 
 @pytest.mark.parametrize("module", ["no_such_tool", "no_such.tool", "s3prl.no_such_tool"])

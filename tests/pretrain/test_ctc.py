@@ -95,11 +95,16 @@ def test_a_fine_tuning_at_a_rate(train, data, tmp_path):
         [str(whole / LAST)], arg_overrides={"data": str(data)}
     )
     wave = torch.from_numpy(load_speech(SPEECH / "id10001/dev/00001.opus"))
-    ours = tuned.extract([wave], lambd=0.5)
-    for mode in (True, False):
+    encoder = model.w2v_encoder.w2v_model
+    for rate in ({"lambd": 0.5}, {"frame_period_ms": 37.0}):
+        encoder.overwrite_frame_period_ms = rate.get("frame_period_ms")
+        expected = tuned.extract([wave], **rate).hidden_states[-1]
         with torch.no_grad():
-            hidden = model.train(mode).w2v_encoder.w2v_model.eval().extract_features(wave[None])["x"]
-        torch.testing.assert_close(hidden, ours.hidden_states[-1], rtol=0, atol=1e-5)
+            hidden = model.eval()(source=wave[None], padding_mask=None)["encoder_out"]
+            trained = model.train()(source=wave[None], padding_mask=None)["encoder_out"]
+        projected = model.w2v_encoder.proj(expected).transpose(0, 1)
+        torch.testing.assert_close(hidden, projected, rtol=0, atol=1e-5)
+        assert len(trained) == len(hidden)
     assert len(task.target_dictionary) == model.w2v_encoder.proj.out_features
 
 
