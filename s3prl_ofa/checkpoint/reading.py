@@ -22,6 +22,7 @@ from s3prl_ofa.model.storage import read_safetensors
 GIT_LFS_MAGIC = b"version https://git-lfs"
 
 
+@torch.inference_mode(False)  # weights made in it do not count their changes, so that no packed copy is kept
 def load(
     path: str | os.PathLike, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32
 ) -> OFAWav2Vec2:
