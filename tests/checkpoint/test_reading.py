@@ -64,7 +64,6 @@ def test_load_takes_device_and_dtype():
         load(REF_TINY, dtype=torch.int8)
 
 
-@pytest.mark.parametrize("native", [True, False])
 @torch.inference_mode()
 def test_a_model_loaded_in_inference_mode_packs_its_weights():
     """Promise: inference mode does not make a model slower, whose weights would be packed again at every call."""
@@ -72,6 +71,7 @@ def test_a_model_loaded_in_inference_mode_packs_its_weights():
     assert not any(weight.is_inference() for weight in model.parameters())
 
 
+@pytest.mark.parametrize("native", [True, False])
 def test_load_takes_the_fastest_dtype(native, monkeypatch):
     """``auto`` is bfloat16 where the CPU has instructions for it; ``int8`` changes the encoder's linear layers only."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
