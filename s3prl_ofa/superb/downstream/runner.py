@@ -150,12 +150,9 @@ class DownstreamRunner(s3prl_runner.Runner):
             return super()._get_downstream()
 
     def _get_optimizer(self, models: list[nn.Module]) -> torch.optim.Optimizer:
-        states = self.init_ckpt
-        self.init_ckpt = {name: state for name, state in states.items() if name != "Optimizer"}
-        optimizer = super()._get_optimizer(models)
-        self.init_ckpt = states
+        optimizer = s3prl_runner.get_optimizer(models, self.config["runner"]["total_steps"], self.config["optimizer"])
         expert = unwrapped(self.upstream.model)
         if self.upstream.trainable and isinstance(expert, UpstreamExpert):
-            self.fine_tuning.follow(optimizer, self.upstream.model, expert, states.get("Step", 0))
+            self.fine_tuning.follow(optimizer, self.upstream.model, expert, self.init_ckpt.get("Step", 0))
         self._load_weight(optimizer, "Optimizer")  # now that its groups are those that were saved
         return optimizer if is_leader_process() else self.updates.counting(optimizer)

@@ -111,7 +111,7 @@ def test_every_run_has_its_caches_secured(verification, tmp_path, monkeypatch, c
         raise UsageError(f"{dataset.__name__} keeps {cache}")
 
     monkeypatch.setattr(caches, "keep_lengths", stop)
-    (tmp_path / "config.yaml").write_text("{runner: {}, downstream_expert: {}}")
+    (tmp_path / "config.yaml").write_text("{runner: {total_steps: 2}, downstream_expert: {}}")
     task = ["-m", "train", "-d", "sv_voxceleb1", "-u", "fbank", "-c", str(tmp_path / "config.yaml")]
     assert cli.main(["run_downstream", *task, "-p", str(tmp_path / "exp")]) == 2
     kept = f"{PACKAGE}.sv_voxceleb1.dataset keeps {tmp_path}/exp/trimmed_lengths.json"
