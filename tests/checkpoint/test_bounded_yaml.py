@@ -36,8 +36,15 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("attack", HOSTILE)
+# Deep nesting takes seconds.
+CASES = [
+    pytest.param(attack, reader, marks=[pytest.mark.slow] if attack == "deep" and reader != "-g" else [])
+    for attack in HOSTILE
+    for reader in READERS
+]
+
+
+@pytest.mark.parametrize(("attack", "reader"), CASES)
 def test_refused_in_one_sentence(attack, reader, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "x.yaml"

@@ -43,7 +43,7 @@ def alone(golden_checkpoint, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_the_same_as_without_shards(extract, alone, tmp_path, capsys, count):
     files = len(read_index(alone))
     assert extract(AUDIO, "--lambd", 0.5, "--shards", count) == 0

@@ -86,8 +86,7 @@ def reference(folder):
     "make",
     [
         plain_fairseq,
-        hugging_face,
-        *(pytest.param(make, marks=pytest.mark.slow) for make in (safetensors, hubert)),
+        *(pytest.param(make, marks=pytest.mark.slow) for make in (hugging_face, safetensors, hubert)),
         reference,
     ],
 )
