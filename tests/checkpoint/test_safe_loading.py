@@ -131,6 +131,7 @@ def test_hostile_checkpoints_are_refused(name, zipped, saved, corpora, capfd):
     assert not list(pathlib.Path().rglob("marker"))
 
 
+@pytest.mark.slow
 def test_hostile_baselines_of_a_sweep(saved, corpora, tmp_path, capsys):
     """The point fails, and its report says why."""
     baseline = {"upstream": "distiller_local", "checkpoint": saved({**distiller(), "Scheduler": Touch()})}

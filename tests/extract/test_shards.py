@@ -122,6 +122,7 @@ def test_a_shard_that_always_dies_is_named(extract, alone, dying, tmp_path, caps
     assert_same(tmp_path / "out", alone)
 
 
+@pytest.mark.slow
 def test_what_a_shard_cannot_do_is_its_last_line(extract, tmp_path, monkeypatch, capsys):
     """An error of its process is reported, as that of a checkpoint that has changed meanwhile."""
     monkeypatch.setattr("s3prl_ofa.model.OFAWav2Vec2.fingerprint", lambda model: "of another")
@@ -129,14 +130,8 @@ def test_what_a_shard_cannot_do_is_its_last_line(extract, tmp_path, monkeypatch,
     assert "is not the checkpoint that extract was started with" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGKILL,
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_launcher(extract, alone, golden_checkpoint, tmp_path, number):
     """Its processes end with it, and the same command, without shards too, resumes what they did."""
     out = tmp_path / "out"

@@ -102,7 +102,8 @@ def test_data_parallel(model, waves, padded):
         assert not whole[:, frames:].any()
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled(golden_model, backend):
     """Promise: torch.compile, which breaks the graph where sizes depend on the data, changes nothing."""
     lengths = [5_000, 400, 3_210]

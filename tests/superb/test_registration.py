@@ -86,6 +86,7 @@ assert (names()[1], *names()[3:]) == (at_first[1], *at_first[3:])
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_s3prl_imported_after_an_upstream_was_built():
     """Its runner and S3PRLUpstream read the lengths of upstreams that were there before them."""
     code = f"""

@@ -37,6 +37,7 @@ def test_points():
     assert [point.label for point in points_of(grid)] == names
 
 
+@pytest.mark.slow
 def test_a_point_through_s3prl(tmp_path):
     """A point trains with its weight and is evaluated at what it learned, which is in its row."""
     path, out = tmp_path / "grid.yaml", tmp_path / "sweep"
