@@ -40,7 +40,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", ["max_update", *(pytest.param(end, marks=pytest.mark.slow) for end in list(ENDS)[1:])])
+@pytest.mark.parametrize("end", ENDS)
 def test_a_finished_training_again(corpus, tmp_path, capsys, end):
     """Whatever ended it, the same command changes no byte of the folder and says why; with more to do it resumes."""
     out, (sections, ending, more) = tmp_path / "out", ENDS[end]
