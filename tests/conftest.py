@@ -1,10 +1,12 @@
 """Fixtures that the tests share."""
 
 import errno
+import http.server
 import json
 import logging
 import os
 import pathlib
+import threading
 
 import numpy as np
 import pytest
@@ -51,6 +53,29 @@ def cache_of_the_tests(tmp_path_factory):
 def golden_checkpoint() -> pathlib.Path:
     """The tiny checkpoint of the reference: conv width 32, 2 layers of 32."""
     return GOLDEN / "ref_tiny.pt"
+
+
+@pytest.fixture
+def served():
+    """The address of a server of the golden files, and a list of the paths that it has been asked for."""
+    requests = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(GOLDEN))
+
+        def do_GET(self):
+            requests.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", requests
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ class _Exact(nn.modules.conv._ConvNd):
 
     On a CPU grouped convolutions that 16-bit kernels get wrong are computed in float32; the result has the 16-bit
     dtype. On a GPU inference is a product of windows: cuDNN rounds float32 to TF32 by default, is slow for wide grouped
-    convolutions and plans anew for each length.
+    convolutions, and searches for an algorithm again for each length.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

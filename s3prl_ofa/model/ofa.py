@@ -194,7 +194,7 @@ class OFAWav2Vec2(nn.Module):
             same, hidden states are close to those of the whole (docs/how-to/long-audio.md). Shorter utterances, and
             all without ``window_s``, are seen whole.
         uniform: replace each utterance's alpha by its mean, for comparison: as many frames, of equal lengths whatever
-            is said.
+            the speech.
 
         Without lambd and frame_period_ms, lambd is 0. Raises ValueError for bad waves, rates, layers and windows.
         """

@@ -1,18 +1,16 @@
 """Where a checkpoint may be: the Hugging Face Hub (a stand-in), a URL, a home folder, a folder of our own file."""
 
-import http.server
 import json
 import pathlib
 import shutil
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
 from hub import Hub
 from huggingface_hub import constants
-from paths import CKPT, GOLDEN
+from paths import CKPT
 
 from s3prl_ofa import cli
 from s3prl_ofa.checkpoint import checkpoint_path, convert, is_remote, load
@@ -147,37 +145,18 @@ def test_local_names_win(tmp_path, monkeypatch, fingerprint):
         load("models")
 
 
-def test_url(tmp_path, monkeypatch):
+def test_url(served, tmp_path, monkeypatch):
     """A URL is downloaded once, or again with refresh; a failed download is one message and leaves nothing."""
-    requests = []
-
-    class Files(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(GOLDEN))
-
-        def do_GET(self):
-            requests.append(self.path)
-            super().do_GET()
-
-        def log_message(self, *args):
-            pass
-
+    address, requests = served
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        address = f"http://127.0.0.1:{server.server_port}"
-        for _ in range(2):
-            assert load(f"{address}/ref_tiny.pt").config.layers == 2
-        assert len(requests) == 1
-        checkpoint_path(f"{address}/ref_tiny.pt", refresh=True)
-        assert len(requests) == 2
-        with pytest.raises(CheckpointError, match=f"^{address}/none.pt cannot be downloaded .*404"):
-            load(f"{address}/none.pt")
-        assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["ref_tiny.pt"]
-    finally:
-        server.shutdown()
-        server.server_close()
+    for _ in range(2):
+        assert load(f"{address}/ref_tiny.pt").config.layers == 2
+    assert len(requests) == 1
+    checkpoint_path(f"{address}/ref_tiny.pt", refresh=True)
+    assert len(requests) == 2
+    with pytest.raises(CheckpointError, match=f"^{address}/none.pt cannot be downloaded .*404"):
+        load(f"{address}/none.pt")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["ref_tiny.pt"]
 
 
 @pytest.mark.slow

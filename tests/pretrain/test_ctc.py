@@ -39,8 +39,8 @@ CONFIG = {
 
 
 def write_data(folder: pathlib.Path, root: pathlib.Path, rows: list[tuple[str, str]]) -> pathlib.Path:
-    """Manifests, letters and their dictionary, as fairseq has them. rows: audio below ``root``, and what is said; the
-    last two are for validation."""
+    """Manifests, letters and their dictionary, as fairseq has them. rows: audio below ``root``, and its transcript;
+    the last two are for validation."""
     folder.mkdir(exist_ok=True)
     counts: collections.Counter[str] = collections.Counter()
     for split, some in {"train": rows[:-2], "valid": rows[-2:]}.items():

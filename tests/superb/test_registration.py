@@ -1,10 +1,8 @@
 """S3PRL knows the upstream once s3prl_ofa.superb is imported, and keeps the lengths of its frames."""
 
-import http.server
 import importlib
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -100,38 +98,20 @@ assert hasattr(S3PRLUpstream.forward, "keeps_native_lengths")
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_checkpoint_is_downloaded_once_and_again_on_refresh(tmp_path, monkeypatch):
+def test_a_checkpoint_is_downloaded_once_and_again_on_refresh(served, tmp_path, monkeypatch):
     """_url, _custom and a URL for ofa_wav2vec2 share a cache, and refresh is honoured."""
-    requests = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(GOLDEN))
-
-        def do_GET(self):
-            requests.append(self.path)
-            super().do_GET()
-
-        def log_message(self, *args):
-            pass
-
+    address, requests = served
     hub = importlib.import_module("s3prl.hub")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}/ref_tiny.pt"
-        hub.ofa_wav2vec2_url(url, lambd=0.5)
-        hub.ofa_wav2vec2(ckpt=url, lambd=0.5)
-        assert len(requests) == 1
-        hub.ofa_wav2vec2_custom(url, refresh=True)
-        assert len(requests) == 2
-        page = f"http://127.0.0.1:{server.server_port}/downstream_scores.json"
-        with pytest.raises(CheckpointError, match=f"what was downloaded from {page} is not a checkpoint"):
-            hub.ofa_wav2vec2(page)
-    finally:
-        server.shutdown()
-        server.server_close()
+    url = f"{address}/ref_tiny.pt"
+    hub.ofa_wav2vec2_url(url, lambd=0.5)
+    hub.ofa_wav2vec2(ckpt=url, lambd=0.5)
+    assert len(requests) == 1
+    hub.ofa_wav2vec2_custom(url, refresh=True)
+    assert len(requests) == 2
+    page = f"{address}/downstream_scores.json"
+    with pytest.raises(CheckpointError, match=f"what was downloaded from {page} is not a checkpoint"):
+        hub.ofa_wav2vec2(page)
 
 
 def featurizer_of(upstream, **options):

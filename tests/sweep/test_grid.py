@@ -3,7 +3,6 @@
 import pathlib
 import subprocess
 import sys
-from collections import Counter
 
 import pytest
 import yaml
@@ -19,21 +18,6 @@ from s3prl_ofa.sweep.grid.schema import grid_from, read_grid
 from s3prl_ofa.sweep.run.launcher import Launcher
 
 SID = str(folder("downstream_configs") / "sid_mini.yaml")
-
-
-@pytest.fixture
-def good(corpora) -> dict:
-    """A grid in which everything is right."""
-    data = {"librispeech": "LibriSpeech", "voxceleb1": "VoxCeleb1", "prepared": "prepared"}
-    return {
-        "checkpoints": {"tiny": CKPT},
-        "tasks": {"sid": {"steps": 6}, "asr": {"repeat": 2}},
-        "rates": {"lambd": [0, 0.5], "frame_period_ms": 40, "pool": 3},
-        "learning_rates": [0.01, 0.001],
-        "seeds": [1, 2],
-        "mini": True,
-        "data": {key: str(corpora / name) for key, name in data.items()},
-    }
 
 
 def test_points(good):
@@ -341,63 +325,3 @@ def test_a_missing_package_is_named(command, tmp_path):
     folder = write_sweep(tmp_path, [row("sid", "lambd", 0.0, 1)])
     done = subprocess.run([sys.executable, "-c", code, command, str(folder)], capture_output=True, text=True)
     assert done.returncode == 2 and "pip install 's3prl-ofa[sweep]'" in done.stderr and package in done.stderr
-
-
-def test_rivals(good):
-    """Uniform boundaries and early exit are kinds of rate; a checkpoint may have rates of its own, which a task's do
-    not add to; what a checkpoint does not have is refused with its name."""
-    good |= {"tasks": {"sid": {"rates": {"uniform": [0.5, "1e-1"], "layers": 1}}}, "seeds": 1, "learning_rates": 0.1}
-    good["checkpoints"] = {"tiny": CKPT, "other": {"path": CKPT, "rates": {"lambd": 0}}}
-    points = points_of(grid_from(good))
-    labels = ["tiny_uniform0.5", "tiny_uniform0.1", "tiny_layers1", "other_lambd0"]
-    assert [point.label for point in points] == [f"sid_{label}_lr0.1_seed1" for label in labels]
-    assert [point.rate_options | {"output_frames": "", "repeat": 1} for point in points[1:3]] == [
-        {"lambd": 0.1, "boundaries": "uniform", "output_frames": "", "repeat": 1},
-        {"layers": 1, "output_frames": "", "repeat": 1},
-    ]
-    assert {job.checkpoint for job in prepare(grid_from(good)).values()} == {CKPT}
-    good["tasks"]["sid"]["rates"]["layers"] = [1, 3]
-    with pytest.raises(UsageError, match=r"checkpoints.tiny: .* has 2 layers; rates.layers asks for more"):
-        prepare(grid_from(good))
-    good["checkpoints"]["other"] = {"path": CKPT, "rates": {}}
-    with pytest.raises(UsageError, match="tasks.sid.rates is missing"):
-        grid_from(good)
-    good["checkpoints"]["other"] = {"rates": {"lambd": 0}}
-    with pytest.raises(UsageError, match="checkpoints.other.path is missing"):
-        grid_from(good)
-
-
-def test_rates_of_each_checkpoint_are_checked_against_it(good, tmp_path):
-    """A model that was trained with average pooling runs beside one with a compressor, at its own rate."""
-    from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
-
-    path = str(tmp_path / "fixed3.safetensors")
-    OFAWav2Vec2(ModelConfig(dim=32, ffn_dim=64, heads=4, layers=1, pooling=3)).save(path)
-    good["checkpoints"] = {"tiny": CKPT, "fixed3": {"path": path, "rates": {"lambd": 0}}}
-    assert len(prepare(grid_from(good))) == 2 * (4 + 1) * 2 * 2
-    good["checkpoints"]["fixed3"] = path
-    with pytest.raises(UsageError, match="checkpoints.fixed3: .* no compressor, so its only rates are lambd 0, pool"):
-        prepare(grid_from(good))
-
-
-SYSTEMS = {"mini": 3 * (5 + 3 + 1) + 1, "evidence_short": 2 * (3 + 2 + 1 + 1 + 1)}
-
-
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_packaged_grids(name):
-    """The packaged grids for five hours of speech have the points that their comments promise, with two seeds."""
-    points = points_of(read_grid(folder("downstream_configs") / "sweeps" / f"{name}.yaml"))
-    assert len(points) == SYSTEMS[name] * 2
-    assert {point.task for point in points} == {"pr", "sid", *(["asr"] if name == "mini" else [])}
-
-
-def test_packaged_evidence():
-    """All systems, as rows of one sweep: three seeds of pr and asr, five of sid, and learned rates from two starts."""
-    points = points_of(read_grid(folder("downstream_configs") / "sweeps" / "evidence.yaml"))
-    rates = Counter((point.task, point.rate, point.model) for point in points)
-    for task, seeds in {"pr": 3, "sid": 5, "asr": 3}.items():
-        assert {point.seed for point in points if point.task == task} == set(range(1, seeds + 1))
-        assert all(rates[task, "lambd", f"fixed{size}"] == seeds for size in (2, 3, 4))
-        assert rates[task, "lambd", "tiny"] == 5 * seeds and rates[task, None, "mfcc"] == seeds
-        assert min(rates[task, rate, "tiny"] for rate in ("uniform", "layers", "pool")) >= seeds
-        assert rates[task, "adaptive", "tiny"] == (0 if task == "asr" else 2 * seeds)

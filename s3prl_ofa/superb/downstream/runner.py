@@ -114,7 +114,7 @@ class DownstreamRunner(s3prl_runner.Runner):
         return unwrapped(self.rate.model) if self.rate else None
 
     def _load_weight(self, model: Any, name: str) -> None:
-        """Raises CheckpointError for a state that is missing, where S3PRL would go on with random weights, or does not
+        """Raises CheckpointError for a state that is missing, which S3PRL would replace by random weights, or does not
         fit."""
         # query by example has a task without weights, which is evaluated without a checkpoint
         is_trained = name == "Downstream" or self.init_ckpt and (name != "Upstream" or self.args.upstream_trainable)

@@ -113,7 +113,7 @@ def test_a_working_torchaudio_is_left_alone(fake_torchaudio):
 
 
 def test_another_failure_of_torchaudio_is_not_hidden(fake_torchaudio):
-    """Where torchaudio fails for another reason, that is said."""
+    """Where torchaudio fails for another reason, its error is raised."""
     fake_torchaudio("raise RuntimeError('something else')")
     with pytest.raises(RuntimeError, match="something else"):
         shims.torchaudio_import()

@@ -16,24 +16,14 @@ import s3prl_ofa.superb  # noqa: F401  prepares S3PRL for today's stack
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.resources import folder
 from s3prl_ofa.superb.tasks import configs
+from s3prl_ofa.superb.tasks.corpora import CORPORA
 
 CONFIGS = folder("downstream_configs")
 
 
 @pytest.fixture
 def roots(corpora):
-    names = {
-        "librispeech": "LibriSpeech",
-        "voxceleb1": "VoxCeleb1",
-        "prepared": "prepared",
-        "trials": "verification/veri_test2.txt",
-        "speech_commands": "speech_commands",
-        "fluent": "fluent_speech_commands_dataset",
-        "snips": "SNIPS",
-        "librimix": "LibriMix",
-        "iemocap": "IEMOCAP_full_release",
-        "quesst": "quesst14Database",
-    }
+    names = CORPORA | {"prepared": "prepared", "trials": "verification/veri_test2.txt"}
     return {option: str(corpora / name) for option, name in names.items()}
 
 
