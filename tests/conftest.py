@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import sys
 import threading
 
 import numpy as np
@@ -19,7 +20,12 @@ SAMPLE_RATE = 16_000  # Hz
 
 @pytest.fixture(autouse=True)
 def no_handlers_of_other_tests():
-    """hydra, in a pretraining, leaves root handlers on its test's stdout, which is closed when the next test logs."""
+    """hydra, in a pretraining, leaves root handlers on its test's stdout, which is closed when the next test logs.
+
+    It also closes all handlers, and absl's then closes the stderr that it found when it was imported, here pytest's.
+    """
+    if "absl.logging" in sys.modules:
+        sys.modules["absl.logging"].get_absl_handler().python_handler.stream = sys.__stderr__
     root = logging.getLogger()
     for handler in list(root.handlers):
         if isinstance(handler, logging.StreamHandler) and getattr(handler.stream, "closed", False):

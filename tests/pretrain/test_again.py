@@ -3,6 +3,7 @@
 import json
 import re
 
+import absl.logging  # noqa: F401  as tensorboard does: a pretraining must not close its stream
 import pytest
 from pretraining import corpus_settings, differences, make_corpus, read_checkpoint, run_here, write_config
 
