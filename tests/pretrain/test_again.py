@@ -41,7 +41,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", [pytest.param(end, marks=[pytest.mark.slow] * (end != "max_update")) for end in ENDS])
 def test_a_finished_training_again(corpus, tmp_path, capsys, end):
     """Whatever ended it, the same command changes no byte of the folder and says why; with more to do it resumes."""
     out, (sections, ending, more) = tmp_path / "out", ENDS[end]
