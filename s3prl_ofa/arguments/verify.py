@@ -2,7 +2,7 @@
 
 import pathlib
 
-from s3prl_ofa.arguments.parser import Parser
+from s3prl_ofa.arguments.parser import CKPT_HELP, Parser
 
 
 def add_arguments(parser: Parser) -> None:
@@ -13,6 +13,6 @@ def add_arguments(parser: Parser) -> None:
         "s3prl-ofa verify checkpoint.pt",
         "s3prl-ofa verify checkpoint.pt --audio LibriSpeech/dev-clean --json verified.json",
     )
-    parser.add_argument("ckpt", metavar="CKPT", help="a checkpoint of any known format, or tiny, the bundled one")
+    parser.add_argument("ckpt", metavar="CKPT", help=CKPT_HELP)
     parser.add_argument("--audio", metavar="DIR", help="a folder of speech to measure on (default: bundled)")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write what was found as JSON, too")

@@ -14,19 +14,19 @@ from typing import Any
 
 import yaml
 
+from s3prl_ofa.arguments.run_downstream import BOUNDARIES, OUTPUT_FRAMES
 from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.model.rate import MAX_LAMBD
 
-UPSAMPLED, NATIVE = "upsampled", "native"
-OUTPUT_FRAMES = (UPSAMPLED, NATIVE)
+UPSAMPLED, NATIVE = OUTPUT_FRAMES
 OLD_NAME, NEW_NAME = "frames", "output_frames"  # of the choice between them
 RATE_KEYS = ("lambd", "frame_period_ms", "pool")  # three ways to give the frame rate
 ONE_RATE = "give lambd, frame_period_ms or pool, not more than one"
 MIN_POOL = 2  # 20 ms frames averaged into one
 ADAPTIVE = "adaptive"  # lambd is learned by the task
-LEARNT, UNIFORM = BOUNDARIES = ("learnt", "uniform")
+LEARNT, UNIFORM = BOUNDARIES
 ADAPTIVE_KEYS = {"rate_weight": 0.0, "lambd_max": 1.0, "lambd_start": 0.5}  # and their defaults
 
 
