@@ -2,15 +2,13 @@
 
 import argparse
 import importlib.util
-import logging
 import os
 import pathlib
 import warnings
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path
-
-logger = logging.getLogger(__name__)
+from s3prl_ofa.output import tell
 
 OPSET = 17  # of ONNX, which onnxruntime 1.12 and OpenVINO 2022 know
 
@@ -18,8 +16,7 @@ OPSET = 17  # of ONNX, which onnxruntime 1.12 and OpenVINO 2022 know
 def run(args: argparse.Namespace) -> int:
     """Returns the exit status. Raises UsageError and CheckpointError."""
     lambd = None if args.lambd_input else args.lambd
-    written = export(args.ckpt, args.target, lambd, args.layers, args.force)
-    logger.info("written: %s", written)
+    tell(f"written: {export(args.ckpt, args.target, lambd, args.layers, args.force)}")
     return 0
 
 
