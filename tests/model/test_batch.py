@@ -6,6 +6,8 @@ import pytest
 import torch
 from models import BASE, CONFIGS, LARGE, SlowModel, noise_waves, random_model, random_weights
 
+from s3prl_ofa.model import frontend
+
 LENGTHS = [400, 16_001, 401, 719, 720, 9_999, 1_040, 5_003, 20_011]
 LAMBDS = [0.0, 0.3, 0.5, 1.0, 0.7, 1.4, 0.9, 1.0, 0.55]
 PERIODS = [20.0, 47.5, 90.0, 33.0, 25.0, 90.0, 61.0, 20.0, 38.0]
@@ -159,6 +161,15 @@ def test_group_norm_statistics_are_the_utterance_s_own(waves):
     rows, lengths = model.front_end_rows(some)
     assert lengths.tolist() == [len(frames) for frames in expected]
     torch.testing.assert_close(rows, torch.cat(expected), rtol=0, atol=5e-5)
+
+
+def test_statistics_of_long_audio_are_summed_in_parts(waves, monkeypatch):
+    """Promise: how many blocks the first layer's statistics are taken from at a time changes nothing, so that long
+    audio needs no memory for all of them."""
+    model = random_model(BASE)
+    whole = model.extract(waves).hidden_states[0]
+    monkeypatch.setattr(frontend, "STATISTICS_BLOCKS", 3)
+    torch.testing.assert_close(model.extract(waves).hidden_states[0], whole, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["base", "large"])
