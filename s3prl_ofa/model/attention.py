@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s3prl_ofa.model.packing import pad, positions_of, starts_of, unpad, valid_mask
+from s3prl_ofa.model.packing import pad, positions_of, similar_groups, starts_of, unpad, valid_mask
 
 varlen_attn: Callable[..., Any] | None
 try:
@@ -59,16 +59,7 @@ def attention_groups(lengths: Tensor, device: torch.device) -> list[AttentionGro
     """
     if device.type == "cpu" and int(lengths.min()) < int(lengths.max()):
         return [AttentionGroup(length, torch.zeros(1, dtype=torch.long), device) for length in lengths.split(1)]
-    if int(lengths.max()) <= GROUP_RATIO * int(lengths.min()):
-        return [AttentionGroup(lengths, torch.arange(len(lengths)), device)]
-    order = torch.argsort(lengths)
-    groups, begin = [], 0
-    sorted_lengths = lengths[order].tolist()
-    for index, length in enumerate(sorted_lengths):
-        if length > GROUP_RATIO * sorted_lengths[begin]:
-            groups.append(AttentionGroup(lengths, order[begin:index], device))
-            begin = index
-    return [*groups, AttentionGroup(lengths, order[begin:], device)]
+    return [AttentionGroup(lengths, members, device) for members in similar_groups(lengths, GROUP_RATIO)]
 
 
 class Attention:

@@ -64,3 +64,20 @@ def valid_mask(lengths: Tensor, longest: int | None = None) -> Tensor:
     """(batch, longest) True where an utterance has a frame."""
     longest = int(lengths.max()) if longest is None else longest
     return torch.arange(longest, device=lengths.device) < lengths[:, None]
+
+
+def similar_groups(lengths: Tensor, ratio: float) -> list[Tensor]:
+    """Splits utterances of ``lengths`` (batch,) into groups in which none is more than ``ratio`` times the shortest.
+
+    Returns each group's indices into the batch: those of the whole batch in its order where one group is enough, else
+    by length.
+    """
+    if int(lengths.max()) <= ratio * int(lengths.min()):
+        return [torch.arange(len(lengths))]
+    ordered, order = lengths.sort()
+    groups, begin = [], 0
+    while begin < len(order):
+        end = int((ordered <= ratio * ordered[begin]).sum())
+        groups.append(order[begin:end])
+        begin = end
+    return groups

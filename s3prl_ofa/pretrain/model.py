@@ -10,6 +10,7 @@ affects neither statistics nor losses: an utterance has the same frames in a bat
 import logging
 
 import torch
+import torch.nn.functional as F
 from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Model
 from fairseq.modules import GradMultiply
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.compressor import Compressor
 from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.model.convolution import use_exact_groups
-from s3prl_ofa.model.packing import pad, positions_of, starts_of, unpad, valid_mask
+from s3prl_ofa.model.packing import pad, positions_of, similar_groups, starts_of, unpad, valid_mask
 from s3prl_ofa.model.rate import check_lambd, mix, solve_lambd, wanted_frames
 from s3prl_ofa.pretrain.config import OFAModelConfig
 from s3prl_ofa.pretrain.losses import cardinality_loss, frame_loss, segment_loss
@@ -29,6 +30,7 @@ from s3prl_ofa.pretrain.rates import draw_lambd
 logger = logging.getLogger(__name__)
 
 NORM_EPS = 1e-5
+GROUP_RATIO = 1.5  # of the longest utterance that is encoded together with a shorter one
 # fairseq's settings of masking, negatives and inputs that are not supported here, with the only value accepted.
 REQUIRED = {
     "quantize_input": False,
@@ -182,8 +184,8 @@ class OFAPretrainingModel(Wav2Vec2Model):
             x, masked = self.mask_frames(x, compressed_lengths)
         ragged = int(compressed_lengths.min()) < x.shape[1]
         padding = ~valid_mask(compressed_lengths, x.shape[1]).to(x.device) if ragged else None
-        x, layer_results = self.encoder(x, padding_mask=padding, layer=layer, corpus_key=corpus_key)
         if features_only:
+            x, layer_results = self.encoder(x, padding_mask=padding, layer=layer, corpus_key=corpus_key)
             return {
                 "x": x,
                 "padding_mask": padding,
@@ -192,6 +194,7 @@ class OFAPretrainingModel(Wav2Vec2Model):
                 "lengths": compressed_lengths.to(x.device),
                 "lambd": rate.get("lambd"),
             }
+        x = self.encode(x, compressed_lengths, corpus_key)
         result = self.contrast(x, compressed, masked, compressed_lengths)
         return {
             **result,
@@ -200,6 +203,20 @@ class OFAPretrainingModel(Wav2Vec2Model):
             **self.guidance_losses(rate, lengths, guidance),
             **statistics(samples, lengths, compressed_lengths, rate),
         }
+
+    def encode(self, x: Tensor, lengths: Tensor, corpus_key: object) -> Tensor:
+        """The encoder's last hidden states (batch, longest, dim) of x (batch, longest, dim), zero on padding.
+
+        Crops of one length have very different numbers of frames when each has its own rate, so they are encoded in
+        groups of similar lengths (batch,).
+        """
+        groups, parts = similar_groups(lengths, GROUP_RATIO), []
+        for members in groups:
+            group, longest = lengths[members], int(lengths[members].max())
+            padding = ~valid_mask(group).to(x.device) if int(group.min()) < longest else None
+            encoded, _ = self.encoder(x[members.to(x.device), :longest], padding_mask=padding, corpus_key=corpus_key)
+            parts.append(F.pad(encoded, (0, 0, 0, x.shape[1] - longest)))
+        return torch.cat(parts)[torch.cat(groups).argsort().to(x.device)]
 
     def extract_features(
         self,

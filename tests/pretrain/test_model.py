@@ -8,6 +8,8 @@ from paths import GOLDEN
 from pretraining import TINY, random_boundaries, speechlike, tiny_model
 
 from s3prl_ofa.guidance.layout import alpha_of, num_frames
+from s3prl_ofa.model.packing import similar_groups, valid_mask
+from s3prl_ofa.pretrain.model import GROUP_RATIO
 
 LAMBDS = (0.0, 0.25, 0.5, 0.75, 1.0)
 EXPECTED = np.load(GOLDEN / "ref_tiny_golden.npz")
@@ -131,6 +133,19 @@ def test_padding_reaches_no_loss(front_end, lambd):
     assert float(together["frame"]) == pytest.approx(expected, rel=1e-5)
     for name in ("samples", "input_frames", "frames", "utterances", "alpha_sum", "lambd_sum"):
         assert together[name] == pytest.approx(sum(found[name] for found, _, _ in alone), rel=1e-5)
+
+
+def test_groups_of_similar_lengths_are_the_batch():
+    """Encoded in groups, which lack most of the padding, utterances have the hidden states of the whole batch."""
+    model = tiny_model().eval()
+    lengths = torch.tensor([40, 9, 22, 11, 40, 10])
+    x = torch.randn(len(lengths), 40, model.cfg.encoder_embed_dim)
+    valid = valid_mask(lengths)
+    with torch.no_grad():
+        found = model.encode(x, lengths, None)
+        expected, _ = model.encoder(x, padding_mask=~valid)
+    torch.testing.assert_close(found[valid], expected[valid], rtol=0, atol=1e-5)
+    assert len(similar_groups(lengths, GROUP_RATIO)) == 3
 
 
 def test_evaluation_is_never_random():
