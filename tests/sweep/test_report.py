@@ -13,7 +13,7 @@ from s3prl_ofa import cli
 from s3prl_ofa.sweep.report.aggregation import summarize
 from s3prl_ofa.sweep.report.command import render
 from s3prl_ofa.sweep.report.plots import PLOTS, REPEATED, draw, draw_all
-from s3prl_ofa.sweep.report.settings import BASELINE, POOLED, VARIABLE
+from s3prl_ofa.sweep.report.settings import Kind
 from s3prl_ofa.sweep.report.tables import overview
 from s3prl_ofa.sweep.results import collect
 
@@ -102,7 +102,7 @@ def test_mean_and_spread_over_seeds(sweep):
     assert setting.deviation == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
     assert setting.seeds == (1, 2) and setting.gmacs == pytest.approx(0.9 + 1.6 * 20.1 / 32.3)
     kinds = [(item.kind, item.frame_period_ms) for item in sid]
-    assert kinds == sorted(kinds) and {kind for kind, _ in kinds} == {VARIABLE, POOLED, BASELINE}
+    assert kinds == sorted(kinds) and {kind for kind, _ in kinds} == {Kind.VARIABLE, Kind.POOLED, Kind.BASELINE}
     assert [item.label for item in sid][4:] == ["lambd 1", "pool 2", "pool 3", "pool 4", "mfcc"]
 
 

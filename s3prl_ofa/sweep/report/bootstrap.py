@@ -6,6 +6,8 @@ utterances; seeds are resampled too, alike for settings with equally many. In nu
 axis alone.
 """
 
+import functools
+import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -17,19 +19,8 @@ from s3prl_ofa.sweep.results import POINTS, PointFolder
 
 RESAMPLES = 2000
 TAIL = 2.5  # percent outside of an interval, on each side
-TOLERANCE = 1e-3  # relative, of a point's score to what its utterances give; S3PRL sums in float32
-
-
-class Outcomes(NamedTuple):
-    """Of the test utterances of one point: names, errors or hits, and the words or answers they are among."""
-
-    names: tuple[str, ...]
-    sums: np.ndarray
-    counts: np.ndarray
-
-    @property
-    def ratio(self) -> float:
-        return float(self.sums.sum() / self.counts.sum())
+# a point's score and what its utterances give; S3PRL sums in float32
+agree = functools.partial(math.isclose, rel_tol=1e-3, abs_tol=1e-3)
 
 
 class Interval(NamedTuple):
@@ -46,43 +37,35 @@ def resampled_scores(folder: pathlib.Path, settings: pd.DataFrame) -> dict[int, 
     folder: of the sweep. settings: as ``settings_of`` gives them.
     """
     scores: dict[int, np.ndarray] = {}
-    utterances: dict[str, tuple[str, ...]] = {}  # by task
-    weights: dict[str, np.ndarray] = {}
+    utterances: dict[str, pd.Index] = {}  # by task
     for setting in settings.itertuples():
         found = [outcomes(PointFolder(folder / POINTS / point)) for point in setting.points]
         known = [item for item in found if item is not None]
-        names = utterances.setdefault(setting.task, known[0].names) if known else ()
-        if len(known) < len(found) or any(item.names != names for item in known):
+        names = utterances.setdefault(setting.task, known[0].index) if known else None
+        if len(known) < len(found) or not all(item.index.equals(names) for item in known):
             continue
-        scale = next((scale for scale in (100, 1) if agrees(scale, known, setting.score)), None)
+        sums, counts = (np.stack([item[column] for item in known], 1) for column in ("sums", "counts"))
+        score = np.mean(sums.sum(0) / counts.sum(0))
+        scale = next((scale for scale in (100, 1) if agree(scale * score, setting.score)), None)
         if scale is None:  # these are of another evaluation
             continue
-        if setting.task not in weights:
-            weights[setting.task] = draws(len(names))
-        sums, counts = (weights[setting.task] @ np.stack(part, 1) for part in list(zip(*known, strict=True))[1:])
-        seeds = draws(len(known)) / len(known)
-        scores[setting.Index] = scale * (seeds * sums / counts).sum(1)
+        weights, seeds = draws(len(sums)), draws(len(known)) / len(known)
+        scores[setting.Index] = scale * (seeds * (weights @ sums) / (weights @ counts)).sum(1)
     return scores
 
 
-def outcomes(folder: PointFolder) -> Outcomes | None:
-    """None where the point has none, or they cannot be used."""
+def outcomes(folder: PointFolder) -> pd.DataFrame | None:
+    """By test utterance the sums, errors or hits, and the counts of words or answers they are among; None where the
+    point has none, or they cannot be used."""
     try:
-        found = read_json(folder.utterances)
-        names = tuple(found["utterances"])
-        sums, counts = (np.array(found[key], dtype=float) for key in ("sums", "counts"))
+        found = pd.DataFrame(read_json(folder.utterances)).set_index("utterances")[["sums", "counts"]].astype(float)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    usable = len(set(names)) == len(names) > 0 and sums.shape == counts.shape == (len(names),)
-    if not usable or not np.isfinite(sums).all() or not (counts > 0).all():
-        return None
-    return Outcomes(names, sums, counts)
+    usable = len(found) and found.index.is_unique and np.isfinite(found).all(axis=None) and (found["counts"] > 0).all()
+    return found if usable else None
 
 
-def agrees(scale: float, found: list[Outcomes], score: float) -> bool:
-    return abs(scale * np.mean([item.ratio for item in found]) - score) <= TOLERANCE * max(abs(score), 1.0)
-
-
+@functools.cache
 def draws(size: int) -> np.ndarray:
     """How often each of ``size`` things is drawn, with replacement, in each resample: (RESAMPLES, size)."""
     return np.random.default_rng(size).multinomial(size, np.full(size, 1 / size), RESAMPLES).astype(np.float32)

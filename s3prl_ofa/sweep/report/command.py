@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     for found in summary.longest_periods:
         print(f"{found.curve}: {found.text}")
     for choice in summary.choices:
-        print(tables.choice_sentence(choice, summary))
+        print(tables.choice_sentence(choice))
     if summary.faults:
         print("\n".join([f"\n{tables.FAULTS}:", *summary.faults]))
     print(f"\n{out / 'report.html'}, report.md, results.csv, {', '.join(f'{stem}.png/.svg' for stem in plots)}")

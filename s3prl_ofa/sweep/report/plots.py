@@ -12,17 +12,7 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.sweep.report.aggregation import Summary
 from s3prl_ofa.sweep.report.front import front
-from s3prl_ofa.sweep.report.settings import (
-    BASELINE,
-    EQUAL,
-    EXIT,
-    LEARNED,
-    POOLED,
-    SPECIALIST,
-    VARIABLE,
-    percent,
-    several_models,
-)
+from s3prl_ofa.sweep.report.settings import Kind, percent
 
 try:
     import matplotlib
@@ -37,12 +27,12 @@ BASELINE_MARKERS = ("*", "D", "^", "v", "P", "X")
 # name, line and marker of the settings of our models: ours solid, alternatives dashed, learned rates as marks
 DASHED, DOTTED = (0, (3, 2)), (0, (1, 1.5))
 STYLES = {
-    VARIABLE: ("compressed", "-", "o"),
-    EQUAL: ("uniform boundaries", DOTTED, "v"),
-    SPECIALIST: ("trained with pooling", DASHED, "^"),
-    LEARNED: ("adaptive", "none", "D"),
-    EXIT: ("early exit", DOTTED, "P"),
-    POOLED: ("average pooling", DASHED, "s"),
+    Kind.VARIABLE: ("compressed", "-", "o"),
+    Kind.EQUAL: ("uniform boundaries", DOTTED, "v"),
+    Kind.SPECIALIST: ("trained with pooling", DASHED, "^"),
+    Kind.LEARNED: ("adaptive", "none", "D"),
+    Kind.EXIT: ("early exit", DOTTED, "P"),
+    Kind.POOLED: ("average pooling", DASHED, "s"),
 }
 FRONT = "Pareto front"
 STYLE_SHEET = pathlib.Path(__file__).with_suffix(".mplstyle")
@@ -67,9 +57,7 @@ PLOTS = {  # by their file's stem
     ),
     "score_macs": Plot("gmacs", "upstream GMACs per second of audio", "the upstream's multiply-accumulates"),
     "score_speed": Plot(
-        "total_ms",
-        "wall time (ms per second of audio)",
-        "the measured wall time of upstream and downstream model",
+        "total_ms", "wall time (ms per second of audio)", "the measured wall time of upstream and downstream model"
     ),
 }
 
@@ -94,8 +82,10 @@ def draw_all(summary: Summary, folder: pathlib.Path) -> dict[str, pathlib.Path]:
 def draw(plot: Plot, summary: Summary) -> Figure:
     """One panel per task, and above them one legend for all."""
     settings = summary.settings
+    curve = settings["kind"].map({kind: name for kind, (name, _, _) in STYLES.items()}).fillna(settings["label"])
     settings = settings.assign(
-        series=series_of(settings), repeated=[max(found, default=1) > 1 for found in settings["repeats"]]
+        series=settings["owner"] + curve + settings["detail"],
+        repeated=[max(found, default=1) > 1 for found in settings["repeats"]],
     )
     styles = styles_of(settings)
     tasks = settings["task"].unique()
@@ -121,24 +111,12 @@ def draw(plot: Plot, summary: Summary) -> Figure:
     return figure
 
 
-def series_of(settings: pd.DataFrame) -> list[str]:
-    """What the legend calls the curve or mark that each setting belongs to."""
-
-    def name(setting: Any) -> str:
-        if setting.kind == BASELINE:
-            return setting.label
-        several = setting.kind != SPECIALIST and several_models(settings)
-        return (f"{setting.model}, " if several else "") + STYLES[setting.kind][0]
-
-    return [name(setting) + setting.detail for setting in settings.itertuples()]
-
-
 def styles_of(settings: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Line, marker and colour of each series; baselines are marks."""
     colours, greys, marks = map(itertools.cycle, (COLOURS, BASELINE_COLOURS, BASELINE_MARKERS))
     styles: dict[str, dict[str, Any]] = {}
     for setting in settings.sort_values("kind", kind="stable").drop_duplicates("series").itertuples():
-        if setting.kind == BASELINE:
+        if setting.kind == Kind.BASELINE:
             style = {"color": next(greys), "marker": next(marks), "linestyle": "none", "markersize": 6.5}
         else:
             _, line, marker = STYLES[setting.kind]

@@ -2,6 +2,7 @@
 compressed."""
 
 import dataclasses
+import enum
 import itertools
 import math
 from typing import Any
@@ -13,12 +14,21 @@ from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, UNIFORM
 from s3prl_ofa.sweep.job import RATE_NAMES, Row, exact, unusual
 from s3prl_ofa.sweep.report.rows import COLUMNS, FLOATS
 
-# What a setting is compared as, in the order of the tables. EQUAL: frames of equal length at a chosen rate. SPECIALIST:
-# a model that was trained with average pooling and has no other rate. EXIT: some of the encoder's layers at 20 ms.
-# POOLED: after the encoder.
-VARIABLE, EQUAL, SPECIALIST, LEARNED, EXIT, POOLED, BASELINE = range(7)
-KIND_OF_RATE = {"lambd": VARIABLE, "frame_period_ms": VARIABLE, UNIFORM: EQUAL, ADAPTIVE: LEARNED, "layers": EXIT}
-KIND_OF_RATE |= {"pool": POOLED}
+
+class Kind(enum.IntEnum):
+    """What a setting is compared as, in the order of the tables."""
+
+    VARIABLE = 0
+    EQUAL = 1  # frames of equal length at a chosen rate
+    SPECIALIST = 2  # a model that was trained with average pooling and has no other rate
+    LEARNED = 3
+    EXIT = 4  # some of the encoder's layers at 20 ms
+    POOLED = 5  # after the encoder
+    BASELINE = 6
+
+
+KIND_OF_RATE = {"lambd": Kind.VARIABLE, "frame_period_ms": Kind.VARIABLE, UNIFORM: Kind.EQUAL}
+KIND_OF_RATE |= {ADAPTIVE: Kind.LEARNED, "layers": Kind.EXIT, "pool": Kind.POOLED}
 # In these, rows of one name differ only where trainings of several kinds are reported together; how each is named.
 VARIED = {
     "steps": "{:.0f} steps",
@@ -50,16 +60,18 @@ def settings_of(rows: list[Row]) -> pd.DataFrame:
     task, kind, model and frame period.
 
     Columns: those of GROUPED, with empty text for None; score and deviation (sample standard deviation over seeds, NaN
-    for one), in percent where the task's score is; means of learnt_lambd, frame_period_ms, gmacs (of the upstream, per
-    second of audio), upstream_ms, downstream_ms and total_ms (wall time per second of audio) and peak_memory_mb;
-    learning_rate, tried_rates, steps, seeds, points, repeats, devices, metric_name, higher_is_better, label and detail.
+    for one), in percent where the task's score is; merit, the score or its negative, the higher the better; means of
+    learnt_lambd, frame_period_ms, gmacs (of the upstream, per second of audio), upstream_ms, downstream_ms and total_ms
+    (wall time per second of audio) and peak_memory_mb; learning_rate, tried_rates, steps, seeds, points, repeats,
+    devices, metric_name, higher_is_better; the name and its parts owner (the model, where several have a choice of the
+    rate), label and detail.
     """
     frame = pd.DataFrame(rows, columns=["point", *COLUMNS], dtype=object).astype(
         dict.fromkeys([*FLOATS, "steps"], float)
     )
     frame[TEXTS] = frame[TEXTS].fillna("").astype(str)
     frame = frame.assign(
-        kind=frame["rate"].map(KIND_OF_RATE).fillna(BASELINE).mask(is_specialist(frame), SPECIALIST),
+        kind=frame["rate"].map(KIND_OF_RATE).fillna(Kind.BASELINE).mask(is_specialist(frame), Kind.SPECIALIST),
         score=frame["score"] * frame["unit"],
         gmacs=frame["macs_per_second"] * 1e-9,
         upstream_ms=frame["upstream_seconds_per_second"] * 1e3,
@@ -85,8 +97,13 @@ def settings_of(rows: list[Row]) -> pd.DataFrame:
         .reset_index()
     )
     settings["total_ms"] = settings["upstream_ms"] + settings["downstream_ms"]
+    settings["merit"] = merit(settings, "score")
     for text in (metric_name, label, detail):
         settings[text.__name__] = [text(setting) for setting in settings.itertuples()]
+    has_rate = ~settings["kind"].isin((Kind.SPECIALIST, Kind.BASELINE))
+    several = settings.loc[has_rate, "model"].nunique() > 1
+    settings["owner"] = (settings["model"] + ", ").where(has_rate & several, "")
+    settings["name"] = settings["owner"] + settings["label"] + settings["detail"]
     tasks = list(frame["task"].unique())
     settings["task_order"] = settings["task"].map(tasks.index)
     order = ["task_order", "kind", "model", "output_frames", "asked_repeat", "variant", "frame_period_ms"]
@@ -113,10 +130,14 @@ def at_best_learning_rate(frame: pd.DataFrame) -> pd.DataFrame:
     frame["trial"] = frame.groupby(["setting", "learning_rate"], dropna=False, sort=False).ngroup()
     frame["tried_rates"] = frame.groupby("setting")["trial"].transform("nunique")
     frame["runs"] = frame.groupby("trial")["seed"].transform("size")
-    frame["on_dev"] = frame["dev_score"].where(frame["higher_is_better"].astype(bool), -frame["dev_score"])
+    frame["on_dev"] = merit(frame, "dev_score")
     frame["on_dev"] = frame.groupby("trial")["on_dev"].transform("mean").fillna(-math.inf)
     best = frame.sort_values(["runs", "on_dev", "trial"], ascending=[False, False, True]).groupby("setting")["trial"]
     return frame[frame["trial"].isin(best.first())]
+
+
+def merit(frame: pd.DataFrame, column: str) -> pd.Series:
+    return frame[column].where(frame["higher_is_better"].astype(bool), -frame[column])
 
 
 def metric_name(setting: Any) -> str:
@@ -127,7 +148,7 @@ def metric_name(setting: Any) -> str:
 def label(setting: Any) -> str:
     """The rate: lambd 0.5, 40 ms, pool 3, adaptive 0.1 (its weight; from 0.9: its start); the name of a model that has
     no choice of it."""
-    has_rate = setting.kind not in (SPECIALIST, BASELINE)
+    has_rate = setting.kind not in (Kind.SPECIALIST, Kind.BASELINE)
     name = RATE_NAMES[setting.rate].format(exact(setting.value)) if has_rate else setting.model
     return name + ("" if math.isnan(setting.lambd_start) else f" from {exact(setting.lambd_start)}")
 
@@ -140,7 +161,7 @@ def detail(setting: Any) -> str:
 
 def longest_periods(settings: pd.DataFrame, tolerance: float) -> list[LongestPeriod]:
     """For every task and model, how far the frame period can be stretched."""
-    measured = settings[(settings["kind"] == VARIABLE) & settings["frame_period_ms"].notna()]
+    measured = settings[(settings["kind"] == Kind.VARIABLE) & settings["frame_period_ms"].notna()]
     return [
         LongestPeriod(
             task, f"{task}, {model}{detail}", *max_period_within_tolerance(list(curve.itertuples()), tolerance)
@@ -157,9 +178,9 @@ def max_period_within_tolerance(curve: list[Any], tolerance: float) -> tuple[flo
     first, *longer = curve[base:]
     if not longer:
         return None, "not known: there is no finished point beyond 20 ms"
-    sign = -1 if first.higher_is_better else 1
-    limit = first.score + sign * tolerance * abs(first.score)
-    within = list(itertools.takewhile(lambda setting: sign * setting.score <= sign * limit, longer))
+    lowest = lowest_merit(first, tolerance)
+    limit = lowest if first.higher_is_better else -lowest
+    within = list(itertools.takewhile(lambda setting: setting.merit >= lowest, longer))
     if not within:
         return limit, f"none of the longer periods stays within {percent(tolerance)} of {first.score:.2f} at 20 ms"
     last = within[-1]
@@ -169,6 +190,11 @@ def max_period_within_tolerance(curve: list[Any], tolerance: float) -> tuple[flo
         f"{last.frame_period_ms:.1f} ms{longest}, {ratio:.2f} times fewer frames: {first.metric_name} "
         f"{last.score:.2f} against {first.score:.2f} at 20 ms"
     )
+
+
+def lowest_merit(base: Any, tolerance: float) -> float:
+    """Of a score that is within the tolerance of that of a setting."""
+    return base.merit - tolerance * abs(base.score)
 
 
 def is_uncompressed(setting: Any) -> bool:
@@ -182,13 +208,9 @@ def is_specialist(rows: pd.DataFrame) -> pd.Series:
 
 def base_of(settings: pd.DataFrame, model: str | None = None) -> Any:
     """The setting of a task at 20 ms without compression, of ``model`` where it has one; None if there is none."""
-    curve = [setting for setting in settings[settings["kind"] == VARIABLE].itertuples() if is_uncompressed(setting)]
+    variable = settings[settings["kind"] == Kind.VARIABLE]
+    curve = [setting for setting in variable.itertuples() if is_uncompressed(setting)]
     return next((setting for setting in curve if setting.model == model), next(iter(curve), None))
-
-
-def several_models(settings: pd.DataFrame) -> bool:
-    """Whether settings must be called by their model too; those without a choice of the rate always are."""
-    return settings.loc[~settings["kind"].isin((SPECIALIST, BASELINE)), "model"].nunique() > 1
 
 
 def percent(share: float) -> str:

@@ -1,111 +1,92 @@
 """The words and numbers of a report, which its Markdown file and its page share."""
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pandas as pd
 
 from s3prl_ofa.sweep.report.aggregation import Summary
 from s3prl_ofa.sweep.report.front import Choice
-from s3prl_ofa.sweep.report.settings import BASELINE, SPECIALIST, several_models
+from s3prl_ofa.sweep.report.settings import Kind
 from s3prl_ofa.sweep.results import RESULTS
+
+Table = tuple[list[str], list[list[str]]]  # header and rows
 
 NOTHING = "nothing to compare"
 FAULTS = f"Faults in {RESULTS}"
-COLUMNS: dict[str, Callable[[Any], str]] = {  # of the table of all settings
+SETTING_COLUMNS: dict[str, Callable[[Any], str]] = {  # of the table of all settings
     "task": lambda setting: setting.task,
     "upstream": lambda setting: setting.model,
     "rate": lambda setting: rate_text(setting),
     "output frames": lambda setting: setting.output_frames + repeated(setting, " x{}"),
-    "learning rate": lambda setting: number(setting.learning_rate, "g") + tried(setting),
+    "learning rate": lambda setting: (
+        number(setting.learning_rate, "g") + (f" (of {setting.tried_rates})" if setting.tried_rates > 1 else "")
+    ),
     "steps": lambda setting: number(setting.steps, ".0f"),
     "seeds": lambda setting: str(len(setting.seeds)),
-    "score": lambda setting: f"{setting.metric_name} {plus_minus(setting, 2)}" + interval_text(setting, 1),
+    "score": lambda setting: f"{setting.metric_name} {plus_minus(setting, 2)}" + interval_text(setting),
     "frame period (ms)": lambda setting: number(setting.frame_period_ms, ".1f"),
     "GMACs / s": lambda setting: number(setting.gmacs, ".3f"),
     "upstream (ms / s)": lambda setting: number(setting.upstream_ms, ".2f"),
     "downstream (ms / s)": lambda setting: number(setting.downstream_ms, ".2f"),
     "memory (MiB)": lambda setting: number(setting.peak_memory_mb, ".0f"),
 }
+CHOICE_COLUMNS: dict[str, Callable[[Choice], str]] = {  # of the table of what is best within each cost
+    "task": lambda choice: choice.setting.task,
+    "at most": lambda choice: choice.limit,
+    "best": lambda choice: choice.setting.name,
+    "frame period (ms)": lambda choice: number(choice.setting.frame_period_ms, ".1f"),
+    "score": lambda choice: score_text(choice.setting),
+    "faster than 20 ms": lambda choice: "" if math.isnan(choice.faster) else f"{choice.faster:.2f}x",
+    "next best": lambda choice: "" if choice.rival is None else f"{choice.rival.name}, {choice.rival.score:.2f}",
+    "better by": lambda choice: gain_text(choice),
+    "p": lambda choice: p_text(choice),
+}
 
 
-def all_settings(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of all settings."""
-    return list(COLUMNS), [[cell(row) for cell in COLUMNS.values()] for row in summary.settings.itertuples()]
+def all_settings(summary: Summary) -> Table:
+    return table(SETTING_COLUMNS, summary.settings.itertuples())
 
 
-def overview(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table with a row per rate and a column per task."""
-    settings = summary.settings.assign(name=summary.settings["label"] + summary.settings["detail"])
-    settings["copy"] = settings.groupby(["task", "model", "name"]).cumcount()  # of rows that differ in nothing named
+def fronts(summary: Summary) -> Table:
+    return table(CHOICE_COLUMNS, itertools.chain(*summary.fronts.values()))
+
+
+def table(columns: dict[str, Callable[[Any], str]], items: Iterable[Any]) -> Table:
+    return list(columns), [[cell(item) for cell in columns.values()] for item in items]
+
+
+def overview(summary: Summary) -> Table:
+    """The table with a row per rate and a column per task."""
+    settings = summary.settings.assign(rate=summary.settings["label"] + summary.settings["detail"])
+    settings["copy"] = settings.groupby(["task", "model", "rate"]).cumcount()  # of rows that differ in nothing named
     metrics = dict(zip(settings["task"], settings["metric_name"], strict=True))
-    several = several_models(settings)
+    several = bool(settings["owner"].ne("").any())
     header = [*["upstream"] * several, "rate", "frame period (ms)", "GMACs / s"]
+    header += [f"{task}, {metric}" for task, metric in metrics.items()]
     rows = []
-    for (model, name, _), alike in settings.groupby(["model", "name", "copy"], sort=False):
+    for (model, rate, _), alike in settings.groupby(["model", "rate", "copy"], sort=False):
         scores = {
             setting.task: plus_minus(setting, 1) + repeated(setting, " (frames x{})") for setting in alike.itertuples()
         }
-        cells = [*[model] * several, name, between(alike["frame_period_ms"], 1), between(alike["gmacs"], 2)]
+        cells = [*[model] * several, rate, between(alike["frame_period_ms"], 1), between(alike["gmacs"], 2)]
         place = (alike["kind"].iloc[0], model, alike["frame_period_ms"].iloc[0])
         rows.append((place, [*cells, *(scores.get(task, "") for task in metrics)]))
-    return [*header, *(f"{task}, {metric}" for task, metric in metrics.items())], [
-        cells for _, cells in sorted(rows, key=lambda row: row[0])
-    ]
+    return header, [cells for _, cells in sorted(rows, key=lambda row: row[0])]
 
 
-def fronts(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of what is best within each cost."""
-    header = [
-        "task",
-        "at most",
-        "best",
-        "frame period (ms)",
-        "score",
-        "faster than 20 ms",
-        "next best",
-        "better by",
-        "p",
-    ]
-    rows = [
-        [
-            choice.task,
-            choice.limit,
-            called(choice.setting, summary),
-            number(choice.setting.frame_period_ms, ".1f"),
-            f"{choice.setting.metric_name} {choice.setting.score:.2f}" + interval_text(choice.setting, 1),
-            number(choice.faster, ".2f") + "x" * (not math.isnan(choice.faster)),
-            "" if choice.rival is None else f"{called(choice.rival, summary)}, {choice.rival.score:.2f}",
-            gain_text(choice),
-            p_text(choice),
-        ]
-        for cost in summary.fronts.values()
-        for choice in cost
-    ]
-    return header, rows
-
-
-def choice_sentence(choice: Choice, summary: Summary) -> str:
-    setting = choice.setting
-    parts = [
-        f"{choice.task}, {choice.limit}: {called(setting, summary)}",
-        number(setting.frame_period_ms, ".1f") + " ms",
-    ]
-    parts += [f"{setting.metric_name} {setting.score:.2f}" + interval_text(setting, 1)]
-    parts += [] if math.isnan(choice.faster) else [f"{choice.faster:.2f} times faster than 20 ms"]
-    text = ", ".join(parts)
-    if choice.rival is None:
+def choice_sentence(choice: Choice) -> str:
+    setting, rival = choice.setting, choice.rival
+    text = f"{setting.task}, {choice.limit}: {setting.name}, {number(setting.frame_period_ms, '.1f')} ms"
+    text += f", {score_text(setting)}"
+    text += "" if math.isnan(choice.faster) else f", {choice.faster:.2f} times faster than 20 ms"
+    if rival is None:
         return text
     sure = f", p {p_text(choice)}" if choice.interval else " (no utterances to test it with)"
-    compared = f"{'better' if choice.gain >= 0 else 'worse'} than {called(choice.rival, summary)}"
-    return f"{text}; {compared}, {choice.rival.score:.2f}, by {gain_text(choice)}{sure}"
-
-
-def called(setting: Any, summary: Summary) -> str:
-    """The setting's name, with its model where there are several."""
-    several = setting.kind not in (SPECIALIST, BASELINE) and several_models(summary.settings)
-    return (f"{setting.model}, " if several else "") + setting.label + setting.detail
+    compared = "better" if choice.gain >= 0 else "worse"
+    return f"{text}; {compared} than {rival.name}, {rival.score:.2f}, by {gain_text(choice)}{sure}"
 
 
 def gain_text(choice: Choice) -> str:
@@ -122,8 +103,12 @@ def p_text(choice: Choice) -> str:
     return f"{choice.interval.p:.3f}" if choice.interval.p >= 0.001 else "< 0.001"
 
 
-def interval_text(setting: Any, digits: int) -> str:
-    return "" if math.isnan(setting.low) else f" [{setting.low:.{digits}f}, {setting.high:.{digits}f}]"
+def score_text(setting: Any) -> str:
+    return f"{setting.metric_name} {setting.score:.2f}" + interval_text(setting)
+
+
+def interval_text(setting: Any) -> str:
+    return "" if math.isnan(setting.low) else f" [{setting.low:.1f}, {setting.high:.1f}]"
 
 
 def between(values: pd.Series, digits: int) -> str:
@@ -134,14 +119,10 @@ def between(values: pd.Series, digits: int) -> str:
 
 
 def rate_text(setting: Any) -> str:
-    if setting.kind in (SPECIALIST, BASELINE):
+    if setting.kind in (Kind.SPECIALIST, Kind.BASELINE):
         return ""
     learned = number(setting.learnt_lambd, ".2f")
     return setting.label + setting.detail + (f" (lambd {learned})" if learned else "")
-
-
-def tried(setting: Any) -> str:
-    return f" (of {setting.tried_rates})" if setting.tried_rates > 1 else ""
 
 
 def repeated(setting: Any, template: str) -> str:
@@ -182,8 +163,8 @@ def about_intervals(summary: Summary) -> str:
         "In brackets are 95% intervals of a bootstrap over seeds and utterances, the same for both sides of a "
         "difference; p is two-sided, for no difference. "
     )
-    names = [f"{setting.task} {called(setting, summary)}" for setting in summary.settings[unknown].itertuples()]
-    return text + (f"Without outcomes of the same utterances, and so without: {'; '.join(names)}. " if names else "")
+    names = "; ".join((summary.settings["task"] + " " + summary.settings["name"])[unknown])
+    return text + (f"Without outcomes of the same utterances, and so without: {names}. " if names else "")
 
 
 def notes(summary: Summary) -> str:
