@@ -6,13 +6,13 @@ import hashlib
 import json
 from typing import Any
 
+from s3prl_ofa.arguments.run_downstream import AUTO
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.tasks.configs import CTC_TASKS
 from s3prl_ofa.superb.upstream.output_frames import options_for, usual_output_frames
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE, UNIFORM, RateOptions
 
 OFA = "ofa_wav2vec2"  # the upstream whose rates are compared
-AUTO = "auto"  # repeat each frame as often as CTC needs
 # kinds of rate, and what a value of each is called
 RATE_NAMES = {"lambd": "lambd {}", "frame_period_ms": "{} ms", "pool": "pool {}", ADAPTIVE: "adaptive {}"}
 RATE_NAMES |= {UNIFORM: "uniform {}", "layers": "layers {}"}
@@ -127,6 +127,7 @@ def exact(number: float) -> str:
 
 
 def usual_repeat(task: str) -> int | str:
+    """For CTC each frame is repeated as often as the labels need."""
     return AUTO if task in CTC_TASKS else 1
 
 

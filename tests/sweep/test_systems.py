@@ -26,7 +26,7 @@ def test_rivals(good):
     ]
     assert {job.checkpoint for job in prepare(grid_from(good)).values()} == {CKPT}
     good["tasks"]["sid"]["rates"]["layers"] = [1, 3]
-    with pytest.raises(UsageError, match=r"checkpoints.tiny: .* has 2 layers; rates.layers asks for more"):
+    with pytest.raises(UsageError, match=r"checkpoints.tiny: layers must be at most 2, as many as .* has, found"):
         prepare(grid_from(good))
     good["checkpoints"]["other"] = {"path": CKPT, "rates": {}}
     with pytest.raises(UsageError, match="tasks.sid.rates is missing"):

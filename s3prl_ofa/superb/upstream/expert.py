@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from s3prl_ofa.checkpoint import load
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.model.config import SAMPLE_RATE
+from s3prl_ofa.model.config import SAMPLE_RATE, ModelConfig
 from s3prl_ofa.model.cost import macs
 from s3prl_ofa.model.ofa import ExtractOutput
 from s3prl_ofa.superb.upstream.rate_options import NATIVE, RateOptions, read_model_config
@@ -79,13 +79,9 @@ class UpstreamExpert(nn.Module):
         self.rate: Any = None  # an AdaptiveRate
         self.cache: Any = None  # a FeatureCache
         self.frozen = False  # at the start of a fine-tuning
-        if self.model.config.compressor == "none" and self.options.compresses:
-            raise UsageError(f"{ckpt} has no compressor, so only lambd 0 is possible; asked for {self.options}")
-        config = self.model.config
-        layers = self.options.layers or config.layers
-        if layers > config.layers:
-            raise UsageError(f"layers must be at most {config.layers}, as many as {ckpt} has, found {layers}")
-        self.config = dataclasses.replace(config, layers=layers)  # of what runs
+        check_options(ckpt, self.model.config, self.options)
+        layers = self.options.layers or self.model.config.layers
+        self.config = dataclasses.replace(self.model.config, layers=layers)  # of what runs
         self.measured = Measured()
         UpstreamExpert.built = True
         adapt_s3prl()
@@ -142,6 +138,14 @@ class UpstreamExpert(nn.Module):
             "times": times,
             **layers,
         }
+
+
+def check_options(ckpt: str | os.PathLike, config: ModelConfig, options: RateOptions) -> None:
+    """Raises UsageError for what the model of a checkpoint cannot do."""
+    if config.compressor == "none" and options.compresses:
+        raise UsageError(f"{ckpt} has no compressor, so its only rates are lambd 0, pool and layers; found {options}")
+    if (options.layers or 0) > config.layers:
+        raise UsageError(f"layers must be at most {config.layers}, as many as {ckpt} has, found {options.layers}")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -23,6 +23,9 @@ from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.resources import folder
 from s3prl_ofa.superb.compat.plain_names import check_config, check_downstream, is_split
 from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM, mapping_at, resolve_config
+from s3prl_ofa.superb.tasks.data_roots import SPLITS
+from s3prl_ofa.superb.tasks.experiment_data import PARTS
+from s3prl_ofa.superb.upstream.expert import check_options
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE, whole
 from s3prl_ofa.sweep.grid.schema import KNOWN, Grid, Task
 from s3prl_ofa.sweep.job import OFA, Job, Point
@@ -31,14 +34,6 @@ logger = logging.getLogger(__name__)
 
 WITH_CHECKPOINT = ("_local", "_url", "_custom")  # endings of S3PRL upstreams that take a checkpoint (-k)
 EVERY = ("eval_step", "save_step", "log_step")  # of S3PRL's runner
-# scores from 0 to 1, which reports show in percent
-SHARES = {
-    "pr": "per",
-    "sf": "slot_type_f1",
-    "asv": "EER",
-    "sd": "der",
-    **dict.fromkeys(("sid", "ks", "ic", "er"), "acc"),
-}
 ROOT_OPTION = re.compile(r"(`[^`]*`)|--([a-z][a-z0-9-]*)")
 
 
@@ -90,7 +85,7 @@ def prepare(grid: Grid) -> dict[str, Job]:
     config_digests = {name: config_digest(config, grid.data.values()) for name, config in configs.items()}
     jobs = {}
     for point in points_of(grid):
-        task, config = grid.tasks[point.task], copy.deepcopy(configs[point.task])
+        task, known, config = grid.tasks[point.task], KNOWN.get(point.task), copy.deepcopy(configs[point.task])
         if point.learning_rate is not None:
             put(config, "optimizer.lr", point.learning_rate, f"tasks.{point.task}.learning_rates")
         checkpoint = point.checkpoint and absolute(point.checkpoint)
@@ -101,7 +96,7 @@ def prepare(grid: Grid) -> dict[str, Job]:
             config_sha256=config_digests[point.task],
             metric=task.metric,
             higher_is_better=task.higher_is_better,
-            unit=100 if SHARES.get(point.task) == task.metric else 1,
+            unit=100 if known and known.is_share and task.metric == known.metrics[0] else 1,
             dev_split=task.dev,
             test_split=task.test,
             device=grid.device,
@@ -143,16 +138,12 @@ def check_checkpoints(grid: Grid) -> dict[str, str | None]:
         if is_remote(path):
             continue  # downloaded when the first point runs
         try:
-            model = load(path)
-        except CheckpointError as error:
+            config = load(path).config
+            for point in points:
+                if point.model == name:
+                    check_options(path, config, point.checked_options())
+        except (CheckpointError, UsageError) as error:
             raise UsageError(f"checkpoints.{name}: {error}") from None
-        asked = [point.checked_options() for point in points if point.model == name]
-        if model.compressor is None and any(options.compresses for options in asked):
-            raise UsageError(
-                f"checkpoints.{name}: {path} has no compressor, so its only rates are lambd 0, pool and layers"
-            )
-        if max(options.layers or 0 for options in asked) > model.config.layers:
-            raise UsageError(f"checkpoints.{name}: {path} has {model.config.layers} layers; rates.layers asks for more")
     paths = [*named.values(), *(item.checkpoint for item in grid.baselines if item.checkpoint)]
     return {path: None if is_remote(path) else digest(pathlib.Path(path)) for path in map(absolute, paths)}
 
@@ -190,10 +181,10 @@ def base_config(grid: Grid, name: str, task: Task) -> dict[str, Any]:
         if key == "runner.total_steps":
             raise UsageError(f"{where}.overrides: use {where}.steps for runner.total_steps")
         put(config, key, value, f"{where}.overrides")
-    runner = config.get("runner")
-    if isinstance(runner, dict) and task.steps is not None:
+    runner = mapping_at(config, "runner")
+    if runner and task.steps is not None:
         runner["total_steps"] = task.steps
-    if not isinstance(runner, dict) or "total_steps" not in runner:
+    if "total_steps" not in runner:
         raise UsageError(f"{where}.config: runner.total_steps is expected in it")
     for key in ("total_steps", *EVERY):
         number = whole(runner.setdefault(key, runner["total_steps"]))
@@ -201,7 +192,7 @@ def base_config(grid: Grid, name: str, task: Task) -> dict[str, Any]:
             raise UsageError(f"{where}: runner.{key} must be a whole number of at least 1, found {runner[key]!r}")
         # What is saved and evaluated last must be the last step.
         runner[key] = number if key == "total_steps" else divisor(runner["total_steps"], number)
-    check_scores(name, task, config.get("downstream_expert") or {})
+    check_scores(name, task, mapping_at(config, "downstream_expert"))
     check_config(config, f"{where}: ")
     for key in ("dev", "test"):
         if not is_split(getattr(task, key) or key):
@@ -213,15 +204,10 @@ def check_scores(name: str, task: Task, expert: dict[str, Any]) -> None:
     """Checks the splits and the metric of a known task, which S3PRL would miss only after training."""
     if name not in KNOWN:
         return
-    splits, metrics = ["train", "dev", "test"], ["acc"]  # of the tasks that classify
+    splits = PARTS.get(name, SPLITS)
     if name == "asr":
-        splits, metrics = [key for key, value in expert["datarc"].items() if isinstance(value, list)], ["wer", "uer"]
-    if name == "sd":
-        metrics = ["der", "acc"]
-    if name == "asv":
-        splits, metrics = ["test"], ["EER"]
-    if name in ("pr", "sf"):
-        metrics = expert.get("metric") or ["per"]
+        splits = [key for key, value in expert["datarc"].items() if isinstance(value, list)]
+    metrics = expert.get("metric") or KNOWN[name].metrics
     for key, choices in {"dev": splits, "test": splits, "metric": [*metrics, "loss"]}.items():
         found = getattr(task, key)
         if found is not None and found not in choices:

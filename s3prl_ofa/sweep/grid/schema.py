@@ -8,28 +8,40 @@ import os
 import pathlib
 import re
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
+from s3prl_ofa.arguments.run_downstream import AUTO, ROOTS
 from s3prl_ofa.checkpoint.bounded_yaml import UniqueKeys, read_yaml
 from s3prl_ofa.errors import UsageError, shown
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.model.rate import MAX_LAMBD
 from s3prl_ofa.superb.upstream.output_frames import usual_output_frames, why_not_native
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, MIN_POOL, NATIVE, real, whole, with_current_names
-from s3prl_ofa.sweep.job import AUTO, usual_repeat
+from s3prl_ofa.sweep.job import usual_repeat
 
 try:
     from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 except ImportError as error:
     raise UsageError(f"grids are read with pydantic ({error}): pip install 's3prl-ofa[sweep]'") from None
 
+
+class Scoring(NamedTuple):
+    """How a task is scored. metrics: those that it logs, unless its config names them; the first is the default.
+    is_share: whether that one is from 0 to 1, so that reports show it in percent. dev, test: the default splits."""
+
+    metrics: tuple[str, ...]
+    is_share: bool = True
+    dev: str | None = "dev"
+    test: str = "test"
+
+
 KNOWN = {
-    "asr": {"metric": "wer", "dev": "dev-clean", "test": "test-clean"},
-    "pr": {"metric": "per", "dev": "dev", "test": "test"},
-    **{task: {"metric": "acc", "dev": "dev", "test": "test"} for task in ("sid", "ks", "ic", "er")},
-    "sf": {"metric": "slot_type_f1", "dev": "dev", "test": "test"},
-    "asv": {"metric": "EER", "test": "test"},
-    "sd": {"metric": "der", "dev": "dev", "test": "test"},
+    "asr": Scoring(("wer", "uer"), is_share=False, dev="dev-clean", test="test-clean"),
+    "pr": Scoring(("per",)),
+    **dict.fromkeys(("sid", "ks", "ic", "er"), Scoring(("acc",))),
+    "sf": Scoring(("slot_type_f1",)),
+    "asv": Scoring(("EER",), dev=None),
+    "sd": Scoring(("der", "acc")),
 }
 # metrics of which less is better, as EER, slot_value_cer or word_error_rate; per is also a word of its own
 ERROR_WORDS = "[wcued]er|mindcf|loss|nll|ppl|perplexity|r?mse|mae|mcd|errors?|err"
@@ -95,21 +107,7 @@ Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Number = Annotated[float, BeforeValidator(number)]
 Positive = Annotated[Number, Field(gt=0)]
-DataKey = Literal[
-    "librispeech",
-    "voxceleb1",
-    "speech_commands",
-    "fluent",
-    "snips",
-    "librimix",
-    "iemocap",
-    "prepared",
-    "bucket",
-    "lexicon",
-    "speaker_list",
-    "trials",
-    "splits",
-]
+DataKey = Literal[tuple(name for name in ROOTS if name not in ("quesst", "vocabulary"))]
 
 
 class Section(BaseModel):
@@ -278,14 +276,14 @@ def sentence(error: ValidationError) -> str:
 
 def filled(name: str, task: Task, grid: Grid) -> Task:
     """The task with the grid's settings, or the usual ones, in place of what it does not give."""
-    known = KNOWN.get(name, {})
-    own = task.model_fields_set
+    known, own = KNOWN.get(name), task.model_fields_set
     shared = {key: getattr(grid, key) for key in grid.model_fields_set & Task.model_fields.keys()}
     for key in () if known else ("config", "metric"):
         if key not in own:
             raise UsageError(f"tasks.{name}.{key} is missing; only {', '.join(KNOWN)} come with one")
-    usual = {**known, "output_frames": (usual_output_frames(name),), "repeat": (usual_repeat(name),)}
-    usual["higher_is_better"] = ERROR.search((task.metric or known["metric"]).lower()) is None
+    usual = {"metric": known.metrics[0], "dev": known.dev, "test": known.test} if known else {}
+    usual |= {"output_frames": (usual_output_frames(name),), "repeat": (usual_repeat(name),)}
+    usual["higher_is_better"] = ERROR.search((task.metric or usual["metric"]).lower()) is None
     filled_in = task.model_copy(update={key: value for key, value in (usual | shared).items() if key not in own})
     rates = [checkpoint.rates or filled_in.rates for checkpoint in grid.checkpoints.values()]
     check_task(name, filled_in, own, any(item.adaptive for item in [filled_in.rates, *rates]))

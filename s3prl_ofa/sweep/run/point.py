@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from s3prl_ofa.arguments.run_downstream import option
 from s3prl_ofa.checkpoint.experiment import states_files
 from s3prl_ofa.cli import build_command_parser, guarded, run_command
 from s3prl_ofa.io.files import DiskFull, atomic_path, read_json, write_json
@@ -166,7 +167,7 @@ def train_arguments(folder: PointFolder, job: Job) -> list[str]:
     if job.checkpoint is not None:
         arguments += ["-k", job.checkpoint]
     for name, value in job.rate_options.items():
-        arguments += ["--" + name.replace("_", "-"), str(value)]
+        arguments += [option(name), str(value)]
     return arguments
 
 
