@@ -1,7 +1,5 @@
 """What S3PRL's tasks cache between runs: no pickle is loaded, and no corpus gets the cache of another."""
 
-import json
-import os
 import pathlib
 import pickle
 import sys
@@ -9,6 +7,7 @@ import types
 from typing import Any, BinaryIO
 
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.io import verified
 from s3prl_ofa.io.files import atomic_write
 from s3prl_ofa.io.scan import each_in_threads
 from s3prl_ofa.superb.compat.missing_packages import import_expert
@@ -28,7 +27,7 @@ def secure_caches(downstream: str, expdir: pathlib.Path) -> None:
         if name.startswith("s3prl.downstream.") and getattr(module, "pickle", None) is pickle:
             module.pickle = ModuleOverlay(pickle, load=refuse_pickle)
     if downstream == LENGTHS:
-        keep_lengths(sys.modules[f"s3prl.downstream.{LENGTHS}.dataset"], expdir / "trimmed_lengths.json")
+        keep_lengths(sys.modules[f"s3prl.downstream.{LENGTHS}.dataset"], expdir / "trimmed_lengths.jsonl")
 
 
 def refuse_pickle(file: BinaryIO) -> Any:
@@ -62,15 +61,10 @@ def trimmed_lengths(
     def length(path: str) -> int:
         return trim(path, effects)[0].shape[-1]
 
-    try:
-        found = json.loads(cache.read_text("utf-8"))
-        kept = {path: [size, time, length] for path, (size, time, length) in found.items()}
-    except (FileNotFoundError, ValueError, TypeError, AttributeError, RecursionError):  # none, or not ours
-        kept = {}
-    keys = {path: [(stat := os.stat(path)).st_size, stat.st_mtime_ns] for path in paths}
-    new = [path for path in paths if not (path in kept and kept[path][:2] == keys[path])]
+    kept = verified.read(cache)
+    files = {path: verified.file_of(path) for path in paths}
+    new = [path for path in paths if files[path] not in kept]
     if new:
-        measured = each_in_threads(length, new, n_jobs, "lengths")
-        kept |= {path: [*keys[path], samples] for path, samples in measured}
-        atomic_write(cache, json.dumps(kept))
-    return {path: kept[path][2] for path in paths}
+        kept |= {files[path]: samples for path, samples in each_in_threads(length, new, n_jobs, "lengths")}
+        atomic_write(cache, verified.lines_of(kept))
+    return {path: kept[files[path]] for path in paths}

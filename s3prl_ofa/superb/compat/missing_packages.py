@@ -5,13 +5,12 @@ packages.
 """
 
 import contextlib
-import dataclasses
 import importlib
 import importlib.util
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -47,12 +46,7 @@ class PrettyTree(ElementTree.ElementTree):
         super().write(file, **options)
 
 
-@dataclasses.dataclass
-class Alignment:
-    normalizedDistance: float  # noqa: N815  dtw-python's name
-
-
-def dtw(x: np.ndarray, step_pattern: str, open_begin: bool, open_end: bool, **unused: Any) -> Alignment:
+def dtw(x: np.ndarray, step_pattern: str, open_begin: bool, open_end: bool, **unused: Any) -> SimpleNamespace:
     """dtw-python's function of this name for the step pattern "asymmetric": each row (query frame) is matched once, and
     each step skips at most one column (document frame). x: distances (rows, columns).
 
@@ -64,7 +58,7 @@ def dtw(x: np.ndarray, step_pattern: str, open_begin: bool, open_end: bool, **un
     for row in x[1:]:
         padded = np.concatenate([[np.inf, np.inf], costs])
         costs = row + np.minimum(np.minimum(padded[2:], padded[1:-1]), padded[:-2])
-    return Alignment(float(costs.min() if open_end else costs[-1]) / len(x))
+    return SimpleNamespace(normalizedDistance=float(costs.min() if open_end else costs[-1]) / len(x))
 
 
 def no_predictions(*args: Any, **kwargs: Any) -> None:

@@ -156,28 +156,6 @@ def pkg_resources_module() -> bool:
     return True
 
 
-def pandas_iteritems(pandas: types.ModuleType) -> bool:
-    """pandas 2 dropped ``iteritems``, with which S3PRL's newer corpora read tables. Called once pandas is imported."""
-    return any([add_missing(kind, iteritems=kind.items) for kind in (pandas.Series, pandas.DataFrame)])
-
-
-def cpu_beside_cuda(runner: types.ModuleType) -> bool:
-    """S3PRL's runner selects ``--device`` as a CUDA device wherever there is a GPU, which fails for ``--device cpu``.
-
-    Unlike the shims above, it is called with the module that needs it, once that is imported.
-    """
-    if not torch.cuda.is_available() or isinstance(runner.torch, ModuleOverlay):
-        return False
-    runner.torch = ModuleOverlay(runner.torch, cuda=ModuleOverlay(torch.cuda, device=cuda_device))
-    return True
-
-
-def cuda_device(device: str | int | torch.device) -> contextlib.AbstractContextManager:
-    """``torch.cuda.device``; for the CPU it selects nothing."""
-    is_cpu = not isinstance(device, int) and torch.device(device).type == "cpu"
-    return contextlib.nullcontext() if is_cpu else torch.cuda.device(device)
-
-
 SHIMS = (
     torchaudio_import,
     torchaudio_names,
@@ -235,24 +213,40 @@ def load_audio(
     return (tensor.t().contiguous() if channels_first else tensor), sample_rate
 
 
-def speech_loader(dataset: types.ModuleType) -> bool:
-    """Makes S3PRL's datasets of asr, ctc and voxceleb1 load audio with ``load_checked``.
+# The patches below are called with the module that needs them, once that is imported.
+
+
+def pandas_iteritems(pandas: types.ModuleType) -> None:
+    """pandas 2 dropped ``iteritems``, with which S3PRL's newer corpora read tables."""
+    for kind in (pandas.Series, pandas.DataFrame):
+        add_missing(kind, iteritems=kind.items)
+
+
+def cpu_beside_cuda(runner: types.ModuleType) -> None:
+    """Where there is a GPU, S3PRL's runner selects ``--device`` as a CUDA device, which fails for ``--device cpu``."""
+    if torch.cuda.is_available():
+        runner.torch = ModuleOverlay(runner.torch, cuda=ModuleOverlay(torch.cuda, device=cuda_device))
+
+
+def cuda_device(device: str | int | torch.device) -> contextlib.AbstractContextManager:
+    """``torch.cuda.device``; for the CPU it selects nothing."""
+    is_cpu = not isinstance(device, int) and torch.device(device).type == "cpu"
+    return contextlib.nullcontext() if is_cpu else torch.cuda.device(device)
+
+
+def speech_loader(dataset: types.ModuleType) -> None:
+    """Makes S3PRL's datasets of some tasks load audio with ``load_checked``; others keep ``torchaudio.load``.
 
     They take whatever ``torchaudio.load`` returns for 16 kHz mono: two channels are concatenated, other rates play at
-    the wrong speed, and errors do not name the file. Called with the module once it is imported, as ``cpu_beside_cuda``
-    is; other tasks keep ``torchaudio.load``.
+    the wrong speed, and errors do not name the file.
     """
-    if isinstance(dataset.torchaudio, ModuleOverlay):
-        return False
     dataset.torchaudio = ModuleOverlay(dataset.torchaudio, load=load_checked)
-    return True
 
 
-def recording_reader(dataset: types.ModuleType) -> bool:
+def recording_reader(dataset: types.ModuleType) -> None:
     """Makes S3PRL's diarization read recordings with ``read_piece``; its own reader accepts any rate, and the labels
     would not fit."""
     dataset.KaldiData._load_wav = read_piece
-    return True
 
 
 def read_piece(_: Any, path: str, start: int = 0, end: int | None = None) -> tuple[np.ndarray, int]:

@@ -70,10 +70,8 @@ def run_downstream(args: argparse.Namespace, ours: OurOptions) -> Measured | Non
         if args.mode == "train":
             stack.enter_context(processes.joined(args))
             processes.check_resumed(trained if args.past_exp else None)
-        if not is_leader_process():
-            logging.getLogger("s3prl_ofa").setLevel(
-                logging.ERROR if is_quiet() else logging.WARNING
-            )  # the leader logs all
+        if not is_leader_process():  # the leader logs all
+            logging.getLogger("s3prl_ofa").setLevel(logging.ERROR if is_quiet() else logging.WARNING)
         elif args.mode == "train":
             stack.enter_context(locked_folder(pathlib.Path(args.expdir), args.expdir, TEMPORARIES))
             if args.past_exp is None and not args.auto_resume:

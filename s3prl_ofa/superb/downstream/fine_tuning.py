@@ -4,6 +4,7 @@ The settings are a section of the experiment's config, so that its checkpoints h
 """
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -73,12 +74,10 @@ class FineTuning:
                 if settings["params"]:
                     optimizer.add_param_group(settings)
         if self.unfreeze_after:
-            done = step
+            done = itertools.count(step)
 
-            def count(*_: Any) -> None:
-                nonlocal done
-                done += 1
-                expert.frozen = done < self.unfreeze_after
+            def freeze(*_: Any) -> None:
+                expert.frozen = next(done) < self.unfreeze_after
 
-            expert.frozen = done < self.unfreeze_after
-            optimizer.register_step_post_hook(count)
+            freeze()
+            optimizer.register_step_post_hook(freeze)

@@ -5,17 +5,9 @@ import dataclasses
 import math
 from typing import Any
 
-from s3prl_ofa.arguments.run_downstream import AUTO, FINE_TUNING, ROOTS, option
+from s3prl_ofa.arguments.run_downstream import ADAPTIVE, AUTO, FINE_TUNING, ROOTS, option
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.upstream.rate_options import (
-    ADAPTIVE,
-    ADAPTIVE_KEYS,
-    NATIVE,
-    OLD_NAME,
-    OPTION_NAMES,
-    RATE_KEYS,
-    RateOptions,
-)
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE_KEYS, OLD_NAME, OPTION_NAMES, RATE_KEYS, RateOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,17 +33,13 @@ class OurOptions:
             raise UsageError(f"--cache-gb must be a number above 0, found {self.cache_gb:g}")
         # reports at once what is out of range; whether the rate is adaptive may be known only from -g or the experiment
         adaptive = self.rate.keys() & set(ADAPTIVE_KEYS) and not self.rate.keys() & set(RATE_KEYS)
-        RateOptions.layered({"output_frames": NATIVE}, {"lambd": ADAPTIVE} if adaptive else {}, self.rate)
+        RateOptions.layered({"output_frames": "native"}, {"lambd": ADAPTIVE} if adaptive else {}, self.rate)
 
     @property
     def of_our_upstream(self) -> list[str]:
         """The options that no other upstream takes, as they are spelled on the command line."""
-        names = [
-            *self.rate,
-            *self.fine_tuning,
-            *["repeat"] * self.repeat_auto,
-            *["cache_gb"] * (self.cache_gb is not None),
-        ]
+        names = [*self.rate, *self.fine_tuning]
+        names += ["repeat"] * self.repeat_auto + ["cache_gb"] * (self.cache_gb is not None)
         return [option(name) for name in names]
 
 

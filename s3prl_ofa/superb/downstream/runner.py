@@ -130,14 +130,12 @@ class DownstreamRunner(s3prl_runner.Runner):
     def _get_upstream(self) -> s3prl_runner.ModelEntry:
         entry = super()._get_upstream()
         expert = unwrapped(entry.model)
-        options = expert.options if isinstance(expert, UpstreamExpert) else None
-        if options is None:
-            return entry
-        self.saves.upstream_config = expert.model.config.to_dict()
-        if options.adaptive:
-            rate = AdaptiveRate(options.lambd_start, options.rate_weight, options.lambd_max).to(self.args.device)
-            entry.model.follow(rate)
-            self.rate = self._init_model(rate, "Rate", trainable=True)
+        if isinstance(expert, UpstreamExpert):
+            self.saves.upstream_config, options = expert.model.config.to_dict(), expert.options
+            if options.adaptive:
+                rate = AdaptiveRate(options.lambd_start, options.rate_weight, options.lambd_max).to(self.args.device)
+                expert.follow(rate)
+                self.rate = self._init_model(rate, "Rate", trainable=True)
         return entry
 
     def _init_model(self, model: nn.Module, name: str, trainable: bool, *args: Any, **kwargs: Any) -> Any:

@@ -7,10 +7,10 @@ import soundfile
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io import audio
-from s3prl_ofa.io.files import atomic_path, atomic_write, printable
+from s3prl_ofa.io.files import atomic_path, atomic_write
 from s3prl_ofa.io.scan import each_in_threads
 from s3prl_ofa.output import tell
-from s3prl_ofa.superb.prepare.output import Output
+from s3prl_ofa.superb.prepare.output import Output, refuse_all
 from s3prl_ofa.superb.tasks.corpora import listing
 
 LARGEST_COPIED = 64 << 20  # bytes; larger files beside the audio, such as archives, are not needed
@@ -42,8 +42,7 @@ def convert_corpus(output: Output, corpus: pathlib.Path) -> None:
     found = dict(each_in_threads(lambda path: convert(path, new[path]), new, output.jobs, root.name))
     bad = {path: reason for path, reason in found.items() if isinstance(reason, str)}
     if len(bad) == len(sources):
-        path, reason = next(iter(bad.items()))
-        raise UsageError(f"{corpus}: none of {len(bad)} audio files can be used, the first {printable(path)}: {reason}")
+        refuse_all(bad, str(corpus))
     output.left_out |= bad
     others = copy_others(output, root, target, {path.parent for path in sources.values()})
     kept = f"{len(sources) - len(new)} kept (--force converts them again), " if len(new) < len(sources) else ""

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from typing import NoReturn
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io import verified
@@ -14,6 +15,12 @@ from s3prl_ofa.superb.tasks.corpora import TRANSCRIPT, Utterance, read_split, sp
 
 REPORT = "bad_audio.tsv"
 SHOWN_BAD_FILES = 20
+
+
+def refuse_all(bad: dict[pathlib.Path, str], what: str) -> NoReturn:
+    """Raises UsageError with the first of the reasons why no audio file of ``what`` can be used."""
+    path, reason = next(iter(bad.items()))
+    raise UsageError(f"{what}: none of {len(bad)} audio files can be used, the first {printable(path)}: {reason}")
 
 
 @dataclasses.dataclass
@@ -42,9 +49,7 @@ class Output:
         self.left_out |= audio.bad
         self.verified |= audio.samples.keys()
         if not audio.samples:
-            first = next(iter((audio.bad or self.left_out).items()), None)
-            reason = f", the first {printable(first[0])}: {first[1]}" if first else ""
-            raise UsageError(f"{what}: none of {len(paths)} audio files can be used{reason}")
+            refuse_all(audio.bad, what)
         return audio.samples
 
     def usable_utterances(

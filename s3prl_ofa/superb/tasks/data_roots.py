@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+from s3prl_ofa.arguments.run_downstream import option as flag
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.tasks.corpora import CORPORA, corpus_root, folders, split_folder
 from s3prl_ofa.superb.tasks.speaker_lists import SPEAKER_LISTS, speaker_folders
@@ -15,17 +16,13 @@ MINI_SPLITS = (
     SUPERB_SPLITS,
 )
 SPLITS = ("train", "dev", "test")
+SPEECH_COMMANDS = {"speech_commands_train": "speech_commands_v", "speech_commands_test": "speech_commands_test_set_v"}
+LIBRIMIX = {f"librimix_{part}": part for part in SPLITS}
 # placeholders whose value is found in the folder that the option of another name gives
-FOUND_BELOW = {
-    "speech_commands_train": "speech_commands",
-    "speech_commands_test": "speech_commands",
-    "slots": "snips",
-    **dict.fromkeys(("librimix_train", "librimix_dev", "librimix_test"), "librimix"),
-}
+FOUND_BELOW = dict.fromkeys(SPEECH_COMMANDS, "speech_commands") | {"slots": "snips"}
+FOUND_BELOW |= dict.fromkeys(LIBRIMIX, "librimix")
 KALDI_FILES = ("wav.scp", "segments", "utt2spk", "reco2dur")  # of each part of LibriMix
 PLACEHOLDERS = (*CORPORA, "bucket", "lexicon", "speaker_list", "trials", *FOUND_BELOW, *SPLITS)
-
-
 # VoxCeleb's cleaned list and S3PRL's copy of it, and VoxCeleb's first list
 TRIALS = ("veri_test2.txt", "voxceleb1_test_v2.txt", "veri_test.txt")
 
@@ -48,8 +45,10 @@ class DataRoots:
             return self.splits()[SPLITS.index(placeholder)]
         if placeholder in CORPORA:
             return str(self.corpus(placeholder))
-        if placeholder.startswith("librimix_"):
-            return self.librimix_part(placeholder.removeprefix("librimix_"))
+        if placeholder in SPEECH_COMMANDS:
+            return self.speech_commands_part(SPEECH_COMMANDS[placeholder])
+        if placeholder in LIBRIMIX:
+            return self.librimix_part(LIBRIMIX[placeholder])
         return getattr(self, placeholder)()
 
     def corpus(self, option: str) -> pathlib.Path:
@@ -57,12 +56,6 @@ class DataRoots:
         if option == "voxceleb1":
             speaker_folders(root)
         return root
-
-    def speech_commands_train(self) -> str:
-        return self.speech_commands_part("speech_commands_v")
-
-    def speech_commands_test(self) -> str:
-        return self.speech_commands_part("speech_commands_test_set_v")
 
     def speech_commands_part(self, name: str) -> str:
         """The folder whose name begins so, in either version of the corpus."""
@@ -115,7 +108,7 @@ class DataRoots:
 
     def given_or_prepared(self, name: str, file_name: str, product: str) -> str:
         """The path that the option ``name`` gives, or else ``file_name`` below ``prepared``."""
-        option, make = "--" + name.replace("_", "-"), f"s3prl-ofa prepare {product} ROOT --out DIR"
+        option, make = flag(name), f"s3prl-ofa prepare {product} ROOT --out DIR"
         if self.given.get(name):
             return existing(self.given[name], option)
         if self.given.get("prepared"):

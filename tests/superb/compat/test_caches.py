@@ -37,7 +37,8 @@ def verification(monkeypatch):
 
 
 def test_trimmed_lengths_are_those_of_this_corpus(verification, tmp_path, make_wave):
-    """sv_voxceleb1 caches lengths in the experiment, as JSON; another corpus and changed files are measured again."""
+    """sv_voxceleb1 caches lengths in the experiment, as lines of JSON; another corpus and changed files are measured
+    again."""
     for corpus, seconds in (("one", (1.0, 3.0)), ("two", (3.0, 1.0))):
         for number, length in enumerate(seconds):
             path = tmp_path / corpus / f"speaker{number}" / "video" / f"{number}.wav"
@@ -59,8 +60,8 @@ def test_trimmed_lengths_are_those_of_this_corpus(verification, tmp_path, make_w
     assert training_files("one") == ["1.wav"] and verification.measured == ["1.wav"]  # which the test itself reads
     soundfile.write(tmp_path / "one/speaker0/video/0.wav", make_wave(4.0), 16_000)
     assert training_files("one") == ["0.wav", "1.wav"] and verification.measured.count("1.wav") == 1
-    (cache,) = tmp_path.glob("*.json")
-    assert len(json.loads(cache.read_text())) == 4
+    (cache,) = tmp_path.glob("*.jsonl")
+    assert len({json.loads(line)[0] for line in cache.read_text().splitlines()}) == 4
     for damaged in ("", "[]", '{"a": 1}', cache.read_text()[:-9]):
         cache.write_text(damaged)
         assert training_files("one") == ["0.wav", "1.wav"]
@@ -114,7 +115,7 @@ def test_every_run_has_its_caches_secured(verification, tmp_path, monkeypatch, c
     (tmp_path / "config.yaml").write_text("{runner: {total_steps: 2}, downstream_expert: {}}")
     task = ["-m", "train", "-d", "sv_voxceleb1", "-u", "fbank", "-c", str(tmp_path / "config.yaml")]
     assert cli.main(["run_downstream", *task, "-p", str(tmp_path / "exp")]) == 2
-    kept = f"{PACKAGE}.sv_voxceleb1.dataset keeps {tmp_path}/exp/trimmed_lengths.json"
+    kept = f"{PACKAGE}.sv_voxceleb1.dataset keeps {tmp_path}/exp/trimmed_lengths.jsonl"
     assert capsys.readouterr().err.endswith(f"error: {kept}\n")
 
 

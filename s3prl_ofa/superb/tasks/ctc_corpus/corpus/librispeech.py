@@ -26,12 +26,7 @@ class LibriDataset(Dataset):
     prepared: pathlib.Path | None = None
 
     def __init__(
-        self,
-        split: str | Sequence[str],
-        tokenizer,
-        bucket_size: int,
-        ascending: bool = False,
-        **corpus,
+        self, split: str | Sequence[str], tokenizer, bucket_size: int, ascending: bool = False, **corpus
     ) -> None:
         self.tokenizer = tokenizer
         self.bucket_size = bucket_size

@@ -28,15 +28,11 @@ class SnipsDataset(LibriDataset):
         found: list[Utterance] = []
         for split in splits:
             speakers = tuple(corpus.get(f"{split}_speakers") or [""])
-            chosen = Corpus()
-            for audio in find_audio(root / split):
-                if not audio.name.startswith(speakers):
-                    continue
-                if audio.stem in texts:
-                    text, source = texts[audio.stem]
-                    chosen.utterances.append(Utterance(audio, text, source))
-                else:
-                    chosen.left_out[audio] = f"no line in {TEXTS}"
+            files = [audio for audio in find_audio(root / split) if audio.name.startswith(speakers)]
+            chosen = Corpus(
+                [Utterance(audio, *texts[audio.stem]) for audio in files if audio.stem in texts],
+                {audio: f"no line in {TEXTS}" for audio in files if audio.stem not in texts},
+            )
             found += chosen.usable(root / split)
         return found
 
