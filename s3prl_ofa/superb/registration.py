@@ -1,7 +1,7 @@
 """Registers the upstream ``ofa_wav2vec2`` with S3PRL; importing ``s3prl_ofa.superb`` does it.
 
-S3PRL has no plugin mechanism and takes seconds to import, so nothing of it is imported here. Instead, its modules are
-patched as soon as they are imported, or at once if they already are.
+S3PRL has no plugin mechanism and takes seconds to import, so it is not imported here. Instead, each of its modules is
+patched as soon as it is imported, or at once if it already is.
 """
 
 import functools
@@ -28,7 +28,7 @@ XVECTOR_FRAMES = 16
 def ofa_wav2vec2(ckpt: str | os.PathLike | None = None, refresh: bool = False, **options: Any) -> UpstreamExpert:
     """The upstream from a checkpoint: a file, a folder, a repository of the Hugging Face Hub, or a URL.
 
-    refresh: download what a URL names again. options: model_config, lambd, frame_period_ms, output_frames, repeat; see
+    refresh: download again what a URL names. options: model_config, lambd, frame_period_ms, output_frames, repeat; see
     UpstreamExpert.
     """
     if ckpt is None:
@@ -38,7 +38,7 @@ def ofa_wav2vec2(ckpt: str | os.PathLike | None = None, refresh: bool = False, *
     return UpstreamExpert(ckpt, **options)
 
 
-# S3PRL's customary names for entries that take a file, a URL or either
+# the names that S3PRL conventionally gives to entries that take a file, a URL or either
 ofa_wav2vec2_local = ofa_wav2vec2_url = ofa_wav2vec2_custom = ofa_wav2vec2
 
 
@@ -76,7 +76,7 @@ def score_queries(expert: ModuleType) -> None:
     from s3prl_ofa.superb.tasks.spoken_queries import with_score
 
     expert.DownstreamExpert.log_records = with_score(expert.DownstreamExpert.log_records)
-    expert.ProcessPoolExecutor = ThreadPoolExecutor  # new processes would not find what stands in for its packages
+    expert.ProcessPoolExecutor = ThreadPoolExecutor  # in new processes the stand-ins for its packages are missing
 
 
 def read_intents(expert: ModuleType) -> None:
@@ -86,8 +86,8 @@ def read_intents(expert: ModuleType) -> None:
 
 
 def lengthen_short_features(expert: ModuleType) -> None:
-    """S3PRL's XVector needs 15 frames, and the variance of its outputs two of them; at low rates short utterances have
-    fewer: their last frame is repeated."""
+    """S3PRL's XVector needs 15 frames per output, and the variance over its outputs needs two. At low rates short
+    utterances have fewer, so their last frame is repeated."""
     forward = expert.DownstreamExpert.forward
 
     def lengthened(self: Any, mode: str, features: list[Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -102,7 +102,7 @@ def lengthen_short_features(expert: ModuleType) -> None:
 
 
 def keep_num_workers(expert: ModuleType) -> None:
-    """S3PRL removes ``num_workers`` from the config at its first loader, so that all others would start 12 workers."""
+    """S3PRL's first loader removes ``num_workers`` from the config, and all others would start 12 workers."""
     load_dataset = expert.load_dataset
     expert.load_dataset = lambda split, tokenizer, corpus: load_dataset(split, tokenizer, dict(corpus))
 
@@ -114,7 +114,7 @@ def add_corpora(ctc: ModuleType) -> None:
         ctc.__path__.insert(0, ours)
 
 
-# The patches of each S3PRL module.
+# The patches of each module.
 AFTER_IMPORT: dict[str, tuple[Callable[[ModuleType], Any], ...]] = {
     "pandas": (shims.pandas_iteritems,),
     "s3prl": (lambda _: shims.apply_shims(),),
@@ -143,10 +143,10 @@ AFTER_IMPORT: dict[str, tuple[Callable[[ModuleType], Any], ...]] = {
 
 
 def register() -> None:
-    """Patches the modules of ``AFTER_IMPORT``, those that are not imported yet as soon as they are.
+    """Patches the modules of ``AFTER_IMPORT``: now, or as soon as they are imported.
 
-    A module may be in the middle of its import (a linked checkout's ``s3prl.hub`` imports us), so a patch must not
-    need what comes later in the module.
+    A module may be in the middle of its import (a linked checkout's ``s3prl.hub`` imports us), so a patch must not need
+    anything that the module defines later.
     """
     for name, functions in AFTER_IMPORT.items():
         for function in functions:

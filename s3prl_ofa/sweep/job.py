@@ -1,4 +1,4 @@
-"""A point of a sweep, as one value: its settings, the name of its folder, and its row."""
+"""A point of a sweep as one value: its settings, the name of its folder, and its row."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ RATE_NAMES = {"lambd": "lambd {}", "frame_period_ms": "{} ms", "pool": "pool {}"
 RATE_NAMES |= {UNIFORM: "uniform {}", "layers": "layers {}"}
 FINISHED, FAILED = "finished", "failed"  # states of a row
 HASH_LENGTH = 8
-# settings that do not affect training: after a change of these another evaluation is enough
+# settings that do not affect training: after a change it is enough to evaluate again
 SCORING = ("metric", "higher_is_better", "unit", "dev_split", "test_split")
 
 Row = dict[str, Any]
@@ -132,7 +132,7 @@ def usual_repeat(task: str) -> int | str:
 
 
 def unusual(task: str, output_frames: str, repeat: int | str) -> list[str]:
-    """What is not the task's default, in words. repeat: empty where it is not known."""
+    """What is not the task's default, in words. repeat: empty if unknown."""
     frames = [output_frames] if output_frames != usual_output_frames(task) else []
     is_usual = output_frames != NATIVE or str(repeat) in ("", str(usual_repeat(task)))
     return frames if is_usual else [*frames, f"repeat {repeat}"]

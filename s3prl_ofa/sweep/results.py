@@ -17,11 +17,11 @@ TAIL = 5  # lines of a log that are shown
 
 
 class PointFolder:
-    """The files of a point; each is written only when what it stands for is done."""
+    """The files of a point; each is written only when the step it stands for is done."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
-        self.settings = path / "point.json"  # the job; only while the last grid of the sweep has the point
+        self.settings = path / "point.json"  # the job; exists only while the last grid of the sweep has the point
         self.config = path / "config.yaml"  # the job's config, for S3PRL
         self.experiment = path / "experiment"  # S3PRL's folder
         self.log = path / "run.log"  # the commands and what they printed
@@ -52,8 +52,8 @@ def point_folders(out: pathlib.Path) -> list[PointFolder]:
 
 
 def collect(out: pathlib.Path) -> dict[str, Row]:
-    """All rows, by point. A row in ``results.jsonl`` stays where the point has no result of its own: its folder was
-    deleted, or is on another machine."""
+    """All rows, by point. A row in ``results.jsonl`` is kept if the point has no result of its own, because its folder
+    was deleted or is on another machine."""
     rows = {}
     for place, row in [*numbered_lines(out), *point_rows(out)]:
         if row is None:

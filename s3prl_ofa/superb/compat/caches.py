@@ -1,4 +1,4 @@
-"""What S3PRL's tasks cache between runs: no pickle is loaded, and no corpus gets the cache of another."""
+"""Secures what S3PRL's tasks cache between runs: pickles are not loaded, and no corpus uses another's cache."""
 
 import pathlib
 import pickle
@@ -19,8 +19,8 @@ LENGTHS = "sv_voxceleb1"  # the task that caches lengths
 def secure_caches(downstream: str, expdir: pathlib.Path) -> None:
     """Call this before S3PRL builds the task ``downstream``; it may be called again.
 
-    * Modules of S3PRL's tasks that unpickle a cache raise an error instead, because a pickle can run code.
-    * The lengths that sv_voxceleb1 caches inside the installed package, by the corpus's name only, go to ``expdir``.
+    * S3PRL's tasks that would unpickle a cache raise an error instead, because a pickle can run code.
+    * sv_voxceleb1 caches lengths in ``expdir``, not inside the installed package by the corpus's name alone.
     """
     import_expert(downstream)
     for name, module in list(sys.modules.items()):
@@ -35,7 +35,7 @@ def refuse_pickle(file: BinaryIO) -> Any:
 
 
 def keep_lengths(dataset: types.ModuleType, cache: pathlib.Path) -> None:
-    """Makes sv_voxceleb1's training set, in its module ``dataset``, store the lengths of its files in ``cache``."""
+    """Makes sv_voxceleb1's training set, whose module is ``dataset``, cache the lengths of its files in ``cache``."""
 
     def init(self, vad_config, key_list, file_path, meta_data, max_timestep=None, n_jobs=None) -> None:
         self.roots, self.root_key, self.max_timestep, self.vad_c = file_path, key_list, max_timestep, vad_config
@@ -54,8 +54,8 @@ def keep_lengths(dataset: types.ModuleType, cache: pathlib.Path) -> None:
 def trimmed_lengths(
     dataset: types.ModuleType, paths: list[str], cache: pathlib.Path, n_jobs: int | None
 ) -> dict[str, int]:
-    """Samples of every file without its silence, as S3PRL measures them, or from ``cache`` if the file's size and
-    modification time are unchanged."""
+    """The number of samples of every file without its silence: from ``cache`` if the file's size and modification time
+    are unchanged, else measured as S3PRL does."""
     trim, effects = dataset.apply_effects_file, dataset.EFFECTS
 
     def length(path: str) -> int:

@@ -1,7 +1,7 @@
 """Adds the upstream to a source checkout of S3PRL, and removes it again.
 
-A checkout finds upstreams by one import line each in its ``hub.py``. So two things are added: the folder
-``upstream/ofa_wav2vec2``, copied from this project, and one marked line in ``hub.py``. The line comes first, so that
+A checkout imports each upstream by a line in its ``hub.py``. So two things are added: the folder
+``upstream/ofa_wav2vec2``, copied from this project, and one marked line in ``hub.py``. That line comes first, so that
 the shims are in place before S3PRL's other upstreams are imported.
 """
 
@@ -40,9 +40,9 @@ def run_unlink(args: argparse.Namespace) -> None:
 def link(checkout: str | os.PathLike, force: bool = False) -> pathlib.Path:
     """Makes ``-u ofa_wav2vec2`` work in a source checkout of S3PRL; returns the folder that was added.
 
-    Calling it again changes nothing. Warns if the checkout's own script cannot run: it imports torchaudio first, before
-    we can patch it. Raises UsageError, and changes nothing, if ``checkout`` is not a checkout, if a folder of that name
-    is not ours, or if ours is from another version and ``force`` is not given.
+    Calling it again changes nothing. Warns if the checkout's own script cannot run, because it imports torchaudio
+    before we can patch it. Raises UsageError, and changes nothing, if ``checkout`` is not a checkout, if it has a
+    folder of that name that is not ours, or if ours is from another version and ``force`` is not given.
     """
     package = checkout_package(checkout)
     source, target = folder("upstream") / NAME, package / "upstream" / NAME
@@ -103,7 +103,7 @@ def checkout_package(checkout: str | os.PathLike) -> pathlib.Path:
 
 
 def torchaudio_problem(package: pathlib.Path) -> str | None:
-    """Why ``import torchaudio`` fails in a fresh Python in this folder; None if it works."""
+    """Why ``import torchaudio`` fails in a new Python process in this folder; None if it works."""
     result = subprocess.run([sys.executable, "-c", "import torchaudio"], cwd=package, capture_output=True, text=True)
     if result.returncode == 0:
         return None
@@ -120,7 +120,7 @@ def with_hub_line(hub: pathlib.Path) -> bytes:
 
 
 def write_hub(hub: pathlib.Path, text: bytes) -> None:
-    """Replaces hub.py; its permissions stay."""
+    """Replaces hub.py and keeps its permissions."""
     mode = hub.stat().st_mode
     atomic_write(hub, text)
     hub.chmod(mode)

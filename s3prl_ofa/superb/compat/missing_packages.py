@@ -1,6 +1,6 @@
-"""Stand-ins for packages of which S3PRL's tasks use one function, or none, where they are not installed.
+"""Stand-ins for packages that are not installed and of which S3PRL's tasks use one function or none.
 
-They are in ``sys.modules`` only while S3PRL's modules are imported, so that no other library takes them for the
+They are in ``sys.modules`` only while S3PRL's modules are imported, so that no other library mistakes them for the real
 packages.
 """
 
@@ -22,9 +22,9 @@ from s3prl_ofa.superb.compat.shims import ModuleOverlay
 
 
 class DistributedSamplerWrapper(DistributedSampler):
-    """Divides what a random sampler draws among the processes that train together, which all draw the same.
+    """Divides what a random sampler draws, which is the same in every process, among the processes of a training.
 
-    In the place of catalyst's class of this name, for speech_commands.
+    Replaces catalyst's class of the same name, for speech_commands.
     """
 
     def __init__(self, sampler: Sampler) -> None:
@@ -62,7 +62,7 @@ def dtw(x: np.ndarray, step_pattern: str, open_begin: bool, open_end: bool, **un
 
 
 def no_predictions(*args: Any, **kwargs: Any) -> None:
-    """In the place of ``h5py.File``."""
+    """Replaces ``h5py.File``."""
     raise UsageError(
         "sd saves its predictions with h5py: pip install 's3prl-ofa[superb]', or leave them out with "
         "-o config.downstream_expert.scorerc.save_predictions=False"
@@ -73,7 +73,7 @@ STAND_INS: dict[str, dict[str, Any]] = {
     "h5py": {"File": no_predictions},
     "dtw": {"dtw": dtw},
     "lxml": {"etree": ModuleOverlay(ElementTree, ElementTree=PrettyTree)},
-    "sox": {"Transformer": None},  # which sv_voxceleb1 imports and does not use
+    "sox": {"Transformer": None},  # sv_voxceleb1 imports it and does not use it
     "catalyst": {},
     "catalyst.data": {},
     "catalyst.data.sampler": {"DistributedSamplerWrapper": DistributedSamplerWrapper},
@@ -82,7 +82,7 @@ STAND_INS: dict[str, dict[str, Any]] = {
 
 @contextlib.contextmanager
 def standing_in() -> Iterator[None]:
-    """``STAND_INS`` can be imported in this block, those whose package is not installed."""
+    """Makes the ``STAND_INS`` of packages that are not installed importable within this block."""
     missing = [name for name in STAND_INS if name not in sys.modules and not installed(name.partition(".")[0])]
     for name in missing:
         sys.modules[name] = ModuleType(name, "Stand-in of s3prl_ofa for a package that is not installed")
@@ -95,13 +95,13 @@ def standing_in() -> Iterator[None]:
 
 
 def installed(package: str) -> bool:
-    """Whether there is such a package; a folder of its name in the working directory is none."""
+    """Whether a package is installed; a folder of that name in the working directory does not count."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
 
 
 def import_expert(downstream: str) -> ModuleType:
-    """The module ``expert`` of a task, by S3PRL's name. Raises UsageError naming a package that it lacks."""
+    """The module ``expert`` of a task, given S3PRL's name of it. Raises UsageError naming a missing package."""
     try:
         with standing_in():
             return importlib.import_module(f"s3prl.downstream.{downstream}.expert")

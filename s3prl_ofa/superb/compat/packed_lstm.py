@@ -1,4 +1,4 @@
-"""The LSTM of S3PRL's asr, whose training time on the CPU grows with the length of the speech, not its square."""
+"""An LSTM for S3PRL's asr whose training time on the CPU is linear, not quadratic, in the length of the speech."""
 
 import contextlib
 import importlib
@@ -14,7 +14,7 @@ from s3prl_ofa.superb.compat.shims import ModuleOverlay
 
 @contextlib.contextmanager
 def packed_lstm_in_asr() -> Iterator[None]:
-    """Within this block S3PRL's asr models are built with a PackedLSTM."""
+    """Builds S3PRL's asr models with a PackedLSTM within this block."""
     model = importlib.import_module("s3prl.downstream.asr.model")
     with patched_attributes(model, nn=ModuleOverlay(model.nn, LSTM=PackedLSTM)):
         yield
@@ -23,10 +23,10 @@ def packed_lstm_in_asr() -> Iterator[None]:
 class PackedLSTM(nn.LSTM):
     """``nn.LSTM`` of one layer, with a faster backward pass for packed sequences on the CPU.
 
-    PyTorch cuts the packed batch into time steps, and its backward pass creates a gradient of the whole batch's size
-    for each of them. Here each direction runs over the padded batch, the second one over utterances reversed within
-    their lengths; outputs and gradients are the same up to rounding. The final states, which asr does not use, are
-    None.
+    PyTorch splits the packed batch into time steps, and its backward pass allocates a gradient of the size of the whole
+    batch for each of them. Here each direction runs over the padded batch, the backward direction over utterances
+    reversed within their lengths; outputs and gradients are the same up to rounding. The final states, which asr does
+    not use, are None.
     """
 
     def forward(self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None) -> tuple:
@@ -49,7 +49,7 @@ class PackedLSTM(nn.LSTM):
 
 
 def reversed_within(rows: Tensor, lengths: Tensor) -> Tensor:
-    """Each utterance of (batch, frames, dim) from its last frame to its first; padding stays in place."""
+    """Each utterance of (batch, frames, dim) with its frames in reverse order; padding stays in place."""
     frame = torch.arange(rows.shape[1])
     index = torch.where(frame < lengths[:, None], lengths[:, None] - 1 - frame, frame)
     return rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2]))

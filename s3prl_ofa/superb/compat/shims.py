@@ -47,7 +47,7 @@ class ModuleOverlay:
 
 
 class Removed:
-    """Placeholder for a name that a library has dropped: it can be imported, and raises an error when it is used."""
+    """Placeholder for a name that a library has dropped: it can be imported, but raises an error when it is used."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -94,9 +94,9 @@ def forget_modules(package: str) -> None:
 def torchaudio_import() -> bool:
     """torchaudio's native extension may not match torch; S3PRL does not need it.
 
-    Built for another CUDA version than torch (torchaudio's last wheel is for CUDA 13.0, torch 2.15 for 13.2), it raises
-    an error on import, but works if torch's version is hidden from it. Built for CUDA while torch is not, its libraries
-    cannot be loaded: it is imported without them; features, resampling and filters still work.
+    If it was built for another CUDA version than torch (torchaudio's last wheel is for CUDA 13.0, torch 2.15 for 13.2),
+    it raises an error on import, but works if torch's version is hidden from it. If it was built for CUDA and torch was
+    not, its libraries cannot be loaded: it is imported without them; features, resampling and filters still work.
     """
     try:
         importlib.import_module("torchaudio")
@@ -131,7 +131,7 @@ def torchaudio_names() -> bool:
 
 
 def torchaudio_load() -> bool:
-    """Since 2.9 ``torchaudio.load`` needs TorchCodec, which needs FFmpeg; soundfile reads the formats of the tasks."""
+    """Since 2.9 ``torchaudio.load`` needs TorchCodec and FFmpeg; soundfile reads all formats that the tasks use."""
     import torchaudio
 
     if torchaudio.load is load_audio or not hasattr(torchaudio, "load_with_torchcodec") or torchcodec_works():
@@ -148,7 +148,7 @@ def huggingface_hub_names() -> bool:
 
 
 def pkg_resources_module() -> bool:
-    """Newer setuptools have no ``pkg_resources``; ``dcase_util``, behind ``s3prl.problem``, imports it on import."""
+    """Newer setuptools have no ``pkg_resources``; ``dcase_util``, which ``s3prl.problem`` uses, imports it."""
     if importlib.util.find_spec("pkg_resources") is not None or importlib.util.find_spec("dcase_util") is None:
         return False
     names = ("require", "get_distribution", "parse_requirements", "resource_filename")
@@ -192,8 +192,8 @@ def load_audio(
 ) -> tuple[Tensor, int]:
     """``torchaudio.load`` by soundfile: a wave (channels, samples), or (samples, channels), and its sampling rate.
 
-    float32 in [-1, 1]; with ``normalize=False`` 16-bit files stay int16 and 24- and 32-bit ones become int32, as before
-    torchaudio 2.9. ``frame_offset`` and ``num_frames`` (-1: to the end) are samples per channel. Raises AudioError
+    float32 in [-1, 1]; with ``normalize=False``, 16-bit files stay int16 and 24- and 32-bit ones become int32, as in
+    torchaudio 2.8. ``frame_offset`` and ``num_frames`` (-1: to the end) are samples per channel. Raises AudioError
     naming the file if it is damaged, missing or truncated. Any rate, number of channels and length is accepted, because
     S3PRL's tasks resample by themselves. ignored: format, buffer_size, backend.
     """
@@ -213,7 +213,7 @@ def load_audio(
     return (tensor.t().contiguous() if channels_first else tensor), sample_rate
 
 
-# The patches below are called with the module that needs them, once that is imported.
+# The functions below patch the module that they are called with, as soon as it has been imported.
 
 
 def pandas_iteritems(pandas: types.ModuleType) -> None:
@@ -237,15 +237,15 @@ def cuda_device(device: str | int | torch.device) -> contextlib.AbstractContextM
 def speech_loader(dataset: types.ModuleType) -> None:
     """Makes S3PRL's datasets of some tasks load audio with ``load_checked``; others keep ``torchaudio.load``.
 
-    They take whatever ``torchaudio.load`` returns for 16 kHz mono: two channels are concatenated, other rates play at
-    the wrong speed, and errors do not name the file.
+    They take whatever ``torchaudio.load`` returns for 16 kHz mono: channels would be concatenated, other rates played
+    at the wrong speed, and errors would not name the file.
     """
     dataset.torchaudio = ModuleOverlay(dataset.torchaudio, load=load_checked)
 
 
 def recording_reader(dataset: types.ModuleType) -> None:
-    """Makes S3PRL's diarization read recordings with ``read_piece``; its own reader accepts any rate, and the labels
-    would not fit."""
+    """Makes S3PRL's diarization read recordings with ``read_piece``; its own reader accepts any rate, at which the
+    labels would not fit."""
     dataset.KaldiData._load_wav = read_piece
 
 
@@ -253,7 +253,7 @@ def read_piece(_: Any, path: str, start: int = 0, end: int | None = None) -> tup
     """Samples ``start`` to ``end`` of a recording (samples,), float32, and 16,000. Raises AudioError naming the file
     unless it is 16 kHz mono.
 
-    The last piece of a recording may be shorter than a frame of the upstream needs; silence is added to it.
+    The last piece of a recording is padded with silence if it is too short for a frame of the upstream.
     """
     try:
         with open_audio(path) as file:

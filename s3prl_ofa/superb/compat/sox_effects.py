@@ -1,7 +1,7 @@
 """The part of ``torchaudio.sox_effects``, gone since torchaudio 2.9, that S3PRL's tasks use, without SoX.
 
-Every one of them first asks for 16 kHz mono and then changes the wave by the effects in ``EFFECTS``, whose arguments
-and results are SoX 14.4.2's (https://sourceforge.net/p/sox/code/ci/master/tree/src/silence.c for ``silence``).
+Each of them asks for 16 kHz mono first and then applies effects from ``EFFECTS``, whose arguments and results are those
+of SoX 14.4.2 (https://sourceforge.net/p/sox/code/ci/master/tree/src/silence.c for ``silence``).
 """
 
 import os
@@ -55,12 +55,12 @@ def norm(wave: np.ndarray) -> np.ndarray:
 
 
 def pad(wave: np.ndarray, before: str, after: str) -> np.ndarray:
-    """Adds so many seconds of silence at both ends."""
+    """Adds ``before`` and ``after`` seconds of silence at the ends."""
     return np.pad(wave, (samples(before), samples(after)))
 
 
 def trim(wave: np.ndarray, start: str, length: str) -> np.ndarray:
-    """Cuts out a piece; both arguments are in seconds."""
+    """Cuts out ``length`` seconds from ``start`` seconds on."""
     return wave[samples(start) : samples(start) + samples(length)]
 
 
@@ -69,10 +69,9 @@ def silence(
 ) -> np.ndarray:
     """Removes silence at the start, at the end and, because ``stops`` is negative, between words.
 
-    start, stop: seconds of sound that begin speech and of silence that end it. start_level, stop_level: the RMS in
-    percent of full scale above which there is sound. Sound is kept up to ``stop`` seconds of silence, after which
-    the window of the RMS begins empty and the next sound is looked for. starts, stops: must be 1 and -1. Raises
-    ValueError for other periods.
+    start, stop: seconds of sound that begin speech, and of silence that end it. start_level, stop_level: the RMS, in
+    percent of full scale, above which there is sound. Speech ends after ``stop`` seconds of silence; the next sound is
+    then searched for with an empty RMS window. starts, stops: must be 1 and -1. Raises ValueError for other periods.
     """
     if (starts, stops) != ("1", "-1"):
         raise ValueError(f"silence is supported with 1 and -1 periods, found {starts} and {stops}")
@@ -100,7 +99,7 @@ def silence(
 
 
 def first_run(found: np.ndarray, length: int) -> int | None:
-    """Where the first ``length`` neighbours that are all true begin; None if there are none."""
+    """Where the first run of at least ``length`` true values begins; None if there is none."""
     misses = np.concatenate([[-1], np.flatnonzero(~found), [len(found)]])
     long_enough = np.flatnonzero(np.diff(misses) > length)
     return int(misses[long_enough[0]]) + 1 if len(long_enough) else None

@@ -1,7 +1,7 @@
 """Datasets of S3PRL's tasks in data workers that are not forked from this process.
 
-macOS, Windows, and Linux since Python 3.14 start workers as fresh interpreters, in which S3PRL is not patched. So the
-pickle of a dataset names this module first: importing it registers the upstream and patches before S3PRL is imported.
+macOS, Windows, and Linux since Python 3.14 start workers as new interpreters, in which S3PRL is not patched. So the
+pickle of a dataset names this module first: importing it registers the patches before S3PRL is imported.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from s3prl_ofa.superb.compat.missing_packages import standing_in
 
 
 def register_in_workers(module: ModuleType) -> None:
-    """Changes how datasets of the classes in a module, and of their subclasses, are sent to a worker."""
+    """Makes the dataset classes of a module, and their subclasses, pickle through ``rebuild``."""
     for value in vars(module).values():
         if isinstance(value, type) and issubclass(value, Dataset) and value.__module__ == module.__name__:
             value.__reduce_ex__ = reduce_dataset
@@ -25,7 +25,7 @@ def reduce_dataset(dataset: Dataset, protocol: int) -> tuple[Any, ...]:
 
 
 def rebuild(module: str, name: str, state: dict[str, Any]) -> Dataset:
-    """The dataset in the worker; importing this module has patched S3PRL there."""
+    """The dataset in the worker, where importing this module has patched S3PRL."""
     with standing_in():
         dataset = object.__new__(getattr(importlib.import_module(module), name))
     vars(dataset).update(state)

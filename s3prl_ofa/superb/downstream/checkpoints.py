@@ -1,7 +1,8 @@
 """The checkpoints and the folder of an S3PRL experiment: one training at a time, and always a complete checkpoint.
 
 S3PRL removes the oldest ``states-*.ckpt`` and then writes the next one in place, so that a kill in between leaves an
-experiment that cannot resume. Here a checkpoint is written to a temporary name and renamed before an older one goes.
+experiment that cannot resume. Here a checkpoint is written under a temporary name and renamed before an older one is
+removed.
 """
 
 import argparse
@@ -111,7 +112,7 @@ def initial_states(checkpoint: str) -> dict[str, Any]:
 
 
 def read_states(path: str | os.PathLike) -> dict[str, Any] | None:
-    """An S3PRL checkpoint, on the CPU; None for a file that is empty, cut off or something else.
+    """An S3PRL checkpoint, on the CPU; None for a file that is empty, cut off or not a checkpoint.
 
     Raises CheckpointError for one that holds more than weights and plain values.
     """
@@ -145,7 +146,7 @@ def check_types(states: dict[str, Any], where: str) -> None:
 
 @contextlib.contextmanager
 def made_folder(path: str | os.PathLike) -> Iterator[None]:
-    """Makes the folder of an experiment; folders that were made and are empty at the end are removed again.
+    """Makes the folder of an experiment; new folders that are still empty at the end are removed again.
 
     Raises UsageError if it cannot be made.
     """

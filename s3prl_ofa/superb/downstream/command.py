@@ -34,8 +34,8 @@ ESPNET = "s3prl.upstream.espnet_hubert.expert"
 def run(args: argparse.Namespace) -> int:
     """The command. Raises UsageError for bad use; errors while S3PRL runs are raised unchanged."""
     if not is_quiet():
-        logging.getLogger("s3prl_ofa").setLevel(logging.INFO)  # what is settled for the user is shown
-    logging.getLogger(ESPNET).setLevel(logging.ERROR)  # warns that ESPnet is missing, whatever the upstream is
+        logging.getLogger("s3prl_ofa").setLevel(logging.INFO)  # shows what was settled for the user
+    logging.getLogger(ESPNET).setLevel(logging.ERROR)  # warns that ESPnet is missing, even for other upstreams
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"s3prl\.")  # users cannot act on them
         if is_quiet():  # S3PRL prints its bars and settings there; the log is not redirected
@@ -95,7 +95,7 @@ def run_downstream(args: argparse.Namespace, ours: OurOptions) -> Measured | Non
 
 
 def log_rate(measured: Measured | None, rate: AdaptiveRate | None) -> None:
-    """Logs the frame period that came out, and a learned lambd."""
+    """Logs the measured frame period and a learned lambd."""
     at_other_rates = rate is not None and rate.recent  # as an adaptive rate is trained
     if measured is not None and measured.utterances and not at_other_rates:
         logger.info("measured frame period: %s", measured)
@@ -104,7 +104,7 @@ def log_rate(measured: Measured | None, rate: AdaptiveRate | None) -> None:
 
 
 def settle_device(args: argparse.Namespace) -> None:
-    """Sets the device, and what belongs to several processes. Raises UsageError for a device that cannot be used."""
+    """Sets the device and the settings of several processes. Raises UsageError for a device that cannot be used."""
     args.device = "cuda" if args.device == AUTO else args.device
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         logger.info("there is no CUDA here: --device %s becomes cpu", args.device)
@@ -124,7 +124,7 @@ def make_deterministic(args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def logged_once(source: logging.Logger) -> Iterator[None]:
-    """Lets each message of a logger through once: what holds for one batch holds for thousands."""
+    """Lets each message of a logger through once, rather than for every batch."""
     logged: dict[str, logging.LogRecord] = {}
 
     def is_new(record: logging.LogRecord) -> bool:

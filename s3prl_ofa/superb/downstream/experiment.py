@@ -1,4 +1,4 @@
-"""The settings of a run: S3PRL's arguments and config, new or from a stored experiment, with data and rate settled."""
+"""Settles S3PRL's arguments and config for a run, new or from a stored experiment, with its data and rate."""
 
 import argparse
 import copy
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 Config = dict[str, Any]
 States = dict[str, Any]  # of a checkpoint of S3PRL
 
-# arguments of the current run; all others come from the stored experiment
+# arguments that come from the current run; all others come from the stored experiment
 OF_THIS_RUN = ("mode", "evaluate_split", "override", "backend", "local_rank", "past_exp", "device")
 # settings of a stored experiment, and the options that a command line may repeat them with
 STORED = {
@@ -119,7 +119,7 @@ def is_ours(args: argparse.Namespace) -> bool:
 def resumed(
     args: argparse.Namespace, ours: OurOptions, path: pathlib.Path, past: States
 ) -> tuple[argparse.Namespace, Config]:
-    """The arguments and config in a checkpoint, for this run and for where its folder, checkpoint and data are now."""
+    """The arguments and config of a checkpoint, for this run and for where its folder, upstream and data are now."""
     stored, config, roots = past["Args"], past["Config"], ours.roots
     if configs.task_of(stored.downstream, config):
         experiment_data.refill(stored.downstream, config, roots, args.override, args.mode != "inference")
@@ -188,7 +188,7 @@ def settle(args: argparse.Namespace, ours: OurOptions, config: Config, trained: 
 
 
 def settle_rate(args: argparse.Namespace, ours: OurOptions, trained: States | None) -> RateOptions:
-    """The rate of the command line, over ``-g`` (or what ``-o`` makes of it), over that of the trained weights."""
+    """The rate: of the command line, else of ``-g`` (or what ``-o`` makes of it), else of the trained weights."""
     given = args.upstream_model_config
     if trained is None:
         return options_for(args.downstream, read_model_config(given), ours.rate)
@@ -206,7 +206,7 @@ def settle_rate(args: argparse.Namespace, ours: OurOptions, trained: States | No
 
 
 def check_training(args: argparse.Namespace, ours: OurOptions, config: Config, options: RateOptions) -> RateOptions:
-    """Loads the upstream once before anything is written, and counts frames against labels for CTC.
+    """Loads the upstream once before anything is written, and for CTC compares the numbers of frames and labels.
 
     Returns the options with ``repeat`` settled; SpecAug's widths in ``config`` are scaled to the frame period.
     """
@@ -236,7 +236,7 @@ def check_training(args: argparse.Namespace, ours: OurOptions, config: Config, o
 
 
 def save_settings(args: argparse.Namespace, config: Config) -> None:
-    """Keeps the settings of this run in the experiment's folder, as S3PRL does."""
+    """Saves the settings of this run to the experiment's folder, as S3PRL does."""
     for name, values in (("args", vars(args)), ("config", config)):
         write_yaml(os.path.join(args.expdir, f"{name}_{get_time_tag()}.yaml"), values, sort_keys=True)
 

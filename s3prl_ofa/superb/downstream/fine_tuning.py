@@ -1,4 +1,4 @@
-"""How ``-f`` trains the upstream: its learning rate, the layers that stay as they are, and when it begins.
+"""How ``-f`` trains the upstream: its learning rate, which layers stay frozen, and when its training begins.
 
 The settings are a section of the experiment's config, so that its checkpoints hold them.
 """
@@ -23,9 +23,9 @@ SECTION = "fine_tuning"  # of the config
 class FineTuning:
     """The settings of ``-f``. Raises UsageError naming the option whose value is not valid.
 
-    upstream_lr: the upstream's learning rate; the config's, as for the task's model, if None. A schedule scales both.
-    freeze_layers: the front end, the compressor and this many layers stay as they are; None trains all.
-    unfreeze_after: updates before the upstream is trained too.
+    upstream_lr: the upstream's learning rate; if None the config's, as for the task's model. A schedule scales both.
+    freeze_layers: the front end, the compressor and this many layers are frozen; None trains everything.
+    unfreeze_after: the number of updates before the upstream is trained too.
     """
 
     upstream_lr: float | None = None
@@ -43,7 +43,7 @@ class FineTuning:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> "FineTuning":
-        """Those of an experiment's config."""
+        """The settings in an experiment's config."""
         section = config.get(SECTION) or {}
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(section, dict) or not section.keys() <= names:
@@ -55,7 +55,7 @@ class FineTuning:
             raise UsageError(f"--freeze-layers must be at most {config.layers}, found {self.freeze_layers}")
 
     def freeze(self, model: OFAWav2Vec2) -> None:
-        """Before several processes share the gradients of what is trained."""
+        """Call this before several processes share the gradients of what is trained."""
         if self.freeze_layers is not None:
             parts = [*model.children(), *model.encoder.layers[: self.freeze_layers], model.encoder.pos_conv]
             frozen = [part for part in parts if part is not model.encoder]
@@ -64,7 +64,7 @@ class FineTuning:
                 part.requires_grad_(False)
 
     def follow(self, optimizer: torch.optim.Optimizer, upstream: nn.Module, expert: UpstreamExpert, step: int) -> None:
-        """Gives the upstream its learning rate, and freezes it for the first updates, of which ``step`` are done."""
+        """Sets the upstream's learning rate, and freezes it for the first updates, of which ``step`` are done."""
         if self.upstream_lr is not None:
             ours = set(map(id, upstream.parameters()))
             for group in list(optimizer.param_groups):

@@ -1,8 +1,8 @@
-"""What a run of S3PRL scored and cost, measured while it runs and written to its folder as ``measured_<split>.json``.
+"""Measures what a run of S3PRL scores and costs, and writes it to the experiment's folder as ``measured_<split>.json``.
 
 Speed is the time spent in the upstream, and in featurizer and downstream model, without reading audio, from the second
-batch on: the first one also pays for one-time set-up. Where features come from a cache, some batches are computed
-nevertheless, so that there is something to measure.
+batch on, because the first one also pays for one-time set-up. Where features come from a cache, some batches are
+computed all the same, so that there is something to measure.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ COUNTED_BATCHES = 4  # of an upstream that does not count its MACs itself
 
 
 class Meter:
-    """Watches the models of an S3PRL runner. ``scores``: what was logged last under each tag."""
+    """Measures the models of an S3PRL runner. scores: the value that was logged last under each tag."""
 
     def __init__(self, runner: Any, scores: dict[str, float]) -> None:
         self.runner, self.scores = runner, scores
@@ -70,7 +70,7 @@ class Meter:
             self.hooks = [downstream.register_forward_hook(self.after_training_batch)]
 
     def keep_records(self, downstream: nn.Module) -> None:
-        """Keeps what the task has recorded of each utterance when it logs its scores."""
+        """Keeps the task's records of the utterances when it logs its scores."""
         log_records = downstream.log_records
 
         def log(split: str, *args: Any, records: Records, **kwargs: Any) -> Any:
@@ -104,12 +104,12 @@ class Meter:
         moment = time.perf_counter()
         if module.training and self.last_training is not None:
             self.training.append(moment - self.last_training)
-        self.last_training = moment if module.training else None  # in an evaluation, which does not count
+        self.last_training = moment if module.training else None  # evaluations do not count
 
     def write(self) -> None:
-        """Writes what was measured into the experiment's folder; for the inference of one file there is nothing.
+        """Writes what was measured to the experiment's folder; for the inference of a file there is nothing.
 
-        learnt_lambd: of an adaptive rate; its frame_period_ms in training is that of the last batches.
+        learnt_lambd: of an adaptive rate, whose frame_period_ms in training is that of the last batches.
         """
         for hook in self.hooks:
             hook.remove()
@@ -128,8 +128,8 @@ class Meter:
         write_json(measured_path(args.expdir, split), found)
 
     def evaluated(self) -> dict[str, Any]:
-        """Counts, the options of our upstream, the scores by their metric's name, and per second of audio the MACs and
-        the wall-clock seconds of upstream and downstream model. frames: compressed, before any repetition."""
+        """Counts, the options of our upstream, the scores by metric, and per second of audio the MACs and the
+        wall-clock seconds of upstream and downstream model. frames: after compression, before any repetition."""
         split = self.runner.args.evaluate_split
         upstream, measured = self.upstream, getattr(self.upstream, "measured", None)
         audio = sum(batch[0] for batch in self.batches)
@@ -168,8 +168,8 @@ def utterances_path(expdir: str | os.PathLike, split: str) -> pathlib.Path:
 
 
 def keeping_scores(writer: type, scores: dict[str, float]) -> type:
-    """tensorboardX's ``SummaryWriter``, to which every S3PRL task logs its scores, but the last ones go to ``scores``
-    too."""
+    """tensorboardX's ``SummaryWriter``, to which every S3PRL task logs its scores, made to keep the last ones in
+    ``scores`` too."""
     outlast_full_disk(RecordWriter)
 
     class KeepingWriter(writer):
@@ -182,8 +182,8 @@ def keeping_scores(writer: type, scores: dict[str, float]) -> type:
 
 @torch.no_grad()
 def count_macs(upstream: nn.Module, batches: list[list[Tensor]]) -> float | None:
-    """MACs per second of audio of an S3PRL upstream, as PyTorch counts those of matrix products, convolutions and
-    attention on a few batches; None if it cannot."""
+    """MACs per second of audio of an S3PRL upstream: those of matrix products, convolutions and attention in a few
+    batches, as counted by PyTorch; None if that fails."""
     seconds = sum(len(wave) for waves in batches for wave in waves) / SAMPLE_RATE
     try:
         with FlopCounterMode(display=False) as counter:
@@ -196,7 +196,7 @@ def count_macs(upstream: nn.Module, batches: list[list[Tensor]]) -> float | None
 
 
 def peak_memory_mb(device: torch.device) -> float | None:
-    """MiB: on a GPU what torch had allocated, on the CPU the peak of the whole process, or None on Windows."""
+    """In MiB: on a GPU the peak of torch's allocations, on the CPU that of the whole process; None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if resource is None:

@@ -1,4 +1,4 @@
-"""Divides the options of ``s3prl-ofa run_downstream`` into S3PRL's and ours."""
+"""Splits the options of ``s3prl-ofa run_downstream`` into S3PRL's and ours."""
 
 import argparse
 import dataclasses
@@ -12,7 +12,7 @@ from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE_KEYS, OLD_NAME, OPTI
 
 @dataclasses.dataclass(frozen=True)
 class OurOptions:
-    """What was asked for beyond S3PRL's options.
+    """The options that S3PRL does not have.
 
     rate: fields of RateOptions that were given, without repeat where that is ``auto``. roots: of ROOTS, None where not
     given. cache_gb: None for no feature cache. fine_tuning: fields of FineTuning that were given.
@@ -31,7 +31,7 @@ class OurOptions:
             raise UsageError("--feature-cache needs --cache-gb: how much it may take")
         if self.cache_gb is not None and not 0 < self.cache_gb < math.inf:
             raise UsageError(f"--cache-gb must be a number above 0, found {self.cache_gb:g}")
-        # reports at once what is out of range; whether the rate is adaptive may be known only from -g or the experiment
+        # reports at once what is out of range; only -g or the experiment may tell whether the rate is adaptive
         adaptive = self.rate.keys() & set(ADAPTIVE_KEYS) and not self.rate.keys() & set(RATE_KEYS)
         RateOptions.layered({"output_frames": "native"}, {"lambd": ADAPTIVE} if adaptive else {}, self.rate)
 

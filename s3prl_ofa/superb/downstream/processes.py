@@ -2,7 +2,7 @@
 
 S3PRL wraps its models in DistributedDataParallel, divides the training data, and evaluates and saves on the leader
 alone. But it joins processes only with --local_rank and on CUDA; the leader's evaluation broadcasts buffers that the
-other processes do not receive; and these never count their updates, so that they never stop training.
+other processes do not receive; and the other processes do not count their updates, so that they never stop training.
 """
 
 import argparse
@@ -31,10 +31,10 @@ TIMEOUT = datetime.timedelta(days=1)  # the others wait while the leader evaluat
 
 
 def settle(args: argparse.Namespace) -> None:
-    """Sets ``local_rank``, ``device`` and ``backend`` as the launcher asks; ``local_rank`` is None for one process.
+    """Sets ``local_rank``, ``device`` and ``backend`` for the launcher; ``local_rank`` is None for one process.
 
-    Raises UsageError for several processes that cannot find one another or whose mode is not training, and for an
-    invalid number of processes.
+    Raises UsageError for several processes that cannot find one another or do not train, and for an invalid number of
+    processes.
     """
     launcher, size = next(((name, size) for name in WORLD_SIZES if (size := process_count(name)) > 1), (None, 1))
     if launcher is None:
@@ -102,7 +102,7 @@ def check_resumed(past: dict[str, Any] | None) -> None:
 
 
 def data_parallel(model: nn.Module, device_ids: list[int], **options: Any) -> DistributedDataParallel:
-    """DistributedDataParallel for S3PRL's runner, also on CPUs; buffers are not broadcast, so that the leader can
+    """DistributedDataParallel for S3PRL's runner, on CPUs too, without broadcasting buffers, so that the leader can
     evaluate alone."""
     on_gpu = next(model.parameters()).is_cuda
     parallel = DistributedDataParallel(model, device_ids if on_gpu else None, **options)
@@ -111,7 +111,7 @@ def data_parallel(model: nn.Module, device_ids: list[int], **options: Any) -> Di
 
 
 def divided_loader(downstream: str, make_loader: Callable[[], Any]) -> Any:
-    """The loader of a task's training batches. Raises UsageError if it gives the whole data to every process."""
+    """The loader of a task's training batches. Raises UsageError if it gives every process the whole data."""
     loader = make_loader()
     if not isinstance(getattr(loader, "sampler", None), DistributedSampler):
         raise UsageError(f"-d {downstream} does not divide its data: start it without torchrun")
@@ -119,9 +119,9 @@ def divided_loader(downstream: str, make_loader: Callable[[], Any]) -> Any:
 
 
 class CountingBar(tqdm):
-    """S3PRL's progress bar, which ends its training loop when it is full: it counts although TQDM_DISABLE is set.
+    """S3PRL's progress bar, whose count ends its training loop, so it counts even if TQDM_DISABLE is set.
 
-    It is the progress that S3PRL reports through it, such as saved checkpoints, that ``--quiet`` hides.
+    With ``--quiet`` it hides what S3PRL prints through it, such as the names of saved checkpoints.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -134,7 +134,7 @@ class CountingBar(tqdm):
 
 
 class UpdateCounter:
-    """Ends S3PRL's training loop in a process that is not the leader, whose updates S3PRL does not count."""
+    """Ends S3PRL's training loop in processes other than the leader, whose updates S3PRL does not count."""
 
     def progress_bar(self, *args: Any, **kwargs: Any) -> tqdm:
         bar = CountingBar(*args, **kwargs)
@@ -143,7 +143,7 @@ class UpdateCounter:
         return bar
 
     def counting(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """The optimizer, whose ``zero_grad`` ends each update, whether or not its gradient was finite."""
+        """Makes the optimizer count updates: each ends with ``zero_grad``, even if its gradient was not finite."""
         zero_grad = optimizer.zero_grad
 
         def end_update(*args: Any, **kwargs: Any) -> None:

@@ -1,8 +1,8 @@
-"""Resuming a training as if it had never stopped.
+"""Resumes a training as if it had never stopped.
 
-S3PRL restarts the epoch with other random numbers, so that an interrupted run ends with another score. Here every
+S3PRL restarts the epoch with different random numbers, so that an interrupted run ends with another score. Here every
 checkpoint also stores the states of the random number generators, at the start of the epoch and now, and how many
-batches of the epoch are done. On resuming, the loader is made from the first state, the batches that are done are
+batches of the epoch are done. To resume, the loader is made from the first state, the batches that are done are
 skipped, and the second state is restored.
 """
 
@@ -27,7 +27,7 @@ class Position:
 
     def __init__(self, stored: dict[str, Any] | None) -> None:
         self.stored = stored
-        self.batches = 0  # of this epoch that were started
+        self.batches = 0  # of this epoch that have been started
         self.epoch_start = random_state()
         if stored is not None:
             check_position(stored, self.epoch_start)
@@ -36,7 +36,7 @@ class Position:
         return {"batches": self.batches, "epoch_start": self.epoch_start, "now": random_state()}
 
     def watched_loader(self, make_loader: Callable[[], Any]) -> "WatchedLoader":
-        """The loader of an epoch's training batches, which are followed from here on."""
+        """The loader of an epoch's training batches, whose progress is tracked from here on."""
         if self.stored is not None:
             set_random_state(self.stored["epoch_start"])
         self.epoch_start = random_state()
@@ -44,7 +44,7 @@ class Position:
 
 
 class WatchedLoader(wrapt.ObjectProxy):
-    """A loader of the batches of an epoch that are not done yet, which a ``Position`` follows."""
+    """A loader of the batches of an epoch that are not done yet; a ``Position`` tracks its progress."""
 
     def __init__(self, loader: Any, position: Position) -> None:
         super().__init__(loader)
@@ -67,7 +67,7 @@ def check_position(stored: dict[str, Any], now: dict[str, Any]) -> None:
         for name in ("epoch_start", "now"):
             set_random_state(stored[name])
         range(stored["batches"])
-    except Exception as error:  # each generator rejects a wrong state in its own way
+    except Exception as error:  # each generator rejects a bad state in its own way
         reason = f"{type(error).__name__}: {error}"[:200]
         raise CheckpointError(f"the checkpoint's {KEY} is not a random state to resume from ({reason})") from error
     finally:

@@ -1,6 +1,6 @@
 """S3PRL's Runner with lengths from the upstream, a learned rate, a feature cache, safe checkpoints and measurement.
 
-Training and evaluation are S3PRL's own loops; only how their parts are built is changed here.
+The loops of training and evaluation are S3PRL's; only the way their parts are built is changed here.
 """
 
 import argparse
@@ -36,9 +36,9 @@ LONGEST_REASON = 300  # characters
 class DownstreamRunner(s3prl_runner.Runner):
     """One run of S3PRL's ``run_downstream``; call ``train``, ``evaluate`` or ``inference``, as ``args.mode`` says.
 
-    args, config: as S3PRL takes them. states: the checkpoint to start from, or an empty dictionary. stack: closed after
-    the run; until then names in S3PRL's module are replaced, and the cache is locked. cache: folder and limit in GB of
-    the feature cache, if one is wanted.
+    args, config: as for S3PRL's Runner. states: the checkpoint to start from, or an empty dictionary. stack: is closed
+    after the run; until then names in S3PRL's module are replaced, and the cache is locked. cache: the folder of the
+    feature cache and its limit in GB, if one is wanted.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class DownstreamRunner(s3prl_runner.Runner):
         """Replaces the names in the module of S3PRL's Runner that a subclass cannot override."""
         return patched_attributes(
             s3prl_runner,
-            # A checkpoint is written completely before it gets its name, and only then an older one is removed.
+            # A checkpoint is written completely before it gets its name, and older ones are removed only afterwards.
             torch=ModuleOverlay(s3prl_runner.torch, save=self.saves.save),
             os=ModuleOverlay(s3prl_runner.os, remove=self.saves.remove),
             # What a task logs is also kept, for measured_<split>.json.
@@ -86,12 +86,12 @@ class DownstreamRunner(s3prl_runner.Runner):
             DDP=processes.data_parallel,
             # S3PRL counts the updates only of the leader, so the others would never stop training.
             tqdm=processes.CountingBar if is_leader_process() else self.updates.progress_bar,
-            # Utterances have the lengths that the upstream gives.
+            # Utterances have the lengths that the upstream returns.
             Featurizer=LengthAwareFeaturizer,
         )
 
     def intercept_training_loader(self, load: Callable[[Callable[[], Any]], Any]) -> None:
-        """Makes the downstream model give ``load(make_loader)`` as its loader of training batches."""
+        """Makes ``load(make_loader)`` the loader of training batches that the downstream model returns."""
         model = self.downstream.model
         get_dataloader = model.get_dataloader
         train_split = self.config["runner"].get("train_dataloader", "train")
@@ -114,9 +114,9 @@ class DownstreamRunner(s3prl_runner.Runner):
         return unwrapped(self.rate.model) if self.rate else None
 
     def _load_weight(self, model: Any, name: str) -> None:
-        """Raises CheckpointError for a state that is missing, which S3PRL would replace by random weights, or does not
-        fit."""
-        # query by example has a task without weights, which is evaluated without a checkpoint
+        """Raises CheckpointError for a state that does not fit, or that is missing and that S3PRL would replace by
+        random weights."""
+        # the downstream model of query by example has no weights, so it is evaluated without a checkpoint
         is_trained = name == "Downstream" or self.init_ckpt and (name != "Upstream" or self.args.upstream_trainable)
         is_needed = is_trained and (self.args.mode != "train" or self.args.past_exp) and model.state_dict()
         if is_needed and not self.init_ckpt.get(name):

@@ -1,8 +1,8 @@
 """Scores of single utterances, so that two systems can be compared on the same speech.
 
-S3PRL logs only the score of a whole split. Its tasks record the outcome of each utterance on the way: transcripts, or
-whether an answer was right. From these come errors (or hits) and what they are counted in, per utterance; the score of
-the split is the ratio of their sums.
+S3PRL logs only the score of a whole split. On the way its tasks record the outcome of each utterance: transcripts, or
+whether an answer was right. From these records come, per utterance, the errors or hits and the number of words or
+answers they are among; the score of the split is the ratio of their sums.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import editdistance
 
 Records = dict[str, list[Any]]  # as S3PRL's tasks fill them in an evaluation
-Counts = list[tuple[float, int]]  # of each utterance: errors or hits, and the words, units or answers they are among
+Counts = list[tuple[float, int]]  # per utterance: errors or hits, and the words, units or answers they are among
 
 
 def utterance_scores(records: Records, metrics: Sequence[str]) -> dict[str, Any] | None:
@@ -30,7 +30,7 @@ def utterance_scores(records: Records, metrics: Sequence[str]) -> dict[str, Any]
 
 
 def edits(hypotheses: list[list[str]], references: list[list[str]]) -> Counts:
-    """Edit distance to, and length of, each reference."""
+    """The edit distance to each reference, and its length."""
     pairs = zip(hypotheses, references, strict=True)
     return [(editdistance.eval(hypothesis, reference), len(reference)) for hypothesis, reference in pairs]
 

@@ -1,12 +1,12 @@
-"""Hidden states of a frozen upstream, cached on disk: another epoch, seed, learning rate or task that hears the same
-audio at the same rate does not run the upstream again.
+"""Caches the hidden states of a frozen upstream on disk, so that another epoch, seed, learning rate or task with the
+same audio and rate does not run the upstream again.
 
     FOLDER/bytes                        the size of all entries
     FOLDER/KEY/key.json                 what KEY stands for: weights, rate, layers, type of device and number, versions
     FOLDER/KEY/AB/DIGEST.safetensors    one utterance, by the SHA-256 of its samples
 
-Cached is the output before pooling, repeating and upsampling, so these share it. An utterance is identified by its
-samples, not by its file: the same speech under another name is found, a file that has changed is not.
+The output is cached before pooling, repeating and upsampling, which therefore share it. An utterance is identified by
+its samples, not by its file: the same speech is found under another name, and a file that has changed is not.
 """
 
 import contextlib
@@ -48,12 +48,12 @@ Compute = Callable[[list[Tensor]], ExtractOutput]
 class FeatureCache(contextlib.ExitStack):
     """The outputs of one model at one rate: a section of a cache's folder, which other models and rates share.
 
-    model, rate: as ``model.extract(waves, **rate)`` is called. layers: the wanted hidden states, from 0 to the
-    number of layers; in a cached output all others are NaN. limit_gb: the size limit of the whole folder in 10^9 bytes,
-    for all processes together; when it is reached, sections that are not in use are deleted, least recently opened
-    first, and after that nothing more is cached.
+    model, rate: as in ``model.extract(waves, **rate)``. layers: the hidden states to cache, from 0 to the number of
+    layers; in a cached output all others are NaN. limit_gb: the size limit of the whole folder in 10^9 bytes, for all
+    processes together; when it is reached, sections that are not in use are deleted, least recently opened first, and
+    after that nothing more is cached.
 
-    Raises UsageError if the folder cannot be used. Locks it until it is closed, at the latest by a ``with`` statement.
+    Raises UsageError if the folder cannot be used. The folder is locked until the cache is closed.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class FeatureCache(contextlib.ExitStack):
         self.layers, self.count = tuple(layers), rate.get("layers", model.config.layers) + 1
         self.device, self.receptive_field = model.device, model.config.receptive_field
         self.recompute, self.full = False, False
-        # seconds of the last batch that were not the model's; NaN if not all of the batch was computed
+        # seconds of the last batch that were not spent in the model; NaN unless the whole batch was computed
         self.overhead = math.nan
         key = json.dumps(key_of(model, rate, self.layers), indent=1, sort_keys=True)
         self.section = pathlib.Path(folder, hashlib.sha256(key.encode()).hexdigest()[:32])
@@ -88,8 +88,8 @@ class FeatureCache(contextlib.ExitStack):
     def extract(self, waves: list[Tensor], compute: Compute) -> ExtractOutput:
         """The output of ``compute(waves)``, which is called with the missing utterances only.
 
-        A batch of which nothing is cached, or any batch while ``recompute`` is set, is returned as it was computed.
-        Otherwise its utterances were computed in other batches, on which features do not depend but for rounding.
+        A batch of which nothing is cached, or any batch while ``recompute`` is set, is returned as computed. Otherwise
+        its utterances were computed in other batches, which changes features only by rounding.
         """
         start, self.overhead = now(self.device), math.nan
         check_waves(waves, self.receptive_field, self.device)  # all, so that errors name the index in the batch
@@ -118,7 +118,7 @@ class FeatureCache(contextlib.ExitStack):
         return self.section / digest[:2] / (digest + SUFFIX)
 
     def store(self, path: pathlib.Path, entry: Entry) -> None:
-        """Writes the entry if it is not there yet and there is room; on a full disk nothing more is written."""
+        """Writes the entry if it is missing and there is room; once the disk is full, nothing more is written."""
         if self.full or path.exists():
             return
         content = safetensors.torch.save(entry)
@@ -129,13 +129,13 @@ class FeatureCache(contextlib.ExitStack):
                 return
             atomic_write(path, content, sync=True)
         except (OSError, ValueError) as error:
-            # What was reserved stays so until a process opens the folder alone and recounts.
+            # what was reserved stays reserved until a process that has the folder to itself recounts
             self.full = True
             reason = getattr(error, "strerror", None) or error
             logger.warning("nothing more is stored in the feature cache: %s: %s", path.parent, reason)
 
     def collate(self, entries: list[Entry], waves: list[Tensor]) -> ExtractOutput:
-        """A batch from its utterances, padded as ``extract`` pads."""
+        """The batch of these utterances, padded as in ``extract``."""
 
         def padded(name: str) -> Tensor:
             return pad_sequence([entry[name] for entry in entries], batch_first=True).to(self.device)
@@ -158,9 +158,9 @@ class FeatureCache(contextlib.ExitStack):
 
 
 def cache_for(runner: Any, folder: str | os.PathLike, limit_gb: float) -> FeatureCache | None:
-    """A cache for our upstream in an S3PRL runner, and for the layers that the runner selects.
+    """The cache of our upstream in an S3PRL runner, for the layers that the runner selects.
 
-    None for a training that cuts utterances at random, which would find few of them again and fill the cache.
+    None for a training that cuts utterances at random, which would fill the cache and find little in it.
     """
     args, upstream = runner.args, runner.upstream.model
     if args.mode == "train" and runner.config.get("downstream_expert", {}).get("datarc", {}).get("max_timestep"):
@@ -175,7 +175,7 @@ def cache_for(runner: Any, folder: str | os.PathLike, limit_gb: float) -> Featur
 
 
 def key_of(model: OFAWav2Vec2, rate: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
-    """Weights, rate and layers; versions and the type of device too, because they decide how sums are rounded."""
+    """Weights, rate and layers, and because they affect rounding also the versions and the type of the device."""
     return {
         "format": FORMAT,
         "weights": model.fingerprint(),

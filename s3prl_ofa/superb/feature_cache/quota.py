@@ -15,10 +15,10 @@ HALF_WRITTEN = (f".{USED}.*", f"*/.{pathlib.Path(KEY).stem}.*", f"*/*/.*{SUFFIX}
 class Quota:
     """Counts the bytes of all entries below ``folder`` in its file ``bytes``, and keeps them within ``limit``.
 
-    Entries lie in sections, one subfolder per model and rate. A killed process, or two that write the same entry, may
-    leave the count too high; the first process to open the folder recounts, and removes what was left half written.
+    Entries are in sections, one subfolder per model and rate. A killed process, or two that write the same entry, may
+    leave the count too high; the first process to open the folder recounts and removes half-written files.
 
-    locks: holds the folder open until it is closed.
+    locks: keeps the folder in use until it is closed.
     """
 
     def __init__(self, folder: pathlib.Path, limit: int, locks: contextlib.ExitStack) -> None:
@@ -31,7 +31,7 @@ class Quota:
             locks.enter_context(locked(folder / USERS, wait=True, shared=True))
 
     def reserve(self, size: int, keep: pathlib.Path) -> bool:
-        """Reserves ``size`` bytes, if necessary by deleting sections other than ``keep``; returns whether they fit.
+        """Reserves ``size`` bytes, deleting sections other than ``keep`` if necessary; returns whether they fit.
 
         With a size of 0, when a section is opened, entries of ``keep`` are deleted too if it exceeds the limit itself.
         """
@@ -52,13 +52,13 @@ class Quota:
 
 
 def opened(section: pathlib.Path) -> float:
-    """When a section was last opened; 0 if its deletion was interrupted."""
+    """The time when a section was last opened; 0 if its deletion was interrupted."""
     key = section / KEY
     return key.stat().st_mtime if key.exists() else 0.0
 
 
 def delete(section: pathlib.Path) -> int:
-    """Deletes a section that is not in use; returns the bytes that this freed."""
+    """Deletes a section that is not in use; returns the number of bytes freed."""
     try:
         with locked(section / LOCK, wait=False):
             size = size_of(section)
@@ -69,12 +69,12 @@ def delete(section: pathlib.Path) -> int:
 
 
 def trim(section: pathlib.Path, excess: int) -> int:
-    """Deletes entries of a section until it takes ``excess`` bytes less; returns the bytes that this freed.
+    """Deletes entries of a section until at least ``excess`` bytes are freed; returns how many were.
 
-    A process that has one of them open can go on reading it, and one that looks for it computes it.
+    A process that has an entry open can still read it; one that looks for it computes it again.
     """
     freed = 0
-    for path in section.rglob(f"[!.]*{SUFFIX}"):  # not those that are being written
+    for path in section.rglob(f"[!.]*{SUFFIX}"):  # not those being written
         if freed >= excess:
             break
         with contextlib.suppress(OSError):

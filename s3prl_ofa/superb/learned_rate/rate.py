@@ -1,16 +1,16 @@
-"""The rate as a parameter of the downstream task: ``--lambd adaptive``.
+"""The rate as a parameter that is trained with the downstream task: ``--lambd adaptive``.
 
-The upstream runs at this rate and is not trained itself. The loss charges for frames:
+The upstream runs at this rate and is not trained itself. Frames have a price in the loss:
 
     loss = the task's loss + rate_weight * frames out / 20 ms frames in
 
-Both parts of the loss depend on the number of frames, a step function of lambd without a gradient; the task's loss also
-depends on where frames begin. Backpropagation through the compressor would find only the latter, and mostly noise: a
+Both terms depend on the number of frames, a step function of lambd that has no gradient; the task's loss also depends
+on where frames begin. Backpropagation through the compressor would only see the latter, and that is mostly noise: a
 small step of lambd shifts all later frames. So the task's loss is measured as a curve over [0, 1] (LossCurve), along
 which lambd descends. In the first half of training each batch runs at two lambds drawn from its range: the task's model
-is trained at the first, and the difference of the two losses is what the curve is fitted to. That way the task's model
-learns to work at any rate; a model trained only at the current lambd comes to work best there, and keeps the rate
-where it is. In the second half the curve is fixed, lambd settles on it, and the task's model is trained at lambd.
+is trained at the first, and the curve is fitted to the difference of the two losses. That way the task's model learns
+to work at any rate; a model trained only at the current lambd would come to work best there, and keep the rate where it
+is. In the second half the curve is fixed, lambd settles on it, and the task's model is trained at lambd.
 
 In the second term the number of frames is replaced by the sum of the integrated weights, of which it is the integer
 part: over a batch, sum(weights) / sum(T) with T frames of 20 ms and alphas that sum to A per utterance, and
@@ -43,8 +43,8 @@ class LossCurve(nn.Module):
     """A task's loss over lambd in [0, 1] as c1 x + c2 x^2 + c3 x^3 with x = 2 lambd - 1, up to a constant.
 
     Fitted to differences of the loss by recursive least squares with forgetting (Ljung, System Identification, 11.2).
-    The fit follows the task's model as it learns: fast in its first steps, when frames cost differently than later, and
-    with less noise the longer it is trained.
+    The fit follows the task's model as it learns: quickly in its first steps, when the effect of frames still changes,
+    and with less noise the longer it is trained.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class LossCurve(nn.Module):
     def slope(self, lambd: float) -> float:
         """The slope of the curve at ``lambd``; 0 before the first batch.
 
-        A unit matrix in the normal equations weighs as much as one batch in favour of a flat curve, which matters while
+        A unit matrix in the normal equations favours a flat curve with the weight of one batch, which matters while
         there are fewer batches than unknowns.
         """
         gram, moment = self.gram.cpu(), self.moment.cpu()
@@ -153,7 +153,7 @@ class AdaptiveRate(nn.Module):
         return here, there
 
     def forward(self, loss: Tensor, difference: float | None) -> Tensor:
-        """The loss of a training batch with the terms that give the rate its gradient; the batch is then used up.
+        """The loss of a training batch with the terms that give the rate its gradient; each batch can be used once.
 
         difference: the task's loss of that batch at the second lambd minus ``loss``; None where there is no second one.
         """

@@ -1,4 +1,4 @@
-"""Training the rate of an upstream together with S3PRL's downstream model, and which changes of it are allowed."""
+"""Trains the rate of an upstream together with S3PRL's downstream model, and checks which changes of it are allowed."""
 
 import collections
 import contextlib
@@ -26,10 +26,10 @@ BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def train_rate(runner: Any, rate: AdaptiveRate) -> None:
     """Adds the terms of the rate to the loss of an S3PRL runner's downstream model, and lambd to what it logs.
 
-    runner: all its models are built; its ``rate`` is the entry that holds ``rate``. The terms are part of what the
-    downstream model returns, so that gradient accumulation and loss scaling apply to them too. The losses at two
-    lambds are those of the features before SpecAug, without dropout, and they leave the statistics of the task's batch
-    normalization alone.
+    runner: its models have been built, and its ``rate`` is the entry of ``rate``. The terms are part of what the
+    downstream model returns, so that gradient accumulation and loss scaling apply to them too. The losses at two lambds
+    are those of the features before SpecAug, without dropout, and do not change the statistics of the task's batch
+    normalization.
     """
     settings = runner.config["runner"]
     rate.search = SEARCH * settings["total_steps"] * (settings.get("gradient_accumulate_steps") or 1)
@@ -58,7 +58,7 @@ def loss_difference(
 ) -> float:
     """The task's loss of the current batch at its second lambd minus that at its first, with features ``here``.
 
-    module, args: the downstream model, and what it was called with.
+    module, args: the downstream model and its arguments.
     """
     split, _, *others = args
     forward = unwrapped(module).forward  # without hooks
@@ -78,7 +78,7 @@ def loss_difference(
 
 @contextlib.contextmanager
 def dropout_disabled(module: nn.Module) -> Iterator[None]:
-    """Dropout and batch normalization within ``module`` as in evaluation; the rest of it stays in training mode."""
+    """Puts dropout and batch normalization within ``module`` into evaluation mode; the rest stays in training mode."""
     parts = [part for part in module.modules() if isinstance(part, DROPOUT + BATCH_NORM) and part.training]
     for part in parts:
         part.training = False
@@ -90,7 +90,7 @@ def dropout_disabled(module: nn.Module) -> Iterator[None]:
 
 
 def logging_rate(log_records: Callable[..., Any], rate: AdaptiveRate, runner: Any) -> Callable[..., Any]:
-    """A task's ``log_records`` that after the training scores also logs lambd and its frame period."""
+    """A task's ``log_records`` that also logs lambd and its frame period with the training scores."""
     train_split = runner.config["runner"].get("train_dataloader", "train")
 
     @functools.wraps(log_records)
@@ -108,7 +108,7 @@ def logging_rate(log_records: Callable[..., Any], rate: AdaptiveRate, runner: An
 
 
 def check_change(before: RateOptions, after: RateOptions, mode: str) -> None:
-    """Raises UsageError for what an experiment that was trained at ``before`` cannot do at ``after``."""
+    """Raises UsageError if an experiment that was trained at ``before`` cannot be run at ``after``."""
     if after.layers != before.layers:
         count = "all" if before.layers is None else f"{before.layers}"
         raise UsageError(f"layers is for a new training: this one weighs the hidden states of {count} layers")
@@ -126,7 +126,7 @@ def check_change(before: RateOptions, after: RateOptions, mode: str) -> None:
 
 
 def at_max_lambd(options: RateOptions) -> RateOptions:
-    """The options at the lowest frame rate that training can reach, at which CTC must still have enough frames."""
+    """The options at the lowest frame rate that training can reach, where CTC must still have enough frames."""
     if not options.adaptive:
         return options
     return RateOptions(lambd=options.lambd_max, output_frames=options.output_frames, repeat=options.repeat)

@@ -14,7 +14,7 @@ from s3prl_ofa.superb.prepare.output import Output, refuse_all
 from s3prl_ofa.superb.tasks.corpora import listing
 
 LARGEST_COPIED = 64 << 20  # bytes; larger files beside the audio, such as archives, are not needed
-MAX_PEAK = 2.0  # resampling can exceed full scale a little; a file far above it has another scale
+MAX_PEAK = 2.0  # resampling can slightly exceed full scale; a file far above it has another scale
 
 
 def convert_corpus(output: Output, corpus: pathlib.Path) -> None:
@@ -30,7 +30,7 @@ def convert_corpus(output: Output, corpus: pathlib.Path) -> None:
     if root == target or root in target.parents or target in root.parents:
         raise UsageError(f"--out {output.folder}: expected a folder that neither holds {corpus} nor is in it")
     sources: dict[pathlib.Path, pathlib.Path] = {}  # by the file that each becomes
-    # of several files that become the same, the first in a readable format counts, as it does beside transcripts
+    # of several files with the same copy, the first in a readable format counts, as it does beside transcripts
     for path in sorted(audio.find_audio(root), key=lambda path: path.suffix.lower() in audio.OTHER_SUFFIXES):
         suffix = path.suffix if path.suffix.lower() == ".wav" else ".flac"
         copy = target / path.relative_to(root).with_suffix(suffix)

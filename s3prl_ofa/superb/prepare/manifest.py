@@ -1,4 +1,4 @@
-"""For pretraining: the manifests from which fairseq trains and validates."""
+"""For pretraining: the manifests of the audio on which fairseq trains and validates."""
 
 import pathlib
 import random
@@ -39,8 +39,7 @@ def write_manifests(output: Output, audio: pathlib.Path, valid_fraction: float, 
 
 
 def divide(files: list[pathlib.Path], valid_fraction: float, seed: int) -> dict[str, list[pathlib.Path]]:
-    """Files for train and valid, drawn the same way for the same files and seed; with a fraction above 0 at least one
-    for valid."""
+    """The files of train and valid, always the same for a seed; with a fraction above 0 valid has at least one."""
     count = round(len(files) * valid_fraction)
     if valid_fraction > 0:
         count = min(max(count, 1), len(files) - 1)

@@ -27,7 +27,7 @@ def refuse_all(bad: dict[pathlib.Path, str], what: str) -> NoReturn:
 class Output:
     """The output folder of one call of ``prepare``.
 
-    force: replaces files that exist. jobs: threads that read audio, None for one per core. again: also decodes audio
+    force: replaces existing files. jobs: threads that read audio, None for one per core. again: also decodes audio
     that is known to be whole. left_out: why each audio file that cannot be used is left out.
     """
 
@@ -84,7 +84,7 @@ class Output:
         return names
 
     def write(self, name: str, make: Callable[[], tuple[str, str]]) -> None:
-        """Writes a text file and prints its summary, both of which ``make`` returns; one that exists is kept, unless
+        """Writes a text file and prints its summary, both of which ``make`` returns; an existing file is kept, unless
         ``force``."""
         path = self.folder / name
         if path.exists() and not self.force:

@@ -1,4 +1,4 @@
-"""For asr and pr: vocabularies of a corpus's own characters and of a lexicon's own phones, in place of SUPERB's."""
+"""For asr and pr: vocabularies of the characters of a corpus and of the phones of a lexicon, to replace SUPERB's."""
 
 import pathlib
 from collections import Counter

@@ -1,6 +1,6 @@
 """S3PRL's dataset for asr on top of our parser: the same usable utterances as everywhere else, and only known labels.
 
-S3PRL's own dataset parses transcripts itself, cuts the names of utterances at dots, and adds whatever it finds in a
+S3PRL's own dataset parses transcripts itself, cuts the names of utterances at dots, and adds any unknown symbol of a
 transcript to its dictionary, although the size of the output layer is already fixed.
 """
 

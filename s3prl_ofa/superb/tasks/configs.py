@@ -1,4 +1,4 @@
-"""S3PRL's configs of SUPERB's tasks, filled with the paths of a user's data."""
+"""S3PRL's configs for SUPERB's tasks, filled with the paths of the user's data."""
 
 import copy
 import math
@@ -27,8 +27,8 @@ def resolve_config(downstream: str, config: str | None, mini: bool, roots: dict[
     """S3PRL's whole config (runner, optimizer, downstream_expert, ...) of a task, ready to run.
 
     downstream: one of S3PRL_DOWNSTREAM, or S3PRL's name of it. config: the path of a YAML file; None for ours, the
-    small one with ``mini``. ``${name}`` in it is filled from ``roots`` (see ``DataRoots``), and its vocabulary becomes
-    an absolute path (see ``vocabulary``).
+    small one with ``mini``. ``${name}`` in it is filled from ``roots`` (see ``DataRoots``), and the path of its
+    vocabulary becomes absolute (see ``vocabulary``).
     Raises UsageError for an unknown task, a missing or unreadable config and missing data, naming the option.
     """
     task = TASKS.get(downstream, downstream)
@@ -63,7 +63,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def fill(value: Any, roots: DataRoots, path: pathlib.Path) -> Any:
-    """The value with every ``${name}`` replaced; a string that is nothing else may become a list."""
+    """The value with every ``${name}`` replaced; a string that consists of one may become a list."""
     if isinstance(value, dict):
         return {key: fill(item, roots, path) for key, item in value.items()}
     if isinstance(value, list):
@@ -81,7 +81,7 @@ def fill(value: Any, roots: DataRoots, path: pathlib.Path) -> Any:
 def vocabulary(name: str, beside: pathlib.Path, roots: dict[str, str | None]) -> str:
     """The absolute path of the vocabulary that an option gives, or else of the config's.
 
-    S3PRL's own configs give one relative to a checkout. One below ``prepared`` takes the place of ours of its name.
+    S3PRL's own configs give a path relative to a checkout. A vocabulary below ``prepared`` replaces ours of that name.
     """
     if roots.get("vocabulary"):
         return existing(roots["vocabulary"], "--vocabulary")
@@ -111,7 +111,7 @@ def section_of(config: dict[str, Any], where: str) -> tuple[dict[str, Any], str]
 
 
 def splits_of(config: dict[str, Any], mode: str, evaluated: str) -> list[str]:
-    """The splits that a training trains and evaluates on, or the one of an evaluation; inference reads none."""
+    """The splits that a training reads, or the one that an evaluation reads; inference reads none."""
     runner = config.get("runner") or {}
     also = runner.get("eval_dataloaders") or []
     training = [runner.get("train_dataloader", "train"), *([also] if isinstance(also, str) else also)]
@@ -119,19 +119,19 @@ def splits_of(config: dict[str, Any], mode: str, evaluated: str) -> list[str]:
 
 
 def task_of(downstream: str, config: dict[str, Any]) -> str | None:
-    """SUPERB's task, by our name of it, that S3PRL's ``downstream`` does with this config; None for any other task.
+    """Our name of the SUPERB task that S3PRL's ``downstream`` is with this config; None for any other task.
 
-    S3PRL's ctc is several tasks, by its corpus.
+    S3PRL's ctc is several tasks, depending on its corpus.
     """
     corpus = str(mapping_at(config, "downstream_expert", "corpus").get("name")).lower()
     return CTC_CORPORA.get(corpus) if downstream == PR else TASKS.get(downstream)
 
 
 def scale_specaug(config: dict[str, Any], frame_period_ms: float) -> dict[str, Any]:
-    """The config with SpecAug's widths along time turned from frames of 20 ms into frames of ``frame_period_ms``.
+    """The config with SpecAug's widths along time converted from frames of 20 ms to frames of ``frame_period_ms``.
 
-    A mask then covers the same stretch of speech whatever the rate: 40 frames of 20 ms become 10 of 80 ms. Never below
-    one frame. With ``repeat: N`` the period that counts is that of the repeated frames.
+    A mask then covers the same duration at any rate, and at least one frame: 40 frames of 20 ms become 10 of 80 ms.
+    With ``repeat: N`` the period is that of the repeated frames.
     """
     scaled = copy.deepcopy(config)
     specaug = scaled.get("specaug")
@@ -142,7 +142,7 @@ def scale_specaug(config: dict[str, Any], frame_period_ms: float) -> dict[str, A
         specaug["time_warp_window"] = max(1, round(specaug["time_warp_window"] * ratio))
     if "time_mask_width_range" in specaug:
         low, high = specaug["time_mask_width_range"]
-        # S3PRL draws from low up to, but without, high
+        # S3PRL draws from low up to, but excluding, high
         low = math.floor(low * ratio)
         specaug["time_mask_width_range"] = [low, max(low + 2, round((high - 1) * ratio) + 1)]
     return scaled

@@ -1,7 +1,7 @@
-"""LibriSpeech-like corpora and pronunciation lexicons: the one parser of both, and which utterances can be used.
+"""The parser of LibriSpeech-like corpora and of pronunciation lexicons, and the choice of usable utterances.
 
 The folders SPLIT/SPEAKER/CHAPTER/ hold audio files, named after their utterances, and ``*.trans.txt`` files with lines
-of an utterance's name and its text. Every command that reads such a corpus, and S3PRL's datasets too, gets its
+of an utterance's name and its text. Every command that reads such a corpus, and every S3PRL dataset, gets its
 utterances here.
 """
 
@@ -23,7 +23,7 @@ from s3prl_ofa.io.verified import verify_audio
 
 logger = logging.getLogger(__name__)
 
-# the name of the folder that each option gives
+# the usual name of the folder that each option gives
 CORPORA = {
     "librispeech": "LibriSpeech",
     "voxceleb1": "VoxCeleb1",
@@ -71,7 +71,7 @@ class Corpus:
         return Corpus(usable, self.left_out | audio.bad)
 
     def usable(self, source: pathlib.Path, prepared: pathlib.Path | None = None) -> list[Utterance]:
-        """The utterances with usable audio; those that are left out of ``source`` are reported."""
+        """The utterances with usable audio; reports those of ``source`` that are left out."""
         corpus = self.with_usable_audio(source.name, prepared)
         corpus.report_left_out(str(source))
         return corpus.utterances
@@ -88,7 +88,7 @@ class Corpus:
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """Logs a message only once: S3PRL reads a split again for every evaluation."""
+    """Logs a message once: S3PRL reads a split again for every evaluation."""
     logger.warning("%s", message)
 
 
@@ -149,7 +149,7 @@ def split_folder(librispeech: pathlib.Path, split: str, remark: str = "") -> pat
 
 
 def read_split(split: pathlib.Path) -> Corpus:
-    """The utterances of a split by its transcripts and file names; no audio file is opened.
+    """The utterances of a split, from its transcripts and file names; no audio file is opened.
 
     Raises UsageError when the folder is missing or holds no transcripts, and for a transcript that is not UTF-8.
     """
@@ -160,14 +160,14 @@ def read_split(split: pathlib.Path) -> Corpus:
 
 
 def read_chapters(chapters: Iterable[pathlib.Path]) -> Corpus:
-    """The utterances of these folders; left out are those without audio, without text, or with two different texts.
+    """The utterances of these folders, except those without audio, without text, or with two different texts.
 
     A transcript's audio may be in any format. Raises UsageError for a transcript that is not UTF-8.
     """
     corpus = Corpus()
     for chapter in chapters:
         files = listing(chapter)
-        # of several files of an utterance, the first by name in a readable format counts
+        # if an utterance has several files, the first by name in a readable format counts
         audio = {
             nfc(path.stem): path
             for suffixes in (OTHER_SUFFIXES, SUFFIXES)
@@ -201,7 +201,7 @@ def characters(text: str) -> str:
 
 
 def refuse_unknown(labels: dict[Utterance, Collection[str]], what: str, remedy: str) -> None:
-    """Raises UsageError if utterances have labels that their task does not know.
+    """Raises UsageError if utterances have labels that are unknown to their task.
 
     labels: the unknown labels of every utterance of a split, mostly none. what: the kind of labels and where they are
     missing.
@@ -217,8 +217,8 @@ def refuse_unknown(labels: dict[Utterance, Collection[str]], what: str, remedy: 
 def read_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
     """(number, stripped text) of every line of a UTF-8 file that is not blank.
 
-    A byte order mark is skipped; any system's line endings are accepted. Raises UsageError naming file and line for
-    anything else.
+    A byte order mark is skipped, and all line endings are accepted. Raises UsageError naming file and line for anything
+    else.
     """
     try:
         content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Before CTC training: do the training utterances have enough frames for their labels at the chosen rate?
+"""Checks before CTC training that the utterances have enough frames for their labels at the chosen rate.
 
 CTC needs a frame for every label, and one more for a blank between two equal labels. An utterance with fewer frames
 has no alignment; S3PRL's ``zero_infinity`` then gives it a loss of zero, and nothing reports that it was ignored.
@@ -28,8 +28,8 @@ from s3prl_ofa.superb.tasks.labels import labelled
 from s3prl_ofa.superb.upstream.rate_options import NATIVE, RateOptions
 
 MAX_INFEASIBLE = 0.01  # of the training utterances
-# A large corpus is sampled in strata by labels per second. The utterances whose labels do not fit are those with the
-# most labels per second, so the first strata are thin, and little is lost in the last.
+# A large corpus is sampled in strata by labels per second. Labels do not fit in the utterances with the most labels per
+# second, so the first strata are thin, and sampling the last one sparsely loses little.
 STRATA = (0.005, 0.02, 0.1, 1.0)  # where each stratum ends, as a share of the corpus, densest first
 SAMPLES_PER_STRATUM = 32
 
@@ -143,8 +143,8 @@ def choose(utterances: list[Utterance]) -> tuple[list[Utterance], list[float]]:
 def count_frames(model: OFAWav2Vec2, options: RateOptions, utterances: list[Utterance]) -> list[int]:
     """The frames that the upstream will give for each utterance, before any repetition.
 
-    Only the front end and the predictor of the model are run, and not even these where the number is known without: at
-    20 ms, and for a frame period whose frames are enough (if it cannot be reached, there are more of them).
+    Only the front end and the predictor of the model are run, and not even these where the number is known: at 20 ms,
+    and for a frame period that leaves enough frames (if it cannot be reached, there are more of them).
     """
     counts = [model.config.num_frames(utterance.samples) for utterance in utterances]
     if options.output_frames != NATIVE:

@@ -1,4 +1,4 @@
-"""IEMOCAP for S3PRL's emotion recognition, read from the corpus; S3PRL's wheel lacks the tables that list it."""
+"""IEMOCAP for S3PRL's emotion recognition, read from the corpus, as S3PRL's wheel lacks the tables that list it."""
 
 import pathlib
 import re
@@ -18,8 +18,8 @@ EVALUATED = re.compile(r"\[.*?\]\s+(\S+)\s+(\w+)")  # [start - end] UTTERANCE EM
 class EmotionDataset(IEMOCAPDataset):
     """S3PRL's dataset of the table ``meta_path``, a path that ends in SessionN/train_meta_data.json or test_....
 
-    Where there is no such file, the utterances of ``data_dir`` that it would list and that can be used: those of
-    session N to test on, those of all others to train on. Raises UsageError if there are none.
+    Where there is no such file, the usable utterances of ``data_dir`` that it would list: those of session N to test
+    on, those of all others to train on. Raises UsageError if there are none.
     """
 
     def __init__(self, data_dir: str, meta_path: str, pre_load: bool = True) -> None:
@@ -48,7 +48,7 @@ class EmotionDataset(IEMOCAPDataset):
 
 
 def read_session(session: pathlib.Path) -> list[Utterance]:
-    """The utterances of a session whose emotion is one of SUPERB's, by name, with it as their text."""
+    """The utterances of a session that have one of SUPERB's emotions, which is their text; sorted by name."""
     audio = {path.stem: path for path in find_audio(session / "sentences" / "wav")}
     found = {}
     evaluations = session / "dialog" / "EmoEvaluation"

@@ -1,4 +1,4 @@
-"""The data of an existing experiment: where it is now, and the splits that can be trained and evaluated on."""
+"""The data of an existing experiment: where it is now, and which splits can be trained and evaluated on."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ from s3prl_ofa.superb.tasks.labels import SLOTS, STORED
 logger = logging.getLogger(__name__)
 
 
-# what -t can be, for tasks whose splits have no folders of their own
+# the possible values of -t for tasks whose splits are not folders
 PARTS = {**dict.fromkeys(("ks", "ic", "sf", "sd", "er"), SPLITS), "asv": ("test",), "qbe": ("dev", "test")}
 
 
@@ -31,9 +31,9 @@ def refill(
 ) -> None:
     """Changes the paths in an experiment's config to where its data is now.
 
-    downstream: S3PRL's name of a task that ``task_of`` knows. given: as DataRoots takes it; it replaces what the
-    config has. override: S3PRL's ``-o``, which is applied later and wins. read: whether the run reads the corpus.
-    Raises UsageError naming the option where the corpus is neither where the config says nor given.
+    downstream: S3PRL's name of a task that ``task_of`` knows. given: as for DataRoots; it overrides the config.
+    override: S3PRL's ``-o``, which is applied later and takes precedence. read: whether the run reads the corpus.
+    Raises UsageError naming the option if the corpus is neither given nor where the config says.
     """
     given = dict(given)
     for where, name in placeholders(configs.task_of(downstream, config)):
@@ -85,7 +85,7 @@ def missing(value: Any) -> bool:
 
 
 def moved_vocabulary(stored: Any, where: str) -> str:
-    """Our vocabulary in place of the same one, or S3PRL's of that name, in another installation."""
+    """Our vocabulary, to replace the same one of another installation or S3PRL's of that name."""
     path = pathlib.Path(str(stored))
     ours = folder(CONFIGS) / path.name
     if ours.is_file() and (not path.is_absolute() or path.parent.name == CONFIGS):
@@ -98,7 +98,7 @@ def moved_vocabulary(stored: Any, where: str) -> str:
 def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: str) -> None:
     """Raises UsageError if a split that a training or an evaluation (``-t``) of a task reads does not exist.
 
-    For asr and pr ``-t`` may also be any split of LibriSpeech, or several joined by +; these are added to the config.
+    For asr and pr ``-t`` may also be any split of LibriSpeech, or several joined by +, which are added to the config.
     For inference it is a file.
     """
     if mode == "inference":

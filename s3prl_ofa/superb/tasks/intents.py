@@ -1,4 +1,4 @@
-"""Fluent Speech Commands for S3PRL's intent classification, of the utterances that can be used."""
+"""Fluent Speech Commands for S3PRL's intent classification, limited to usable utterances."""
 
 import pathlib
 from typing import Any
@@ -13,10 +13,10 @@ PARTS = ("train", "valid", "test")
 
 
 def read_corpus(expert: Any) -> None:
-    """Gives S3PRL's expert its tables and labels, in the place of its method ``get_dataset``.
+    """Gives S3PRL's expert its tables and labels; replaces its method ``get_dataset``.
 
-    A slot's values are numbered as they first appear in the training table, as in S3PRL. Raises UsageError for a
-    missing table or column, and for values that the training table lacks.
+    As in S3PRL, the values of a slot are numbered in the order in which they appear in the training table. Raises
+    UsageError for a missing table or column, and for values that the training table lacks.
     """
     root = pathlib.Path(expert.datarc["file_path"])
     tables = {part: read_table(root / "data" / f"{part}_data.csv") for part in PARTS}

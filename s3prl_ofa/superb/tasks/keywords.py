@@ -1,6 +1,6 @@
-"""Speech Commands for S3PRL's keyword spotting: its twelve classes and division, of the files that can be used.
+"""Speech Commands for S3PRL's keyword spotting: S3PRL's twelve classes and its division, of the usable files.
 
-S3PRL lists files in the order of the file system, by which equal runs differ, and does not check them.
+S3PRL itself does not check files, and lists them in the order of the file system, so that equal runs differ.
 """
 
 import pathlib
@@ -19,7 +19,7 @@ Clip = tuple[str, pathlib.Path]  # a class and a file
 
 
 def usable(clips: Iterable[Clip], root: pathlib.Path) -> list[Clip]:
-    """The clips that can be used, sorted; the others are logged. Raises UsageError if none is left."""
+    """The usable clips, sorted; the others are logged. Raises UsageError if none is left."""
     corpus = Corpus([Utterance(path, name, "") for name, path in sorted(clips)])
     return [(utterance.text, utterance.audio) for utterance in corpus.usable(root)]
 
@@ -27,8 +27,8 @@ def usable(clips: Iterable[Clip], root: pathlib.Path) -> list[Clip]:
 def divide(split_dataset: Callable[[str], Iterable[list[Clip]]], root: str) -> list[list[Clip]]:
     """The clips to train on and to validate with.
 
-    split_dataset: S3PRL's function, which chooses by a hash of the speaker in each file's name. Raises UsageError for
-    a part without clips.
+    split_dataset: S3PRL's function, which divides by a hash of the speaker in each file's name. Raises UsageError for a
+    part without clips.
     """
     parts = list(split_dataset(root))
     if not all(parts):
@@ -37,7 +37,7 @@ def divide(split_dataset: Callable[[str], Iterable[list[Clip]]], root: str) -> l
 
 
 class KeywordTrainingSet(dataset.SpeechCommandsDataset):
-    """Clips of the keywords, of other words, and pieces of one second of the corpus's background noise.
+    """Clips of the keywords and of other words, and one-second pieces of the corpus's background noise.
 
     Raises UsageError for noise of less than a second.
     """

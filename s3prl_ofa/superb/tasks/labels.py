@@ -1,7 +1,7 @@
-"""The labels of asr and pr: a vocabulary that is stored with its model, and a check that the data has no others.
+"""The labels of asr and pr: stores the vocabulary with its model, and checks that the data has no other labels.
 
 S3PRL's configs name a vocabulary file, whose lines number the labels. A model is useless without the vocabulary that it
-was trained with, so the file's content is stored in the config of every checkpoint.
+was trained with, so the content of the file is stored in the config of every checkpoint.
 """
 
 import argparse
@@ -25,7 +25,7 @@ OUTPUT = "model.linear.bias"  # of the downstream models of these tasks, one num
 
 
 def settle_labels(args: argparse.Namespace, config: dict[str, Any], trained: dict[str, Any] | None) -> None:
-    """Settles the vocabulary of a run of asr or pr, and checks its data; other tasks are left as they are.
+    """Settles the vocabulary of a run of asr or pr, and checks its data; does nothing for other tasks.
 
     config: changed in place. trained: the checkpoint whose weights are used, if any. Nothing is written for a new
     training whose data cannot be used. Raises UsageError as ``store_vocabulary`` and ``check_labels`` do.
@@ -90,7 +90,7 @@ def read_vocabulary(path: pathlib.Path) -> str:
 
 
 def check_labels(args: argparse.Namespace, config: dict[str, Any], trained: dict | None) -> None:
-    """Reads the splits that a run of asr or pr trains on and scores, so that bad data ends it now, not hours later.
+    """Reads the splits that a run of asr or pr trains on and scores, so that bad data ends it now and not hours later.
 
     trained: see ``store_vocabulary``. Raises UsageError for labels that the vocabulary lacks, for splits without a
     usable utterance or asr's training with only one, and for weights that belong to another number of labels. Before a

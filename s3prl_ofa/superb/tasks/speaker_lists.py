@@ -25,14 +25,14 @@ def speaker_of(name: str) -> str:
 
 
 def parse_line(line: str) -> tuple[int, str] | None:
-    """(part, file) of a line PART SPEAKER/...; None for any other line. The file may contain spaces, but no ``..``."""
+    """(part, file) of a line PART SPEAKER/...; None for any other line. The file may contain spaces, but not ``..``."""
     found = LINE.fullmatch(line.strip())
     parts = found[2].split("/") if found else []
     return (int(found[1]), found[2]) if len(parts) > 1 and not {"", ".", ".."} & set(parts) else None
 
 
 def read_list(path: pathlib.Path) -> dict[str, Entry]:
-    """The files of a list of lines PART SPEAKER/.... Raises UsageError naming the list, and the line that is wrong."""
+    """The files of a list of lines PART SPEAKER/.... Raises UsageError naming the list and the wrong line."""
     entries: dict[str, Entry] = {}
     for number, line in read_lines(path):
         found = parse_line(line)

@@ -1,8 +1,8 @@
-"""Speaker identification in S3PRL: the files of a list's train, dev and test, and a label for every speaker in it.
+"""Speaker identification in S3PRL: the train, dev and test files of a list, and a label for each of its speakers.
 
-S3PRL's SID knows only VoxCeleb1's 1251 speakers: it takes labels from the numbers in their names, and its search for
-the files of a list is so slow that it caches the result in a pickle. Here its dataset gets files and labels from us.
-VoxCeleb1's speakers keep their labels in S3PRL; other speakers get a label each, stored in the experiment's config.
+S3PRL's SID knows only the 1251 speakers of VoxCeleb1: it derives labels from the numbers in their names, and its search
+for the files of a list is so slow that it caches the result in a pickle. Here its dataset gets files and labels from
+us. VoxCeleb1's speakers keep S3PRL's labels; other speakers get labels that are stored in the experiment's config.
 """
 
 import argparse
@@ -29,8 +29,8 @@ def feed_s3prl(args: argparse.Namespace, config: dict[str, Any], trained: dict[s
     """Gives S3PRL's SID its files and labels, for the run that ``args`` and ``config`` describe.
 
     trained: the config of the experiment whose weights are used, or None for a new training. Speakers other than
-    VoxCeleb1's are put into ``config`` (``downstream_expert.datarc.speakers``, by label), and so into the checkpoints.
-    Raises UsageError when the list cannot be used.
+    VoxCeleb1's are added to ``config`` (``downstream_expert.datarc.speakers``, by label) and thereby to the
+    checkpoints. Raises UsageError if the list cannot be used.
     """
     datarc = mapping_at(config, "downstream_expert", "datarc")
     if missing := [key for key in ("file_path", "meta_data") if key not in datarc]:
@@ -86,7 +86,7 @@ def labels_of(speakers: Any) -> dict[str, int]:
 
 
 def lines_of(entries: dict[str, Entry], chosen: Callable[[str], bool]) -> str:
-    """The first few ``chosen`` speakers of a list, each with its first line; empty where there is none."""
+    """The first few ``chosen`` speakers of a list, each with its first line; empty if there are none."""
     lines: dict[str, int] = {}
     for name, entry in entries.items():
         lines.setdefault(speaker_of(name), entry.line)
@@ -94,7 +94,7 @@ def lines_of(entries: dict[str, Entry], chosen: Callable[[str], bool]) -> str:
 
 
 def usable_files(path: pathlib.Path, root: pathlib.Path, wanted: dict[str, Entry]) -> dict[str, str]:
-    """The path of every file of a list that can be used; the others are left out and logged.
+    """The path of every usable file of a list; the others are left out and logged.
 
     Raises UsageError naming the lines whose files are missing.
     """

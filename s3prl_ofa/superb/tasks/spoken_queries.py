@@ -1,4 +1,4 @@
-"""QUESST 2014 for S3PRL's query by example: its score, which S3PRL leaves to the evaluation's own programs."""
+"""The score of QUESST 2014 for S3PRL's query by example, which S3PRL leaves to the programs of that evaluation."""
 
 import functools
 import logging

@@ -1,4 +1,4 @@
-"""The upstream: waves in, hidden states with their lengths out, in the form that S3PRL takes.
+"""The upstream: waves in, hidden states with their lengths out, in the form that S3PRL expects.
 
 A plain ``nn.Module``: S3PRL's ``UpstreamBase`` would add forward hooks, which are not needed, and import S3PRL.
 """
@@ -27,7 +27,7 @@ DOWNSAMPLE_RATE = 320  # samples per 20 ms frame; S3PRL asks for one constant, w
 
 @dataclasses.dataclass
 class Measured:
-    """What went through an upstream; frames are compressed ones, before any repetition, macs multiply-accumulates."""
+    """What an upstream has processed. frames: after compression, before any repetition. macs: multiply-accumulates."""
 
     utterances: int = 0
     seconds: float = 0.0
@@ -35,7 +35,7 @@ class Measured:
     macs: int = 0
 
     def add(self, samples: int, frames: int, macs: int) -> None:
-        """Counts one utterance."""
+        """Adds one utterance."""
         self.utterances += 1
         self.seconds += samples / SAMPLE_RATE
         self.frames += frames
@@ -56,7 +56,7 @@ class UpstreamExpert(nn.Module):
 
     ckpt: a checkpoint of any known format.
     model_config: a YAML file, inline YAML or a mapping with the fields of RateOptions.
-    refresh: S3PRL passes it to every upstream; it only matters for downloaded checkpoints.
+    refresh: ignored here; S3PRL passes it to every upstream, and it only matters for downloads.
     options: the same options as keyword arguments; they override ``model_config``.
 
     Raises CheckpointError for the checkpoint and UsageError for the options. The parameters require gradients, because
@@ -64,7 +64,7 @@ class UpstreamExpert(nn.Module):
     none: only the rate is trained.
     """
 
-    built = False  # whether this process has built one
+    built = False  # whether this process has built any
 
     def __init__(
         self,
@@ -78,10 +78,10 @@ class UpstreamExpert(nn.Module):
         self.model = load(ckpt).requires_grad_(not self.options.adaptive)
         self.rate: Any = None  # an AdaptiveRate
         self.cache: Any = None  # a FeatureCache
-        self.frozen = False  # at the start of a fine-tuning
+        self.frozen = False  # during the first updates of a fine-tuning
         check_options(ckpt, self.model.config, self.options)
         layers = self.options.layers or self.model.config.layers
-        self.config = dataclasses.replace(self.model.config, layers=layers)  # of what runs
+        self.config = dataclasses.replace(self.model.config, layers=layers)  # of the part that runs
         self.measured = Measured()
         UpstreamExpert.built = True
         adapt_s3prl()
@@ -96,7 +96,7 @@ class UpstreamExpert(nn.Module):
         return DOWNSAMPLE_RATE
 
     def follow(self, rate: nn.Module) -> None:
-        """Runs at an AdaptiveRate from now on, which is not registered as a submodule: the upstream stays frozen."""
+        """Runs at an AdaptiveRate from now on, which does not become a submodule: the upstream stays frozen."""
         object.__setattr__(self, "rate", rate)
 
     def extract(self, waves: list[Tensor]) -> ExtractOutput:
@@ -156,8 +156,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def adapt_s3prl() -> None:
     """Makes S3PRL's own Runner and S3PRLUpstream, where they are imported, read the lengths that our upstreams give.
 
-    Both compute lengths from a constant frame rate. One name of each is replaced once one of our upstreams is built, so
-    that a process that uses only others keeps S3PRL's classes; for others the replacements do what the originals do.
+    Both compute lengths from a constant frame rate. They are patched only when one of our upstreams is built, so that a
+    process that uses only other upstreams keeps S3PRL's classes; for other upstreams the patches change nothing.
     """
     runner, upstream = sys.modules.get("s3prl.downstream.runner"), sys.modules.get("s3prl.nn.upstream")
     if not UpstreamExpert.built or (runner is None and upstream is None):
@@ -173,15 +173,15 @@ def adapt_s3prl() -> None:
 def pooled(out: ExtractOutput, size: int) -> ExtractOutput:
     """The output at lambd 0 with every ``size`` frames averaged into one: a fixed rate, at the encoder's full cost.
 
-    The last frame of an utterance is the mean of those that remain.
+    The last frame of an utterance is the mean of the remaining ones.
     """
     lengths = -(-out.lengths // size)
     place = torch.arange(int(lengths.max()), device=lengths.device)
-    counts = (out.lengths[:, None] - size * place).clamp(1, size)  # frames in each mean; of padding, anything but 0
+    counts = (out.lengths[:, None] - size * place).clamp(1, size)  # frames in each mean; for padding anything but 0
 
     def mean(state: Tensor) -> Tensor:
         batch, frames, dim = state.shape
-        padded = F.pad(state, (0, 0, 0, len(place) * size - frames))  # zeros, like those after each utterance's end
+        padded = F.pad(state, (0, 0, 0, len(place) * size - frames))  # zeros, as after the end of each utterance
         return padded.reshape(batch, len(place), size, dim).sum(2) / counts[:, :, None].to(state.dtype)
 
     first = (size * place).expand(len(lengths), -1)
@@ -201,8 +201,8 @@ def pooled(out: ExtractOutput, size: int) -> ExtractOutput:
 def upsample(out: ExtractOutput) -> list[Tensor]:
     """Hidden states (batch, 20 ms frames, dim) with each compressed frame repeated over the 20 ms it came from.
 
-    An utterance is padded with its last frame, not with zeros: S3PRLUpstream rounds lengths up, and repeats the last
-    frame of the longest utterance itself.
+    Utterances are padded with their last frame, not with zeros: S3PRLUpstream rounds lengths up, and itself repeats the
+    last frame of the longest utterance.
     """
     frame = torch.arange(out.frame_index.shape[1], device=out.frame_index.device)
     last = (out.lengths - 1)[:, None]

@@ -1,4 +1,4 @@
-"""S3PRL assumes a constant frame rate in two classes; here are their counterparts that read the true lengths."""
+"""Counterparts of the two S3PRL classes that assume a constant frame rate; they read the true lengths."""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +13,7 @@ MIN_SAMPLES = 800  # S3PRL pads waves to 0.05 s before an upstream sees them
 
 
 class LengthAwareFeaturizer(Featurizer):
-    """S3PRL's Featurizer, but an utterance has the length that the upstream gives as ``hidden_states_len``, if any."""
+    """S3PRL's Featurizer with the lengths that the upstream returns as ``hidden_states_len``, if it does."""
 
     def forward(self, paired_wavs: list[Tensor], paired_features: dict[str, Any]) -> list[Tensor]:
         """The selected or weighted features, (frames, dim) per utterance."""
@@ -29,7 +29,7 @@ class LengthAwareFeaturizer(Featurizer):
 def with_native_lengths(forward: Callable) -> Callable:
     """Wraps ``S3PRLUpstream.forward`` so that an upstream with native frames keeps its own lengths.
 
-    The original, which stretches or cuts hidden states to the length at a constant rate, still serves all others.
+    All other upstreams still use the original, which stretches or cuts hidden states to the length at a constant rate.
     """
 
     @functools.wraps(forward)

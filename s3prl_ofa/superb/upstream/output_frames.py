@@ -1,8 +1,8 @@
-"""Which output frames a task of S3PRL gets: native ones where it is correct with them, else upsampled ones.
+"""Which output frames an S3PRL task gets: native frames if the task works correctly with them, else upsampled ones.
 
-Native frames have no constant rate. They suit tasks with one answer per utterance, or whose labels find their own place
-in time (CTC), and that read each utterance's true length. All other tasks count 20 ms frames: their labels would not
-match native frames in time, and their training and scores would be wrong without an error.
+Native frames have no constant rate. They suit tasks that read the true length of each utterance and have one answer per
+utterance or labels without fixed times (CTC). All other tasks count 20 ms frames: their labels would not match native
+frames in time, and training and scores would be wrong without any error.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from s3prl_ofa.superb.upstream.rate_options import NATIVE, UPSAMPLED, RateOption
 NATIVE_TASKS = {"asr", "ctc"}  # align their labels by CTC
 NATIVE_TASKS |= {"atis", "audio_snips", "emotion", "fluent_commands", "speaker_linear_utter_libri", "speech_commands"}
 NATIVE_TASKS |= {"sv_voxceleb1", "voxceleb1", "voxceleb2_amsoftmax_segment_eval", "voxceleb2_ge2e"}  # pool utterances
-# why the others need upsampled frames: the rest of a sentence that begins with the task's name
+# why the others need upsampled frames, to complete a sentence that begins with the task's name
 UPSAMPLED_TASKS = {
     "has labels at a constant rate, to which S3PRL tiles or cuts the frames": "diarization phone_1hidden phone_linear "
     "phone_linear_concat timit_phone timit_phone_1hidden timit_phone_linear timit_phone_linear_concat",
@@ -34,7 +34,7 @@ UNKNOWN = "is not known here and may assume a frame every 20 ms"
 
 
 def usual_output_frames(task: str) -> str:
-    """The output frames that a task gets by default. task: S3PRL's name, or asr, pr or sid."""
+    """The default output frames of a task. task: its name in S3PRL or in SUPERB."""
     return NATIVE if S3PRL_DOWNSTREAM.get(task, task) in NATIVE_TASKS else UPSAMPLED
 
 

@@ -1,4 +1,4 @@
-"""The options of the upstream: its rate, and the form in which S3PRL gets the compressed frames.
+"""The options of the upstream: its rate, and the form in which S3PRL receives the compressed frames.
 
 They come from keyword arguments, from S3PRL's ``-g`` (a YAML file or inline YAML) and from our command line, and are
 written back as inline YAML, so that an S3PRL experiment stores them with its arguments.
@@ -58,7 +58,7 @@ def real(value: Any) -> float | None:
     return None if math.isnan(number) else number
 
 
-# of each option: how its number is read, which numbers are valid, and what a message says is expected
+# for each option: how its number is read, which numbers are valid, and what a message says is expected
 NUMBERS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], bool], str]] = {
     "lambd": (real, lambda x: 0 <= x < MAX_LAMBD, f"a number in [0, {MAX_LAMBD:g}) or {ADAPTIVE}"),
     "frame_period_ms": (
@@ -79,10 +79,10 @@ NUMBERS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], bool], str]] = {
 class RateOptions:
     """How the upstream runs. Raises UsageError naming the option and its choices for an invalid value.
 
-    Numbers may be scalars of numpy or torch, and real ones text such as YAML's ``1e-1``; they become Python's.
+    Numbers may be scalars of numpy or torch, and real numbers also text such as YAML's ``1e-1``; all become Python's.
 
-    lambd: in [0, 2), or "adaptive"; or frame_period_ms: mean frame period in ms, 20 or more; or pool. None of them:
-        lambd 0, 20 ms.
+    lambd: in [0, 2), or "adaptive"; or frame_period_ms: mean frame period in ms, 20 or more; or pool. Without any of
+        them lambd 0, 20 ms.
     output_frames: "upsampled" repeats each compressed frame over the 20 ms frames it came from, as unmodified S3PRL
         expects; "native" gives the compressed frames with their true lengths.
     repeat: how often each native frame is repeated, so that CTC has enough frames for its labels.
@@ -90,8 +90,8 @@ class RateOptions:
     rate_weight: of the mean frame rate in the loss of an adaptive lambd, 0 or more; see learned_rate/rate.py.
     lambd_max: upper limit of an adaptive lambd, in (0, 1].
     lambd_start: initial value of an adaptive lambd, from 0 to lambd_max; by default 0.5, or lambd_max if that is less.
-    boundaries: "learnt", where the model's alpha has them, or for comparison "uniform": as many frames of equal length.
-    layers: how many of the encoder's layers run (early exit); all by default.
+    boundaries: "learnt", where the model's alpha puts them, or for comparison "uniform": equally many of equal length.
+    layers: how many layers of the encoder run (early exit); all by default.
     """
 
     lambd: float | str | None = None
@@ -140,7 +140,7 @@ class RateOptions:
 
     @property
     def compresses(self) -> bool:
-        """Whether frames are merged, for which a checkpoint needs a compressor."""
+        """Whether frames are merged, which needs a checkpoint with a compressor."""
         return bool(self.lambd) or (self.frame_period_ms or MIN_FRAME_PERIOD_MS) > MIN_FRAME_PERIOD_MS
 
     @property
@@ -149,14 +149,14 @@ class RateOptions:
 
     @property
     def extract_rate(self) -> dict[str, Any]:
-        """The rate, boundaries and layers as OFAWav2Vec2.extract takes them; pooling is done afterwards."""
+        """The rate, boundaries and layers as keyword arguments of OFAWav2Vec2.extract; pooling is done afterwards."""
         unusual = {"uniform": True} if self.uniform else {}
         unusual |= {} if self.layers is None else {"layers": self.layers}
         return {"lambd": self.lambd, "frame_period_ms": self.frame_period_ms, **unusual}
 
     @classmethod
     def layered(cls, *layers: Mapping[str, Any]) -> "RateOptions":
-        """Options from mappings, of which later ones override earlier ones; a value of None counts as not given.
+        """Options from mappings; later ones override earlier ones, and None counts as not given.
 
         Raises UsageError for a key that is not an option.
         """
@@ -190,7 +190,7 @@ OPTION_NAMES = tuple(OPTION_DEFAULTS)
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``RateOptions.layered`` makes of the mappings: the options that are given, with their current names."""
+    """The options that the mappings of ``RateOptions.layered`` give, under their current names."""
     options: dict[str, Any] = {}
     for layer in layers:
         given = with_current_names({key: value for key, value in layer.items() if value is not None})
@@ -208,7 +208,7 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with ``output_frames`` under that name, also where they call it ``frames``, as earlier versions did.
+    """The settings with ``output_frames`` under that name, even if they call it ``frames``, as earlier versions did.
 
     Raises UsageError if they give both, with different values.
     """

@@ -1,4 +1,4 @@
-"""From a grid to its points, as jobs: checkpoints, data, configs, tasks and baselines are checked before anything runs.
+"""Turns a grid into its points, as jobs; checks checkpoints, data, configs, tasks and baselines before anything runs.
 
 Raises UsageError with one sentence that begins with the key of the grid.
 """
@@ -38,7 +38,7 @@ ROOT_OPTION = re.compile(r"(`[^`]*`)|--([a-z][a-z0-9-]*)")
 
 
 def points_of(grid: Grid) -> list[Point]:
-    """All points, the first seed of everything before the second, so that an interrupted sweep already gives a table.
+    """All points: the first seed of everything before the second, so that an interrupted sweep already gives a table.
 
     Raises UsageError for a rate that run_downstream would refuse.
     """
@@ -58,7 +58,7 @@ def task_points(grid: Grid, name: str, task: Task) -> Iterator[Point]:
         ]
         for (model, path, rate, value), frames in itertools.product(systems, task.output_frames):
             ofa = {"model": model, "upstream": OFA, "checkpoint": path, "rate": rate, "value": value}
-            # a repeat is for native frames; upsampled ones are as many as at 20 ms
+            # only native frames are repeated; there are as many upsampled frames as at 20 ms
             repeats = task.repeat if frames == NATIVE else (1,)
             adaptive = {"lambd_max": task.lambd_max} if rate == ADAPTIVE else {}
             starts = task.lambd_starts if rate == ADAPTIVE else (None,)
@@ -130,7 +130,7 @@ def check_baselines(grid: Grid) -> None:
 
 
 def check_checkpoints(grid: Grid) -> dict[str, str | None]:
-    """The SHA-256 of each checkpoint that is here, by its absolute path."""
+    """The SHA-256 of each checkpoint by its absolute path; None for one that is not on this machine."""
     points, named = points_of(grid), {name: item.path for name, item in grid.checkpoints.items()}
     for name, path in named.items():
         if not exists(path):
@@ -172,7 +172,7 @@ def base_config(grid: Grid, name: str, task: Task) -> dict[str, Any]:
     try:
         config = resolve_config(name, task.config, task.mini, dict(grid.data))
     except UsageError as error:
-        # what run_downstream takes as an option is a key of data here
+        # the options of run_downstream are keys of data here
         message = ROOT_OPTION.sub(lambda found: found[1] or f"data.{found[2].replace('-', '_')}", str(error))
         raise UsageError(f"{where}: {message}") from None
     for key, value in task.overrides.items():

@@ -1,7 +1,7 @@
-"""Grid files: what they may hold, as pydantic models, and how they are read.
+"""Grid files: what they may contain, as pydantic models, and how they are read.
 
-What is wrong with the file alone is a UsageError here, one sentence that begins with the key, as in
-``tasks.asr.repeat``; what needs checkpoints, data or S3PRL is checked in jobs.py.
+Errors in the file itself are UsageErrors here, each a sentence that begins with the key, as in ``tasks.asr.repeat``;
+what needs checkpoints, data or S3PRL is checked in jobs.py.
 """
 
 import os
@@ -43,7 +43,7 @@ KNOWN = {
     "asv": Scoring(("EER",), dev=None),
     "sd": Scoring(("der", "acc")),
 }
-# metrics of which less is better, as EER, slot_value_cer or word_error_rate; per is also a word of its own
+# metrics of which less is better, such as EER, slot_value_cer or word_error_rate; per is also a common word
 ERROR_WORDS = "[wcued]er|mindcf|loss|nll|ppl|perplexity|r?mse|mae|mcd|errors?|err"
 ERROR = re.compile(rf"(?<![a-z0-9])(({ERROR_WORDS})(?![a-z0-9])|per[^a-z0-9]*$)")
 
@@ -51,7 +51,7 @@ ItemT = TypeVar("ItemT")
 
 
 def listed(value: Any) -> tuple[Any, ...]:
-    """The values of a list, or the one value in its place."""
+    """The values of a list, or a single value as a list."""
     items = value if isinstance(value, list | tuple) else [value]
     if not items or value is None:
         raise ValueError("at least one value is expected, found none")
@@ -111,7 +111,7 @@ DataKey = Literal[tuple(name for name in ROOTS if name not in ("quesst", "vocabu
 
 
 class Section(BaseModel):
-    """A mapping with known keys. A key without a value counts as not given, except for lists, which cannot be empty."""
+    """A mapping with known keys. A key without a value counts as absent, except for lists, which cannot be empty."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
@@ -130,7 +130,7 @@ class Section(BaseModel):
 class Rates(Section):
     """Rates of OFA checkpoints: lambd, mean frame periods in ms, numbers of 20 ms frames to average, and weights of the
     frame rate in the loss with which a task learns its own lambd. For comparison: lambd with frames of equal length,
-    and numbers of encoder layers that run at 20 ms."""
+    and numbers of encoder layers to run at 20 ms."""
 
     lambd: OneOrMore[Annotated[Number, Field(ge=0, lt=MAX_LAMBD)]] = ()
     frame_period_ms: OneOrMore[Annotated[Number, Field(ge=MIN_FRAME_PERIOD_MS)]] = ()
@@ -145,7 +145,7 @@ class Rates(Section):
 
 
 class Axes(Section):
-    """What is varied. None in place of a learning rate is the config's, in place of a start run_downstream's."""
+    """What is varied. None as a learning rate means the config's, as a start run_downstream's default."""
 
     rates: Rates = Rates()
     output_frames: OneOrMore[Literal["upsampled", "native"]] = ()  # empty, as is repeat: the task's usual one
@@ -164,7 +164,7 @@ LISTS = {*Axes.model_fields, *Rates.model_fields} - {"rates"}
 
 
 class Task(Axes):
-    """A task's settings; axes that it does not give are those of the grid."""
+    """The settings of a task; missing axes are those of the grid."""
 
     config: Text | None = None
     mini: bool = False
@@ -178,7 +178,7 @@ class Task(Axes):
 
 
 class OFACheckpoint(Section):
-    """A checkpoint of ours. rates: those it is run at, where they are not the task's."""
+    """A once-for-all checkpoint. rates: those it runs at, if not the task's."""
 
     path: Text
     rates: Rates | None = None
@@ -233,7 +233,7 @@ class Grid(Axes):
 
 
 def read_grid(path: str | os.PathLike) -> Grid:
-    """The grid in a YAML file. Paths in it stay as they are; jobs.py makes them absolute."""
+    """The grid in a YAML file. Its paths are left as they are; jobs.py makes them absolute."""
     path = pathlib.Path(path)
     try:
         loaded = read_yaml(path.read_text("utf-8"), UniqueKeys)
@@ -248,8 +248,8 @@ def read_grid(path: str | os.PathLike) -> Grid:
 
 
 def grid_from(loaded: Any) -> Grid:
-    """The grid in what YAML gave, with every setting of its tasks filled in. Raises UsageError with the first thing
-    that is wrong."""
+    """The grid in the content of a YAML file, with all settings of its tasks filled in. Raises UsageError for the first
+    error."""
     try:
         grid = Grid.model_validate(loaded)
     except ValidationError as error:
@@ -275,7 +275,7 @@ def sentence(error: ValidationError) -> str:
 
 
 def filled(name: str, task: Task, grid: Grid) -> Task:
-    """The task with the grid's settings, or the usual ones, in place of what it does not give."""
+    """The task with its missing settings filled in from the grid, or else with the defaults."""
     known, own = KNOWN.get(name), task.model_fields_set
     shared = {key: getattr(grid, key) for key in grid.model_fields_set & Task.model_fields.keys()}
     for key in () if known else ("config", "metric"):
@@ -293,8 +293,8 @@ def filled(name: str, task: Task, grid: Grid) -> Task:
 
 
 def check_task(name: str, task: Task, own: Collection[str], adaptive: bool) -> None:
-    """Raises UsageError for settings that do not suit the task. own: those that the task gives, not the grid. adaptive:
-    whether it has adaptive rates."""
+    """Raises UsageError for settings that do not suit the task. own: those of the task itself, not of the grid.
+    adaptive: whether it has adaptive rates."""
 
     def key(setting: str) -> str:
         return f"tasks.{name}.{setting}" if setting in own else setting

@@ -1,4 +1,4 @@
-"""What a report says of a sweep, from the rows in its folder."""
+"""Computes the contents of a report from the rows in a sweep's folder."""
 
 import dataclasses
 import pathlib
@@ -17,7 +17,7 @@ from s3prl_ofa.sweep.results import POINTS, RESULTS, point_folders
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a report contains. settings: see ``settings_of``; low and high are the ends of the score's interval, NaN
+    """The contents of a report. settings: see ``settings_of``; low and high are the ends of the score's interval, NaN
     where it is not known. fronts: the Pareto front of each cost. choices: within the budget and the tolerance. missing:
     names of the grid's points without a row. faults: of the rows, a sentence each."""
 

@@ -1,4 +1,4 @@
-"""How sure scores and their differences are: a bootstrap over seeds and test utterances (Efron & Tibshirani, An
+"""How certain scores and their differences are: a bootstrap over seeds and test utterances (Efron & Tibshirani, An
 Introduction to the Bootstrap, 1993).
 
 All settings of a task are scored on the same resamples of its utterances, so that differences are paired over
@@ -24,7 +24,7 @@ agree = functools.partial(math.isclose, rel_tol=1e-3, abs_tol=1e-3)
 
 
 class Interval(NamedTuple):
-    """low, high: of 95%. p: two-sided, of a difference that is zero."""
+    """low, high: the ends of the 95% interval. p: two-sided, for a difference of zero."""
 
     low: float
     high: float
@@ -78,7 +78,7 @@ def interval(values: np.ndarray) -> Interval:
 
 
 def difference(scores: dict[int, np.ndarray], better: Any, other: Any) -> Interval | None:
-    """By how much setting ``better`` is better than ``other``; None where their utterances are not known."""
+    """By how much setting ``better`` is better than ``other``; None if their utterances are not known."""
     if better.Index not in scores or other.Index not in scores:
         return None
     sign = 1 if better.higher_is_better else -1

@@ -1,4 +1,4 @@
-"""``s3prl-ofa report DIR``: results.csv, report.md, plots and report.html from what a sweep has found so far."""
+"""``s3prl-ofa report DIR``: results.csv, report.md, plots and report.html from the results of a sweep so far."""
 
 import argparse
 import base64
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 def render(name: str, summary: Summary, plots: dict[str, pathlib.Path]) -> str:
     """The text of ``report.md`` or ``report.html``. plots: the SVG files, by stem.
 
-    The page needs nothing else: plots are in it, and nothing comes from a network.
+    The page is self-contained: the plots are in it, and nothing is loaded from a network.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
@@ -60,8 +60,8 @@ def render(name: str, summary: Summary, plots: dict[str, pathlib.Path]) -> str:
 
 
 def write_csv(rows: list[Row], path: pathlib.Path) -> None:
-    """One row per point, failed ones too; what is nested in a row becomes columns such as scores.wer."""
-    # a row at a time: in a column with empty cells pandas would make floats of whole numbers
+    """Writes a row per point, failed ones too; nested values become columns such as scores.wer."""
+    # row by row, because pandas would turn whole numbers into floats in a column with empty cells
     flat = pd.DataFrame([pd.json_normalize(row).iloc[0].to_dict() for row in rows], dtype=object)
     flat = flat.map(lambda value: " | ".join(map(str, value)) if isinstance(value, list) else value)
     with atomic_path(path) as temporary:

@@ -1,4 +1,4 @@
-"""What is best for a cost: the Pareto front of score against cost, and the setting to choose within a budget."""
+"""The best settings for their cost: the Pareto front of score against cost, and the choice within a budget."""
 
 import dataclasses
 import math
@@ -15,9 +15,9 @@ COSTS = {"gmacs": "{:.3f} GMACs / s", "total_ms": "{:.1f} ms / s"}  # how each i
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The best setting of a task within a limit. rival: the best of the others within it, or what the choice is
-    measured against. faster: how many times less wall time than at 20 ms, NaN where that is not known. gain: by how
-    much it is better than the rival; interval: of that, None where the utterances are not known."""
+    """The best setting of a task within a limit. rival: the best of the others within it, or the one to compare with.
+    faster: how many times less wall time it takes than at 20 ms, NaN if unknown. gain: by how much it is better than
+    the rival. interval: of the gain, None if the utterances are not known."""
 
     limit: str
     setting: Any
@@ -31,7 +31,7 @@ class Choice:
 
 
 def front(settings: pd.DataFrame, cost: str) -> pd.DataFrame:
-    """The settings of one task that are better than all that cost no more, the cheapest first."""
+    """The settings of one task that are better than all that cost no more; the cheapest come first."""
     measured = settings[settings[cost].notna()]
     ordered = measured.sort_values([cost, "merit"], ascending=[True, False], kind="stable")
     best = ordered["merit"].cummax().shift(fill_value=-math.inf)
@@ -39,7 +39,7 @@ def front(settings: pd.DataFrame, cost: str) -> pd.DataFrame:
 
 
 def on_the_front(settings: pd.DataFrame, scores: dict[int, np.ndarray], cost: str) -> list[Choice]:
-    """A choice for each setting on the front of each task: within what it costs it is the best."""
+    """A choice for each setting on the front of each task: it is the best within its own cost."""
     return [
         best_of(of_task[of_task[cost] <= value], of_task, scores, COSTS[cost].format(value))
         for _, of_task in settings.groupby("task", sort=False)
@@ -65,8 +65,8 @@ def best_of(candidates: pd.DataFrame, of_task: pd.DataFrame, scores: dict[int, n
 
 
 def within_tolerance(settings: pd.DataFrame, scores: dict[int, np.ndarray], tolerance: float) -> list[Choice]:
-    """The cheapest setting of each task, in GMACs, whose score is within the tolerance of that at 20 ms, compared with
-    it."""
+    """The cheapest setting of each task, in GMACs, whose score is within the tolerance of that at 20 ms, with which it
+    is compared."""
     found = []
     for _, of_task in settings.groupby("task", sort=False):
         base = base_of(of_task)

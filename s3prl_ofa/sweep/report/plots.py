@@ -1,4 +1,4 @@
-"""The plots of a report: score against frame period, cost and speed, one panel per task, as PNG and SVG."""
+"""Draws the plots of a report: score against frame period, cost and speed, a panel per task, as PNG and SVG."""
 
 import itertools
 import math
@@ -66,7 +66,7 @@ def draw_all(summary: Summary, folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Draws every plot that has something to show, and returns the SVG files by the plot's stem."""
     found = {}
     with matplotlib.rc_context(fname=STYLE_SHEET), warnings.catch_warnings():
-        # of names in scripts that its font lacks: boxes in the plots, and the tables hold the names
+        # for names in scripts that the font lacks: plots show boxes, and the tables have the names
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         for stem, plot in PLOTS.items():
             if not summary.settings[plot.column].notna().any():

@@ -1,4 +1,4 @@
-"""Which rows a report can use: they are from one sweep, or were merged by hand from several."""
+"""Checks the rows of a report, which are from one sweep or were merged by hand from several."""
 
 import math
 import pathlib
@@ -121,7 +121,7 @@ def checked(row: Row) -> tuple[Row, list[str]]:
 
 
 def limits_of(row: Row) -> dict[str, Kind]:
-    """What follows for numbers of a row from its other columns."""
+    """The limits of a row's numbers that follow from its other columns."""
     limits = {}
     if row.get("unit") == PERCENT:  # an error rate may exceed 1, an accuracy cannot
         limits = dict.fromkeys(("score", "dev_score"), SHARE if row.get("higher_is_better") is True else COST)

@@ -1,4 +1,4 @@
-"""From the rows of a sweep to its settings: each one's mean and spread over seeds, and how far a task can be
+"""Aggregates the rows of a sweep over seeds: the mean and spread of each setting, and how far a task can be
 compressed."""
 
 import dataclasses
@@ -193,7 +193,7 @@ def max_period_within_tolerance(curve: list[Any], tolerance: float) -> tuple[flo
 
 
 def lowest_merit(base: Any, tolerance: float) -> float:
-    """Of a score that is within the tolerance of that of a setting."""
+    """The lowest merit that is within the tolerance of a setting's score."""
     return base.merit - tolerance * abs(base.score)
 
 

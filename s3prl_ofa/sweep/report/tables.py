@@ -1,4 +1,4 @@
-"""The words and numbers of a report, which its Markdown file and its page share."""
+"""The text and tables that the Markdown file and the HTML page of a report share."""
 
 import itertools
 import math

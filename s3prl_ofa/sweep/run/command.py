@@ -107,7 +107,7 @@ def lay_out(jobs: dict[str, Job], out: pathlib.Path, retry: bool) -> dict[str, P
 
 
 def run_points(launcher: Launcher, folders: dict[str, PointFolder], done: int, out: pathlib.Path) -> dict[str, str]:
-    """Runs the points and returns those that gave no result, with the reason."""
+    """Runs the points; returns those without a result, with the reason."""
     killed = {}
     with (
         Progress(total=done + len(folders), initial=done, unit="point") as bar,
@@ -124,7 +124,7 @@ def run_points(launcher: Launcher, folders: dict[str, PointFolder], done: int, o
 
 
 def conclude(out: pathlib.Path, jobs: dict[str, Job], killed: dict[str, str]) -> int:
-    """Prints how the sweep ended; the exit status is 1 where points have failed or were killed."""
+    """Prints how the sweep ended; the exit status is 1 if points failed or were killed."""
     rows = collect(out)
     states = {name: job.state(rows.get(name)) for name, job in jobs.items()}
     finished = sum(state == FINISHED for state in states.values())

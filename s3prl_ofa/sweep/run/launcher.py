@@ -21,7 +21,7 @@ SLURM_PARALLEL = 64  # points at a time, unless the grid says
 
 
 class Launcher:
-    """The slots in which points run; on this machine each slot has a GPU, or none.
+    """The slots in which points run; on this machine each slot has a GPU or none.
 
     Raises UsageError where the settings cannot be met here. Nothing is written before the first point is started.
     """
@@ -34,7 +34,7 @@ class Launcher:
         # with more slots than GPUs, several share one
         self.gpu = [None if on_slurm else gpus[slot % len(gpus)] if gpus else "" for slot in range(self.parallel)]
         self.threads = settings.cpus or (DEFAULT_CPUS if on_slurm else max(1, (os.cpu_count() or 1) // self.parallel))
-        # a process and a job start with the same arguments and have the same end
+        # a process and a job are started with the same arguments and end alike
         self.start: Callable[..., Any] = PointProcess
         self.end: Callable[[Any], End] = PointProcess.end
         if on_slurm:

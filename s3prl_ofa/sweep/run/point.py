@@ -1,9 +1,9 @@
 """The process of a point: ``python -m s3prl_ofa.sweep.run.point FOLDER`` trains, evaluates and writes the point's row.
 
-``--cache-gb GB`` after it lets frozen upstreams use the sweep's feature cache. Each step leaves its file when it is
-done, and only then, so that after a kill at any moment another process does what is left. The point is locked
-meanwhile: a process may outlive the sweep that started it, and the next one waits for it to end. All steps are
-run_downstream commands, one after the other in one process, as S3PRL takes long to import.
+``--cache-gb GB`` after it lets frozen upstreams use the sweep's feature cache. Each step writes its file only when it
+is done, so that after a kill at any moment another process can do the remaining steps. The point is locked meanwhile,
+because a process may outlive the sweep that started it; the next process waits for it to end. All steps are
+run_downstream commands, one after the other in one process, because S3PRL takes long to import.
 """
 
 import datetime
@@ -48,16 +48,16 @@ PACKAGES = ("torch", "s3prl")  # whose versions are in a row
 
 
 class End(NamedTuple):
-    """How a point ended: finished, failed or killed; error: what may have kept it from writing its row."""
+    """How a point ended. state: finished, failed or killed. error: what may have kept it from writing its row."""
 
     state: str
     error: str = ""
 
 
 class PointProcess:
-    """A process on this machine that does what is left of the point in ``folder``, its output added to the point's log.
+    """A process on this machine that does what is left of the point in ``folder``; its output goes to the point's log.
 
-    gpu: the one to use, empty for none; None leaves it to the environment. cache_gb: the limit of the sweep's feature
+    gpu: the GPU to use, empty for none; None leaves it to the environment. cache_gb: the limit of the sweep's feature
     cache; None for no cache.
     """
 
@@ -75,8 +75,8 @@ class PointProcess:
         return self.process.poll() is not None
 
     def end(self) -> End:
-        """Waits for the process, which Ctrl-C or a cluster's signal ends too. A point that failed gets its row here, as
-        a process that crashed cannot write one."""
+        """Waits for the process, which Ctrl-C or a cluster's signal ends too. The row of a failed point is written
+        here, because a crashed process cannot write one."""
         status = wait_for(self.process)
         if not self.folder.settings.exists():
             return End(KILLED)  # it waited in a queue, and the sweep's grid no longer has it
@@ -92,7 +92,7 @@ class PointProcess:
 
 
 def failure(status: int, folder: PointFolder) -> str | None:
-    """What was wrong with a point whose process ended with ``status``; None where it was ended from outside."""
+    """Why a point failed whose process ended with ``status``; None if the process was ended from outside."""
     if status < 0:  # by a signal; with a shell in between the status is 128 + the signal's number
         status = 128 - status
     if status > 128 and status - 128 in set(signal.Signals):
@@ -148,7 +148,7 @@ def work(folder: PointFolder, job: Job, cache: list[str]) -> None:
 
 
 def keep_utterances(folder: PointFolder, job: Job) -> None:
-    """Keeps the outcome of each test utterance, where the task records it, for comparisons between points."""
+    """Keeps the outcome of each test utterance, if the task records it, for comparisons between points."""
     path = utterances_path(folder.experiment, job.test_split)
     scores = read_json(path) if path.exists() else {}
     if job.metric in scores:
@@ -210,7 +210,7 @@ def row_of(folder: PointFolder, job: Job, seconds: float) -> Row:
 
 
 def provenance() -> dict[str, Any]:
-    """When, and with what, a row came to be: finished (the time, UTC), versions, commit."""
+    """When and with what a row was made: finished (time in UTC), versions, commit."""
     return {
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"s3prl_ofa": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},

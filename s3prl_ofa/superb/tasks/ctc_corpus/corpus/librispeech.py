@@ -1,4 +1,4 @@
-"""LibriSpeech for ``s3prl.downstream.ctc``, with what its ``data.create_dataset`` expects of a corpus."""
+"""LibriSpeech for ``s3prl.downstream.ctc``, with the interface that its ``data.create_dataset`` expects."""
 
 import csv
 import pathlib
@@ -17,7 +17,7 @@ class LibriDataset(Dataset):
 
     split: names of folders below ``path``; or, with ``csv_dir``, the name of a file in it with the columns wav_path and
     transcription, the other form that S3PRL's configs use. bucket_size: 1 gives (audio path, label ids) for an index,
-    more gives a list of so many neighbours beginning there. file_list, text: all paths and all label ids, in order.
+    more gives a list of that many neighbours from there on. file_list, text: all paths and all label ids, in order.
     prepared: the output folder of ``prepare``, if there is one. Utterances that cannot be used are left out and logged.
     Raises UsageError if a split is missing or has none that can be used, and for labels that the tokenizer does not
     know.

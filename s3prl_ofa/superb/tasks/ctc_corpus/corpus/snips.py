@@ -1,4 +1,4 @@
-"""Audio SNIPS for SUPERB's slot filling: characters, with a label before and after the words of each slot."""
+"""Audio SNIPS for SUPERB's slot filling: characters, and a label before and after the words of each slot."""
 
 import pathlib
 
