@@ -157,7 +157,7 @@ BAD = {
         lambda grid: grid["tasks"].update(emotion={"config": SID, "metric": "acc", "dev": "dev if x"}),
         "tasks.emotion.dev: the name of a split is expected, found 'dev if x'",
     ),
-    "no such config": (lambda grid: grid["tasks"]["sid"].update(config="no.yaml"), "tasks.sid: there is no config"),
+    "no such config": (lambda grid: grid["tasks"]["sid"].update(config="no.yaml"), "tasks.sid: no.yaml cannot be read"),
     "override of nothing": (
         lambda grid: grid["tasks"]["sid"].update(overrides={"a.b": 1}),
         "tasks.sid.overrides: .* no a",

@@ -6,6 +6,8 @@ import pathlib
 import re
 from typing import Any
 
+import yaml
+
 from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
@@ -48,18 +50,21 @@ def resolve_config(downstream: str, config: str | None, mini: bool, roots: dict[
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-    """The content of a config. Raises UsageError if it is missing or not a YAML mapping."""
-    if not path.is_file():
-        raise UsageError(f"there is no config {path}; expected a YAML file")
-    try:
-        config = read_yaml(path.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise UsageError(f"{path} is not YAML: {error}") from None
+    """The content of a config. Raises UsageError if it cannot be read or is not a YAML mapping."""
+    config = read_yaml_file(path, "a config")
     if not isinstance(config, dict):
         raise UsageError(f"{path} must hold a mapping with runner, optimizer and downstream_expert")
     return config
+
+
+def read_yaml_file(path: pathlib.Path, expected: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """The plain values in a file. Raises UsageError if it cannot be read or is not YAML."""
+    try:
+        return read_yaml(path.read_text("utf-8"), loader)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); {expected} is expected") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is not YAML: {error}") from None
 
 
 def fill(value: Any, roots: DataRoots, path: pathlib.Path) -> Any:

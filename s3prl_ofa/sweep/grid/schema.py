@@ -11,10 +11,11 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from s3prl_ofa.arguments.run_downstream import AUTO, ROOTS
-from s3prl_ofa.checkpoint.bounded_yaml import UniqueKeys, read_yaml
+from s3prl_ofa.checkpoint.bounded_yaml import UniqueKeys
 from s3prl_ofa.errors import UsageError, shown
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.model.rate import MAX_LAMBD
+from s3prl_ofa.superb.tasks.configs import read_yaml_file
 from s3prl_ofa.superb.upstream.output_frames import usual_output_frames, why_not_native
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, MIN_POOL, NATIVE, real, whole, with_current_names
 from s3prl_ofa.sweep.job import usual_repeat
@@ -234,13 +235,7 @@ class Grid(Axes):
 
 def read_grid(path: str | os.PathLike) -> Grid:
     """The grid in a YAML file. Its paths are left as they are; jobs.py makes them absolute."""
-    path = pathlib.Path(path)
-    try:
-        loaded = read_yaml(path.read_text("utf-8"), UniqueKeys)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}); a grid file is expected") from None
-    except ValueError as error:
-        raise UsageError(f"{path} is not YAML: {error}") from None
+    loaded = read_yaml_file(pathlib.Path(path), "a grid file", UniqueKeys)
     try:
         return grid_from(loaded)
     except UsageError as error:

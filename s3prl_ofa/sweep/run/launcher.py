@@ -38,7 +38,12 @@ class Launcher:
         self.start: Callable[..., Any] = PointProcess
         self.end: Callable[[Any], End] = PointProcess.end
         if on_slurm:
-            executor = slurm_executor(slurm_request(settings, self.threads), folder / SUBMITIT, "executor.kind:")
+            request = SlurmRequest(
+                cpus=self.threads,
+                gpus=1 if settings.gpus is None else settings.gpus,
+                **settings.model_dump(include={"hours", "memory_gb", "partition", "account", "qos", "setup"}),
+            )
+            executor = slurm_executor(request, folder / SUBMITIT, "executor.kind:")
             self.start, self.end = functools.partial(executor.submit, ProcessJob(PointProcess)), end_of_job
 
     def run(self, folders: dict[str, PointFolder], started: Callable[[str], None]) -> Iterator[tuple[str, End]]:
@@ -70,14 +75,6 @@ def local_gpus(settings: Executor) -> list[str]:
     if settings.gpus > len(found):
         raise UsageError(f"executor.gpus is {settings.gpus}, but {len(found)} were found; give at most that many")
     return found[: settings.gpus]
-
-
-def slurm_request(settings: Executor, threads: int) -> SlurmRequest:
-    return SlurmRequest(
-        cpus=threads,
-        gpus=1 if settings.gpus is None else settings.gpus,
-        **settings.model_dump(include={"hours", "memory_gb", "partition", "account", "qos", "setup"}),
-    )
 
 
 def end_of_job(job: Any) -> End:
