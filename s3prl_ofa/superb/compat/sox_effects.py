@@ -113,10 +113,4 @@ def samples(seconds: str) -> int:
     return round(float(seconds) * SAMPLE_RATE)
 
 
-EFFECTS: dict[str, Callable[..., np.ndarray]] = {
-    "gain": gain,
-    "norm": norm,
-    "pad": pad,
-    "silence": silence,
-    "trim": trim,
-}
+EFFECTS: dict[str, Callable[..., np.ndarray]] = {effect.__name__: effect for effect in (gain, norm, pad, silence, trim)}

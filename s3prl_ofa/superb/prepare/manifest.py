@@ -32,19 +32,21 @@ def write_manifests(output: Output, audio: pathlib.Path, valid_fraction: float, 
     strange = {path: reason for path in found if (reason := unlistable(path.relative_to(root).as_posix()))}
     output.left_out |= strange
     samples = output.usable((path for path in found if path not in strange), root.name)
-    for path, files in zip(paths, divide(list(samples), valid_fraction, seed).values(), strict=True):
+    for path, files in zip(paths, divide(list(samples), valid_fraction, seed), strict=True):
         write_manifest(path, root, {file: samples[file] for file in files})
         hours = sum(samples[file] for file in files) / SAMPLE_RATE / 3600
         tell(f"{path}: {len(files)} files, {hours:.2f} hours")
 
 
-def divide(files: list[pathlib.Path], valid_fraction: float, seed: int) -> dict[str, list[pathlib.Path]]:
+def divide(
+    files: list[pathlib.Path], valid_fraction: float, seed: int
+) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     """The files of train and valid, always the same for a seed; with a fraction above 0 valid has at least one."""
     count = round(len(files) * valid_fraction)
     if valid_fraction > 0:
         count = min(max(count, 1), len(files) - 1)
     valid = set(random.Random(seed).sample(sorted(files), count))
-    return {"train": [path for path in files if path not in valid], "valid": [path for path in files if path in valid]}
+    return [path for path in files if path not in valid], [path for path in files if path in valid]
 
 
 def unlistable(name: str) -> str | None:
