@@ -28,7 +28,7 @@ class OurOptions:
 
     def __post_init__(self) -> None:
         if self.cache_folder is not None and self.cache_gb is None:
-            raise UsageError("--feature-cache needs --cache-gb: how much it may take")
+            raise UsageError("--feature-cache needs --cache-gb, the size limit of the cache")
         if self.cache_gb is not None and not 0 < self.cache_gb < math.inf:
             raise UsageError(f"--cache-gb must be a number above 0, found {self.cache_gb:g}")
         # reports at once what is out of range; only -g or the experiment may tell whether the rate is adaptive

@@ -93,7 +93,7 @@ def check_resumed(past: dict[str, Any] | None) -> None:
     step = past and past.get("Step")
     if from_leader(step) != step:
         raise UsageError(
-            f"the processes do not see the same checkpoint, this one step {step}: do all share the folder?"
+            f"the processes do not see the same checkpoint (this one sees step {step}): do they all share the folder?"
         )
     before, now = (past or {}).get("WorldSize", 1), dist.get_world_size() if dist.is_initialized() else 1
     if past is not None and before != now:
@@ -114,7 +114,7 @@ def divided_loader(downstream: str, make_loader: Callable[[], Any]) -> Any:
     """The loader of a task's training batches. Raises UsageError if it gives every process the whole data."""
     loader = make_loader()
     if not isinstance(getattr(loader, "sampler", None), DistributedSampler):
-        raise UsageError(f"-d {downstream} does not divide its data: start it without torchrun")
+        raise UsageError(f"-d {downstream} does not divide its data among processes: start it without torchrun")
     return loader
 
 
