@@ -13,7 +13,7 @@ from s3prl_ofa.sweep.grid.jobs import points_of, prepare
 from s3prl_ofa.sweep.grid.schema import Rates, grid_from
 from s3prl_ofa.sweep.job import Point
 from s3prl_ofa.sweep.report.aggregation import summarize
-from s3prl_ofa.sweep.report.settings import LEARNED
+from s3prl_ofa.sweep.report.settings import Kind
 from s3prl_ofa.sweep.results import PointFolder
 from s3prl_ofa.sweep.run.point import chosen_checkpoint, train_arguments
 
@@ -56,7 +56,7 @@ def test_in_a_report(tmp_path):
     """Learned rates are a kind of their own, at the period that was measured, off the curve of given rates."""
     learnt = row("sid", "lambd", 0.5, 1) | {"rate": "adaptive", "value": 0.1, "point": "sid_tiny_adaptive0.1_seed1"}
     summary = summarize(write_sweep(tmp_path, [*grid_rows(), learnt]), tolerance=0.05)
-    (setting,) = [setting for setting in summary.settings.itertuples() if setting.kind == LEARNED]
+    (setting,) = [setting for setting in summary.settings.itertuples() if setting.kind == Kind.LEARNED]
     assert setting.label == "adaptive 0.1" and setting.frame_period_ms == pytest.approx(32.3)
     assert (
         summary.longest_periods
@@ -119,7 +119,7 @@ def test_starts_in_a_report(tmp_path):
         for start in (0.1, 0.9)
     ]
     summary = summarize(write_sweep(tmp_path, [*grid_rows(), *learnt]), tolerance=0.05)
-    found = [setting for setting in summary.settings.itertuples() if setting.kind == LEARNED]
+    found = [setting for setting in summary.settings.itertuples() if setting.kind == Kind.LEARNED]
     assert sorted(setting.label for setting in found) == ["adaptive 0.1 from 0.1", "adaptive 0.1 from 0.9"]
 
 
