@@ -211,7 +211,7 @@ def test_unknown_tasks_and_files_are_reported():
     """Without a config only the tasks of SUPERB are known; a config must exist."""
     with pytest.raises(UsageError, match="there is a config for asr, pr, sid, .*found mosei"):
         configs.resolve_config("mosei", None, False, {})
-    with pytest.raises(UsageError, match="no config nowhere.yaml"):
+    with pytest.raises(UsageError, match="nowhere.yaml cannot be read .*; a config is expected"):
         configs.resolve_config("asr", "nowhere.yaml", False, {})
 
 
