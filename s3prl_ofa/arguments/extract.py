@@ -2,10 +2,9 @@
 
 import pathlib
 
-from s3prl_ofa.arguments.parser import CKPT_HELP, Parser, add_device_argument
+from s3prl_ofa.arguments.parser import CKPT_HELP, DTYPES, Parser, add_device_argument
 
 FORMATS = ("npy", "safetensors", "hdf5")
-DTYPES = ("float32", "float16", "bfloat16", "int8", "auto")
 EXECUTORS = ("local", "slurm")
 BATCH_SECONDS = 120.0  # of audio; enough for Base to need about 2 GB in float32
 

@@ -5,7 +5,7 @@ import importlib.util
 import pathlib
 import re
 
-from s3prl_ofa.arguments.parser import Parser
+from s3prl_ofa.arguments.parser import DTYPES, Parser
 
 AUTO = "auto"
 ADAPTIVE = "adaptive"
@@ -72,6 +72,10 @@ def add_our_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--layers", type=int, metavar="K", help="run only the first K layers of the encoder (early exit)"
     )
+    dtype_help = (
+        "of the upstream (default: float32); auto: the device's fastest; int8: on a CPU. Features become float32"
+    )
+    group.add_argument("--dtype", choices=DTYPES, help=dtype_help)
     frames_help = (
         "native: the compressed frames, the default for tasks that can use them, such as asr, pr and "
         "sid; upsampled: repeated to 20 ms, the default for the rest"

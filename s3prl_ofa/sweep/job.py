@@ -10,7 +10,7 @@ from s3prl_ofa.arguments.run_downstream import AUTO
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.superb.tasks.configs import CTC_TASKS
 from s3prl_ofa.superb.upstream.output_frames import options_for, usual_output_frames
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE, UNIFORM, RateOptions
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, FLOAT32, NATIVE, UNIFORM, RateOptions
 
 OFA = "ofa_wav2vec2"  # the upstream whose rates are compared
 # kinds of rate, and what a value of each is called
@@ -41,6 +41,7 @@ class Point:
     lambd_max: float | None = None
     output_frames: str | None = None
     asked_repeat: int | str | None = None
+    dtype: str = FLOAT32
     learning_rate: float | None
     seed: int
 
@@ -52,6 +53,7 @@ class Point:
             parts.append(RATE_NAMES[self.rate].format(exact(self.value)))
             parts += [f"start{exact(self.lambd_start)}"] if self.lambd_start is not None else []
             parts += unusual(self.task, self.output_frames, self.asked_repeat)
+            parts += [self.dtype] if self.dtype != FLOAT32 else []
         parts += [f"lr{exact(self.learning_rate)}"] if self.learning_rate is not None else []
         return "_".join([*parts, f"seed{self.seed}"]).replace(" ", "")
 
@@ -65,6 +67,7 @@ class Point:
             rate = {"lambd": self.value, "boundaries": UNIFORM}
         limits = {"lambd_start": self.lambd_start, "lambd_max": self.lambd_max}
         options = {**rate, **limits, "output_frames": self.output_frames, "repeat": self.asked_repeat}
+        options |= {"dtype": self.dtype} if self.dtype != FLOAT32 else {}
         return {name: value for name, value in options.items() if value is not None}
 
     def checked_options(self) -> RateOptions:
@@ -97,7 +100,13 @@ class Job(Point):
     @property
     def settings(self) -> Row:
         """The part of the point's row that is known before it runs."""
-        fields = {name: value for name, value in vars(self).items() if name not in ("config", "device", "name")}
+        absent = (
+            "config",
+            "device",
+            "name",
+            *(["dtype"] if self.dtype == FLOAT32 else []),
+        )  # as before there were dtypes
+        fields = {name: value for name, value in vars(self).items() if name not in absent}
         return {
             **fields,
             "learning_rate": (self.config.get("optimizer") or {}).get("lr"),

@@ -28,7 +28,7 @@ from s3prl_ofa.superb.tasks import configs, experiment_data, speakers
 from s3prl_ofa.superb.tasks.ctc_feasibility import check_ctc
 from s3prl_ofa.superb.tasks.labels import settle_labels
 from s3prl_ofa.superb.upstream.output_frames import check_trained, options_for
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE, RateOptions, read_model_config
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, FLOAT32, NATIVE, RateOptions, read_model_config
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +160,8 @@ def settle(args: argparse.Namespace, ours: OurOptions, config: Config, trained: 
         options = settle_rate(args, ours, trained)
         if options.adaptive and args.upstream_trainable:
             raise UsageError("lambd adaptive trains the rate of an upstream that itself stays as it is: leave out -f")
+        if options.dtype != FLOAT32 and args.upstream_trainable:
+            raise UsageError(f"an upstream that is trained (-f) runs in float32, found dtype {options.dtype}")
         if ours.cache_gb is not None and (options.adaptive or args.upstream_trainable):
             cause = "-f" if args.upstream_trainable else f"lambd {ADAPTIVE}"
             raise UsageError(f"--cache-gb needs features that do not change: leave it out with {cause}")
@@ -188,14 +190,17 @@ def settle(args: argparse.Namespace, ours: OurOptions, config: Config, trained: 
 
 
 def settle_rate(args: argparse.Namespace, ours: OurOptions, trained: States | None) -> RateOptions:
-    """The rate: of the command line, else of ``-g`` (or what ``-o`` makes of it), else of the trained weights."""
+    """The rate: of the command line, else of ``-g`` (or what ``-o`` makes of it), else of the trained weights.
+
+    A dtype of ``auto`` becomes that of the device, with which the experiment then stays.
+    """
     given = args.upstream_model_config
     if trained is None:
-        return options_for(args.downstream, read_model_config(given), ours.rate)
+        return options_for(args.downstream, read_model_config(given), ours.rate).on_device(args.device)
     stored = getattr(trained.get("Args"), "upstream_model_config", None)
     base = read_model_config(stored)
     changed = read_model_config(given) if given != stored else {}
-    before, options = RateOptions.layered(base), RateOptions.layered(base, changed, ours.rate)
+    before, options = RateOptions.layered(base), RateOptions.layered(base, changed, ours.rate).on_device(args.device)
     check_trained(args.downstream, before, options)
     check_change(before, options, args.mode)
     if options != before:

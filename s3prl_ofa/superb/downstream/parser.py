@@ -46,10 +46,13 @@ class OurOptions:
 def divide(args: argparse.Namespace) -> tuple[argparse.Namespace, OurOptions]:
     """S3PRL's arguments, as its own parser would give them, and ours. Raises UsageError."""
     found = {name: value for name, value in vars(args).items() if name not in ("quiet", "debug")}
-    rate = {name: found.pop(name) for name in (*OPTION_NAMES, OLD_NAME)}
+    rate = {name: value for name in (*OPTION_NAMES, OLD_NAME) if (value := found.pop(name)) is not None}
+    repeat_auto = rate.get("repeat") == AUTO
+    if repeat_auto:
+        del rate["repeat"]
     ours = OurOptions(
-        rate={name: value for name, value in rate.items() if value not in (None, AUTO)},
-        repeat_auto=rate["repeat"] == AUTO,
+        rate=rate,
+        repeat_auto=repeat_auto,
         mini=found.pop("mini"),
         roots={name: found.pop(name) for name in ROOTS},
         cache_gb=found.pop("cache_gb"),

@@ -31,6 +31,7 @@ from s3prl_ofa.io.files import atomic_write, cache_folder
 from s3prl_ofa.io.locks import locked
 from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.model.ofa import ExtractOutput, OFAWav2Vec2
+from s3prl_ofa.model.products import is_int8
 from s3prl_ofa.model.waves import check_waves
 from s3prl_ofa.superb.feature_cache.quota import KEY, LOCK, SUFFIX, Quota
 from s3prl_ofa.version import __version__
@@ -175,13 +176,14 @@ def cache_for(runner: Any, folder: str | os.PathLike, limit_gb: float) -> Featur
 
 
 def key_of(model: OFAWav2Vec2, rate: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
-    """Weights, rate and layers, and because they affect rounding also the versions and the type of the device."""
+    """Weights, rate and layers, and because they affect rounding also dtype, versions and the type of the device."""
+    dtype = str(next(model.parameters()).dtype)
     return {
         "format": FORMAT,
         "weights": model.fingerprint(),
         "rate": {name: value for name, value in rate.items() if value is not None} or {"lambd": 0.0},
         "layers": list(layers),
-        "dtype": str(next(model.parameters()).dtype),
+        "dtype": f"{dtype} and int8" if is_int8(model) else dtype,
         "device": model.device.type,
         "versions": {"s3prl_ofa": __version__, "torch": torch.__version__},
     }

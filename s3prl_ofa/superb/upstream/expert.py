@@ -20,7 +20,7 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.config import SAMPLE_RATE, ModelConfig
 from s3prl_ofa.model.cost import macs
 from s3prl_ofa.model.ofa import ExtractOutput
-from s3prl_ofa.superb.upstream.rate_options import NATIVE, RateOptions, read_model_config
+from s3prl_ofa.superb.upstream.rate_options import FLOAT32, NATIVE, RateOptions, read_model_config
 
 DOWNSAMPLE_RATE = 320  # samples per 20 ms frame; S3PRL asks for one constant, whatever the rate
 
@@ -61,7 +61,7 @@ class UpstreamExpert(nn.Module):
 
     Raises CheckpointError for the checkpoint and UsageError for the options. The parameters require gradients, because
     S3PRL freezes an upstream by ``torch.no_grad`` unless it is fine-tuned (``-f``). With an adaptive lambd they require
-    none: only the rate is trained.
+    none, as only the rate is trained, nor in a dtype other than float32, in which the model is not trained.
     """
 
     built = False  # whether this process has built any
@@ -75,7 +75,8 @@ class UpstreamExpert(nn.Module):
     ) -> None:
         super().__init__()
         self.options = RateOptions.layered(read_model_config(model_config), options)
-        self.model = load(ckpt).requires_grad_(not self.options.adaptive)
+        trainable = self.options.dtype == FLOAT32 and not self.options.adaptive
+        self.model = load(ckpt, dtype=self.options.dtype).requires_grad_(trainable)
         self.rate: Any = None  # an AdaptiveRate
         self.cache: Any = None  # a FeatureCache
         self.frozen = False  # during the first updates of a fine-tuning
@@ -108,7 +109,7 @@ class UpstreamExpert(nn.Module):
         return compute(waves) if self.cache is None else self.cache.extract(waves, compute)
 
     def forward(self, waves: list[Tensor]) -> dict[str, Any]:
-        """Hidden states of a batch of waves, each (samples,) at 16 kHz.
+        """Hidden states of a batch of waves, each (samples,) at 16 kHz, in float32 whatever the model's dtype.
 
         Returns ``hidden_states`` (layers + 1 tensors (batch, frames, dim)), ``hidden_states_len`` (batch,) int64,
         ``last_hidden_state``, each layer again as ``hidden_state_0``, ... for S3PRL's ``-s``, and ``times`` (batch,
@@ -116,6 +117,8 @@ class UpstreamExpert(nn.Module):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             out = self.extract(waves)
+        if self.options.dtype != FLOAT32:
+            out = dataclasses.replace(out, hidden_states=tuple(state.float() for state in out.hidden_states))
         encoded = out.lengths.tolist()
         if self.options.pool:
             out = pooled(out, self.options.pool)

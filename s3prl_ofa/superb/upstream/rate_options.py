@@ -1,4 +1,4 @@
-"""The options of the upstream: its rate, and the form in which S3PRL receives the compressed frames.
+"""The options of the upstream: its rate, its dtype, and the form in which S3PRL receives the compressed frames.
 
 They come from keyword arguments, from S3PRL's ``-g`` (a YAML file or inline YAML) and from our command line, and are
 written back as inline YAML, so that an S3PRL experiment stores them with its arguments.
@@ -14,8 +14,10 @@ from typing import Any
 
 import yaml
 
+from s3prl_ofa.arguments.parser import DTYPES
 from s3prl_ofa.arguments.run_downstream import BOUNDARIES, OUTPUT_FRAMES
 from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
+from s3prl_ofa.device import AUTO, fastest_dtype, resolve_device
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.model.rate import MAX_LAMBD
@@ -27,6 +29,7 @@ ONE_RATE = "give lambd, frame_period_ms or pool, not more than one"
 MIN_POOL = 2  # 20 ms frames averaged into one
 ADAPTIVE = "adaptive"  # lambd is learned by the task
 LEARNT, UNIFORM = BOUNDARIES
+FLOAT32, INT8 = DTYPES[0], "int8"
 ADAPTIVE_KEYS = {"rate_weight": 0.0, "lambd_max": 1.0, "lambd_start": 0.5}  # and their defaults
 
 
@@ -75,6 +78,9 @@ NUMBERS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], bool], str]] = {
 }
 
 
+CHOICES = {"output_frames": OUTPUT_FRAMES, "boundaries": BOUNDARIES, "dtype": DTYPES}
+
+
 @dataclasses.dataclass(frozen=True)
 class RateOptions:
     """How the upstream runs. Raises UsageError naming the option and its choices for an invalid value.
@@ -92,6 +98,7 @@ class RateOptions:
     lambd_start: initial value of an adaptive lambd, from 0 to lambd_max; by default 0.5, or lambd_max if that is less.
     boundaries: "learnt", where the model's alpha puts them, or for comparison "uniform": equally many of equal length.
     layers: how many layers of the encoder run (early exit); all by default.
+    dtype: what the model runs in, as ``load`` takes it; its hidden states are given in float32 all the same.
     """
 
     lambd: float | str | None = None
@@ -104,14 +111,14 @@ class RateOptions:
     lambd_start: float | None = None
     boundaries: str = LEARNT
     layers: int | None = None
+    dtype: str = FLOAT32
 
     def __post_init__(self) -> None:
         if sum(getattr(self, key) is not None for key in RATE_KEYS) > 1:
             raise UsageError(ONE_RATE)
-        if self.output_frames not in OUTPUT_FRAMES:
-            raise UsageError(f"output_frames must be one of {', '.join(OUTPUT_FRAMES)}, found {self.output_frames!r}")
-        if self.boundaries not in BOUNDARIES:
-            raise UsageError(f"boundaries must be one of {', '.join(BOUNDARIES)}, found {self.boundaries!r}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
         for name, (read, is_valid, expected) in NUMBERS.items():
             given = getattr(self, name)
             if given is None and name != "repeat" or name == "lambd" and self.adaptive:
@@ -154,6 +161,14 @@ class RateOptions:
         unusual |= {} if self.layers is None else {"layers": self.layers}
         return {"lambd": self.lambd, "frame_period_ms": self.frame_period_ms, **unusual}
 
+    def on_device(self, name: str) -> "RateOptions":
+        """The options with a dtype of ``auto`` replaced by that of the device. Raises UsageError for int8 on a GPU."""
+        device = resolve_device(name)
+        if self.dtype == INT8 and device.type != "cpu":
+            raise UsageError(f"--dtype {INT8} is for the CPU, found --device {name}; use bfloat16 or float16 there")
+        fastest = str(fastest_dtype(device)).removeprefix("torch.")
+        return dataclasses.replace(self, dtype=fastest) if self.dtype == AUTO else self
+
     @classmethod
     def layered(cls, *layers: Mapping[str, Any]) -> "RateOptions":
         """Options from mappings; later ones override earlier ones, and None counts as not given.
@@ -182,6 +197,7 @@ class RateOptions:
             rate = f"lambd {self.lambd or 0:g}"
         rate += f", {UNIFORM} boundaries" if self.uniform else ""
         rate += "" if self.layers is None else f", layers 1 to {self.layers}"
+        rate += "" if self.dtype == FLOAT32 else f", {self.dtype}"
         return f"{rate}, {self.output_frames} frames" + (f", each {self.repeat} times" if self.repeat > 1 else "")
 
 

@@ -56,8 +56,8 @@ def task_points(grid: Grid, name: str, task: Task) -> Iterator[Point]:
             for model, item in grid.checkpoints.items()
             for pair in (item.rates or task.rates).pairs()
         ]
-        for (model, path, rate, value), frames in itertools.product(systems, task.output_frames):
-            ofa = {"model": model, "upstream": OFA, "checkpoint": path, "rate": rate, "value": value}
+        for (model, path, rate, value), frames, dtype in itertools.product(systems, task.output_frames, task.dtype):
+            ofa = {"model": model, "upstream": OFA, "checkpoint": path, "rate": rate, "value": value, "dtype": dtype}
             # only native frames are repeated; there are as many upsampled frames as at 20 ms
             repeats = task.repeat if frames == NATIVE else (1,)
             adaptive = {"lambd_max": task.lambd_max} if rate == ADAPTIVE else {}

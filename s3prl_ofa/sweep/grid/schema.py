@@ -17,7 +17,7 @@ from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.model.rate import MAX_LAMBD
 from s3prl_ofa.superb.tasks.configs import read_yaml_file
 from s3prl_ofa.superb.upstream.output_frames import usual_output_frames, why_not_native
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, MIN_POOL, NATIVE, real, whole, with_current_names
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, FLOAT32, MIN_POOL, NATIVE, real, whole, with_current_names
 from s3prl_ofa.sweep.job import usual_repeat
 
 try:
@@ -151,6 +151,7 @@ class Axes(Section):
     rates: Rates = Rates()
     output_frames: OneOrMore[Literal["upsampled", "native"]] = ()  # empty, as is repeat: the task's usual one
     repeat: OneOrMore[Annotated[int | str, BeforeValidator(check_repeat)]] = ()
+    dtype: OneOrMore[Literal["float32", "float16", "bfloat16", "int8"]] = (FLOAT32,)
     learning_rates: OneOrMore[Positive] = (None,)
     lambd_starts: OneOrMore[Annotated[Number, Field(ge=0, le=1)]] = (None,)
     seeds: OneOrMore[NotNegative] = (1,)

@@ -41,13 +41,13 @@ NEEDED |= {"higher_is_better": FLAG}
 NULLABLE = {"rate": RATE, "value": NUMBER, "output_frames": TEXT, "learning_rate": NUMBER}  # must be there, may be null
 OPTIONAL = {"asked_repeat": REPEAT, "repeat": WHOLE, "steps": WHOLE, "lambd_start": NUMBER, "lambd_max": NUMBER}
 OPTIONAL |= {"checkpoint_sha256": TEXT, "config_sha256": TEXT, "test_split": TEXT, "device": TEXT}
-OPTIONAL |= {"dev_score": NUMBER, "learnt_lambd": NUMBER}
+OPTIONAL |= {"dtype": TEXT, "dev_score": NUMBER, "learnt_lambd": NUMBER}
 OPTIONAL |= {"frame_period_ms": POSITIVE, "macs_per_second": COST, "peak_memory_mb": COST}
 OPTIONAL |= {"upstream_seconds_per_second": COST, "downstream_seconds_per_second": COST}
 
 # rows that are alike in all of these are of one run
 RUN = ("task", "model", "rate", "value", "lambd_start", "lambd_max", "output_frames", "asked_repeat", "learning_rate")
-RUN += ("seed", "steps", "metric", "test_split", "checkpoint_sha256", "config_sha256")
+RUN += ("dtype", "seed", "steps", "metric", "test_split", "checkpoint_sha256", "config_sha256")
 
 COLUMNS = NEEDED | NULLABLE | OPTIONAL
 FLOATS = [key for key, kind in COLUMNS.items() if kind in (NUMBER, POSITIVE, COST)]

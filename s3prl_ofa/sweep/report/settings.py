@@ -32,6 +32,7 @@ KIND_OF_RATE |= {ADAPTIVE: Kind.LEARNED, "layers": Kind.EXIT, "pool": Kind.POOLE
 # In these, rows of one name differ only where trainings of several kinds are reported together; how each is named.
 VARIED = {
     "steps": "{:.0f} steps",
+    "dtype": "{}",
     "lambd_max": "lambd_max {:g}",
     "metric": "{}",
     "test_split": "on {}",

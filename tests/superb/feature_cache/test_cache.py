@@ -104,7 +104,7 @@ def test_each_model_and_rate_has_its_own_section(waves, golden_model, opened, ra
     changed = s3prl_ofa.load(CKPT)
     with torch.no_grad():
         changed.encoder.layers[1].fc1.bias[0] += 1e-3
-    half = s3prl_ofa.load(CKPT, dtype=torch.bfloat16)
+    half, eighth = s3prl_ofa.load(CKPT, dtype=torch.bfloat16), s3prl_ofa.load(CKPT, dtype="int8")
     others = [
         (golden_model, ALL, {"lambd": 0.5}),
         (golden_model, ALL, {"lambd": 0.0}),
@@ -113,6 +113,7 @@ def test_each_model_and_rate_has_its_own_section(waves, golden_model, opened, ra
         (golden_model, (2,), {"lambd": 0.5}),
         (changed, ALL, {"lambd": 0.5}),
         (half, ALL, {"lambd": 0.5}),
+        (eighth, ALL, {"lambd": 0.5}),
     ]
     for known in (False, True):
         for model, layers, rate in others:

@@ -201,4 +201,5 @@ def test_every_option_of_the_rate_reaches_the_cache():
         "rate_weight",
         "lambd_max",
         "lambd_start",
+        "dtype",  # which the key has of the model
     }

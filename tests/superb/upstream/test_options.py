@@ -88,6 +88,7 @@ def test_later_layers_win_and_a_rate_replaces_a_rate():
         RateOptions(lambd=0.5, output_frames="native", repeat=3),
         RateOptions(frame_period_ms=33.3),
         RateOptions(output_frames="native", pool=3),
+        RateOptions(lambd=0.5, dtype="int8"),
         RateOptions(0),
     ],
 )
@@ -119,6 +120,7 @@ def test_inline_yaml_goes_there_and_back(options):
         ({"pool": 1}, ["pool", "2", "1"]),
         ({"pool": 2.5}, ["pool", "2.5"]),
         ({"pool": True}, ["pool", "True"]),
+        ({"dtype": "int4"}, ["dtype", "float32", "int8", "auto", "int4"]),
         ({"output_frames": "both"}, ["output_frames", "upsampled", "native", "both"]),
         ({"output_frames": "native", "repeat": 0}, ["repeat", "0"]),
         ({"output_frames": "native", "repeat": 1.5}, ["repeat", "1.5"]),
@@ -143,6 +145,7 @@ def test_bad_model_config(text):
 def test_the_log_line_names_all_options():
     """The options in the words of the log."""
     assert str(RateOptions()) == "lambd 0, upsampled frames"
+    assert str(RateOptions(lambd=0.5, dtype="int8")) == "lambd 0.5, int8, upsampled frames"
     assert str(RateOptions(frame_period_ms=40.0, output_frames="native", repeat=2)) == (
         "frame period 40 ms, native frames, each 2 times"
     )
