@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from s3prl_ofa.checkpoint.contents import Checkpoint
 from s3prl_ofa.checkpoint.fairseq_format import read_config, write_state
 from s3prl_ofa.io.files import atomic_path
-from s3prl_ofa.model.cif import CifPlan, apply_cif
-from s3prl_ofa.model.ofa import fixed_plan
+from s3prl_ofa.model.cif import CifPlan, apply_cif, fixed_plan
 from s3prl_ofa.model.packing import pad
 from s3prl_ofa.pretrain.config import OFAModelConfig
 from s3prl_ofa.pretrain.model import OFAPretrainingModel

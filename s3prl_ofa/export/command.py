@@ -40,7 +40,7 @@ def export(
     import torch
 
     from s3prl_ofa.checkpoint import load
-    from s3prl_ofa.export.padded import PaddedModel
+    from s3prl_ofa.export.module import ExportedModel
     from s3prl_ofa.model.rate import check_lambd
 
     target = pathlib.Path(target)
@@ -71,7 +71,7 @@ def export(
     with atomic_path(target) as temporary, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing, about shapes that are constants of the model
         torch.onnx.export(
-            PaddedModel(model, count, lambd).eval(),
+            ExportedModel(model, count, lambd).eval(),
             example,
             os.fspath(temporary),
             input_names=list(inputs),

@@ -62,6 +62,20 @@ def attention_groups(lengths: Tensor, device: torch.device) -> list[AttentionGro
     return [AttentionGroup(lengths, members, device) for members in similar_groups(lengths, GROUP_RATIO)]
 
 
+class PaddedAttention:
+    """Attention for one padded batch, in operations that can be exported; inside: (batch, frames), False on padding."""
+
+    def __init__(self, inside: Tensor) -> None:
+        self.bias = torch.where(inside, 0.0, float("-inf"))[:, None, None]
+
+    def attend(self, qkv: Tensor, heads: int) -> Tensor:
+        """From queries, keys and values (batch, frames, 3 * dim) to (batch, frames, dim)."""
+        query, key, value = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        # torch's own attention asks whether there is one frame, which an exporter does not know.
+        scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5 + self.bias
+        return (scores.softmax(3) @ value).transpose(1, 2).flatten(2)
+
+
 class Attention:
     """Attention for one batch of utterances of ``lengths`` (batch,), a tensor on the CPU; all layers share it."""
 

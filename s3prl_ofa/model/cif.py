@@ -53,8 +53,21 @@ def plan_cif(weights: Tensor, input_lengths: Tensor) -> CifPlan:
     scaled = torch.where(total[:, None] > 0, weights / total.clamp(min=TINY)[:, None], uniform)
     weights = torch.where(fires[:, None] > 0, weights, scaled)
     end = weights.cumsum(1)
-    begin = torch.cat([end.new_zeros(len(end), 1), end[:, :-1]], 1)
+    begin = torch.cat([torch.zeros_like(end[:, :1]), end[:, :-1]], 1)
     return CifPlan(begin, end, torch.minimum(fires.clamp(min=1), input_lengths), input_lengths)
+
+
+def fixed_plan(input_lengths: Tensor, longest: int, size: int) -> CifPlan:
+    """The plan in which every ``size`` frames are averaged into one, the last of them perhaps fewer, without alpha.
+
+    With a size of 1 every frame fires: that is lambd 0. longest: of the input lengths.
+    """
+    frame = torch.arange(longest, device=input_lengths.device)
+    lengths, group, place = input_lengths[:, None], frame // size, frame % size
+    members = (lengths - size * group).clamp(1, size).double()  # frames in each mean; of padding, anything but 0
+    outputs = -(-lengths // size)
+    begin, end = (torch.minimum(group + step / members, outputs.double()) for step in (place, place + 1))
+    return CifPlan(begin, end, outputs[:, 0], input_lengths)
 
 
 def apply_cif(rows: Tensor, plan: CifPlan) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_ofa.model.attention import Attention
+from s3prl_ofa.model.attention import Attention, PaddedAttention
 from s3prl_ofa.model.config import ModelConfig
 from s3prl_ofa.model.convolution import Conv2d
 from s3prl_ofa.model.packing import spread
@@ -28,15 +28,15 @@ class EncoderLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(config.dim)
         self.final_norm = nn.LayerNorm(config.dim)
 
-    def forward(self, rows: Tensor, attention: Attention) -> Tensor:
-        """Rows (frames of the batch, dim) to rows of the same shape."""
+    def forward(self, rows: Tensor, attention: Attention | PaddedAttention) -> Tensor:
+        """Rows (frames of the batch, dim), or (batch, frames, dim) with their attention, to the same shape."""
         if self.pre_norm:
             rows = rows + self.attend(self.attention_norm(rows), attention)
             return rows + self.feed_forward(self.final_norm(rows))
         rows = self.attention_norm(rows + self.attend(rows, attention))
         return self.final_norm(rows + self.feed_forward(rows))
 
-    def attend(self, rows: Tensor, attention: Attention) -> Tensor:
+    def attend(self, rows: Tensor, attention: Attention | PaddedAttention) -> Tensor:
         """Self-attention within each utterance."""
         return apply_linear(self.out, attention.attend(apply_linear(self.qkv, rows), self.heads))
 
@@ -75,10 +75,12 @@ class Encoder(nn.Module):
 
         rows: (frames of the batch, dim). lengths: (batch,) on the CPU.
         """
-        rows = rows + self.positions(rows, lengths)
+        return self.transform(rows + self.positions(rows, lengths), Attention(lengths, rows.device), states)
+
+    def transform(self, rows: Tensor, attention: Attention | PaddedAttention, states: Sequence[int]) -> list[Tensor]:
+        """The hidden states of ``forward``, from rows with their positions; also of a padded batch."""
         if not self.pre_norm:
             rows = self.norm(rows)
-        attention = Attention(lengths, rows.device)
         kept = {0: rows} if 0 in states else {}
         for number, layer in enumerate(self.layers[: max(states)], 1):
             rows = layer(rows, attention)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_ofa.model.cif import CifPlan, apply_cif, crossing_times, frame_index
+from s3prl_ofa.model.cif import apply_cif, crossing_times, fixed_plan, frame_index
 from s3prl_ofa.model.compressor import Compressor
 from s3prl_ofa.model.config import SAMPLE_RATE, ModelConfig
 from s3prl_ofa.model.encoder import Encoder
@@ -27,6 +27,7 @@ from s3prl_ofa.model.frontend import FrontEnd
 from s3prl_ofa.model.kernels import check_kernels
 from s3prl_ofa.model.names import from_fairseq, to_fairseq
 from s3prl_ofa.model.packing import pad_all
+from s3prl_ofa.model.padded import export_forward, is_exporting
 from s3prl_ofa.model.products import apply_linear
 from s3prl_ofa.model.rate import check_frame_period, check_lambd, solve_lambd, wanted_frames
 from s3prl_ofa.model.storage import write_safetensors
@@ -151,7 +152,7 @@ class OFAWav2Vec2(nn.Module):
         lambd: PerUtterance | None = None,
         frame_period_ms: PerUtterance | None = None,
     ) -> ForwardOutput:
-        """Hidden states of a padded batch: ``extract`` for hooks, ``torch.compile`` and (distributed) data parallelism.
+        """Hidden states of a padded batch: ``extract`` for hooks, data parallelism, ``torch.compile`` and ``export``.
 
         waves: (batch, samples) float, 16 kHz mono. What lies beyond an utterance's length is never read.
         lengths: (batch,) samples of each utterance, at least 400; all of them by default.
@@ -159,8 +160,10 @@ class OFAWav2Vec2(nn.Module):
 
         Hidden states and lengths are those that ``extract`` gives for the same waves without their padding. Under
         DataParallel hidden states are padded to the number of frames at 20 ms, so that they can be gathered. Raises
-        ValueError for bad waves, lengths and rates.
+        ValueError for bad waves, lengths and rates; what ``torch.export`` records (padded.py) checks none of them.
         """
+        if is_exporting():
+            return ForwardOutput(*export_forward(self, waves, lengths, lambd, frame_period_ms))
         out = self.extract(without_padding(waves, lengths), lambd, frame_period_ms)
         hidden_states = out.hidden_states
         if getattr(self, "_is_replica", False):  # set by DataParallel
@@ -297,16 +300,3 @@ def check_layers(layers: int | Sequence[int] | None, all_layers: int) -> Sequenc
     if not states or not all(isinstance(state, int) and 0 <= state <= all_layers for state in states):
         raise ValueError(f"layers must be a whole number from 0 to {all_layers} or a list of them, found {layers!r}")
     return states
-
-
-def fixed_plan(input_lengths: Tensor, longest: int, size: int) -> CifPlan:
-    """The plan in which every ``size`` frames are averaged into one, the last of them perhaps fewer, without alpha.
-
-    With a size of 1 every frame fires: that is lambd 0. longest: of the input lengths.
-    """
-    frame = torch.arange(longest, device=input_lengths.device)
-    lengths, group, place = input_lengths[:, None], frame // size, frame % size
-    members = (lengths - size * group).clamp(1, size).double()  # frames in each mean; of padding, anything but 0
-    outputs = -(-lengths // size)
-    begin, end = (torch.minimum(group + step / members, outputs.double()) for step in (place, place + 1))
-    return CifPlan(begin, end, outputs[:, 0], input_lengths)

@@ -21,10 +21,11 @@ HAS_PRODUCTS = all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwi
 def apply_linear(module: nn.Module, rows: Tensor, gelu: bool = False) -> Tensor:
     """What ``module`` gives for rows (rows, in), followed by a GELU if asked; faster for a plain ``nn.Linear``.
 
-    A module that another library has put in its place, or one with hooks, is called as any module is.
+    Rows of a padded batch (batch, frames, in), whose shape may have to be exported, are not made faster. A module that
+    another library has put in its place, or one with hooks, is called as any module is.
     """
     hooks = module._forward_hooks or module._forward_pre_hooks or nn.modules.module._has_any_global_hook()
-    if type(module) is nn.Linear and not hooks:
+    if type(module) is nn.Linear and not hooks and rows.dim() == 2:
         weights = module.weight, module.bias
         if uses_onednn(rows, *weights) or (gelu and uses_cublas(rows, *weights)):
             return linear(rows, *weights, gelu=gelu)
@@ -150,3 +151,8 @@ def use_int8(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Int8Linear
+
+
+def is_int8(model: nn.Module) -> bool:
+    """Whether layers of ``model`` compute in 8 bits."""
+    return any(isinstance(module, Int8Linear) for module in model.modules())

@@ -11,7 +11,7 @@ from paths import CKPT
 
 from s3prl_ofa import cli, load
 from s3prl_ofa.export.command import export
-from s3prl_ofa.export.padded import PaddedModel
+from s3prl_ofa.export.module import ExportedModel
 
 RATES = [*(step / 10 for step in range(11)), 0.05, 0.333, 0.777, 0.98, 1.1, 1.25, 1.5, 1.75, 1.9]
 LENGTHS = (16_000, 400, 9_001, 23_456, 719, 720)
@@ -53,10 +53,10 @@ def test_the_padded_model(config):
     mixed = torch.tensor([0.0, 1.9, 0.4, 1.2, 0.9, 0.2])
     for lambd in (*(torch.full((len(waves),), rate) for rate in (0.0, 0.5, 1.0, 1.6)), mixed):
         expected = model.extract(waves, lambd=lambd)
-        states, frames = PaddedModel(model, model.config.layers, None)(batch, lengths, lambd)
+        states, frames = ExportedModel(model, model.config.layers, None)(batch, lengths, lambd)
         assert torch.equal(frames, expected.lengths)
         torch.testing.assert_close(states, expected.hidden_states[-1], atol=CLOSE, rtol=0)
-    states, _ = PaddedModel(model, 1, 0.5)(batch, lengths)
+    states, _ = ExportedModel(model, 1, 0.5)(batch, lengths)
     expected = model.extract(waves, lambd=0.5, layers=[1]).hidden_states[0]
     torch.testing.assert_close(states, expected, atol=CLOSE, rtol=0)
 
