@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from benchmarks.rows import RESULTS, Row, environment, rounded, write
+from s3prl_ofa import cli
 from s3prl_ofa.checkpoint.safe_loading import patched_attributes
-from s3prl_ofa.superb.downstream.command import run_downstream
 from s3prl_ofa.superb.downstream.runner import DownstreamRunner
 
 PACKAGES = ("s3prl-ofa", "torch", "s3prl")
@@ -71,7 +71,18 @@ def main() -> None:
         for run in ("cold", "warm"):
             train = functools.partialmethod(train_and_replay, found) if run == "warm" else DownstreamRunner.train
             with patched_attributes(DownstreamRunner, train=train):
-                run_downstream([*command, "--feature-cache", f"{folder}/cache", "-p", f"{folder}/{run}", "-o", steps])
+                cli.main(
+                    [
+                        "run_downstream",
+                        *command,
+                        "--feature-cache",
+                        f"{folder}/cache",
+                        "-p",
+                        f"{folder}/{run}",
+                        "-o",
+                        steps,
+                    ]
+                )
     shared = {"benchmark": f"downstream {args.task}", "dtype": "float32", **environment(torch.device("cpu"), PACKAGES)}
     rows = [
         Row(

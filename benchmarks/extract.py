@@ -8,7 +8,8 @@ whose speed is what the machine can do at best. Each row of the csv has the medi
 installed are named and left out; ``pip install s3prl-ofa[bench]`` installs them.
 
 single is one wave of 10 s; mixed are utterances of 1 to 20 s, which the peers pad to the longest; equal are as many
-of their mean length. On a CPU that is busy with other work, threads wait for each other, and short parallel regions
+of their mean length. With ``--exported`` our model also runs as the ONNX file of ``s3prl-ofa export``, which gives the
+last hidden state alone. On a CPU that is busy with other work, threads wait for each other, and short parallel regions
 suffer most. There
 
     OMP_WAIT_POLICY=passive python -m benchmarks.extract --clock cpu
@@ -18,6 +19,7 @@ time on an idle machine. That is only fair to contenders that use OpenMP, which 
 """
 
 import argparse
+import itertools
 import os
 import pathlib
 import sys
@@ -28,8 +30,9 @@ import torch
 from torch import Tensor
 
 import s3prl_ofa
-from benchmarks.peers import PEERS, Batch, can_run, missing_packages
+from benchmarks.peers import PEERS, RUNTIMES, Batch, can_run, missing_packages
 from benchmarks.rows import CLOCKS, RESULTS, Contender, compare, environment, write
+from s3prl_ofa.export.command import export
 from s3prl_ofa.model import SAMPLE_RATE, ModelConfig, OFAWav2Vec2
 from s3prl_ofa.model.cost import macs
 from s3prl_ofa.superb.compat.shims import apply_shims
@@ -86,12 +89,16 @@ def make_inputs(name: str, scale: float, device: torch.device) -> list[Tensor]:
     return noise((lengths if name == "mixed" else lengths.mean().expand(len(lengths))).tolist(), device)
 
 
+def rate(period_ms: float) -> dict[str, object]:
+    """The options of ``extract`` for a mean frame period."""
+    return {} if period_ms == 20.0 else {"frame_period_ms": period_ms, "allow_beyond_one": True}
+
+
 def our_contender(
     benchmark: str, name: str, model: OFAWav2Vec2, waves: list[Tensor], period_ms: float, dtype: str, **options: object
 ) -> Contender:
     """Extraction at a mean frame period; 20 ms is the default call. options: others of ``extract``."""
-    if period_ms != 20.0:
-        options |= {"frame_period_ms": period_ms, "allow_beyond_one": True}
+    options |= rate(period_ms)
     lengths = model.extract(waves, **options).lengths
     return costed(benchmark, name, lambda: model.extract(waves, **options), model.config, waves, lengths, dtype)
 
@@ -108,6 +115,25 @@ def costed(
     """A contender with the cost of waves whose hidden states have ``lengths`` (batch,) frames."""
     total = sum(macs(config, len(wave), count) for wave, count in zip(waves, lengths.tolist(), strict=True))
     return Contender(benchmark, name, run, sum(map(len, waves)) / SAMPLE_RATE, dtype, int(lengths.sum()), total)
+
+
+class Exported:
+    """A model with random weights as ONNX files in a folder: without compression, and with lambd as an input."""
+
+    def __init__(self, config: ModelConfig, folder: pathlib.Path) -> None:
+        self.model = random_model(config)
+        self.model.save(checkpoint := folder / "model.safetensors")
+        self.plain = export(checkpoint, folder / "plain.onnx", lambd=0.0)
+        self.compressing = export(checkpoint, folder / "compressing.onnx")
+
+    def contender(self, benchmark: str, runtime: str, waves: list[Tensor], period_ms: float, dtype: str) -> Contender:
+        """A file at a mean frame period, in one of RUNTIMES; its hidden states are those of the last layer alone."""
+        path, inputs = self.plain, {"wave": Batch.of(waves).waves, "length": torch.tensor(list(map(len, waves)))}
+        if options := rate(period_ms):
+            path, inputs = self.compressing, inputs | {"lambd": self.model.extract(waves, **options).lambd.float()}
+        run = RUNTIMES[runtime](path, inputs, dtype)
+        name = f"ours, {period_ms:g} ms, exported, {runtime}"
+        return costed(benchmark, name, run, self.model.config, waves, run()[1], dtype)
 
 
 def contenders(
@@ -137,6 +163,8 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32", "bfloat16"])
     parser.add_argument("--periods-ms", nargs="+", type=float, default=PERIODS_MS, metavar="P")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="all by default")
+    exported_help = "also our model as an ONNX file, in these runtimes"
+    parser.add_argument("--exported", nargs="+", choices=RUNTIMES, default=[], help=exported_help)
     add_model_arguments(parser)
     parser.add_argument("--rounds", type=int, default=9, help="3 are enough for mixed and equal")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: CPU time of the main thread")
@@ -150,12 +178,19 @@ def main() -> None:
     apply_shims()
     device = torch.device(args.device)
     peers = [peer for peer in args.peers if not report_missing(peer)]
+    runtimes = [runtime for runtime in args.exported if not report_missing(runtime)]
     models = {dtype: ours(SIZES[args.size], dtype, device) for dtype in args.dtypes}
-    with torch.inference_mode():
+    inputs = {name: make_inputs(name, SCALE[args.size], device) for name in args.inputs}
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         entries = [
-            entry
-            for name in args.inputs
-            for entry in contenders(name, make_inputs(name, SCALE[args.size], device), models, peers, args.periods_ms)
+            entry for name, waves in inputs.items() for entry in contenders(name, waves, models, peers, args.periods_ms)
+        ]
+        exported = Exported(SIZES[args.size], pathlib.Path(folder)) if runtimes else None
+        entries += [
+            exported.contender(name, runtime, waves, period, dtype)
+            for name, waves in inputs.items()
+            for dtype, runtime, period in itertools.product(args.dtypes, runtimes, args.periods_ms)
+            if can_run(runtime, dtype, device)
         ]
         write(compare(entries, args.rounds, device, environment(device, PACKAGES, args.clock)), args.out)
 

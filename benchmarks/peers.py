@@ -1,9 +1,10 @@
 """Other implementations of wav2vec 2.0, with random weights, that give all hidden states of a padded batch."""
 
 import importlib.util
+import pathlib
 import tempfile
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -132,34 +133,46 @@ def inputs_of(batch: Batch) -> dict[str, Tensor]:
 
 
 def onnxruntime(config: ModelConfig, batch: Batch, dtype: str) -> Run:
-    """The transformers model, exported for exactly these shapes. int8: its dynamic quantization, per channel."""
-    import onnxruntime as runtime
-
+    """The transformers model, exported for exactly these shapes."""
     inputs = inputs_of(batch)
     with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/model.onnx"
+        path = pathlib.Path(folder, "model.onnx")
         # The newer exporter takes several times as long for a model that ONNX Runtime runs more slowly.
         torch.onnx.export(
             TransformersModel(config), tuple(inputs.values()), path, input_names=list(inputs), dynamo=False
         )
-        if dtype == "int8":
-            from onnxruntime.quantization import quantize_dynamic
+        return in_onnxruntime(path, inputs, dtype)
 
-            quantize_dynamic(path, f"{folder}/int8.onnx", op_types_to_quantize=["MatMul"], per_channel=True)
-            path = f"{folder}/int8.onnx"
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+def in_onnxruntime(path: pathlib.Path, inputs: dict[str, Tensor], dtype: str) -> Run:
+    """An ONNX file. int8: ONNX Runtime's dynamic quantization, per channel."""
+    import onnxruntime as runtime
+
+    if dtype == "int8":
+        from onnxruntime.quantization import quantize_dynamic
+
+        path, whole = path.with_name(f"{path.stem}_int8.onnx"), path
+        quantize_dynamic(whole, path, op_types_to_quantize=["MatMul"], per_channel=True)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feed = {name: tensor.numpy() for name, tensor in inputs.items()}
     return lambda: [torch.from_numpy(state) for state in session.run(None, feed)]
 
 
 def openvino(config: ModelConfig, batch: Batch, dtype: str) -> Run:
-    """The transformers model, converted from PyTorch and compiled for exactly these shapes."""
+    """The transformers model, converted from PyTorch."""
     import openvino as ov
 
     inputs = inputs_of(batch)
-    model = ov.convert_model(TransformersModel(config), example_input=tuple(inputs.values()))
+    return in_openvino(ov.convert_model(TransformersModel(config), example_input=tuple(inputs.values())), inputs, dtype)
+
+
+def in_openvino(model: Any, inputs: dict[str, Tensor], dtype: str) -> Run:
+    """A model of OpenVINO or an ONNX file, compiled for exactly these shapes."""
+    import openvino as ov
+
+    model = ov.Core().read_model(model) if isinstance(model, pathlib.Path) else model
     model.reshape({port: list(tensor.shape) for port, tensor in zip(model.inputs, inputs.values(), strict=True)})
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -192,6 +205,8 @@ PEERS = {
     "ONNX Runtime": Peer(onnxruntime, ("onnxruntime", "onnx", "transformers"), ("float32", "int8"), False),
     "OpenVINO": Peer(openvino, ("openvino", "transformers"), ("float32", "bfloat16"), False),
 }
+# what runs our own model, as `s3prl-ofa export` writes it, in the dtypes of the peer of this name
+RUNTIMES = {"ONNX Runtime": in_onnxruntime, "OpenVINO": in_openvino}
 
 
 def missing_packages(name: str) -> list[str]:

@@ -12,6 +12,11 @@ def is_ours(name: str) -> bool:
     return name.startswith("ours")
 
 
+def is_exported(name: str) -> bool:
+    """Whether this is our model in another runtime."""
+    return ", exported, " in name
+
+
 def latest(rows: Iterable[Row], benchmark: str, dtype: str, *wanted: str) -> dict[str, Row]:
     """By contender, the latest run with all ``wanted`` contenders; of wall time and with most threads if there is one.
 
@@ -33,7 +38,7 @@ def period_of(name: str) -> float:
 def cost_curve(rows: list[Row], dtype: str) -> dict[str, Row]:
     """Ours at several frame periods, timed in turn; empty where that was not measured."""
     curve = latest(rows, "cost curve", dtype, OURS.format(20)) or latest(rows, "single", dtype, OURS.format(90))
-    return {name: row for name, row in curve.items() if is_ours(name)}
+    return {name: row for name, row in curve.items() if is_ours(name) and not is_exported(name)}
 
 
 def ratio(rows: list[Row], benchmark: str, dtype: str, one: str, other: str | None = None) -> float | None:
