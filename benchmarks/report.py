@@ -153,6 +153,11 @@ def feature_cache_table(rows: list[Row]) -> str:
     return table(["", "time", "relative", "PER at the three learning rates (%)"], lines)
 
 
+def int8_table(rows: list[Row]) -> str:
+    lines = [[row.contender.removeprefix("trained in "), row.dtype, f"{100 * float(row.note):.2f}"] for row in rows]
+    return f"{title(rows)}\n\n{table(['trained on', 'evaluated on', 'PER (%)'], lines)}"
+
+
 def plain_table(rows: list[Row]) -> str:
     """What long, corpus and downstream measure, row by row."""
     lines = [
@@ -171,7 +176,7 @@ def plain_table(rows: list[Row]) -> str:
 
 def targets_table() -> str:
     """Every target on every machine, those of the latest run first."""
-    rows = rows_of("extract", "long", "corpus", "downstream", "pretrain")
+    rows = rows_of("extract", "int8", "long", "corpus", "downstream", "pretrain")
     groups = sorted(machines(rows).values(), key=lambda group: max(row.run for row in group), reverse=True)
     lines = [
         [target.what, f"{'at most' if target.at_most else 'at least'} {target.goal:g}", *map(target.cell, groups)]
@@ -192,6 +197,7 @@ TABLES = {
     "single": lambda: blocks(rows_of("extract"), single_table),
     "rates": lambda: blocks(rows_of("extract", "cost_curve"), rates_table),
     "batches": lambda: blocks(rows_of("extract"), batch_table),
+    "int8": lambda: blocks(rows_of("int8"), int8_table),
     "long": lambda: blocks(rows_of("long"), plain_table),
     "corpus": lambda: blocks(rows_of("corpus", "downstream"), plain_table),
     "pretraining": lambda: blocks(rows_of("pretrain"), pretrain_table),

@@ -78,6 +78,16 @@ def warm_step(rows: list[Row]) -> float | None:
     return run["run_downstream, warm cache"].median_s / run["downstream model alone"].median_s if run else None
 
 
+def int8_cost(rows: list[Row]) -> float | None:
+    """Points of PER that hidden states in int8 add to those of a task that was trained on float32."""
+    runs: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row.benchmark.startswith("pr, ") and row.contender == "trained in float32":
+            runs.setdefault(row.run, {})[row.dtype] = 100 * float(row.note)
+    complete = [run for run, found in runs.items() if len(found) == 2]
+    return runs[max(complete)]["int8"] - runs[max(complete)]["float32"] if complete else None
+
+
 def longest(rows: list[Row]) -> dict[str, Row]:
     """The hour, if it was measured, and the shortest audio of its run."""
     rows = [row for row in rows if row.benchmark == "long"]
@@ -144,6 +154,7 @@ TARGETS = (
         lambda rows: across(rows, ("single", "bfloat16"), ("single", "int8"), OURS_20),
         where="amx",
     ),
+    Target("int8: points of PER more than with float32, pr", 0.5, int8_cost, at_most=True),
     Target(
         "16 mixed lengths, float32: best padded peer / ours", 2.5, lambda rows: ratio(rows, "mixed", "float32", OURS_20)
     ),

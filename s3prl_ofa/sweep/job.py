@@ -100,12 +100,8 @@ class Job(Point):
     @property
     def settings(self) -> Row:
         """The part of the point's row that is known before it runs."""
-        absent = (
-            "config",
-            "device",
-            "name",
-            *(["dtype"] if self.dtype == FLOAT32 else []),
-        )  # as before there were dtypes
+        # Without a dtype of float32, so that points keep the names that they had before there was a choice.
+        absent = ("config", "device", "name", *(["dtype"] if self.dtype == FLOAT32 else []))
         fields = {name: value for name, value in vars(self).items() if name not in absent}
         return {
             **fields,

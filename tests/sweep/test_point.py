@@ -38,6 +38,11 @@ JOB = Job(
 )
 
 
+def test_names_stay():
+    """A sweep that began before a setting could be chosen goes on with the points that it has."""
+    assert JOB.name == "sid_tiny_lambd0_seed1-b6bd8bb8"
+
+
 @pytest.fixture
 def folder(tmp_path):
     folder = PointFolder(tmp_path / "points" / JOB.name)

@@ -147,12 +147,12 @@ def test_errors_may_grow(tmp_path):
 
 
 def test_curves_of_one_model_are_told_apart(tmp_path):
-    """Frames and repeats that are not the task's default are named in its sentences."""
-    kinds = ({"output_frames": "upsampled"}, {"asked_repeat": 1}, {"asked_repeat": 2})
+    """Frames, repeats and dtypes that are not the default are named in its sentences."""
+    kinds = ({"output_frames": "upsampled"}, {"asked_repeat": 1}, {"asked_repeat": 2}, {"dtype": "int8"})
     rows = [row("pr", "lambd", lambd, 1, **kind, point=f"{lambd}{kind}") for lambd in (0.0, 0.5) for kind in kinds]
     rows.append(row("sid", "lambd", 0.0, 1))
     found = [period.curve for period in summarize(write_sweep(tmp_path, rows), 0.05).longest_periods]
-    assert found == ["pr, tiny, repeat 1", "pr, tiny, repeat 2", "pr, tiny, upsampled", "sid, tiny"]
+    assert found == ["pr, tiny, repeat 1", "pr, tiny, repeat 2", "pr, tiny, int8", "pr, tiny, upsampled", "sid, tiny"]
 
 
 def test_learnt_rates_alone(tmp_path, capsys):

@@ -36,6 +36,17 @@ def test_rivals(good):
         grid_from(good)
 
 
+def test_dtypes(good):
+    """A dtype other than float32 is an option of run_downstream, and a part of the point's name and row."""
+    good |= {"tasks": "sid", "rates": {"lambd": 0}, "seeds": 1, "learning_rates": 0.1, "dtype": ["float32", "int8"]}
+    plain, int8 = (job for job in prepare(grid_from(good)).values() if job.upstream == "ofa_wav2vec2")
+    assert (plain.label, int8.label) == ("sid_tiny_lambd0_lr0.1_seed1", "sid_tiny_lambd0_int8_lr0.1_seed1")
+    assert "dtype" not in plain.rate_options and int8.rate_options == plain.rate_options | {"dtype": "int8"}
+    assert "dtype" not in plain.settings and int8.settings == plain.settings | {"dtype": "int8"}
+    with pytest.raises(UsageError, match="dtype should be 'float32', 'float16', 'bfloat16' or 'int8', found 'int4'"):
+        grid_from(good | {"dtype": "int4"})
+
+
 def test_rates_of_each_checkpoint_are_checked_against_it(good, tmp_path):
     """A model that was trained with average pooling runs beside one with a compressor, at its own rate."""
     path = str(tmp_path / "fixed3.safetensors")
