@@ -10,7 +10,7 @@ import torch
 from paths import ROOT
 
 from benchmarks import cost_curve, extract, long, report, rows, targets
-from benchmarks.peers import PEERS, Batch, can_run
+from benchmarks.peers import PEERS, RUNTIMES, Batch, can_run
 from s3prl_ofa.superb.compat.shims import apply_shims
 
 TINY = extract.SIZES["tiny"]
@@ -47,6 +47,30 @@ def test_a_peer_does_the_same_work(peer, dtype, name, monkeypatch):
         layers = PEERS[peer].build(TINY, Batch.of(waves), dtype)()
         expected = model.extract(waves).hidden_states[1:]
     assert [(layer.shape, layer.dtype) for layer in layers] == [(each.shape, each.dtype) for each in expected]
+
+
+@pytest.mark.parametrize("runtime", ["ONNX Runtime", pytest.param("OpenVINO", marks=pytest.mark.slow)])
+def test_our_exported_model_does_the_same_work(runtime, monkeypatch, tmp_path):
+    """Promise: its file gives the last hidden state, as many frames as ours at the period, and is no peer."""
+    pytest.importorskip(runtime.replace(" ", "").lower(), reason=f"{runtime} is not installed")
+    monkeypatch.setitem(extract.UTTERANCES, "cpu", 3)
+    waves = extract.make_inputs("mixed", extract.SCALE["tiny"], CPU)
+    exported = extract.Exported(TINY, tmp_path)
+    for period in (20.0, 60.0):
+        found = exported.contender("mixed", runtime, waves, period, "float32")
+        lambd = exported.model.extract(waves, **extract.rate(period)).lambd.float()
+        expected = exported.model.extract(waves, lambd=lambd)
+        states, lengths = found.run()
+        assert found.frames == int(lengths.sum())
+        # OpenVINO sums in 32 bits, and these sums are integers: a frame more or less.
+        assert (lengths - expected.lengths).abs().max() <= (runtime == "OpenVINO" and period > 20)
+        if torch.equal(lengths, expected.lengths):
+            torch.testing.assert_close(states, expected.hidden_states[-1], atol=1e-4, rtol=0)
+    name = f"ours, 60 ms, exported, {runtime}"
+    assert found.name == name and targets.is_ours(name)
+    both = [row(name, 0.1), row("ours, 20 ms", 1.0), row("S3PRL", 2.0), row("ours, 90 ms", 0.5)]
+    assert targets.ratio(both, "single", "float32", "ours, 20 ms") == 2.0
+    assert set(targets.cost_curve(both, "float32")) == {"ours, 20 ms", "ours, 90 ms"}
 
 
 def test_the_largest_size_is_base():
@@ -186,6 +210,7 @@ def test_every_peer(tmp_path):
     subprocess.run([python, "-m", "pip", "install", *options, *extra], check=True)
     out = tmp_path / "rows.csv"
     options = ["--inputs", "single", "mixed", "--size", "tiny", "--rounds", "1", "--dtypes", "float32", "bfloat16"]
+    options += ["--exported", *RUNTIMES]
     command = [python, "-m", "benchmarks.extract", *options, "--threads", "1", "--out", out]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "left out" not in done.stderr, done.stderr
@@ -195,3 +220,4 @@ def test_every_peer(tmp_path):
             assert {dtype for dtype in ("float32", "bfloat16") if (name, peer, dtype) in found} == {
                 dtype for dtype in entry.dtypes if dtype in ("float32", "bfloat16")
             }
+            assert ((name, f"ours, 20 ms, exported, {peer}", "float32") in found) == (peer in RUNTIMES)

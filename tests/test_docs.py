@@ -78,6 +78,14 @@ def test_what_the_results_show():
     assert f"and {cost[0.98]:.0f} at {mean('pr', 0.98, 'frame_period_ms'):.0f} ms" in text
 
 
+def test_what_int8_costs():
+    """The sentence about phone recognition."""
+    rows = rows_of("int8.csv", contender="trained in float32")
+    per = {row["dtype"]: f"{100 * float(row['note']):.1f}%" for row in rows}
+    text = " ".join((DOCS / "how-to" / "half-precision.md").read_text("utf-8").split())
+    assert f"has a PER of {per['float32']} with these, and of {per['int8']} with int8 ones" in text
+
+
 def test_reliability_page():
     """Every test that it names exists, and is marked slow where the page says so."""
     text = (DOCS / "reliability.md").read_text("utf-8")
