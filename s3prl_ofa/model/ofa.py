@@ -163,7 +163,8 @@ class OFAWav2Vec2(nn.Module):
         ValueError for bad waves, lengths and rates; what ``torch.export`` records (padded.py) checks none of them.
         """
         if is_exporting():
-            return ForwardOutput(*export_forward(self, waves, lengths, lambd, frame_period_ms))
+            # a plain tuple, as torch.export.save knows no others
+            return export_forward(self, waves, lengths, lambd, frame_period_ms)  # type: ignore[return-value]
         out = self.extract(without_padding(waves, lengths), lambd, frame_period_ms)
         hidden_states = out.hidden_states
         if getattr(self, "_is_replica", False):  # set by DataParallel
