@@ -206,9 +206,9 @@ TABLES = {
 }
 
 
-def with_tables(text: str) -> str:
+def with_tables(text: str, tables: dict[str, Callable[[], str | None]] = TABLES) -> str:
     """A page with its tables made again."""
-    return PLACE.sub(lambda found: f"{found[1]}{TABLES[found[2]]() or 'Not measured yet.'}\n{found[3]}", text)
+    return PLACE.sub(lambda found: f"{found[1]}{tables[found[2]]() or 'Not measured yet.'}\n{found[3]}", text)
 
 
 def main() -> None:

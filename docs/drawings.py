@@ -5,11 +5,8 @@
 writes ``docs/images/NAME.svg``. A test compares the files with newly drawn ones, so they cannot go stale.
 """
 
-import collections
-import json
 import pathlib
-import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import matplotlib
 import numpy as np
@@ -18,16 +15,24 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 import s3prl_ofa
+from s3prl_ofa.sweep.report.aggregation import summarize
+from s3prl_ofa.sweep.report.settings import EQUAL, EXIT, POOLED, VARIABLE
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 DEMO = ROOT / "s3prl_ofa" / "demo"
-RESULTS = ROOT / "benchmarks" / "results" / "mini_librispeech" / "results.jsonl"
+EVIDENCE = ROOT / "benchmarks" / "results" / "evidence"
 UTTERANCE = "test/wav/id10001/test/00001.opus"
 EXCERPT = (0.6, 1.4)  # seconds
 SAMPLE_RATE = 16_000  # Hz
 LAMBDS = (0.0, 0.5, 1.0)
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#9aa0a6"
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#9aa0a6"
+ALTERNATIVES = {  # colour, marker and label of each kind of setting
+    VARIABLE: (BLUE, "o-", "once-for-all, one checkpoint"),
+    EQUAL: (GREEN, "v:", "the same, frames of equal length"),
+    EXIT: (PURPLE, "P:", "20 ms model, first layers only"),
+    POOLED: (ORANGE, "s--", "20 ms model, outputs averaged"),
+}
 STYLE = {
     "svg.hashsalt": "s3prl-ofa",  # the same names inside the file on every run
     "svg.fonttype": "none",
@@ -105,33 +110,26 @@ def rate(figure: Figure) -> None:
 
 
 def score_cost(figure: Figure) -> None:
-    """Score against the upstream's arithmetic, of the published sweep: mean and spread over seeds."""
-    rows = [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()]
-    figure.set_size_inches(7.5, 3)
+    """Score against the upstream's arithmetic, of all alternatives: mean over seeds, and its interval, or else the
+    spread."""
+    settings = summarize(EVIDENCE, tolerance=0.05).settings
+    # where CTC had to see each frame twice, the downstream model and not the rate makes the score
+    settings = settings[settings["repeats"].map(lambda repeats: max(repeats, default=1) == 1)]
+    figure.set_size_inches(7.5, 3.3)
     panels = {"pr": "phoneme recognition\nphone error rate (%) ↓", "sid": "speaker identification\naccuracy (%) ↑"}
-    for axes, (task, label) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        for kind, color, marker, text in (
-            ("lambd", BLUE, "o-", "once-for-all, one checkpoint"),
-            ("pool", ORANGE, "s--", "20 ms model, outputs averaged"),
-        ):
-            # where CTC had to see each frame twice, the downstream model and not the rate makes the score
-            points = collections.defaultdict(list)
-            for row in rows:
-                if (row["task"], row["rate"]) == (task, kind) and row["repeat"] == 1:
-                    points[row["value"]].append((row["macs_per_second"] / 1e9, row["unit"] * row["score"]))
-            costs, scores = zip(*(zip(*points[value], strict=True) for value in sorted(points)), strict=True)
-            axes.errorbar(means(costs), means(scores), list(map(statistics.stdev, scores)), fmt=marker, color=color,
-                          capsize=2, markersize=4, label=text)  # fmt: skip
-        title, ylabel = label.split("\n")
+    for axes, (task, text) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        of_task = settings[settings["task"] == task]
+        for kind, (color, marker, label) in ALTERNATIVES.items():
+            chosen = of_task[of_task["kind"] == kind].sort_values("gmacs", kind="stable")
+            score, spread = chosen["score"], chosen["deviation"].fillna(0.0)
+            errors = [abs(score - chosen[end]).fillna(spread) for end in ("low", "high")]
+            axes.errorbar(chosen["gmacs"], score, errors, fmt=marker, color=color, capsize=2, markersize=4, label=label)
+        title, ylabel = text.split("\n")
         axes.set_title(title, fontsize=10)
-        axes.set(xlabel="upstream GMACs per second of audio", ylabel=ylabel, xlim=(0, 0.55))
+        axes.set(xlabel="upstream GMACs per second of audio", ylabel=ylabel, xlim=(0, 1.1 * of_task["gmacs"].max()))
         if task == "sid":
-            axes.set_ylim(0, 100)
-    axes.legend(frameon=False, fontsize=9, loc="lower center")
-
-
-def means(columns: Iterable[tuple[float, ...]]) -> list[float]:
-    return [statistics.fmean(column) for column in columns]
+            axes.set_ylim(0, 105)
+    axes.legend(frameon=False, fontsize=8, loc="lower center")
 
 
 DRAWINGS: dict[str, Callable[[Figure], None]] = {

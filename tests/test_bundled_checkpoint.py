@@ -44,8 +44,8 @@ def heard(bundled, mini_librispeech):
 
 
 def test_it_can_be_handed_on(bundled):
-    """float16, below 30 MB, 5 to 15 million parameters, with the weights of pretraining, and a model card."""
-    assert CHECKPOINT.stat().st_size < 30e6
+    """float16, below 20 MB, 5 to 15 million parameters, with the weights of pretraining, and a model card."""
+    assert CHECKPOINT.stat().st_size < 20e6
     assert 5e6 < sum(parameter.numel() for parameter in bundled.parameters()) < 15e6
     with safe_open(CHECKPOINT, "pt") as file:
         metadata = file.metadata()
@@ -75,14 +75,14 @@ def test_its_name(bundled, tmp_path, monkeypatch, capsys):
 
 
 def test_its_training_comes_with_it():
-    """The settings, without folder names of the machine, and the curves of both runs."""
+    """The settings, without folder names of the machine, and the curves."""
     settings = CHECKPOINT.with_suffix(".yaml").read_text("utf-8")
     assert "/tmp/" not in settings and yaml.safe_load(settings)["model"]["mixup"] is True
     with CHECKPOINT.with_suffix(".csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len({row["run"] for row in rows}) == 2
-    last = rows[-1]
-    assert all(float(last[f"accuracy_lambd{lambd}"]) > 0.1 for lambd in ("0", "0.5", "1"))  # chance: 1 of 51
+        last = list(csv.DictReader(file))[-1]
+    assert int(last["update"]) == yaml.safe_load(settings)["training"]["update"]
+    assert all(float(last[f"masked_accuracy_{lambd}"]) > 0.1 for lambd in ("0", "0.5", "1"))  # chance: 1 of 51
+    assert all(float(last[f"dev_accuracy_{lambd}"]) > 0.5 for lambd in ("0", "0.5", "1"))
 
 
 def test_its_frame_period(heard):
@@ -101,4 +101,4 @@ def test_its_frames_end_where_phones_end(heard, tolerance):
     even = [uniform_boundaries(length, len(one)) for length, one in zip(seconds, found, strict=True)]
     wanted = [[one.start for one in intervals[1:]] for intervals in phones]
     ours, uniform = (boundary_scores(one, wanted, tolerance) for one in (found, even))
-    assert ours.f1 > uniform.f1 + 0.02 and ours.r_value > uniform.r_value + 0.02
+    assert ours.f1 > uniform.f1 + 0.05 and ours.r_value > uniform.r_value + 0.05

@@ -1,10 +1,8 @@
 """The documentation: the site builds, and its drawings, figures and references are those of the repository."""
 
-import csv
 import pathlib
 import re
 import runpy
-import statistics
 import subprocess
 import sys
 
@@ -12,9 +10,11 @@ import pytest
 import s3prl
 from paths import ROOT
 
+from benchmarks import evidence, report
 from s3prl_ofa.cli import COMMANDS
+from s3prl_ofa.sweep.results import collect
 
-DOCS, RESULTS = ROOT / "docs", ROOT / "benchmarks" / "results"
+DOCS = ROOT / "docs"
 DRAWINGS = runpy.run_path(str(DOCS / "drawings.py"))
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 NEAR = 0.5  # points on the page: other kernels round otherwise
@@ -55,27 +55,26 @@ def test_all_pages_use_their_drawings():
     assert used == set(DRAWINGS["DRAWINGS"])
 
 
-def rows_of(file: str, **chosen: str) -> list[dict[str, str]]:
-    with (RESULTS / file).open(encoding="utf-8") as text:
-        rows = [row for row in csv.DictReader(text) if all(row[key] == value for key, value in chosen.items())]
-    assert rows
-    return rows
+@pytest.mark.parametrize("page", evidence.PAGES, ids=lambda page: page.name)
+def test_pages_show_the_evidence(page):
+    """Every figure between marks is what `python -m benchmarks.evidence` makes of the rows."""
+    text = page.read_text("utf-8")
+    assert text == report.with_tables(text, evidence.TABLES), "run python -m benchmarks.evidence"
+    assert len(report.PLACE.findall(text)) == text.count("<!-- table") > 0
 
 
-def test_what_the_results_show():
-    """The two sentences that sum up the published sweep."""
-    rows = [row for row in rows_of("mini_librispeech/report/results.csv", rate="lambd") if row["repeat"] == "1"]
-
-    def mean(task: str, lambd: float, column: str = "score") -> float:
-        chosen = [row for row in rows if row["task"] == task and float(row["value"]) == lambd]
-        return statistics.fmean(float(row[column]) for row in chosen)
-
-    text = " ".join((DOCS / "results.md").read_text("utf-8").split())
-    share = mean("sid", 1, "macs_per_second") / mean("sid", 0, "macs_per_second")
-    assert f"as well at {mean('sid', 1, 'frame_period_ms'):.0f} ms as at 20 ms, for {share:.1f} of the" in text
-    cost = {lambd: 100 * (mean("pr", lambd) - mean("pr", 0)) for lambd in (0.75, 0.98)}
-    assert f"Phones cost {cost[0.75]:.0f} points of PER at {mean('pr', 0.75, 'frame_period_ms'):.0f} ms" in text
-    assert f"and {cost[0.98]:.0f} at {mean('pr', 0.98, 'frame_period_ms'):.0f} ms" in text
+def test_published_rates_that_were_learnt():
+    """The table of learned rates is what the published rows give."""
+    page = " ".join((DOCS / "results.md").read_text("utf-8").split())
+    lines = (DOCS / "results.md").read_text("utf-8").splitlines()
+    for found in collect(ROOT / "benchmarks" / "results" / "learned_rates").values():
+        score = f"{'PER' if found['task'] == 'pr' else 'accuracy'} {100 * found['score']:.1f}%"
+        if found["seed"] != 1:
+            assert f"{found['frame_period_ms']:.1f} ms, {score}" in page
+            continue
+        cell = f"{found['frame_period_ms']:.1f} ms (lambd {found['learnt_lambd']:.2f}), {score}"
+        (line,) = [line for line in lines if line.startswith(f"| {found['task']}, {found['value']:g} |")]
+        assert cell in line.split("|")[2 if found["lambd_start"] == 0.1 else 3]
 
 
 def test_what_int8_costs():

@@ -21,12 +21,16 @@ from typing import NamedTuple
 
 import pytest
 import soundfile
+import torch
+import yaml
 from guidance_data import write_textgrid
 from paths import DEMO, ROOT
 from superb_corpora import make_corpora
 
 from s3prl_ofa.checkpoint import convert
+from s3prl_ofa.checkpoint.fairseq_format import read_config
 from s3prl_ofa.io.audio import SAMPLE_RATE, load_audio
+from s3prl_ofa.model import OFAWav2Vec2
 from s3prl_ofa.superb.compat.link import CHECKOUT_FILES
 
 BLOCK = re.compile(
@@ -82,7 +86,7 @@ def reader_folder(tmp_path, golden_checkpoint, audio_folder, monkeypatch) -> pat
     make_corpora(tmp_path / "corpora")
     (tmp_path / "corpora" / "VoxCeleb1").rename(tmp_path / "corpora" / "identification")
     (tmp_path / "corpora" / "verification").rename(tmp_path / "corpora" / "VoxCeleb1")
-    convert(DEMO / "tiny.safetensors", tmp_path / "wav2vec_small.pt")  # of the size that ofa_tiny has
+    make_wav2vec_small(tmp_path)
     installed = pathlib.Path(importlib.util.find_spec("s3prl").origin).parent
     for name in ("__init__.py", *CHECKOUT_FILES):
         target = tmp_path / "s3prl" / "s3prl" / name
@@ -96,6 +100,14 @@ def reader_folder(tmp_path, golden_checkpoint, audio_folder, monkeypatch) -> pat
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def make_wav2vec_small(folder: pathlib.Path) -> None:
+    """Random weights of the size that ofa_tiny has."""
+    settings = yaml.safe_load((ROOT / "s3prl_ofa" / "pretrain" / "configs" / "ofa_tiny.yaml").read_text("utf-8"))
+    config = read_config(settings["model"], settings["task"], {"post_extract_proj.weight": torch.empty(0)})
+    OFAWav2Vec2(config).save(folder / "wav2vec_small.safetensors")
+    convert(folder / "wav2vec_small.safetensors", folder / "wav2vec_small.pt")
 
 
 def make_librispeech(root: pathlib.Path) -> None:

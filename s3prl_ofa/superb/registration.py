@@ -43,7 +43,7 @@ ofa_wav2vec2_local = ofa_wav2vec2_url = ofa_wav2vec2_custom = ofa_wav2vec2
 
 
 def ofa_wav2vec2_tiny(**options: Any) -> UpstreamExpert:
-    """The upstream from the bundled checkpoint of 5.8 million parameters, for torch.hub."""
+    """The upstream from the bundled checkpoint of 8.6 million parameters, for torch.hub."""
     return ofa_wav2vec2("tiny", **options)
 
 

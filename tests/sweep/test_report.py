@@ -6,12 +6,10 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from paths import ROOT
 from sweep_rows import grid_rows, row, write_sweep
 
 from s3prl_ofa import cli
 from s3prl_ofa.sweep.report.aggregation import summarize
-from s3prl_ofa.sweep.report.command import render
 from s3prl_ofa.sweep.report.plots import PLOTS, REPEATED, draw, draw_all
 from s3prl_ofa.sweep.report.settings import Kind
 from s3prl_ofa.sweep.report.tables import overview
@@ -207,28 +205,3 @@ def test_bad_use(tmp_path, capsys):
     ):
         assert cli.main(["report", *arguments]) == 2 and words in capsys.readouterr().err
     assert json.loads((failed / "results.jsonl").read_text())["state"] == "failed"
-
-
-def test_published_results():
-    """The published table is what the published results give, and so is that of docs/results.md, number by number."""
-    published = ROOT / "benchmarks" / "results" / "mini_librispeech"
-    summary = summarize(published, 0.05)
-    text = (published / "report" / "report.md").read_text()
-    assert render("report.md", summary, dict.fromkeys(PLOTS)) == text
-    page = (ROOT / "docs" / "results.md").read_text().replace("`mfcc`", "mfcc")
-    for rate, period, gmacs, asr, pr, sid in overview(summary)[1]:
-        scores = " | ".join(score.replace("(frames x2)", "(x2)") for score in (pr, sid, asr))
-        assert f"| {rate} | {period} ms | {gmacs} | {scores} |" in page
-
-
-def test_published_rates_that_were_learnt():
-    """So is its table of learned rates."""
-    page = (ROOT / "docs" / "results.md").read_text()
-    for found in collect(ROOT / "benchmarks" / "results" / "mini_librispeech" / "adaptive").values():
-        score = f"{'PER' if found['task'] == 'pr' else 'accuracy'} {100 * found['score']:.1f}%"
-        if found["seed"] != 1:
-            assert f"{found['frame_period_ms']:.1f} ms, {score}" in page
-            continue
-        cell = f"{found['frame_period_ms']:.1f} ms (lambd {found['learnt_lambd']:.2f}), {score}"
-        (line,) = [line for line in page.splitlines() if line.startswith(f"| {found['task']}, {found['value']:g} |")]
-        assert cell in line.split("|")[2 if found["lambd_start"] == 0.1 else 3]

@@ -1,0 +1,194 @@
+"""Writes what the rows of the bundled checkpoint show into README.md, MODEL_CARD.md and docs/results.md.
+
+    python -m benchmarks.evidence && python docs/drawings.py
+
+The rows are those of the sweep in results/evidence: its results.jsonl and, for intervals, points/*/utterances.json; and
+those of the probes and of the training. Tables stand between marks, as in report.py; a test checks the pages.
+"""
+
+import csv
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.report import table, with_tables
+from benchmarks.rows import RESULTS
+from s3prl_ofa.sweep.report import tables
+from s3prl_ofa.sweep.report.aggregation import Summary, summarize
+from s3prl_ofa.sweep.report.bootstrap import resampled_scores
+from s3prl_ofa.sweep.report.front import choice
+from s3prl_ofa.sweep.report.settings import EQUAL, EXIT, POOLED, SPECIALIST, VARIABLE, base_of
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "MODEL_CARD.md", ROOT / "docs" / "results.md"]
+EVIDENCE = RESULTS / "evidence"
+CURVES = ROOT / "s3prl_ofa" / "demo" / "tiny.csv"
+TOLERANCE = 0.05
+TASKS = {"pr": "Phonemes", "sid": "Speakers", "asr": "Characters"}
+# In which column a compressed setting has to be nearest to one of each kind, to be compared with it
+ALIKE = {EQUAL: "value", EXIT: "gmacs", POOLED: "frame_period_ms", SPECIALIST: "frame_period_ms"}
+VALIDATED = {  # text and digits of columns of the curves
+    "dev_accuracy": ("phone accuracy", 3),
+    "masked_accuracy": ("masked-prediction accuracy, chance 0.020", 3),  # one of 51
+    "infonce_bits": ("InfoNCE (bits), chance 5.67", 2),
+    "period_ms": ("frame period (ms)", 1),
+}
+
+
+@functools.cache
+def evidence() -> Summary:
+    return summarize(EVIDENCE, TOLERANCE)
+
+
+def what_was_run() -> str:
+    """How many points, seeds and updates, and on what."""
+    tasks = [
+        f"{task} {max(map(len, settings['seeds']))} seeds and {settings['steps'].max():.0f} updates"
+        for task, settings in evidence().settings.groupby("task", sort=False)
+    ]
+    return f"{len(evidence().finished)} points: {'; '.join(tasks)}. {tables.notes(evidence())}"
+
+
+def headline() -> str:
+    """A line per task: the score at 20 ms, and at the longest frame period at which no frame is repeated for CTC."""
+    lines = []
+    for task, settings in evidence().settings.groupby("task", sort=False):
+        base, curve = base_of(settings), compressed(settings)
+        if base is None or not len(curve) or (last := list(curve.itertuples())[-1]).Index == base.Index:
+            continue
+        metric = base.metric_name.removesuffix(" (%)")
+        text = (
+            f"* **{TASKS[task]}**: {metric} {base.score:.1f}% at 20 ms, {last.score:.1f}% at "
+            f"{last.frame_period_ms:.0f} ms per frame, for {last.gmacs / base.gmacs:.2f} of the model's "
+            "multiply-accumulates"
+        )
+        equal = settings[(settings["kind"] == EQUAL) & (settings["value"] == last.value)]
+        lines += [text + "".join(f" ({one.score:.1f}% with frames of equal length)" for one in equal.itertuples())]
+    return "\n".join(lines)
+
+
+def compressed(settings: Any) -> Any:
+    """The settings of the once-for-all model of which no frame is repeated, the shortest frame period first."""
+    once = settings["repeats"].map(lambda repeats: max(repeats, default=1) == 1)
+    return settings[(settings["kind"] == VARIABLE) & once].sort_values("frame_period_ms")
+
+
+def overview() -> str:
+    return table(*tables.overview(evidence()))
+
+
+def all_settings() -> str:
+    return table(*tables.all_settings(evidence()))
+
+
+def fronts() -> str:
+    """What is best within each cost, in multiply-accumulates and in time."""
+    return table(*tables.fronts(evidence()))
+
+
+def beside(kind: int) -> str | None:
+    """Each setting of a kind, and beside it the compressed one that is most like it."""
+    settings = evidence().settings
+    scores, lines = resampled_scores(EVIDENCE, settings), []
+    for task, of_task in settings.groupby("task", sort=False):
+        ours = compressed(of_task)
+        for rival in of_task[of_task["kind"] == kind].itertuples():
+            if not len(ours) or max(rival.repeats, default=1) > 1:
+                continue
+            distance = (ours[ALIKE[kind]] - getattr(rival, ALIKE[kind])).abs()
+            if kind == EQUAL and distance.min() > 0:
+                continue
+            nearest = next(ours.loc[[distance.idxmin()]].itertuples())
+            found = choice(nearest, rival, of_task, scores, "")
+            ends = "" if found.interval is None else f" [{found.interval.low:.2f}, {found.interval.high:.2f}]"
+            both = [cell for setting in (rival, nearest) for cell in cells(setting)]
+            lines.append([task, *both, f"{found.gain:+.2f}{ends}", tables.p_text(found)])
+    head = ["task", "alternative", "ms", "GMACs / s", "score", "compressed", "ms", "GMACs / s", "score"]
+    return table([*head, "compressed better by", "p"], lines) if lines else None
+
+
+def cells(setting: Any) -> list[str]:
+    score = f"{setting.metric_name} {tables.plus_minus(setting, 1)}{tables.interval_text(setting, 1)}"
+    return [setting.label, f"{setting.frame_period_ms:.1f}", f"{setting.gmacs:.3f}", score]
+
+
+def s3prl_scores() -> str:
+    """Of the once-for-all model, for the card."""
+    settings = evidence().settings
+    lines = [
+        [setting.task, str(len(setting.seeds)), *cells(setting)] + [tables.repeated(setting, "x{}")]
+        for setting in settings[settings["kind"] == VARIABLE].itertuples()
+    ]
+    return table(["task", "seeds", "rate", "frame period (ms)", "GMACs / s", "score", "frames repeated"], lines)
+
+
+def probes() -> str:
+    """The best layer of each features and rate."""
+    best: dict[tuple[str, float], dict[str, Any]] = {}
+    for row in probed("probes"):
+        found = best.setdefault((row["features"], row["lambd"]), dict(row))
+        found |= {key: max(found[key], row[key]) for key in ("phone_accuracy", "speaker_accuracy")}
+    lines = [
+        [
+            name,
+            f"{lambd:g}",
+            f"{row['period_ms']:.0f}",
+            f"{row['phone_accuracy']:.3f}",
+            f"{row['speaker_accuracy']:.3f}",
+        ]
+        for (name, lambd), row in best.items()
+    ]
+    return table(["features", "lambd", "frame period (ms)", "phone", "speaker"], lines)
+
+
+def boundaries() -> str:
+    """Ends of frames at lambd 1, and as many equidistant ones."""
+    columns = ("precision", "recall", "f1", "r_value")
+    lines = [
+        [row["features"], row["boundaries"], f"{row['tolerance_ms']:g} ms", *(f"{row[key]:.3f}" for key in columns)]
+        for row in probed("boundaries")
+    ]
+    return table(["model", "boundaries", "within", "precision", "recall", "F1", "R-value"], lines)
+
+
+def probed(part: str) -> list[dict[str, Any]]:
+    return json.loads((RESULTS / "tiny_probes.json").read_text("utf-8"))[part]
+
+
+def validation() -> str:
+    """The last row of the training's curves."""
+    with CURVES.open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    lines = [
+        [text, *(f"{float(last[f'{name}_{lambd}']):.{digits}f}" for lambd in ("0", "0.5", "1"))]
+        for name, (text, digits) in VALIDATED.items()
+    ]
+    return table(["", "lambd 0", "lambd 0.5", "lambd 1"], lines)
+
+
+TABLES: dict[str, Callable[[], str | None]] = {
+    "what was run": what_was_run,
+    "headline": headline,
+    "overview": overview,
+    "fronts": fronts,
+    "equal lengths": lambda: beside(EQUAL),
+    "specialists": lambda: beside(SPECIALIST),
+    "early exit": lambda: beside(EXIT),
+    "pooling": lambda: beside(POOLED),
+    "all settings": all_settings,
+    "scores": s3prl_scores,
+    "probes": probes,
+    "boundaries": boundaries,
+    "validation": validation,
+}
+
+
+def main() -> None:
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text("utf-8"), TABLES), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
