@@ -29,6 +29,7 @@ TOLERANCE = 0.05
 TASKS = {"pr": "Phonemes", "sid": "Speakers", "asr": "Characters"}
 # In which column a compressed setting has to be nearest to one of each kind, to be compared with it
 ALIKE = {EQUAL: "value", EXIT: "gmacs", POOLED: "frame_period_ms", SPECIALIST: "frame_period_ms"}
+PROBED = ("phone_accuracy", "speaker_accuracy")
 VALIDATED = {  # text and digits of columns of the curves
     "dev_accuracy": ("phone accuracy", 3),
     "masked_accuracy": ("masked-prediction accuracy, chance 0.020", 3),  # one of 51
@@ -37,9 +38,13 @@ VALIDATED = {  # text and digits of columns of the curves
 }
 
 
-@functools.cache
 def evidence() -> Summary:
-    return summarize(EVIDENCE, TOLERANCE)
+    return summary_of(EVIDENCE)
+
+
+@functools.cache
+def summary_of(folder: pathlib.Path) -> Summary:
+    return summarize(folder, TOLERANCE)
 
 
 def what_was_run() -> str:
@@ -55,9 +60,10 @@ def headline() -> str:
     """A line per task: the score at 20 ms, and at the longest frame period at which no frame is repeated for CTC."""
     lines = []
     for task, settings in evidence().settings.groupby("task", sort=False):
-        base, curve = base_of(settings), compressed(settings)
-        if base is None or not len(curve) or (last := list(curve.itertuples())[-1]).Index == base.Index:
+        curve = settings[(settings["kind"] == VARIABLE) & frames_once(settings)].sort_values("frame_period_ms")
+        if (base := base_of(settings)) is None or len(curve) < 2:
             continue
+        last = list(curve.itertuples())[-1]
         metric = base.metric_name.removesuffix(" (%)")
         text = (
             f"* **{TASKS[task]}**: {metric} {base.score:.1f}% at 20 ms, {last.score:.1f}% at "
@@ -69,10 +75,9 @@ def headline() -> str:
     return "\n".join(lines)
 
 
-def compressed(settings: Any) -> Any:
-    """The settings of the once-for-all model of which no frame is repeated, the shortest frame period first."""
-    once = settings["repeats"].map(lambda repeats: max(repeats, default=1) == 1)
-    return settings[(settings["kind"] == VARIABLE) & once].sort_values("frame_period_ms")
+def frames_once(settings: Any) -> Any:
+    """Which settings see each frame once; where CTC sees it twice, that and not the rate makes the score."""
+    return settings["repeats"].map(lambda repeats: max(repeats, default=1) == 1)
 
 
 def overview() -> str:
@@ -89,16 +94,15 @@ def fronts() -> str:
 
 
 def beside(kind: int) -> str | None:
-    """Each setting of a kind, and beside it the compressed one that is most like it."""
+    """Each setting of a kind, and beside it the compressed one that is most like it, or that has as many frames."""
     settings = evidence().settings
     scores, lines = resampled_scores(EVIDENCE, settings), []
     for task, of_task in settings.groupby("task", sort=False):
-        ours = compressed(of_task)
-        for rival in of_task[of_task["kind"] == kind].itertuples():
-            if not len(ours) or max(rival.repeats, default=1) > 1:
-                continue
+        ours = of_task[(of_task["kind"] == VARIABLE) & frames_once(of_task)]
+        rivals = of_task[(of_task["kind"] == kind) & frames_once(of_task)]
+        for rival in rivals.itertuples():
             distance = (ours[ALIKE[kind]] - getattr(rival, ALIKE[kind])).abs()
-            if kind == EQUAL and distance.min() > 0:
+            if not len(ours) or kind == EQUAL and distance.min() > 0:
                 continue
             nearest = next(ours.loc[[distance.idxmin()]].itertuples())
             found = choice(nearest, rival, of_task, scores, "")
@@ -129,15 +133,9 @@ def probes() -> str:
     best: dict[tuple[str, float], dict[str, Any]] = {}
     for row in probed("probes"):
         found = best.setdefault((row["features"], row["lambd"]), dict(row))
-        found |= {key: max(found[key], row[key]) for key in ("phone_accuracy", "speaker_accuracy")}
+        found |= {key: max(found[key], row[key]) for key in PROBED}
     lines = [
-        [
-            name,
-            f"{lambd:g}",
-            f"{row['period_ms']:.0f}",
-            f"{row['phone_accuracy']:.3f}",
-            f"{row['speaker_accuracy']:.3f}",
-        ]
+        [name, f"{lambd:g}", f"{row['period_ms']:.0f}", *(f"{row[key]:.3f}" for key in PROBED)]
         for (name, lambd), row in best.items()
     ]
     return table(["features", "lambd", "frame period (ms)", "phone", "speaker"], lines)

@@ -1,5 +1,6 @@
 """The documentation: the site builds, and its drawings, figures and references are those of the repository."""
 
+import json
 import pathlib
 import re
 import runpy
@@ -9,6 +10,7 @@ import sys
 import pytest
 import s3prl
 from paths import ROOT
+from sweep_rows import row, write_sweep
 
 from benchmarks import evidence, report
 from s3prl_ofa.cli import COMMANDS
@@ -61,6 +63,35 @@ def test_pages_show_the_evidence(page):
     text = page.read_text("utf-8")
     assert text == report.with_tables(text, evidence.TABLES), "run python -m benchmarks.evidence"
     assert len(report.PLACE.findall(text)) == text.count("<!-- table") > 0
+
+
+def test_what_the_evidence_compares(tmp_path, monkeypatch):
+    """An alternative is beside the compressed setting of the same lambd, of the nearest cost, or of the nearest period,
+    with the difference's sign and interval; settings whose frames were repeated are left out."""
+    rows = [row("pr", "lambd", value, 1) for value in (0.0, 0.5, 0.75, 1.0)]
+    rows[-1]["repeat"] = 2
+    costs = [each["macs_per_second"] for each in rows]
+    alternatives = {"uniform": (0.5, costs[1]), "layers": (3, costs[1] + 1e7), "pool": (3, costs[0])}
+    for rate, (value, cost) in alternatives.items():
+        changes = {"rate": rate, "value": value, "point": rate, "score": 0.5, "macs_per_second": cost}
+        rows.append(row("pr", "lambd", 0.75, 1) | changes)
+    rows.append(row("pr", "lambd", 1.0, 1) | {"rate": "uniform", "point": "twice", "repeat": 2})
+    folder = write_sweep(tmp_path / "sweep", rows)
+    for each in rows:
+        found = {"utterances": ["a", "b"], "sums": [100 * each["score"]] * 2, "counts": [100, 100]}
+        (folder / "points" / each["point"] / "utterances.json").write_text(json.dumps(found))
+    monkeypatch.setattr(evidence, "EVIDENCE", folder)
+    gain = 100 * (0.5 - rows[1]["score"])
+    for name, label, nearest in (
+        ("equal lengths", "uniform 0.5", "lambd 0.5"),
+        ("early exit", "layers 3", "lambd 0.5"),
+        ("pooling", "pool 3", "lambd 0.75"),
+    ):
+        (line,) = evidence.TABLES[name]().splitlines()[2:]
+        assert f"| {label} |" in line and f"| {nearest} |" in line
+        if nearest == "lambd 0.5":
+            assert line.endswith(f"| {gain:+.2f} [{gain:.2f}, {gain:.2f}] | < 0.001 |")
+    assert f"at 20 ms, {100 * rows[2]['score']:.1f}% at 46 ms per frame" in evidence.headline()
 
 
 def test_published_rates_that_were_learnt():
