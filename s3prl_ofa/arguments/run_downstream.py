@@ -60,7 +60,7 @@ def add_arguments(parser: Parser) -> None:
 
 def add_our_options(group: argparse._ArgumentGroup) -> None:
     rate = group.add_mutually_exclusive_group()
-    lambd_help = "from 0 (20 ms per frame, the default) to below 2; adaptive: learnt by the task"
+    lambd_help = "from 0 (20 ms per frame, the default) to below 2; adaptive: learnt by the task (experimental)"
     rate.add_argument("--lambd", metavar=f"L|{ADAPTIVE}", help=lambd_help)
     rate.add_argument("--frame-period-ms", type=float, metavar="P", help="mean frame period, 20 or more")
     rate.add_argument("--pool", type=int, metavar="N", help="at lambd 0, the mean of every N frames: a fixed rate")
