@@ -121,6 +121,8 @@ def score_cost(figure: Figure) -> None:
         of_task = settings[settings["task"] == task]
         for kind, (color, marker, label) in ALTERNATIVES.items():
             chosen = of_task[of_task["kind"] == kind].sort_values("gmacs", kind="stable")
+            if not len(chosen):
+                continue
             score, spread = chosen["score"], chosen["deviation"].fillna(0.0)
             errors = [abs(score - chosen[end]).fillna(spread) for end in ("low", "high")]
             axes.errorbar(chosen["gmacs"], score, errors, fmt=marker, color=color, capsize=2, markersize=4, label=label)
