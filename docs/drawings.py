@@ -117,7 +117,8 @@ def score_cost(figure: Figure) -> None:
     settings = settings[settings["repeats"].map(lambda repeats: max(repeats, default=1) == 1)]
     figure.set_size_inches(7.5, 3.3)
     panels = {"pr": "phoneme recognition\nphone error rate (%) ↓", "sid": "speaker identification\naccuracy (%) ↑"}
-    for axes, (task, text) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+    run = [(task, text) for task, text in panels.items() if task in set(settings["task"])]
+    for axes, (task, text) in zip(figure.subplots(1, len(run), squeeze=False)[0], run, strict=True):
         of_task = settings[settings["task"] == task]
         for kind, (color, marker, label) in ALTERNATIVES.items():
             chosen = of_task[of_task["kind"] == kind].sort_values("gmacs", kind="stable")
