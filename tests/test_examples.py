@@ -25,12 +25,10 @@ import torch
 import yaml
 from guidance_data import write_textgrid
 from paths import DEMO, ROOT
+from pretraining import tiny_model
 from superb_corpora import make_corpora
 
-from s3prl_ofa.checkpoint import convert
-from s3prl_ofa.checkpoint.fairseq_format import read_config
 from s3prl_ofa.io.audio import SAMPLE_RATE, load_audio
-from s3prl_ofa.model import OFAWav2Vec2
 from s3prl_ofa.superb.compat.link import CHECKOUT_FILES
 
 BLOCK = re.compile(
@@ -104,10 +102,9 @@ def reader_folder(tmp_path, golden_checkpoint, audio_folder, monkeypatch) -> pat
 
 def make_wav2vec_small(folder: pathlib.Path) -> None:
     """Random weights of the size that ofa_tiny has."""
-    settings = yaml.safe_load((ROOT / "s3prl_ofa" / "pretrain" / "configs" / "ofa_tiny.yaml").read_text("utf-8"))
-    config = read_config(settings["model"], settings["task"], {"post_extract_proj.weight": torch.empty(0)})
-    OFAWav2Vec2(config).save(folder / "wav2vec_small.safetensors")
-    convert(folder / "wav2vec_small.safetensors", folder / "wav2vec_small.pt")
+    config = yaml.safe_load((ROOT / "s3prl_ofa" / "pretrain" / "configs" / "ofa_tiny.yaml").read_text("utf-8"))
+    weights = tiny_model(**config["model"]).state_dict()
+    torch.save({"cfg": {"model": config["model"], "task": config["task"]}, "model": weights}, folder / "wav2vec_small.pt")
 
 
 def make_librispeech(root: pathlib.Path) -> None:
