@@ -104,7 +104,8 @@ def make_wav2vec_small(folder: pathlib.Path) -> None:
     """Random weights of the size that ofa_tiny has."""
     config = yaml.safe_load((ROOT / "s3prl_ofa" / "pretrain" / "configs" / "ofa_tiny.yaml").read_text("utf-8"))
     weights = tiny_model(**config["model"]).state_dict()
-    torch.save({"cfg": {"model": config["model"], "task": config["task"]}, "model": weights}, folder / "wav2vec_small.pt")
+    state = {"cfg": {name: config[name] for name in ("model", "task")}, "model": weights}
+    torch.save(state, folder / "wav2vec_small.pt")
 
 
 def make_librispeech(root: pathlib.Path) -> None:
