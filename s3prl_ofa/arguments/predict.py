@@ -11,18 +11,25 @@ def add_arguments(parser: Parser) -> None:
     parser.examples = (
         "s3prl-ofa predict result/downstream/asr_40ms meeting.flac",
         "s3prl-ofa predict result/downstream/sid_half/dev-best.ckpt recordings --frame-period-ms 60 --out speakers",
+        "s3prl-ofa predict result/downstream/asv_half recordings --trials trials.txt --out verified",
     )
     parser.intermixed = True
     parser.add_argument(
         "experiment",
         type=pathlib.Path,
         metavar="EXPERIMENT",
-        help="folder of a trained asr, pr or sid (its last states-*.ckpt), or one of its checkpoints",
+        help="folder of a trained task of SUPERB (its last states-*.ckpt), or one of its checkpoints",
     )
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="audio files, or folders to search for audio")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--lambd", type=float, metavar="L", help="another rate than the experiment's")
     rate.add_argument("--frame-period-ms", type=float, metavar="P", help="another rate, as a mean frame period")
+    parser.add_argument(
+        "--trials",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="the pairs that asv scores, in lines such as 'enrol.wav test.wav' (default: every pair)",
+    )
     parser.add_argument("-k", "--ckpt", help="where the experiment's upstream is now")
     parser.add_argument(
         "--out",

@@ -10,9 +10,11 @@ import pytest
 import torch
 import yaml
 from paths import REF_TINY
-from pretraining import differences, read_checkpoint, run_here
+from pretraining import differences, read_checkpoint, run_here, start
 
+import s3prl_ofa
 from s3prl_ofa import ModelConfig, OFAWav2Vec2, load
+from s3prl_ofa.checkpoint import convert
 from s3prl_ofa.io.audio import load_speech
 from s3prl_ofa.resources import AUDIO
 
@@ -108,10 +110,9 @@ def test_a_fine_tuning_at_a_rate(train, data, tmp_path):
     assert len(task.target_dictionary) == model.w2v_encoder.proj.out_features
 
 
-@pytest.mark.slow
-def test_real_speech(train, tmp_path, mini_librispeech):
-    """Letters of the shortest utterances at 40 ms per frame, from the bundled checkpoint: the loss falls, and the
-    encoder gives its frames at that period."""
+@pytest.fixture
+def letters(tmp_path, mini_librispeech) -> tuple[pathlib.Path, pathlib.Path]:
+    """Data of the shortest ten utterances of real speech that CTC can align at 40 ms per frame, and one of them."""
     with (mini_librispeech / "utterances.tsv").open() as file:
         rows = sorted(csv.DictReader(file, delimiter="\t"), key=lambda row: int(row["samples"]))
     paths = (f"{row['speaker']}/{row['chapter']}/{row['utterance']}.opus" for row in rows)
@@ -120,15 +121,47 @@ def test_real_speech(train, tmp_path, mini_librispeech):
         for path, row in zip(paths, rows, strict=True)
         if len(row["transcript"]) < 18 * int(row["samples"]) / 16_000
     ]
-    data = write_data(tmp_path / "data", mini_librispeech / "audio", spoken[:10])
+    audio = mini_librispeech / "audio"
+    return write_data(tmp_path / "data", audio, spoken[:10]), audio / spoken[0][0]
+
+
+def assert_tuned(checkpoint, audio):
+    """The encoder of a fine-tuned checkpoint gives frames of 40 ms."""
+    wave = load_speech(audio)
+    assert load(checkpoint).extract([wave], frame_period_ms=40).lengths.item() == round(len(wave) / 640)
+
+
+@pytest.mark.slow
+def test_real_speech(train, tmp_path, letters):
+    """Letters at 40 ms per frame, from the bundled checkpoint: the loss falls."""
+    data, audio = letters
     settings = ["model.frame_period_ms=40", "optimization.max_update=12", "model.apply_mask=false"]
     assert train(tmp_path / "out", *settings, data=data, init="tiny") == 0
     lines = re.findall(r"\[train_inner\]\[INFO\] - (\{.*\})", (tmp_path / "out" / "hydra_train.log").read_text())
     losses = [float(json.loads(line)["loss"]) for line in lines]
     assert len(losses) == 12 and sum(losses[-4:]) < sum(losses[:4]) / 2
-    tuned = load(tmp_path / "out" / LAST)
-    wave = load_speech(mini_librispeech / "audio" / spoken[0][0])
-    assert tuned.extract([wave], frame_period_ms=40).lengths.item() == round(len(wave) / 640)
+    assert_tuned(tmp_path / "out" / LAST, audio)
+
+
+@pytest.mark.slow
+def test_fairseqs_own_command(tmp_path, letters):
+    """``fairseq-hydra-train`` with common.user_dir and the packaged configuration fine-tunes at a rate and resumes."""
+    (data, audio), checkpoints, log = letters, tmp_path / "checkpoints", tmp_path / "log"
+    convert("tiny", tmp_path / "tiny.pt")
+    package = pathlib.Path(s3prl_ofa.__file__).parent / "pretrain"
+    command = ["--config-dir", package / "configs", "--config-name", "ofa_ctc", f"common.user_dir={package}"]
+    command += [f"task.data={data}", f"+model.w2v_path={tmp_path / 'tiny.pt'}", "+model.frame_period_ms=40"]
+    command += [f"+checkpoint.save_dir={checkpoints}", f"hydra.run.dir={tmp_path / 'run'}", "common.fp16=false"]
+    command += ["+common.cpu=true", "dataset.num_workers=0", "optimization.update_freq=[1]", "common.log_format=simple"]
+    command += ["model.mask_channel_length=8"]
+    for updates in (2, 3):
+        process = start([*command, f"optimization.max_update={updates}"], log, ["fairseq_cli.hydra_train"])
+        assert process.wait(600) == 0, log.read_text()[-3000:]
+        saved = read_checkpoint(checkpoints / "checkpoint_last.pt")
+        assert saved["optimizer_history"][-1]["num_updates"] == updates
+        assert saved["cfg"]["model"]["_name"] == "ofa_wav2vec_ctc"
+    assert "@ 2 updates" in log.read_text()
+    assert_tuned(checkpoints / "checkpoint_last.pt", audio)
 
 
 def test_labels_that_do_not_fit(train, tmp_path, capfd):

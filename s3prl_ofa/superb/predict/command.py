@@ -3,27 +3,31 @@
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
+from torch import Tensor
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.extract.command import check_rate
 from s3prl_ofa.extract.inputs import Utterance, find_utterances, make_batches, with_seconds
 from s3prl_ofa.extract.pipeline import read_ahead
 from s3prl_ofa.extract.store import append_line, read_rows
-from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_audio
-from s3prl_ofa.io.files import atomic_write, printable
+from s3prl_ofa.io.audio import AudioError
+from s3prl_ofa.io.files import atomic_path, atomic_write, printable
 from s3prl_ofa.io.output_folder import check_settings, locked_folder, remove_results, write_settings
 from s3prl_ofa.output import tell
 from s3prl_ofa.progress import Progress
+from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
 from s3prl_ofa.superb.predict.experiment import Experiment, opened
+from s3prl_ofa.superb.predict.predictors import EMBEDDING
+from s3prl_ofa.superb.predict.trials import Pair, read_trials, scores
 
-ROWS = "predictions.jsonl"
+ROWS, SCORES = "predictions.jsonl", "scores.jsonl"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,23 +36,32 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--batch-seconds must be a number above 0, found {args.batch_seconds:g}")
     rate = check_rate(args) if args.lambd is not None or args.frame_period_ms is not None else {}
     utterances = find_utterances(args.audio)
+    pairs: Iterable[Pair] = itertools.combinations([one.name for one in utterances], 2)
+    if args.trials is not None:
+        pairs = read_trials(args.trials, utterances)
     with opened(args.experiment, rate, args.ckpt, args.device) as experiment, contextlib.ExitStack() as stack:
+        is_verification = experiment.task == S3PRL_DOWNSTREAM["asv"]
+        if args.trials is not None and not is_verification:
+            raise UsageError(f"--trials {args.trials} is for an experiment of asv, found {experiment.task}")
         finished: dict[str, dict[str, Any]] = {}
         if args.out is not None:
             finished = stack.enter_context(results(args.out, experiment, args.force))
-        todo = [one for one in utterances if not is_finished(one, finished.get(one.name))]
+        kept = {one.name: finished[one.name] for one in utterances if is_finished(one, finished.get(one.name))}
         errors: list[tuple[Utterance, str]] = []
+        todo = [one for one in utterances if one.name not in kept]
         left = list(with_seconds(utterances, todo, "", lambda one, reason: errors.append((one, reason))))
-        done = 0
+        done, embeddings = 0, {name: row.get(EMBEDDING) for name, row in kept.items()}
         for row in predictions(experiment, left, args.batch_seconds, errors):
-            done += 1
+            done, embeddings[row["name"]] = done + 1, row.get(EMBEDDING)
             if args.out is None:
                 print(json.dumps(row), flush=True)
             else:
                 append_line(args.out / ROWS, row)
+        if is_verification:
+            write_scores(scores(embeddings, pairs), args.out)
     if args.out is not None:
-        before = len(utterances) - len(todo)
-        tell(f"{done} of {len(utterances)} files predicted in {args.out / ROWS}, {before} already done", sys.stderr)
+        found = f"{done} of {len(utterances)} files predicted in {args.out / ROWS}, {len(kept)} already done"
+        tell(found, sys.stderr)
     for utterance, reason in errors:
         print(f"{printable(utterance.path)}: {reason}", file=sys.stderr)
     return 1 if errors else 0
@@ -69,12 +82,23 @@ def results(out: pathlib.Path, experiment: Experiment, force: bool) -> Iterator[
         settings = {"rate": experiment.rate, "checkpoint": hashlib.file_digest(file, "sha256").hexdigest()}
     with locked_folder(out, f"--out {out}", ()):
         if force:
-            remove_results(out, (ROWS,))
-        if check_settings(out, settings, (ROWS,)) is None:
+            remove_results(out, (ROWS, SCORES))
+        if check_settings(out, settings, (ROWS, SCORES)) is None:
             write_settings(out, settings)
         rows = read_rows(out / ROWS)
         atomic_write(out / ROWS, "".join(json.dumps(row) + "\n" for row in rows.values()))  # no unfinished line
         yield rows
+
+
+def write_scores(found: Iterator[dict[str, Any]], out: pathlib.Path | None) -> None:
+    """Writes the scores of trials to ``out``, in the place of earlier ones, or prints them."""
+    lines = (json.dumps(score) for score in found)
+    if out is None:
+        for line in lines:
+            print(line)
+        return
+    with atomic_path(out / SCORES) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 def predictions(
@@ -84,27 +108,23 @@ def predictions(
     errors: list[tuple[Utterance, str]],
 ) -> Iterator[dict[str, Any]]:
     """Yields a row for each (utterance, seconds) pair; those that cannot be used go to ``errors`` with the reason."""
-    shortest = experiment.runner.upstream.model.model.config.receptive_field
 
-    def load(item: tuple[Utterance, float]) -> np.ndarray:
-        wave = load_audio(item[0].path)
-        if len(wave) < shortest:
-            raise AudioError(f"too short: {len(wave)} samples at {SAMPLE_RATE} Hz, at least {shortest} are needed")
-        return wave
+    def load(item: tuple[Utterance, float]) -> Tensor:
+        return experiment.load(item[0].path)
 
     total = sum(seconds for _, seconds in utterances)
     batches = read_ahead(load, make_batches(utterances, batch_seconds))
     with Progress(seconds=total, desc="predict") as bar, contextlib.closing(batches):
         for batch, waves in batches:
             readable = []
-            for (utterance, _), wave in zip(batch, waves, strict=True):
+            for (utterance, seconds), wave in zip(batch, waves, strict=True):
                 try:
-                    readable.append((utterance, wave.result()))
+                    readable.append((utterance, seconds, wave.result()))
                 except AudioError as error:
                     errors.append((utterance, str(error)))
-            rows = experiment.predict([wave for _, wave in readable]) if readable else []
-            for (utterance, wave), row in zip(readable, rows, strict=True):
-                audio = {"audio": str(utterance.path), "seconds": round(len(wave) / SAMPLE_RATE, 3)}
+            rows = experiment.predict([wave for _, _, wave in readable]) if readable else []
+            for (utterance, seconds, _), row in zip(readable, rows, strict=True):
+                audio = {"audio": str(utterance.path), "seconds": round(seconds, 3)}
                 about = {"size": utterance.size, "mtime_ns": utterance.mtime_ns}
                 yield {"name": utterance.name, **audio, **row, **about}
             bar.heard(sum(seconds for _, seconds in batch))

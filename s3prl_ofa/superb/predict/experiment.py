@@ -16,13 +16,17 @@ from s3prl_ofa.arguments.parser import Parser
 from s3prl_ofa.arguments.run_downstream import add_arguments
 from s3prl_ofa.checkpoint.safe_loading import patched_attributes
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_audio
 from s3prl_ofa.superb.compat import plain_names
+from s3prl_ofa.superb.compat.missing_packages import import_expert
+from s3prl_ofa.superb.compat.sox_effects import TO_SPEECH, apply_effects_tensor
+from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
 from s3prl_ofa.superb.downstream import experiment
 from s3prl_ofa.superb.downstream.command import settle_device
 from s3prl_ofa.superb.downstream.parser import divide
 from s3prl_ofa.superb.predict.predictors import PREDICTORS
-from s3prl_ofa.superb.tasks import configs
 from s3prl_ofa.superb.tasks.labels import store_vocabulary
+from s3prl_ofa.superb.tasks.spoken_queries import FOUND_TERMS
 
 
 class Experiment:
@@ -30,18 +34,34 @@ class Experiment:
 
     def __init__(self, runner: Any, rate: str) -> None:
         self.runner, self.rate = runner, rate
-        self.predictor = PREDICTORS[runner.args.downstream]
+        self.task = runner.args.downstream
+        self.effects: list[list[str]] = []
+        if PREDICTORS[self.task].effects:
+            self.effects = sys.modules[f"s3prl.downstream.{self.task}.dataset"].EFFECTS[len(TO_SPEECH) :]
         self.checkpoint = pathlib.Path(runner.args.past_exp)
+
+    def load(self, path: pathlib.Path) -> Tensor:
+        """The wave (samples,), 16 kHz mono, of a file of any format as the task takes it. Raises AudioError."""
+        loaded = torch.from_numpy(load_audio(path))
+        wave = apply_effects_tensor(loaded[None], SAMPLE_RATE, self.effects)[0][0]
+        shortest = self.runner.upstream.model.model.config.receptive_field
+        if len(wave) < shortest:
+            found = f"{len(wave)} samples at {SAMPLE_RATE} Hz{' without silence' * (len(wave) < len(loaded))}"
+            raise AudioError(f"too short: {found}, at least {shortest} are needed")
+        return wave
 
     @torch.no_grad()
     def predict(self, waves: list[Tensor]) -> list[dict[str, Any]]:
-        """What the task's model says of each wave (samples,), 16 kHz mono."""
-        device = self.runner.args.device
-        waves = [torch.as_tensor(wave, dtype=torch.float32, device=device) for wave in waves]
+        """What the task's model says of each wave of ``load``."""
+        waves = [wave.to(self.runner.args.device) for wave in waves]
+        return PREDICTORS[self.task].predict(self.runner.downstream.model, self.features, waves)
+
+    def features(self, waves: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The features (frames, dim) that the task's model gets of each wave, and their times (frames, 2) in seconds,
+        on the CPU."""
         found = self.runner.upstream.model(waves)
         features = self.runner.featurizer.model(waves, found)
-        times = [row[: len(feature)].cpu() for row, feature in zip(found["times"], features, strict=True)]
-        return self.predictor.predict(self.runner.downstream.model, features, times)
+        return features, [row[: len(feature)].cpu() for row, feature in zip(found["times"], features, strict=True)]
 
 
 @contextlib.contextmanager
@@ -55,6 +75,11 @@ def opened(path: pathlib.Path, rate: dict[str, Any], ckpt: str | None, device: s
 
     from s3prl_ofa.superb.downstream.runner import DownstreamRunner
 
+    if (path / FOUND_TERMS).is_file():
+        raise UsageError(
+            f"{path}: qbe trains no model to predict with; `s3prl-ofa run_downstream -m evaluate -d qbe` searches "
+            f"recordings for queries"
+        )
     parser = Parser()
     add_arguments(parser)
     options = [text for name, value in rate.items() for text in (f"--{name.replace('_', '-')}", str(value))]
@@ -67,7 +92,7 @@ def opened(path: pathlib.Path, rate: dict[str, Any], ckpt: str | None, device: s
         with contextlib.redirect_stdout(sys.stderr):  # S3PRL's messages
             args, config, trained = experiment.read(given, ours)
             if args.downstream not in PREDICTORS:
-                known = ", ".join(configs.TASKS.get(name, name) for name in PREDICTORS)
+                known = ", ".join(task for task, name in S3PRL_DOWNSTREAM.items() if name in PREDICTORS)
                 raise UsageError(f"{path}: predict knows the tasks {known}; found {args.downstream}")
             if not experiment.is_ours(args):
                 raise UsageError(f"{path}: predict needs the upstream ofa_wav2vec2, found {args.upstream}")
@@ -76,8 +101,9 @@ def opened(path: pathlib.Path, rate: dict[str, Any], ckpt: str | None, device: s
             settled = experiment.settle_rate(args, ours, trained)
             args.upstream_model_config = settled.to_yaml()
             store_vocabulary(args.downstream, config, pathlib.Path(args.expdir), trained)
-            PREDICTORS[args.downstream].prepare(config)
-            runner = DownstreamRunner(args, config, trained or {}, stack)
+            expert, weights = import_expert(args.downstream), (trained or {}).get("Downstream", {})
+            with PREDICTORS[args.downstream].without_corpus(expert, config, weights):
+                runner = DownstreamRunner(args, config, trained or {}, stack)
         for entry in runner.all_entries:
             entry.model.eval()
         yield Experiment(runner, str(settled))

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 import torch
-from paths import CKPT
+from paths import CKPT, DEMO
 
 from s3prl_ofa import cli
 from s3prl_ofa.sweep.grid.jobs import prepare
@@ -112,11 +112,13 @@ def search(corpora, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])
-def test_query_by_example_needs_no_training(search, split):
+def test_query_by_example_needs_no_training(search, split, capfd):
     """A part of a document is found in it and nowhere else; the search is an evaluation of a new experiment."""
     assert search("evaluate", "-t", split, "--lambd", "0.5", "-l", "0") == 0
     found = json.loads(pathlib.Path(f"exp/measured_{split}.json").read_text())
     assert found["scores"] == {"mtwv": 1.0} and found["options"]["output_frames"] == "upsampled"
+    assert cli.main(["predict", "exp", str(DEMO / "audio")]) == 2
+    assert "exp: qbe trains no model to predict with" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_query_by_example_is_not_trained(search, capfd):

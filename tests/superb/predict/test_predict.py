@@ -1,57 +1,94 @@
-"""predict on trained experiments of asr, pr and sid: what evaluation finds, at any rate, resumable; -f's upstream."""
+"""predict on trained experiments: what evaluation finds, without the corpus, at any rate, resumable; -f's upstream."""
 
 import functools
 import json
 import pathlib
+import types
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from paths import CKPT
+from s3prl.downstream.ctc.text import CharacterTextSlotEncoder
 
 from s3prl_ofa import cli
 from s3prl_ofa.checkpoint import convert, load
 from s3prl_ofa.errors import CheckpointError
 from s3prl_ofa.io.audio import load_audio
 from s3prl_ofa.superb.predict.experiment import opened
-from s3prl_ofa.superb.predict.predictors import segments
+from s3prl_ofa.superb.predict.predictors import recognize, segments
 
 STEPS = "config.runner.total_steps=2,,config.runner.eval_step=2,,config.runner.save_step=2,,config.runner.log_step=2"
-SPLIT = {"asr": "test-clean", "pr": "test", "sid": "test"}
+# the option that names each task's corpus, the corpus, the folder of it that is predicted, and the split evaluated
+TASKS = {
+    "asr": ("--librispeech", "LibriSpeech", "", "test-clean"),
+    "pr": ("--librispeech", "LibriSpeech", "", "test"),
+    "sf": ("--snips", "SNIPS", "test", "test"),
+    "sid": ("--voxceleb1", "VoxCeleb1", "", "test"),
+    "ks": ("--speech-commands", "speech_commands", "speech_commands_test_set_v0.01", "test"),
+    "er": ("--iemocap", "IEMOCAP_full_release", "Session1", "test"),
+    "ic": ("--fluent", "fluent_speech_commands_dataset", "wavs", "test"),
+    "sd": ("--librimix", "LibriMix", "wav", "test"),
+    "asv": ("--voxceleb1", "verification", "test/wav", "test"),
+}
+SLOTS = ("action", "object", "location")
 
 
 @pytest.fixture(scope="module")
 def experiments(corpora, tmp_path_factory):
-    """A function (task) -> folder of it trained for two steps at lambd 0.5, sid with its upstream, and evaluated."""
+    """A function (task) -> folder of it trained for two steps at lambd 0.5, sid with its upstream, and evaluated.
+
+    probabilities.pt holds those of the evaluation. The corpus of the experiment is then gone."""
     root = tmp_path_factory.mktemp("experiments")
-    data = ["--librispeech", str(corpora / "LibriSpeech"), "--voxceleb1", str(corpora / "VoxCeleb1")]
-    data += ["--prepared", str(corpora / "prepared"), "--mini", "-u", "ofa_wav2vec2", "-k", CKPT, "--lambd", "0.5"]
+    common = ["--prepared", str(corpora / "prepared"), "--mini", "-u", "ofa_wav2vec2", "-k", CKPT, "--lambd", "0.5"]
+    save = ["-o", "config.downstream_expert.scorerc.save_predictions=True"]
 
     @functools.cache
     def make(task):
-        options = ["-m", "train", "-d", task, "-p", str(root / task), *data, "-o", STEPS, *["-f"] * (task == "sid")]
-        assert cli.main(["run_downstream", *options]) == 0
+        option, corpus, _, split = TASKS[task]
+        options = [
+            "-d",
+            task,
+            "-p",
+            str(root / task),
+            option,
+            str(corpora / corpus),
+            *common,
+            *["-f"] * (task == "sid"),
+        ]
+        assert cli.main(["run_downstream", "-m", "train", *options, "-o", STEPS]) == 0
         states = torch.load(root / task / "states-2.ckpt", weights_only=True)
-        if task != "sid":  # two steps teach nothing: an output that says something
-            shape = states["Downstream"]["model.linear.weight"].shape
-            weight = 9 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
-            states["Downstream"]["model.linear.weight"] = weight
+        generator = torch.Generator().manual_seed(1)
+        for name, weight in states["Downstream"].items():
+            if name.endswith(".linear.weight") and task != "sid":  # two steps teach nothing: outputs that say something
+                states["Downstream"][name] = 9 * torch.randn(weight.shape, generator=generator)
         torch.save(states, root / task / "states-2.ckpt")
-        assert cli.main(["run_downstream", "-m", "evaluate", "-e", str(root / task), "-t", SPLIT[task]]) == 0
+        found = []
+        with pytest.MonkeyPatch.context() as patch:
+            loss = torch.nn.CrossEntropyLoss.forward
+            patch.setattr(
+                torch.nn.CrossEntropyLoss, "forward", lambda *given: found.extend(given[1].softmax(1)) or loss(*given)
+            )
+            evaluation = ["run_downstream", "-m", "evaluate", "-e", str(root / task), "-t", split]
+            assert cli.main([*evaluation, *save * (task == "sd")]) == 0
+        torch.save(found, root / task / "probabilities.pt")
+        gone = yaml.safe_dump(states["Config"]).replace(str(corpora), "/gone")
+        torch.save({**states, "Config": yaml.safe_load(gone)}, root / task / "states-2.ckpt")
         return root / task
 
     return make
 
 
 @pytest.fixture
-def predict(experiments, capsys):
-    """A function (task, *options) -> the rows printed, by the stem of the file."""
+def predict(experiments, corpora, capsys):
+    """A function (task, *options) -> the lines printed for the folder of its corpus."""
 
     def call(task, *options):
-        folder = experiments(task)
+        folder, (_, corpus, below, _) = experiments(task), TASKS[task]
         capsys.readouterr()
-        assert cli.main(["predict", str(folder), *map(str, options)]) == 0
-        return {pathlib.Path(row["name"]).stem: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+        assert cli.main(["predict", str(folder), str(corpora / corpus / below), *map(str, options)]) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
     return call
 
@@ -69,32 +106,116 @@ def assert_ordered(row, pieces):
     assert [piece["start"] for piece in pieces] == sorted(piece["start"] for piece in pieces)
 
 
-@pytest.mark.parametrize("task", ["asr", pytest.param("pr", marks=pytest.mark.slow)])
-def test_transcripts_are_those_of_evaluation(task, predict, experiments, corpora):
-    (ark,) = experiments(task).glob(f"{SPLIT[task]}-*hyp.ark")
+@pytest.mark.parametrize("task", ["asr", pytest.param("pr", marks=pytest.mark.slow), "sf"])
+def test_transcripts_are_those_of_evaluation(task, predict, experiments):
+    (ark,) = (
+        experiments(task).glob(f"{TASKS[task][3]}-*hyp.ark") if task == "asr" else experiments(task).glob("*hyp.ark")
+    )
     expected = pairs(ark)
-    rows = predict(task, corpora / "LibriSpeech")
+    rows = {pathlib.Path(row["name"]).stem: row for row in predict(task)}
     assert expected.keys() <= rows.keys() and any(len(text) > 3 for text in expected.values())
     for name, text in expected.items():
         row = rows[name]
         assert row["text"].strip() == text
-        pieces = row["words" if task == "asr" else "phones"]
+        pieces = row["phones" if task == "pr" else "words"]
         assert_ordered(row, pieces)
         if task == "asr":
             assert " ".join(piece["word"] for piece in pieces) == row["text"]
 
 
-def test_speakers_are_those_of_evaluation(predict, experiments, corpora):
-    rows = predict("sid", corpora / "VoxCeleb1")
-    expected = pairs(experiments("sid") / "test_predict.txt")
-    by_path = {row["audio"]: row for row in rows.values()}
-    assert by_path
-    for row in rows.values():
-        probabilities = list(row["probabilities"].values())
-        assert row["class"] == next(iter(row["probabilities"])) and probabilities == sorted(probabilities)[::-1]
-        assert 0 < sum(probabilities) <= 1.0001
-    found = {pathlib.Path(path).stem: row["class"] for path, row in by_path.items()}
-    assert {name: found[name] for name in expected if name in found}.items() <= expected.items()
+@pytest.mark.parametrize(
+    ("marks", "last", "slots"),
+    [
+        ("O O song", None, [("song", "HIT")]),
+        ("O artist artist", None, [("artist", "A HIT")]),
+        ("artist O song", None, [("artist", "PLAY"), ("song", "HIT")]),
+        ("O O song", -1, []),  # a slot that does not end is none in S3PRL's metrics
+    ],
+)
+def test_slots_are_those_of_the_metrics(marks, last, slots):
+    tokenizer = CharacterTextSlotEncoder([*" AHILPTY"], ["B-song", "E-song", "B-artist", "E-artist"])
+    labels = tokenizer.encode(f"BOS PLAY A HIT EOS\tO {marks} PlayMusic")[:-1][:last]
+    path = torch.eye(tokenizer.vocab_size)[[label for one in labels for label in (one, 0)]]
+    expert = types.SimpleNamespace(tokenizer=tokenizer, projector=lambda frames: frames, model=lambda *given: given)
+    times = torch.arange(len(path) + 1).unfold(0, 2, 1) / 50
+    (row,) = recognize(expert, lambda waves: ([path], [times]), [None])
+    assert row["text"] == tokenizer.decode(labels)
+    assert [(word["word"], word["start"]) for word in row["words"]][0] == ("PLAY", 0.04 if "art" in marks[:3] else 0)
+    assert " ".join(word["word"] for word in row["words"]) == "PLAY A HIT"
+    assert [(slot["slot"], slot["value"]) for slot in row["slots"]] == slots
+
+
+@pytest.mark.parametrize("task", ["ks", "er", pytest.param("sid", marks=pytest.mark.slow)])
+def test_classes_are_those_of_evaluation(task, predict, experiments):
+    """By S3PRL's names of the files, and with the probabilities of its logits."""
+    (path,) = experiments(task).glob("test*_predict.txt")
+    names = {"ks": 2, "sid": 3, "er": 1}[task]  # parts of the path in a name
+    rows = {"-".join(pathlib.Path(row["audio"]).with_suffix("").parts[-names:]): row for row in predict(task)}
+    expected = pairs(path)
+    probabilities = torch.load(experiments(task) / "probabilities.pt")
+    assert len(expected) == len(probabilities) > 1
+    for (name, label), of_name in zip(expected.items(), probabilities, strict=True):
+        assert rows[name]["class"] == label
+        assert_probable(rows[name], of_name)
+
+
+def assert_probable(row, probabilities):
+    found = row["probabilities"]
+    assert next(iter(found)) == row["class"]
+    assert list(found.values()) == pytest.approx(sorted(probabilities.tolist())[::-1][:5], abs=2e-6)
+
+
+def test_intents_are_those_of_evaluation(predict, experiments):
+    rows = {pathlib.Path(row["name"]).stem: row for row in predict("ic")}
+    lines = (experiments("ic") / "test_predict.csv").read_text().splitlines()
+    probabilities = iter(torch.load(experiments("ic") / "probabilities.pt"))
+    assert len(lines) == 2
+    for name, *values in (line.split(",") for line in lines):
+        for slot, value in zip(SLOTS, values, strict=True):
+            assert rows[name][slot]["class"] == value
+            assert_probable(rows[name][slot], next(probabilities))
+
+
+def test_speaker_activity_is_that_of_evaluation(predict, experiments):
+    """Also in the recording's last piece, which is one frame."""
+    h5py = pytest.importorskip("h5py")
+    for row in predict("sd"):
+        if not row["name"].startswith("test"):
+            continue
+        with h5py.File(experiments("sd") / "scoring" / "predictions" / f"{pathlib.Path(row['name']).stem}.h5") as file:
+            expected = file["T_hat"][:251] > row["threshold"]
+        found = np.zeros_like(expected)
+        for speaker, intervals in enumerate(row["speakers"]):
+            for start, end in intervals:
+                found[round(start * 50) : round(end * 50), speaker] = True
+        assert (found == expected).all() and 0 < expected.sum() < expected.size
+
+
+def test_speakers_are_verified_as_in_evaluation(predict, experiments, corpora, tmp_path, capsys):
+    """The scores of trials are S3PRL's; without trials there is one for every pair; others than asv have none."""
+    trials = corpora / "verification" / "veri_test2.txt"
+    *rows, first, second = predict("asv", "--trials", trials)
+    assert len(rows) == 4 and all(np.linalg.norm(row["embedding"]) == pytest.approx(1, abs=1e-4) for row in rows)
+    lines = (experiments("asv") / "test_predict.txt").read_text().splitlines()
+    expected = [float(line.split()[1]) for line in lines]
+    assert [first["score"], second["score"]] == pytest.approx(expected, abs=1e-5)
+    assert [first["enrol"], first["test"]] == trials.read_text().split()[1:3]
+    assert predict("asv", "--out", tmp_path / "out") == []
+    every = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
+    assert len(every) == 6 and first in every
+    other = tmp_path / "other.txt"
+    other.write_text("a.wav b.wav\n")
+    capsys.readouterr()
+    command = ["predict", str(experiments("asv")), str(corpora / "verification"), "--trials", str(other)]
+    assert cli.main(command) == 2
+    assert "other.txt, line 1: a.wav is not among the audio given" in capsys.readouterr().err
+    other.write_text("a.wav")
+    assert cli.main(command) == 2
+    assert "line 1: expected two files, or 0 or 1 and two files, found 'a.wav'" in capsys.readouterr().err
+    command[1] = str(experiments("ks"))
+    other.write_text("")
+    assert cli.main(command) == 2
+    assert "is for an experiment of asv, found speech_commands" in capsys.readouterr().err
 
 
 def test_another_rate_resuming_and_bad_files(experiments, tmp_path, audio_folder, caplog, capsys):
@@ -122,7 +243,10 @@ def test_predict_needs_no_corpus_but_an_experiment(experiments, tmp_path, audio_
     states["Args"].downstream = "speech_translation"
     torch.save(states, tmp_path / "other.ckpt")
     assert cli.main(["predict", str(tmp_path / "other.ckpt"), str(audio_folder)]) == 2
-    assert "predict knows the tasks asr, pr, sid; found speech_translation" in capsys.readouterr().err
+    assert (
+        "predict knows the tasks asr, pr, sid, ks, ic, sf, asv, sd, er; found speech_translation"
+        in capsys.readouterr().err
+    )
 
 
 def test_segments():

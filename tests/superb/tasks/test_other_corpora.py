@@ -96,7 +96,7 @@ def test_intents_are_numbered_as_s3prl_does(corpus, warnings):
     [
         (
             f",path,action,object,location\n0,wavs/test0.wav,{INTENTS[0]}x",
-            "of location that train_data.csv lacks: nonex",
+            "of location that the training data lack: nonex",
         ),
         (",path,action\n0,wavs/test0.wav,activate", "expected the columns path, action, object, location, found"),
         (None, "there is no .*test_data.csv"),
