@@ -1,5 +1,6 @@
 """The documentation: the site builds, and its drawings, figures and references are those of the repository."""
 
+import csv
 import json
 import pathlib
 import re
@@ -17,6 +18,7 @@ from s3prl_ofa.cli import COMMANDS
 from s3prl_ofa.sweep.results import collect
 
 DOCS = ROOT / "docs"
+RESULTS = ROOT / "benchmarks" / "results"
 DRAWINGS = runpy.run_path(str(DOCS / "drawings.py"))
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 NEAR = 0.5  # points on the page: other kernels round otherwise
@@ -106,6 +108,28 @@ def test_published_rates_that_were_learnt():
         cell = f"{found['frame_period_ms']:.1f} ms (lambd {found['learnt_lambd']:.2f}), {score}"
         (line,) = [line for line in lines if line.startswith(f"| {found['task']}, {found['value']:g} |")]
         assert cell in line.split("|")[2 if found["lambd_start"] == 0.1 else 3]
+
+
+def rows_of(file: str, **chosen: str) -> list[dict[str, str]]:
+    with (RESULTS / file).open(encoding="utf-8") as text:
+        rows = [row for row in csv.DictReader(text) if all(row[key] == value for key, value in chosen.items())]
+    assert rows
+    return rows
+
+
+def test_what_was_run_of_superb():
+    """The table of the tasks beside asr, pr and sid has the scores of the committed rows."""
+    rows = [json.loads(line) for line in (RESULTS / "superb_small.jsonl").read_text("utf-8").splitlines()]
+    table = (DOCS / "how-to" / "superb.md").read_text("utf-8").partition("## What was run")[2]
+    by_task: dict[str, dict[float, dict]] = {}
+    for one in rows:
+        by_task.setdefault(one["task"], {})[one["value"]] = one
+    assert {"ks", "ic", "sf", "sd", "er", "asv"} <= by_task.keys()
+    for task, found in by_task.items():
+        first = next(iter(found.values()))
+        scores = " | ".join(f"{found[value]['score']:.2f}" if value in found else "not run" for value in (0, 0.5, 1))
+        cells = re.escape(f"| {first['steps'] or 'none'} | `{first['metric']}` | {scores} |")
+        assert re.search(rf"^\| {task} \|.*{cells}$", table, re.M), (task, scores)
 
 
 def test_what_int8_costs():

@@ -90,11 +90,13 @@ def reader_folder(tmp_path, golden_checkpoint, audio_folder, monkeypatch) -> pat
         target = tmp_path / "s3prl" / "s3prl" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(installed / name, target)
-    command = tmp_path / "bin" / "s3prl-ofa"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m s3prl_ofa "$@"\n')
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", str(command.parent), prepend=os.pathsep)
+    (tmp_path / "bin").mkdir()
+    modules = {"s3prl-ofa": "-m s3prl_ofa", "fairseq-hydra-train": "-m fairseq_cli.hydra_train", "python": ""}
+    for name, module in modules.items():
+        command = tmp_path / "bin" / name
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -12,7 +12,7 @@ import yaml
 from paths import REF_TINY
 from pretraining import differences, read_checkpoint, run_here, start
 
-import s3prl_ofa
+import s3prl_ofa.pretrain  # makes fairseq's checkpoints loadable
 from s3prl_ofa import ModelConfig, OFAWav2Vec2, load
 from s3prl_ofa.checkpoint import convert
 from s3prl_ofa.io.audio import load_speech
@@ -148,11 +148,11 @@ def test_fairseqs_own_command(tmp_path, letters):
     """``fairseq-hydra-train`` with common.user_dir and the packaged configuration fine-tunes at a rate and resumes."""
     (data, audio), checkpoints, log = letters, tmp_path / "checkpoints", tmp_path / "log"
     convert("tiny", tmp_path / "tiny.pt")
-    package = pathlib.Path(s3prl_ofa.__file__).parent / "pretrain"
+    package = pathlib.Path(s3prl_ofa.pretrain.__file__).parent
     command = ["--config-dir", package / "configs", "--config-name", "ofa_ctc", f"common.user_dir={package}"]
     command += [f"task.data={data}", f"+model.w2v_path={tmp_path / 'tiny.pt'}", "+model.frame_period_ms=40"]
-    command += [f"+checkpoint.save_dir={checkpoints}", f"hydra.run.dir={tmp_path / 'run'}", "common.fp16=false"]
-    command += ["+common.cpu=true", "dataset.num_workers=0", "optimization.update_freq=[1]", "common.log_format=simple"]
+    command += [f"checkpoint.save_dir={checkpoints}", f"hydra.run.dir={tmp_path / 'run'}", "common.fp16=false"]
+    command += ["common.cpu=true", "dataset.num_workers=0", "optimization.update_freq=[1]", "common.log_format=simple"]
     command += ["model.mask_channel_length=8"]
     for updates in (2, 3):
         process = start([*command, f"optimization.max_update={updates}"], log, ["fairseq_cli.hydra_train"])

@@ -1,7 +1,6 @@
 """What the downstream model of each task says about new audio. Another task is an entry of ``PREDICTORS``."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from s3prl_ofa.io.audio import MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
 from s3prl_ofa.superb.tasks.configs import mapping_at
 from s3prl_ofa.superb.tasks.emotions import EMOTIONS
-from s3prl_ofa.superb.tasks.intents import INTENTS, settle_values
+from s3prl_ofa.superb.tasks.intents import INTENTS, SLOTS, settle_values
 from s3prl_ofa.superb.tasks.speakers import VOXCELEB1
 
 TOP = 5  # classes whose probability is given
@@ -153,8 +152,7 @@ def classify(expert: Any, feature: Tensor) -> Row:
 def classify_intent(expert: Any, feature: Tensor) -> Row:
     """ic: the value of each slot and probabilities."""
     parts = utterance_logits(expert, feature).split(expert.values_per_slot)
-    slots = expert.datarc[INTENTS].items()
-    return {slot: classified(part, values) for (slot, values), part in zip(slots, parts, strict=True)}
+    return {slot: classified(part, expert.datarc[INTENTS][slot]) for slot, part in zip(SLOTS, parts, strict=True)}
 
 
 @of_each
@@ -200,8 +198,8 @@ def classes_alone(
     """``without_corpus`` of a task with these classes of datasets; ``others`` are replaced, too."""
 
     def replaced(expert: ModuleType, config: Row, weights: Row) -> contextlib.AbstractContextManager:
-        classes = functools.partial(lambda names, *_, **__: Classes(names), find(expert, config, weights))
-        return patched_attributes(expert, **dict.fromkeys(datasets, classes), **others)
+        classes = Classes(find(expert, config, weights))
+        return patched_attributes(expert, **dict.fromkeys(datasets, lambda *_, **__: classes), **others)
 
     return replaced
 

@@ -53,7 +53,7 @@ def test_train_and_evaluate(task, train):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("lambd", ["0", "1"])
+@pytest.mark.parametrize("lambd", ["0", "0.5", "1"])
 def test_resume_at_any_rate(task, lambd, train):
     """Each task resumes from its last step, whatever the rate, and ends with the weights that it would have had."""
     assert train(task, "--lambd", lambd) == 0

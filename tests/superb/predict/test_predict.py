@@ -108,9 +108,7 @@ def assert_ordered(row, pieces):
 
 @pytest.mark.parametrize("task", ["asr", pytest.param("pr", marks=pytest.mark.slow), "sf"])
 def test_transcripts_are_those_of_evaluation(task, predict, experiments):
-    (ark,) = (
-        experiments(task).glob(f"{TASKS[task][3]}-*hyp.ark") if task == "asr" else experiments(task).glob("*hyp.ark")
-    )
+    (ark,) = experiments(task).glob(f"{TASKS[task][3]}-*hyp.ark")
     expected = pairs(ark)
     rows = {pathlib.Path(row["name"]).stem: row for row in predict(task)}
     assert expected.keys() <= rows.keys() and any(len(text) > 3 for text in expected.values())
@@ -145,7 +143,7 @@ def test_slots_are_those_of_the_metrics(marks, last, slots):
     assert [(slot["slot"], slot["value"]) for slot in row["slots"]] == slots
 
 
-@pytest.mark.parametrize("task", ["ks", "er", pytest.param("sid", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("task", ["ks", "er", "sid"])
 def test_classes_are_those_of_evaluation(task, predict, experiments):
     """By S3PRL's names of the files, and with the probabilities of its logits."""
     (path,) = experiments(task).glob("test*_predict.txt")
@@ -162,7 +160,7 @@ def test_classes_are_those_of_evaluation(task, predict, experiments):
 def assert_probable(row, probabilities):
     found = row["probabilities"]
     assert next(iter(found)) == row["class"]
-    assert list(found.values()) == pytest.approx(sorted(probabilities.tolist())[::-1][:5], abs=2e-6)
+    assert list(found.values()) == pytest.approx(sorted(probabilities.tolist())[::-1][:5], abs=1e-4)
 
 
 def test_intents_are_those_of_evaluation(predict, experiments):
@@ -270,6 +268,7 @@ def test_upstream_of_an_experiment(experiments, tmp_path, make_wave, capsys):
     convert(folder, tmp_path / "trained.safetensors")
     for source in (folder / "states-2.ckpt", tmp_path / "trained.safetensors"):
         assert load(source).fingerprint() == model.fingerprint()
+    capsys.readouterr()
     assert cli.main(["info", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["format"] == "experiment"
     with pytest.raises(CheckpointError, match="did not train an upstream of ours"):
