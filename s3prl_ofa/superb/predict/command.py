@@ -50,9 +50,11 @@ def run(args: argparse.Namespace) -> int:
         errors: list[tuple[Utterance, str]] = []
         todo = [one for one in utterances if one.name not in kept]
         left = list(with_seconds(utterances, todo, "", lambda one, reason: errors.append((one, reason))))
-        done, embeddings = 0, {name: row.get(EMBEDDING) for name, row in kept.items()}
+        done, embeddings = 0, {name: row[EMBEDDING] for name, row in kept.items() if is_verification}
         for row in predictions(experiment, left, args.batch_seconds, errors):
-            done, embeddings[row["name"]] = done + 1, row.get(EMBEDDING)
+            done += 1
+            if is_verification:
+                embeddings[row["name"]] = row[EMBEDDING]
             if args.out is None:
                 print(json.dumps(row), flush=True)
             else:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from s3prl.downstream.ctc.metric import parse
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ofa.checkpoint.safe_loading import patched_attributes
@@ -136,7 +136,7 @@ def classified(logits: Tensor, names: list[str]) -> Row:
     return {"class": next(iter(probabilities)), "probabilities": probabilities}
 
 
-def utterance_logits(expert: nn.Module, feature: Tensor) -> Tensor:
+def utterance_logits(expert: Any, feature: Tensor) -> Tensor:
     """Logits (classes,) of S3PRL's experts with a projector and an utterance-level model."""
     length = torch.IntTensor([len(feature)]).to(feature.device)
     return expert.model(expert.projector(feature[None]), length)[0][0]

@@ -28,10 +28,10 @@ def read_trials(path: pathlib.Path, utterances: list[Utterance]) -> list[Pair]:
             del files[0]
         if len(files) != 2:
             raise UsageError(f"{path}, line {number}: expected two files, or 0 or 1 and two files, found {line[:80]!r}")
-        found = [names.get(file) or names.get(os.path.abspath(file)) for file in files]
-        if None in found:
-            raise UsageError(f"{path}, line {number}: {files[found.index(None)]} is not among the audio given")
-        pairs.append((found[0], found[1]))
+        enrol, test = (names.get(file) or names.get(os.path.abspath(file)) for file in files)
+        if enrol is None or test is None:
+            raise UsageError(f"{path}, line {number}: {files[enrol is not None]} is not among the audio given")
+        pairs.append((enrol, test))
     return pairs
 
 
