@@ -100,7 +100,7 @@ torch.save({"frames": frames, "lengths": lengths}, "frames.pt")
 @pytest.mark.slow
 def test_espnets_frontend(tmp_path):
     """ESPnet's S3PRL frontend gives the frames of the rate with their lengths."""
-    pytest.importorskip("espnet2", reason="ESPnet is not installed: pip install --no-deps espnet, see CONTRIBUTING.md")
+    pytest.importorskip("espnet2", reason="ESPnet is not installed: see .ci/venv")
     (tmp_path / "tool.py").write_text(ESPNET)
     waves = torch.randn(2, 32_000) / 10
     torch.save(waves, tmp_path / "waves.pt")

@@ -214,7 +214,7 @@ def test_trainer_on_real_speech(auto, mini_librispeech, tmp_path):
 @pytest.mark.slow
 def test_speechbrain(auto, folder, tmp_path):
     """SpeechBrain's wrapper of transformers' wav2vec 2.0 takes the folder, frozen or not, at a rate."""
-    pytest.importorskip("speechbrain", reason="SpeechBrain is not installed")
+    pytest.importorskip("speechbrain", reason="SpeechBrain is not installed: see .ci/venv")
     from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
 
     wave = torch.sin(torch.arange(16_000) / 9).repeat(2, 1)
