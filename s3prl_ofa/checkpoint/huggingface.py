@@ -318,12 +318,8 @@ def as_wav2vec2(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tenso
     heads = {name: theirs for name in weights if (theirs := rename(name, heads_backwards))}
     for_pretraining = len(heads) == 7 and "mask_emb" in weights
     names = {name: PREFIX + theirs for name, theirs in body.items()} | heads if for_pretraining else body
-    left_out = set(weights) - set(names)
-    unknown = {name for name in left_out if not PRETRAINING.match(name)}
-    if unknown:
-        raise CheckpointError(f"unknown weights {named(unknown)}; expected those of a wav2vec 2.0")
     tensors = {names[name]: weight for name, weight in weights.items() if name in names}
-    return config_values(checkpoint, for_pretraining), tensors, left_out
+    return config_values(checkpoint, for_pretraining), tensors, set(weights) - set(names)
 
 
 def config_values(checkpoint: Checkpoint, for_pretraining: bool) -> dict[str, Any]:
