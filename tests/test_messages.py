@@ -1,27 +1,43 @@
 """Every error that a user can meet, with its text: what was found, what was expected, what to do.
 
-messages.txt has them all, below the file that raises them, as a user sees them or with the source of what is filled in
-in braces; and below the name of a library those that it words. A command line or an expression above a message leads to
-it, after ``with FILE: CONTENT`` wrote its files; the tests of the rooms raise the others.
+messages.txt has them all, as a user sees them, below the file that raises them or the name of the library that words
+them. What stands above a message leads to it: a command line, or an expression in the module's namespace and that of
+``names``, after ``with FILE: TEXT`` or ``with FILE = EXPRESSION`` wrote files and ``uninstalled PACKAGE`` hid packages.
+Where this is not possible here, ``! REASON`` says why, or which test raises the message.
 """
 
+import argparse
 import ast
+import builtins
+import dataclasses
+import functools
+import importlib
+import io
+import json
+import pathlib
 import re
 import shlex
+import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import hostile_files
+import hostile_pickles
 import numpy as np
+import pretraining
 import pytest
+import safetensors.torch
 import soundfile
+import superb_corpora
+import sweep_rows
 import torch
 import yaml
-from paths import ROOT
-from pretraining import write_config
+from models import GOLDEN_CONFIG
+from paths import REF_TINY, ROOT
 
 from s3prl_ofa import ModelConfig, OFAWav2Vec2, cli, load
-from s3prl_ofa.checkpoint import checkpoint_path
-from s3prl_ofa.model.cif import cif
+from s3prl_ofa.arguments.parser import one_line
+from s3prl_ofa.checkpoint import checkpoint_path, read_checkpoint
 from s3prl_ofa.resources import AUDIO
 from s3prl_ofa.superb.compat.link import CHECKOUT_FILES
 
@@ -83,10 +99,11 @@ RAISED = list(raised())
 
 
 class Attempt(NamedTuple):
-    """What leads to a message: a line of the table, and the content of the files that it needs by their names."""
+    """What leads to a message: a line of the table, and the ``with`` and ``uninstalled`` lines above it."""
 
     line: str
-    files: dict[str, str]
+    before: list[str]
+    module: str
     message: str
 
 
@@ -94,20 +111,17 @@ def table() -> tuple[dict[str, list[str]], list[Attempt]]:
     """The messages of each file or library, and what leads to them."""
     messages: dict[str, list[str]] = {}
     attempts: list[Attempt] = []
-    line_before, files = "", {}
+    module, before = "", []
     for line in TABLE.read_text("utf-8").splitlines():
         if line.startswith("# "):
-            lines = messages.setdefault(line[2:], [])
-        elif line.startswith("with "):
-            name, _, content = line.removeprefix("with ").partition(":")
-            files[name] = content.strip().encode().decode("unicode_escape")
-        elif line.startswith(("$ ", ">>> ")):
-            line_before = line
+            module = line[2:]
+            messages[module] = []
+        elif line.startswith(("with ", "uninstalled ", "$ ", ">>> ", "! ")):
+            before.append(line)
         elif line:
-            lines.append(line)
-            if line_before:
-                attempts.append(Attempt(line_before, files, line))
-                line_before, files = "", {}
+            messages[module].append(line)
+            attempts.append(Attempt(before[-1] if before else "", before[:-1], module, line))
+            before = []
     return messages, attempts
 
 
@@ -145,6 +159,14 @@ def test_every_message_is_one_sentence():
         assert "\n" not in message.text and not re.search(r"[^.]\.$", message.text), message
 
 
+def test_every_message_is_provoked_or_has_a_reason():
+    missing = [attempt.message for attempt in ATTEMPTS if not attempt.line.startswith(("$ ", ">>> ", "! "))]
+    assert not missing, "nothing leads to them in tests/messages.txt:\n" + "\n".join(missing)
+    for attempt in ATTEMPTS:
+        for path, name in re.findall(r"(tests/\S+\.py)::(\w+)", attempt.line if attempt.line[0] == "!" else ""):
+            assert f"def {name}(" in (ROOT / path).read_text("utf-8"), attempt.line
+
+
 GRID = {
     "checkpoints": {"tiny": str(checkpoint_path("tiny"))},
     "data": {"voxceleb1": "VoxCeleb1"},
@@ -172,15 +194,57 @@ def folder_of_a_user(tmp_path, monkeypatch, make_wave, saved_plain):
         **{f"checkout/s3prl/{name}": "from s3prl.upstream.apc.hubconf import *\n" for name in CHECKOUT_FILES},
     }.items():
         write(tmp_path / name, content)
-    write_config(tmp_path / "pretrain.yaml")
+    pretraining.write_config(tmp_path / "pretrain.yaml")
     (tmp_path / "folder").mkdir()
     (tmp_path / "VoxCeleb1").symlink_to(AUDIO)
     (tmp_path / "plain.safetensors").hardlink_to(saved_plain)
 
 
-def write(path, content: str) -> None:
+def write(path: pathlib.Path, content: Any) -> None:
+    """Text and bytes as they are, a wave or (wave, rate) as audio, a model, and anything else as a checkpoint."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
+    if isinstance(content, str | bytes):
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    elif isinstance(content, np.ndarray | tuple):
+        wave, rate = content if isinstance(content, tuple) else (content, 16_000)
+        soundfile.write(path, wave, rate, subtype="FLOAT" if path.suffix == ".wav" else None)
+    elif isinstance(content, OFAWav2Vec2):
+        content.save(path)
+    elif path.suffix == ".safetensors":
+        safetensors.torch.save_file(content, path)
+    else:
+        torch.save(content, path)
+
+
+def prepare(attempt: Attempt, folder: pathlib.Path, values: dict[str, Any], monkeypatch) -> None:
+    """Writes the files of ``with`` and hides the packages of ``uninstalled``. grid.yaml: what differs from GRID."""
+    for line in attempt.before:
+        if line.startswith("uninstalled "):
+            hide(line.removeprefix("uninstalled "), attempt.module, monkeypatch)
+            continue
+        name, kind, content = re.fullmatch(r"with (\S+?)(:| =) ?(.*)", line).groups()
+        content = content.encode().decode("unicode_escape") if kind == ":" else eval(content, {**values})
+        if name == "grid.yaml":
+            content = yaml.safe_dump({**GRID, **yaml.safe_load(content)})
+        write(folder / name, content)
+
+
+def hide(package: str, module: str, monkeypatch) -> None:
+    """The package is missing, and ``module`` is imported again if it is needed."""
+    real = builtins.__import__
+
+    def imported(name: str, *rest: Any) -> Any:
+        if name.partition(".")[0] == package:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", imported)
+    monkeypatch.setitem(sys.modules, package, None)  # for importlib
+    monkeypatch.delitem(sys.modules, dotted(module), raising=False)
+
+
+def dotted(module: str) -> str:
+    return "s3prl_ofa." + module.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def unquoted(text: str) -> str:
@@ -189,23 +253,23 @@ def unquoted(text: str) -> str:
 
 
 @attempts("$ ")
-def test_commands_say_so(attempt, folder_of_a_user, tmp_path, capsys, monkeypatch):
-    """One line on stderr, status 2. Before the message the file may be named, after it the way to help.
-
-    grid.yaml is a good grid, changed by what the table says."""
-    for name, content in attempt.files.items():
-        if name == "grid.yaml":
-            content = yaml.safe_dump({**GRID, **yaml.safe_load(content)})
-        write(tmp_path / name, content)
+def test_commands_say_so(attempt, folder_of_a_user, names, tmp_path, capsys, monkeypatch):
+    """One line on stderr, status 2."""
+    prepare(attempt, tmp_path, names(attempt.module), monkeypatch)
     words = shlex.split(attempt.line.removeprefix("$ "))
     while words[0] != "s3prl-ofa":
         monkeypatch.setenv(*words.pop(0).split("="))
     assert cli.main(words[1:]) == 2
-    said = capsys.readouterr().err.splitlines()[-1].replace(f"{tmp_path}/", "").replace(str(AUDIO), "VoxCeleb1")
+    said = re.findall(r"s3prl-ofa[\w ]*: error: (.*)", capsys.readouterr().err)
+    assert_says(said[-1], attempt, tmp_path)
+
+
+def assert_says(said: str, attempt: Attempt, folder: pathlib.Path) -> None:
+    """Before the message there may be the name of a file, or what it belongs to, and after it the way to help."""
+    for path, name in ((folder, ""), (AUDIO, "VoxCeleb1/"), (ROOT, "")):
+        said = said.replace(f"{path}/", name).replace(str(path), name.rstrip("/"))
     expected = re.escape(unquoted(attempt.message))
-    assert re.fullmatch(
-        rf"s3prl-ofa( \w+)?: error: (.*[:/ ])?{expected}( \(see s3prl-ofa .*--help\))?", unquoted(said)
-    ), said
+    assert re.fullmatch(rf"(.*[:/ ])?{expected}( \(see s3prl-ofa .*--help\))?", unquoted(said)), said
 
 
 @pytest.fixture(scope="module")
@@ -221,15 +285,60 @@ def saved_plain(plain, tmp_path_factory):
     return path
 
 
+def fairseq(weights: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    """The content of the reference's checkpoint with other weights and settings of its model."""
+    whole = torch.load(REF_TINY, weights_only=True)
+    cfg = {"model": {**whole["cfg"]["model"], **settings}, "task": whole["cfg"]["task"]}
+    return {"cfg": cfg, "model": {**whole["model"], **(weights or {})}}
+
+
+def ours(metadata: dict[str, str] | None = None, **weights: torch.Tensor) -> bytes:
+    """A file of our format with these metadata and weights."""
+    known = {"format": "s3prl-ofa 1", "config": json.dumps(GOLDEN_CONFIG.to_dict())}
+    return safetensors.torch.save(weights or {"mask_emb": torch.zeros(1)}, {**known, **(metadata or {})})
+
+
+def zipped(**records: bytes) -> bytes:
+    """The reference's checkpoint, an archive, with these records."""
+    found = hostile_files.records_of(REF_TINY.read_bytes())
+    return hostile_files.rebuilt(found | {f"archive/{name}": data for name, data in records.items()})
+
+
+def sound(kind: str) -> bytes:
+    """A second of noise in an audio format."""
+    file = io.BytesIO()
+    soundfile.write(file, np.random.default_rng(0).uniform(-0.1, 0.1, 16_000), 16_000, format=kind)
+    return file.getvalue()
+
+
+def trained(**states: Any) -> dict[str, Any]:
+    """The content of a checkpoint of run_downstream."""
+    return {"Args": {}, "Config": {}, "Featurizer": {"x": torch.zeros(1)}, "Downstream": {}, **states}
+
+
 @pytest.fixture(scope="module")
 def names(plain):
-    """What the expressions use."""
-    others = {"ModelConfig": ModelConfig, "cif": cif, "load": load, "np": np, "torch": torch}
-    return {"model": load("tiny"), "plain": plain, "wave": np.zeros(16_000, "float32"), **others}
+    """A function (module) -> what the expressions below this heading of the table may use."""
+    common = {item.__name__: item for item in (fairseq, ours, sound, trained, zipped, load, read_checkpoint)}
+    common |= {item.__name__: item for item in (OFAWav2Vec2, ModelConfig, argparse, dataclasses, importlib, json)}
+    common |= {item.__name__: item for item in (hostile_files, hostile_pickles, pathlib, pretraining, safetensors)}
+    common |= {item.__name__: item for item in (superb_corpora, sweep_rows, torch)}
+    common |= {"np": np, "plain": plain, "wave": np.zeros(16_000, "float32"), "model": load("tiny")}
+    common |= {"pickles": functools.cache(hostile_pickles.pickles), "legacy": functools.cache(hostile_files.legacy)}
+
+    def of(module: str) -> dict[str, Any]:
+        if not module.endswith(".py"):
+            return common
+        return {**vars(importlib.import_module(dotted(module))), **common}
+
+    return of
 
 
 @attempts(">>> ")
-def test_expressions_say_so(attempt, names):
-    with pytest.raises(ValueError) as error:
-        eval(attempt.line.removeprefix(">>> "), {**names})
-    assert str(error.value) == attempt.message
+def test_expressions_say_so(attempt, folder_of_a_user, names, tmp_path, monkeypatch):
+    values = names(attempt.module)
+    prepare(attempt, tmp_path, values, monkeypatch)
+    with pytest.raises(Exception) as error:
+        eval(attempt.line.removeprefix(">>> "), {**values})
+    assert error.type.__name__ in USER_FACING, error.value
+    assert_says(one_line(error.value), attempt, tmp_path)

@@ -108,7 +108,7 @@ class CtmIntervals:
         if entry.stem in self.shared:
             raise GuidanceError(f"no alignment: other files of the manifest are also named {entry.stem}")
         if entry.stem not in self.intervals:
-            raise GuidanceError("no alignment")
+            raise GuidanceError(f"no alignment: the CTM file has no utterance {entry.stem}")
         return self.intervals[entry.stem]
 
 
@@ -126,7 +126,7 @@ class TextGridIntervals:
         folder = self.folder / pathlib.PurePosixPath(entry.relative).parent
         paths = [path for path in paths if path.parent == folder] or paths
         if not paths:
-            raise GuidanceError("no alignment")
+            raise GuidanceError(f"no alignment: no TextGrid is named {entry.stem}")
         if len(paths) > 1 or (entry.stem in self.shared and paths[0].parent != folder):
             raise GuidanceError(f"no alignment at its relative path, and several files are named {entry.stem}")
         return read_textgrid(paths[0], self.tier)

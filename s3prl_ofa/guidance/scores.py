@@ -57,7 +57,7 @@ def boundary_scores(
     possible. Raises ValueError if the numbers of utterances differ.
     """
     if len(found) != len(reference):
-        raise ValueError(f"{len(found)} utterances with found boundaries, {len(reference)} with reference boundaries")
+        raise ValueError(f"found has {len(found)} utterances and reference {len(reference)}; expected equally many")
     pairs = [
         (np.sort(np.asarray(a, float)), np.sort(np.asarray(b, float))) for a, b in zip(found, reference, strict=True)
     ]

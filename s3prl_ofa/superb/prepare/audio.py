@@ -25,7 +25,7 @@ def convert_corpus(output: Output, corpus: pathlib.Path) -> None:
     unless ``force``. Raises UsageError if the output folder is a part of the corpus or the other way round.
     """
     if not corpus.is_dir():
-        raise UsageError(f"there is no folder {corpus}")
+        raise UsageError(f"there is no folder {corpus}; expected one with audio files")
     root, target = corpus.resolve(), output.folder.resolve()
     if root == target or root in target.parents or target in root.parents:
         raise UsageError(f"--out {output.folder}: expected a folder that neither holds {corpus} nor is in it")

@@ -13,7 +13,7 @@ from s3prl_ofa.superb.prepare.output import Output
 def write_manifests(output: Output, audio: pathlib.Path, valid_fraction: float, seed: int) -> None:
     """Writes train.tsv and valid.tsv of all audio below a folder. Raises UsageError if only one of the two exists."""
     if not audio.is_dir():
-        raise UsageError(f"there is no folder {audio}")
+        raise UsageError(f"there is no folder {audio}; expected one with audio files")
     if not 0 <= valid_fraction < 1:
         raise UsageError(f"--valid-fraction must be at least 0 and below 1, found {valid_fraction:g}")
     paths = [output.folder / f"{part}.tsv" for part in ("train", "valid")]

@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from paths import CKPT
@@ -218,15 +219,18 @@ def test_speakers_are_verified_as_in_evaluation(predict, experiments, corpora, t
 
 def test_another_rate_resuming_and_bad_files(experiments, tmp_path, audio_folder, caplog, capsys):
     (audio_folder / "bad.wav").write_bytes(b"RIFF")
+    soundfile.write(audio_folder / "short.wav", np.zeros(320), 16_000)
     out = tmp_path / "out"
     command = ["predict", str(experiments("asr") / "states-2.ckpt"), str(audio_folder), "--out", str(out)]
     assert cli.main([*command, "--frame-period-ms", "60"]) == 1
-    assert "bad.wav" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "bad.wav" in said
+    assert "short.wav: too short: 320 samples at 16000 Hz, at least 400 are needed" in said
     rows = (out / "predictions.jsonl").read_text().splitlines()
     assert len(rows) == 4
     (out / "predictions.jsonl").write_text("\n".join(rows[:2]) + "\n" + rows[2][:10])
     assert cli.main([*command, "--frame-period-ms", "60"]) == 1
-    assert "2 of 5 files predicted" in capsys.readouterr().err
+    assert "2 of 6 files predicted" in capsys.readouterr().err
     lines = [line for line in (out / "predictions.jsonl").read_text().splitlines() if line in rows]
     assert sorted(lines) == sorted(rows)
     assert cli.main(command) == 2
