@@ -290,7 +290,7 @@ def test_hostile_experiments_are_named(kind, saved, corpora, capfd, tmp_path):
         assert cli.main([*evaluate, *options]) == 2
         said = capfd.readouterr().err.strip().splitlines()[-1]
         assert f"error: {folder}/states-2.ckpt: refused, because it " in said
-        assert any(f" {name}" in said for name in ("posix.mkdir", "pathlib.PurePosixPath", "is a TorchScript archive"))
+        assert any(f" {name}" in said for name in ("posix.mkdir", "pathlib.", "is a TorchScript archive"))
         assert "weights_only" not in said and "save it again with only weights and plain values" in said
     assert not list(pathlib.Path().iterdir())
 
