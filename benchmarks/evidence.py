@@ -19,7 +19,7 @@ from s3prl_ofa.sweep.report import tables
 from s3prl_ofa.sweep.report.aggregation import Summary, summarize
 from s3prl_ofa.sweep.report.bootstrap import resampled_scores
 from s3prl_ofa.sweep.report.front import choice
-from s3prl_ofa.sweep.report.settings import EQUAL, EXIT, POOLED, SPECIALIST, VARIABLE, base_of
+from s3prl_ofa.sweep.report.settings import Kind, base_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "MODEL_CARD.md", ROOT / "docs" / "results.md"]
@@ -28,7 +28,8 @@ CURVES = ROOT / "s3prl_ofa" / "demo" / "tiny.csv"
 TOLERANCE = 0.05
 TASKS = {"pr": "Phonemes", "sid": "Speakers", "asr": "Characters"}
 # In which column a compressed setting has to be nearest to one of each kind, to be compared with it
-ALIKE = {EQUAL: "value", EXIT: "gmacs", POOLED: "frame_period_ms", SPECIALIST: "frame_period_ms"}
+ALIKE = {Kind.EQUAL: "value", Kind.EXIT: "gmacs", Kind.POOLED: "frame_period_ms", Kind.SPECIALIST: "frame_period_ms"}
+TIMES = ("faster than 20 ms", "upstream (ms / s)", "downstream (ms / s)")
 PROBED = ("phone_accuracy", "speaker_accuracy")
 VALIDATED = {  # text and digits of columns of the curves
     "dev_accuracy": ("phone accuracy", 3),
@@ -49,29 +50,30 @@ def summary_of(folder: pathlib.Path) -> Summary:
 
 def what_was_run() -> str:
     """How many points, seeds and updates, and on what."""
-    tasks = [
-        f"{task} {max(map(len, settings['seeds']))} seeds and {settings['steps'].max():.0f} updates"
-        for task, settings in evidence().settings.groupby("task", sort=False)
-    ]
-    return f"{len(evidence().finished)} points: {'; '.join(tasks)}. {tables.notes(evidence())}"
+    tasks = []
+    for task, settings in evidence().settings.groupby("task", sort=False):
+        seeds = int(settings["seeds"].map(len).max())
+        tasks.append(f"{task} {seeds} seed{'s' * (seeds > 1)} and {settings['steps'].max():.0f} updates")
+    devices = sorted(set(evidence().settings["devices"].sum()))
+    return (
+        f"{len(evidence().finished)} points: {'; '.join(tasks)}. Scores are means and standard deviations over seeds. "
+        f"{tables.about_intervals(evidence())}GMACs are the upstream's, per second of audio; x2 says that CTC had to "
+        f"see each frame twice. Computed on {', '.join(devices)}."
+    )
 
 
 def headline() -> str:
-    """A line per task: the score at 20 ms, and at the longest frame period at which no frame is repeated for CTC."""
+    """A line per task: the score and the cost at 20 ms and at each compressed rate at which CTC sees frames once."""
     lines = []
     for task, settings in evidence().settings.groupby("task", sort=False):
-        curve = settings[(settings["kind"] == VARIABLE) & frames_once(settings)].sort_values("frame_period_ms")
+        curve = settings[(settings["kind"] == Kind.VARIABLE) & frames_once(settings)].sort_values("frame_period_ms")
         if (base := base_of(settings)) is None or len(curve) < 2:
             continue
-        last = list(curve.itertuples())[-1]
-        metric = base.metric_name.removesuffix(" (%)")
-        text = (
-            f"* **{TASKS[task]}**: {metric} {base.score:.1f}% at 20 ms, {last.score:.1f}% at "
-            f"{last.frame_period_ms:.0f} ms per frame, for {last.gmacs / base.gmacs:.2f} of the model's "
-            "multiply-accumulates"
-        )
-        equal = settings[(settings["kind"] == EQUAL) & (settings["value"] == last.value)]
-        lines += [text + "".join(f" ({one.score:.1f}% with frames of equal length)" for one in equal.itertuples())]
+        parts = [f"{base.metric_name.removesuffix(' (%)')} {base.score:.1f}% at 20 ms per frame"]
+        for one in curve[curve.index != base.Index].itertuples():
+            of_the = "" if len(parts) > 1 else " of the arithmetic"
+            parts.append(f"{one.score:.1f}% at {one.frame_period_ms:.0f} ms ({one.gmacs / base.gmacs:.2f}{of_the})")
+        lines.append(f"* **{TASKS[task]}**: {', '.join(parts)}")
     return "\n".join(lines)
 
 
@@ -85,24 +87,29 @@ def overview() -> str:
 
 
 def all_settings() -> str:
-    return table(*tables.all_settings(evidence()))
+    return table(*tables.table(without(tables.SETTING_COLUMNS), evidence().settings.itertuples()))
 
 
 def fronts() -> str:
-    """What is best within each cost, in multiply-accumulates and in time."""
-    return table(*tables.fronts(evidence()))
+    """What is best within each cost in multiply-accumulates."""
+    return table(*tables.table(without(tables.CHOICE_COLUMNS), evidence().fronts["gmacs"]))
 
 
-def beside(kind: int) -> str | None:
+def without(columns: dict[str, Callable[[Any], str]]) -> dict[str, Callable[[Any], str]]:
+    """The columns but those of time, as these points were run several at once."""
+    return {name: cell for name, cell in columns.items() if name not in TIMES}
+
+
+def beside(kind: Kind) -> str | None:
     """Each setting of a kind, and beside it the compressed one that is most like it, or that has as many frames."""
     settings = evidence().settings
     scores, lines = resampled_scores(EVIDENCE, settings), []
     for task, of_task in settings.groupby("task", sort=False):
-        ours = of_task[(of_task["kind"] == VARIABLE) & frames_once(of_task)]
+        ours = of_task[(of_task["kind"] == Kind.VARIABLE) & frames_once(of_task)]
         rivals = of_task[(of_task["kind"] == kind) & frames_once(of_task)]
         for rival in rivals.itertuples():
             distance = (ours[ALIKE[kind]] - getattr(rival, ALIKE[kind])).abs()
-            if not len(ours) or kind == EQUAL and distance.min() > 0:
+            if not len(ours) or kind == Kind.EQUAL and distance.min() > 0:
                 continue
             nearest = next(ours.loc[[distance.idxmin()]].itertuples())
             found = choice(nearest, rival, of_task, scores, "")
@@ -114,7 +121,7 @@ def beside(kind: int) -> str | None:
 
 
 def cells(setting: Any) -> list[str]:
-    score = f"{setting.metric_name} {tables.plus_minus(setting, 1)}{tables.interval_text(setting, 1)}"
+    score = f"{setting.metric_name} {tables.plus_minus(setting, 1)}{tables.interval_text(setting)}"
     return [setting.label, f"{setting.frame_period_ms:.1f}", f"{setting.gmacs:.3f}", score]
 
 
@@ -123,7 +130,7 @@ def s3prl_scores() -> str:
     settings = evidence().settings
     lines = [
         [setting.task, str(len(setting.seeds)), *cells(setting)] + [tables.repeated(setting, "x{}")]
-        for setting in settings[settings["kind"] == VARIABLE].itertuples()
+        for setting in settings[settings["kind"] == Kind.VARIABLE].itertuples()
     ]
     return table(["task", "seeds", "rate", "frame period (ms)", "GMACs / s", "score", "frames repeated"], lines)
 
@@ -171,10 +178,10 @@ TABLES: dict[str, Callable[[], str | None]] = {
     "headline": headline,
     "overview": overview,
     "fronts": fronts,
-    "equal lengths": lambda: beside(EQUAL),
-    "specialists": lambda: beside(SPECIALIST),
-    "early exit": lambda: beside(EXIT),
-    "pooling": lambda: beside(POOLED),
+    "equal lengths": lambda: beside(Kind.EQUAL),
+    "specialists": lambda: beside(Kind.SPECIALIST),
+    "early exit": lambda: beside(Kind.EXIT),
+    "pooling": lambda: beside(Kind.POOLED),
     "all settings": all_settings,
     "scores": s3prl_scores,
     "probes": probes,

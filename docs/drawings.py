@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 import s3prl_ofa
 from s3prl_ofa.sweep.report.aggregation import summarize
-from s3prl_ofa.sweep.report.settings import EQUAL, EXIT, POOLED, VARIABLE
+from s3prl_ofa.sweep.report.settings import Kind
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
@@ -28,10 +28,10 @@ SAMPLE_RATE = 16_000  # Hz
 LAMBDS = (0.0, 0.5, 1.0)
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#9aa0a6"
 ALTERNATIVES = {  # colour, marker and label of each kind of setting
-    VARIABLE: (BLUE, "o-", "once-for-all, one checkpoint"),
-    EQUAL: (GREEN, "v:", "the same, frames of equal length"),
-    EXIT: (PURPLE, "P:", "20 ms model, first layers only"),
-    POOLED: (ORANGE, "s--", "20 ms model, outputs averaged"),
+    Kind.VARIABLE: (BLUE, "o-", "once-for-all, one checkpoint"),
+    Kind.EQUAL: (GREEN, "v:", "the same, frames of equal length"),
+    Kind.EXIT: (PURPLE, "P:", "20 ms model, first layers only"),
+    Kind.POOLED: (ORANGE, "s--", "20 ms model, outputs averaged"),
 }
 STYLE = {
     "svg.hashsalt": "s3prl-ofa",  # the same names inside the file on every run
