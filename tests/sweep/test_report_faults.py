@@ -193,6 +193,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:Glyph")  # a line of noise for each character
 def test_any_name(tmp_path, capsys):
     """TeX, HTML, Markdown: names of tasks, models and metrics come out as they are, in plots too."""

@@ -4,12 +4,15 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 from s3prl_ofa.superb import registration
 
 MODULES = ("s3prl.downstream.asr.dataset", "s3prl.downstream.ctc.corpus.libriphone")
 MODULES += ("s3prl.downstream.voxceleb1.dataset",)
 
 
+@pytest.mark.slow
 def test_datasets_register_in_workers():
     """Unpickled in a fresh Python, a dataset of each task finds S3PRL with its shims, our corpora and our loader."""
     registration.register()
