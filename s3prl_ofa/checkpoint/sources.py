@@ -82,12 +82,12 @@ def snapshot(source: str) -> pathlib.Path:
 
 def downloaded(url: str, refresh: bool) -> pathlib.Path:
     """The file behind a URL, in ``~/.cache/s3prl_ofa/checkpoints``."""
-    name = pathlib.PurePosixPath(urllib.parse.urlsplit(url).path).name or "checkpoint"
-    path = cache_folder() / "checkpoints" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
-    if refresh or not path.is_file():
-        try:
+    try:
+        name = pathlib.PurePosixPath(urllib.parse.urlsplit(url).path).name or "checkpoint"
+        path = cache_folder() / "checkpoints" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+        if refresh or not path.is_file():
             with atomic_path(path) as temporary:
                 torch.hub.download_url_to_file(url, os.fspath(temporary), progress=not is_quiet())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{url} cannot be downloaded ({error})") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{url} cannot be downloaded ({error})") from error
     return path
