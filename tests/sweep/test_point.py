@@ -39,7 +39,7 @@ JOB = Job(
 
 
 def test_names_stay():
-    """A sweep that began before a setting could be chosen goes on with the points that it has."""
+    """A sweep that began before a setting could be chosen resumes with the points that it has."""
     assert JOB.name == "sid_tiny_lambd0_seed1-b6bd8bb8"
 
 

@@ -96,7 +96,7 @@ def test_in_s3prl(task, call, caplog, tmp_path):
     dtype can be asked for."""
     cache = ["--cache-gb", "0.1", "--feature-cache", "features"]
     assert call(task, "--dtype", "int8", *cache) == 0
-    stored = torch.load("exp/states-2.ckpt", weights_only=False)["Args"].upstream_model_config
+    stored = torch.load("exp/states-2.ckpt", weights_only=True)["Args"].upstream_model_config
     assert RateOptions.layered(read_model_config(stored)).dtype == "int8"
     assert evaluated(*cache)["options"]["dtype"] == "int8"
     assert evaluated("--dtype", "float32", *cache)["options"]["dtype"] == "float32"
