@@ -41,6 +41,7 @@ print("imported")
     assert done.stdout == "imported\n", done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_pretraining_data(tmp_path):
     """The dataset of pretraining gives the same batches in such a worker."""
     from s3prl_ofa.pretrain.dataset import GuidedAudioDataset

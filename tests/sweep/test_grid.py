@@ -317,7 +317,7 @@ def test_a_checkpoint_without_compressor(good, tmp_path):
     assert len(prepare(grid_from(good))) == 2 * 3 * 2 * 2
 
 
-@pytest.mark.parametrize("command", ["sweep", "report"])
+@pytest.mark.parametrize("command", ["sweep", pytest.param("report", marks=pytest.mark.slow)])
 def test_a_missing_package_is_named(command, tmp_path):
     """Without pydantic or matplotlib, of the extra, a command says what to install."""
     package = {"sweep": "pydantic", "report": "matplotlib"}[command]

@@ -225,6 +225,7 @@ def test_killed_while_writing(golden_model, opened, tmp_path, ran):
         assert counted(folder) == on_disk(folder)
 
 
+@pytest.mark.slow
 def test_several_processes_at_once(golden_model, opened, tmp_path, ran):
     """Two processes that fill the same section, and one of another rate, get correct features, never exceed the limit
     together, and leave a right count."""
