@@ -1,5 +1,6 @@
 """Other implementations of wav2vec 2.0, with random weights, that give all hidden states of a padded batch."""
 
+import functools
 import importlib.util
 import pathlib
 import tempfile
@@ -168,18 +169,29 @@ def openvino(config: ModelConfig, batch: Batch, dtype: str) -> Run:
     return in_openvino(ov.convert_model(TransformersModel(config), example_input=tuple(inputs.values())), inputs, dtype)
 
 
-def in_openvino(model: Any, inputs: dict[str, Tensor], dtype: str) -> Run:
-    """A model of OpenVINO or an ONNX file, compiled for exactly these shapes."""
+@functools.cache
+def openvino_core() -> Any:
+    """The only Core of this process.
+
+    OpenVINO 2026.4 gives each Core's CPU plugin a stack for signal handlers and puts the former stack back when the
+    plugin goes. Of two that do not end in reverse order, one leaves a freed stack behind, and the next signal that
+    Python handles, such as SIGCHLD with torch's data workers, ends the process with SIGSEGV.
+    """
     import openvino as ov
 
-    model = ov.Core().read_model(model) if isinstance(model, pathlib.Path) else model
+    return ov.Core()
+
+
+def in_openvino(model: Any, inputs: dict[str, Tensor], dtype: str) -> Run:
+    """A model of OpenVINO or an ONNX file, compiled for exactly these shapes."""
+    model = openvino_core().read_model(model) if isinstance(model, pathlib.Path) else model
     model.reshape({port: list(tensor.shape) for port, tensor in zip(model.inputs, inputs.values(), strict=True)})
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[dtype],
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = ov.Core().compile_model(model, "CPU", settings)
+    compiled = openvino_core().compile_model(model, "CPU", settings)
     feed = [tensor.numpy() for tensor in inputs.values()]
 
     def run() -> list[Tensor]:

@@ -49,6 +49,29 @@ def test_a_peer_does_the_same_work(peer, dtype, name, monkeypatch):
     assert [(layer.shape, layer.dtype) for layer in layers] == [(each.shape, each.dtype) for each in expected]
 
 
+def test_signals_after_openvino():
+    """Promise: a process in which models of OpenVINO have come and gone still outlives a signal."""
+    pytest.importorskip("openvino")
+    code = """
+import os, signal
+import numpy, openvino, torch
+from openvino import opset13
+from benchmarks.peers import in_openvino
+
+def run():
+    wave = opset13.parameter([1, 4], numpy.float32)
+    return in_openvino(openvino.Model([opset13.relu(wave)], [wave], "relu"), {"wave": torch.ones(1, 4)}, "float32")
+
+first, second = run(), run()
+del first
+del second
+signal.signal(signal.SIGCHLD, lambda *arguments: print("heard"))
+os.kill(os.getpid(), signal.SIGCHLD)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+
+
 @pytest.mark.parametrize("runtime", ["ONNX Runtime", pytest.param("OpenVINO", marks=pytest.mark.slow)])
 def test_our_exported_model_does_the_same_work(runtime, monkeypatch, tmp_path):
     """Promise: its file gives the last hidden state, as many frames as ours at the period, and is no peer."""
