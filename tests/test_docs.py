@@ -10,11 +10,14 @@ import sys
 
 import pytest
 import s3prl
+import yaml
 from paths import ROOT
 from sweep_rows import row, write_sweep
 
 from benchmarks import evidence, report
 from s3prl_ofa.cli import COMMANDS
+from s3prl_ofa.superb.upstream.output_frames import usual_output_frames
+from s3prl_ofa.sweep.grid.schema import KNOWN
 from s3prl_ofa.sweep.results import collect
 
 DOCS = ROOT / "docs"
@@ -116,6 +119,16 @@ def rows_of(file: str, **chosen: str) -> list[dict[str, str]]:
         rows = [row for row in csv.DictReader(text) if all(row[key] == value for key, value in chosen.items())]
     assert rows
     return rows
+
+
+def test_settings_of_superb():
+    """The table of the tasks has the updates, learning rate and frames of their configs."""
+    table = (DOCS / "how-to" / "superb.md").read_text("utf-8").partition("## Train")[2].partition("## Evaluate")[0]
+    for task in KNOWN:
+        config = yaml.safe_load((ROOT / "downstream_configs" / f"{task}.yaml").read_text("utf-8"))
+        settings = f"{config['runner']['total_steps']:,} | {config['optimizer']['lr']:.0e}".replace("e-0", "e-")
+        row = rf"^\| {task} \| [a-z ]+ \| {settings} \| [`\w, ]+ \| {usual_output_frames(task)} \|$"
+        assert re.search(row, table, re.M), (task, settings)
 
 
 def test_what_was_run_of_superb():
