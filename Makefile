@@ -1,13 +1,13 @@
-# make demo: speaker identification on the bundled audio at three rates, through S3PRL, with a table and a picture at the end
-# make test: lint, formatting, types, all tests but the slow ones; make test-slow: those, each with processes of its own
+# make demo: speaker identification on the bundled audio at three rates, through S3PRL; ends with a table and a picture
+# make test: lint, formatting, types, all tests but the slow ones; make test-slow: the slow ones
 # python -m tests.hostile: thousands of damaged and hostile checkpoints, half an hour; make test has a few hundred
 # make docs: the documentation, into site/
-# All make or repair .venv first; nothing but a Python 3.11 to 3.13 with venv and pip is needed.
+# All of them make or repair .venv first; only Python 3.11 to 3.13 with venv and pip is needed.
 
 CKPT ?= tiny
 LAMBDS ?= 0 0.5 1
 PYTHON_IN_VENV := .venv/bin/python
-# Tests run in two processes; a second thread in each would only get in the way.
+# Tests run in two processes of one thread each: more threads would only compete for the cores.
 TEST_PROCESSES ?= 2
 
 .PHONY: demo test test-slow docs venv clean

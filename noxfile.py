@@ -13,16 +13,16 @@ nox.options.default_venv_backend = "uv"
 PYTHONS = ["3.11", "3.12", "3.13"]
 NEWEST = ["--constraint", "constraints.txt"]
 OLDEST = ["--resolution", "lowest-direct"]  # the lower bounds of setup.py
-# What only constraints.txt promises: its versions, and the site.
+# Promised only with constraints.txt: its versions, and the site.
 OF_NEWEST = ["--deselect", "tests/test_package.py::test_constraints_are_what_runs", "--ignore", "tests/test_docs.py"]
 
 
 @nox.session(python=PYTHONS)
 @nox.parametrize("versions", [nox.param(OLDEST, id="oldest"), nox.param(NEWEST, id="newest")])
 def tests(session: nox.Session, versions: list[str]) -> None:
-    """The tests that are not slow."""
+    """Runs the tests that are not slow."""
     session.install(*versions, "-e", ".")
-    # fairseq is built from source on most Pythons, with what is installed.
+    # fairseq is built from source on most Pythons, with the installed packages.
     session.install(*NEWEST, "cython", "setuptools", "wheel")
     session.install(*versions, "--no-build-isolation-package", "fairseq-fixed", "-e", ".[all]")
     session.install("-e", ".[test]")
