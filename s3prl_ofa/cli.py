@@ -19,9 +19,9 @@ PROG = "s3prl-ofa"
 
 
 class Command(NamedTuple):
-    """What a command does: function ``run`` of ``module``. What it takes is in the module of its name in ``arguments``.
+    """A command: the function ``run`` of ``module``. Its arguments are in the module of the same name in ``arguments``.
 
-    Both are imported only for their command; what does the work only after its arguments are known to be good.
+    Both are imported only when the command is called, ``module`` only after its arguments have been parsed.
     """
 
     module: str
@@ -32,22 +32,22 @@ class Command(NamedTuple):
 COMMANDS = {
     "extract": Command("s3prl_ofa.extract.command", "write features, lengths and times of audio files to disk"),
     "info": Command("s3prl_ofa.info", "show what a checkpoint holds, and its frame period for every lambd"),
-    "verify": Command("s3prl_ofa.verify.command", "check in a minute whether a checkpoint is what it claims"),
+    "verify": Command("s3prl_ofa.verify.command", "check within a minute whether a checkpoint is what it claims"),
     "run_downstream": Command("s3prl_ofa.superb.downstream.command", "train and evaluate tasks with S3PRL"),
     "predict": Command("s3prl_ofa.superb.predict.command", "apply a trained task to new audio, as JSON lines"),
     "link": Command("s3prl_ofa.superb.compat.link", "add the upstream to a source checkout of S3PRL"),
     "unlink": Command("s3prl_ofa.superb.compat.link", "remove the upstream from a source checkout", "run_unlink"),
-    "prepare": Command("s3prl_ofa.superb.prepare.command", "make the files that the tasks need from corpora"),
+    "prepare": Command("s3prl_ofa.superb.prepare.command", "make what tasks and pretraining need from corpora"),
     "guidance": Command("s3prl_ofa.guidance.command", "make targets for alpha from alignments or from speech alone"),
     "pretrain": Command("s3prl_ofa.pretrain.launch", "train a once-for-all wav2vec 2.0 with fairseq"),
     "exec": Command("s3prl_ofa.execute", "run a module of S3PRL, ESPnet or fairseq with the upstream in place"),
     "sweep": Command("s3prl_ofa.sweep.run.command", "run rates x tasks x seeds from one file, resumable"),
-    "report": Command("s3prl_ofa.sweep.report.command", "make a table, plots and a page of the results of a sweep"),
+    "report": Command("s3prl_ofa.sweep.report.command", "make a table, plots and a page of a sweep's results"),
     "convert": Command("s3prl_ofa.checkpoint.command", "convert a checkpoint from one format to another"),
     "export": Command("s3prl_ofa.export.command", "write the model as an ONNX file, for runtimes without torch"),
-    "push": Command("s3prl_ofa.checkpoint.push", "write a checkpoint to a repository of the Hugging Face Hub"),
+    "push": Command("s3prl_ofa.checkpoint.push", "upload a checkpoint to a repository on the Hugging Face Hub"),
     "demo": Command("s3prl_ofa.demo.page", "move the frame period on a local web page; see and hear what changes"),
-    "completion": Command("s3prl_ofa.completion", "print a script with which a shell completes commands and options"),
+    "completion": Command("s3prl_ofa.completion", "print a completion script for bash, zsh or tcsh"),
 }
 
 
@@ -79,7 +79,7 @@ def build_command_parser(name: str) -> Parser:
 
 
 def run_command(name: str, args: argparse.Namespace) -> int:
-    """Runs one command and returns its exit status. args: of the command's parser."""
+    """Runs one command and returns its exit status. args: from the command's parser."""
     command = COMMANDS[name]
     return getattr(importlib.import_module(command.module), command.run)(args) or 0
 
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def guarded(prefix: str, run: Callable[[], int], debug: bool = False) -> int:
-    """Returns the exit status of ``run``; its errors become one line on stderr, with ``debug`` they stay tracebacks."""
+    """Returns the exit status of ``run``. Its errors become one line on stderr, or with ``debug`` a traceback."""
     with termination() as seen:
         try:
             try:
@@ -123,7 +123,7 @@ def guarded(prefix: str, run: Callable[[], int], debug: bool = False) -> int:
 
 
 def failed(prefix: str, error: Exception, debug: bool) -> int:
-    """Prints the error in one line and returns the exit status; with ``debug`` raises it again."""
+    """Prints the error on one line and returns the exit status; with ``debug`` raises it again."""
     if isinstance(error, BrokenPipeError):
         # The reader of our output is gone (``| head``); keep Python from complaining again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""``s3prl-ofa completion SHELL``: the script with which a shell completes commands, options, choices and files."""
+"""``s3prl-ofa completion SHELL``: a script that lets a shell complete commands, options, choices and files."""
 
 import argparse
 
@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def complete_files(parser: argparse.ArgumentParser) -> None:
-    """Lets every value without choices be completed as a file: most are paths."""
+    """Completes every value without choices as a file name: most are paths."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for subparser in action.choices.values():

@@ -1,4 +1,4 @@
-"""The device that a model runs on, from its name, and time on it."""
+"""The device that a model runs on, by its name, and measuring time on it."""
 
 import pathlib
 import platform
@@ -48,7 +48,7 @@ def device_name(device: "torch.device") -> str:
 
 
 def now(device: "torch.device") -> float:
-    """Seconds, once the device has done what it was given."""
+    """The time in seconds, read after the device has finished its queued work."""
     import torch
 
     if device.type == "cuda":

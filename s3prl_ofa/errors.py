@@ -23,14 +23,13 @@ def shown_text(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """The text on one line with escapes for what would not be seen or would change how the rest is shown: control
-    characters, line breaks, spaces other than the usual one, invisible letters (U+200B), changes of direction
-    (U+202E)."""
+    """The text on one line, with escapes for characters that are invisible or change how the rest is displayed: control
+    characters, line breaks, unusual spaces, invisible letters (U+200B), changes of direction (U+202E)."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def listed(items: Iterable[str], limit: int = 5, separator: str = ", ") -> str:
-    """The first ``limit`` items and the number of the rest, for a message."""
+    """The first ``limit`` items and the number of the others, for a message."""
     items = list(items)
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     return separator.join(items[:limit]) + more

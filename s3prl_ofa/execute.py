@@ -12,7 +12,7 @@ from s3prl_ofa.superb.compat.shims import apply_shims  # importing s3prl_ofa.sup
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the module as ``python -m`` does. Raises UsageError if there is none, and what the module raises."""
+    """Runs the module as ``python -m`` does. Raises UsageError if there is no such module, and its own errors."""
     sys.path.insert(0, os.getcwd())
     apply_shims()  # before the tool imports torchaudio
     if not is_module(args.tool):

@@ -1,7 +1,7 @@
-"""The model in transformers: importing this module makes its Auto classes know ``ofa_wav2vec2``.
+"""The model in transformers: importing this module registers ``ofa_wav2vec2`` with its Auto classes.
 
-``AutoModel.from_pretrained(FOLDER, lambd=0.5)`` runs at that rate, and what ``save_pretrained`` writes keeps it. FOLDER
-is what ``s3prl-ofa convert`` and ``s3prl-ofa push`` write; ``s3prl_ofa.load`` reads it too.
+``AutoModel.from_pretrained(FOLDER, lambd=0.5)`` runs at that rate, and ``save_pretrained`` keeps it. ``s3prl-ofa
+convert`` and ``s3prl-ofa push`` write such a folder; ``s3prl_ofa.load`` reads it too.
 """
 
 import dataclasses
@@ -16,17 +16,17 @@ from transformers.utils import ModelOutput
 from s3prl_ofa.checkpoint.huggingface import OFA_TYPE
 from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
 
-IGNORED = -100  # transformers' label of padding
+IGNORED = -100  # transformers' label for padding
 RATES = ("lambd", "frame_period_ms")
 
 
 class OFAWav2Vec2Config(PretrainedConfig):
     """The fields of ModelConfig, the rate, and the settings of a CTC head.
 
-    lambd, frame_period_ms: the rate at which the model runs where its ``forward`` is given none, lambd 0 by default.
-        Setting one of them removes the other.
-    vocab_size, pad_token_id: the number of labels of CTC, and its blank.
-    final_dropout: before the head of CTC.
+    lambd, frame_period_ms: the rate when ``forward`` is given none; lambd 0 by default. Setting one of them removes the
+        other.
+    vocab_size, pad_token_id: the number of CTC labels, and the blank.
+    final_dropout: dropout before the CTC head.
     ctc_loss_reduction, ctc_zero_infinity: as in ``torch.nn.functional.ctc_loss``.
     """
 
@@ -72,11 +72,11 @@ class OFAWav2Vec2Config(PretrainedConfig):
 
 @dataclasses.dataclass
 class OFAOutput(ModelOutput):
-    """What the model gives.
+    """Output of the model.
 
     last_hidden_state: (batch, frames, dim), zeros after each utterance's end.
     lengths: (batch,) int64, valid frames.
-    hidden_states: layers + 1 tensors (batch, frames, dim), the input of each layer and the encoder's output, if asked.
+    hidden_states: layers + 1 tensors (batch, frames, dim), each layer's input and the encoder's output, if requested.
     """
 
     last_hidden_state: Tensor | None = None
@@ -86,9 +86,9 @@ class OFAOutput(ModelOutput):
 
 @dataclasses.dataclass
 class CTCOutput(ModelOutput):
-    """What the model with a CTC head gives.
+    """Output of the model with a CTC head.
 
-    loss: a scalar, with labels. logits: (batch, frames, vocabulary). lengths, hidden_states: as in OFAOutput.
+    loss: a scalar, if labels are given. logits: (batch, frames, vocabulary). lengths, hidden_states: as in OFAOutput.
     """
 
     loss: Tensor | None = None
@@ -98,41 +98,41 @@ class CTCOutput(ModelOutput):
 
 
 class OFAPreTrainedModel(PreTrainedModel):
-    """What the models below have in common."""
+    """Base class of the models below."""
 
     config_class = OFAWav2Vec2Config
     base_model_prefix = OFA_TYPE
     main_input_name = "input_values"
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Of a head; OFAWav2Vec2 initialises its own."""
+        """Initialises a head; OFAWav2Vec2 initialises its own weights."""
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As transformers documents it; ``lambd`` and ``frame_period_ms`` set the config's, a given config's too."""
+        """As in transformers; ``lambd`` and ``frame_period_ms`` override the config's, also of a config passed in."""
         rate = {name: kwargs.pop(name) for name in RATES if name in kwargs}
         found = super().from_pretrained(*args, **kwargs)
         model = found[0] if isinstance(found, tuple) else found  # output_loading_info
         model.config.update(rate)
-        # transformers puts tensors from the file in the place of those that the model was made with.
+        # transformers replaces the tensors that the model was made with by those of the file.
         model.base_model.model.encoder.pos_conv.to(memory_format=torch.channels_last)
         return found
 
     @property
     def feature_extractor(self) -> nn.Module:
-        """The convolutions, under the name that transformers' wav2vec 2.0 has for them."""
+        """The convolutions, under the name that they have in transformers' wav2vec 2.0."""
         return self.base_model.model.front_end
 
     def freeze_feature_encoder(self) -> None:
-        """The convolutions are not trained."""
+        """Freezes the convolutions."""
         self.feature_extractor.requires_grad_(False)
 
 
 class OFAWav2Vec2Model(OFAPreTrainedModel):
-    """``AutoModel``: hidden states at the rate of the config, or of the call.
+    """``AutoModel``: hidden states at the config's rate, or at that of the call.
 
     Without gradients they are, bit for bit, those of ``s3prl_ofa.load(FOLDER).extract``.
     """
@@ -154,8 +154,8 @@ class OFAWav2Vec2Model(OFAPreTrainedModel):
     ) -> OFAOutput | tuple:
         """Hidden states of a padded batch.
 
-        input_values: (batch, samples), 16 kHz mono. attention_mask: (batch, samples), 0 for padding, at the right.
-        lambd, frame_period_ms: a rate in place of the config's, as in ``OFAWav2Vec2.extract``.
+        input_values: (batch, samples), 16 kHz mono. attention_mask: (batch, samples), 0 on the padding at the right.
+        lambd, frame_period_ms: a rate instead of the config's, as in ``OFAWav2Vec2.extract``.
         """
         if lambd is None and frame_period_ms is None:
             lambd, frame_period_ms = self.config.lambd, self.config.frame_period_ms
@@ -167,7 +167,7 @@ class OFAWav2Vec2Model(OFAPreTrainedModel):
 
 
 class OFAWav2Vec2ForCTC(OFAPreTrainedModel):
-    """``AutoModelForCTC``: dropout and a linear layer over the hidden states; its CTC loss is over the true lengths."""
+    """``AutoModelForCTC``: dropout and a linear layer on the hidden states; the CTC loss uses the true lengths."""
 
     def __init__(self, config: OFAWav2Vec2Config) -> None:
         super().__init__(config)
@@ -184,7 +184,7 @@ class OFAWav2Vec2ForCTC(OFAPreTrainedModel):
         return_dict: bool | None = None,
         **options: Any,
     ) -> CTCOutput | tuple:
-        """Logits, and with labels (batch, longest), padded with -100, the CTC loss. options: of OFAWav2Vec2Model."""
+        """Logits, and with labels (batch, longest), padded with -100, the CTC loss. options: as in OFAWav2Vec2Model."""
         hidden = self.ofa_wav2vec2(input_values, attention_mask, return_dict=True, **options)
         logits = self.lm_head(self.dropout(hidden.last_hidden_state))
         loss = None

@@ -23,7 +23,7 @@ LAMBDS = tuple(step / 10 for step in range(11))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the result. Raises CheckpointError, and UsageError for audio that cannot be used."""
+    """Prints what was found. Raises CheckpointError, and UsageError for audio that cannot be used."""
     from s3prl_ofa.checkpoint import load, read_checkpoint
 
     utterances = find_utterances(args.audio or [BUNDLED_AUDIO])
@@ -64,8 +64,8 @@ def read_waves(utterances: Sequence[Utterance], shortest: int) -> list["np.ndarr
 def measure(model: "OFAWav2Vec2", waves: list[Any], lambds: Sequence[float] = LAMBDS) -> dict[str, Any]:
     """Mean alpha over all frames, and a row per lambd with the mean, shortest and longest frame period of the waves.
 
-    period = 20 / (1 - lambd (1 - mean alpha)) holds before the number of frames is rounded down; the table has the real
-    periods. A checkpoint without a compressor has only lambd 0.
+    period = 20 / (1 - lambd (1 - mean alpha)) holds before the number of frames is rounded down; the table has the
+    actual periods. A checkpoint without a compressor has only lambd 0.
     """
     import torch
 

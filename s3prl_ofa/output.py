@@ -1,4 +1,4 @@
-"""What a command shows beside its results: the log and summaries, as ``--quiet`` and ``--verbose`` say."""
+"""What a command shows besides its results: the log and summaries, controlled by ``--quiet`` and ``--verbose``."""
 
 import logging
 import os
@@ -7,9 +7,9 @@ from typing import TextIO
 
 
 def set_up_logging(quiet: bool, verbosity: int) -> None:
-    """The log goes to stderr: warnings; with verbosity 1 also what is going on, with 2 everything; if quiet, errors.
+    """Logs to stderr: warnings, with verbosity 1 also progress, with 2 everything; if quiet, only errors.
 
-    Quiet also holds for S3PRL, for fairseq and for the processes that the command starts.
+    Quiet also applies to S3PRL, to fairseq and to the processes that the command starts.
     """
     level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")

@@ -1,4 +1,4 @@
-"""Progress bars on stderr, with the speed in hours of audio per hour."""
+"""Progress bars on stderr, with the speed as a multiple of real time."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -24,7 +24,7 @@ class Progress(tqdm):
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        """tqdm's values for the bar; with ``by_audio`` also how much audio, as 1:02:03."""
+        """tqdm's values for the bar; with ``by_audio`` also the duration of the audio, as 1:02:03."""
         found = super().format_dict
         if self.by_audio:
             found["audio_done"], found["audio_total"] = map(self.format_interval, (found["n"], found["total"]))

@@ -1,4 +1,4 @@
-"""Where the files that come with the package are; ``upstream`` and ``downstream_configs`` are at the top level."""
+"""Finds the files that come with the package; ``upstream`` and ``downstream_configs`` are at the top level."""
 
 import pathlib
 

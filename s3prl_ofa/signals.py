@@ -15,11 +15,11 @@ SIGNAL_STATUS = 128  # plus the signal's number: a shell's exit status of a proc
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM was received. A KeyboardInterrupt, so that what cleans up after Ctrl-C does so after SIGTERM too."""
+    """SIGTERM was received. A KeyboardInterrupt, so that whatever cleans up after Ctrl-C also does after SIGTERM."""
 
 
 def in_main_thread() -> bool:
-    """Python allows no other thread to set signal handlers."""
+    """Whether signal handlers can be set: Python allows it only in the main thread."""
     return threading.current_thread() is threading.main_thread()
 
 
@@ -48,7 +48,7 @@ def termination() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def put_off() -> Iterator[None]:
-    """Delays Ctrl-C and SIGTERM to the end of the block, so that a process that it starts is recorded first."""
+    """Delays Ctrl-C and SIGTERM to the end of the block, so that a process started in it is recorded first."""
     came: list[tuple[int, FrameType | None]] = []
     if not in_main_thread():
         yield
@@ -68,7 +68,7 @@ def put_off() -> Iterator[None]:
 
 
 def wait_for(process: subprocess.Popen) -> int:
-    """The exit status of ``process``. An interrupt terminates it and waits for its end; a second one does not wait."""
+    """Waits for ``process`` and returns its exit status. An interrupt terminates it; a second one stops waiting."""
     try:
         return process.wait()
     except BaseException:

@@ -1,3 +1,3 @@
-"""The version: setup.py, the package and every file that is written take it from here."""
+"""The version, which setup.py, the package and all files that it writes take from here."""
 
 __version__ = "0.1.0"

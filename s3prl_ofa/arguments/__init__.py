@@ -1,4 +1,4 @@
-"""What each command of ``s3prl-ofa`` takes, a module per command, with nothing heavy imported: help is immediate.
+"""The arguments of each ``s3prl-ofa`` command, one module per command. Nothing heavy is imported: help is immediate.
 
-parser.py is the parser that all commands share. What a command does is in its room.
+parser.py is the parser that all commands share. The commands themselves are in their own packages.
 """

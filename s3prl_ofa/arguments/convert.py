@@ -16,6 +16,6 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "target", metavar="OUT", help="what to write: *.safetensors, *.pt (fairseq) or a folder (Hugging Face)"
     )
-    parser.add_argument("--to", choices=FORMATS, help="the format of OUT (default: by its name)")
-    parser.add_argument("--dtype", choices=DTYPES, help="round the weights to this dtype (default: keep theirs)")
+    parser.add_argument("--to", choices=FORMATS, help="the format of OUT (default: from its name)")
+    parser.add_argument("--dtype", choices=DTYPES, help="round the weights to this dtype (default: leave them)")
     parser.add_argument("--force", action="store_true", help="overwrite OUT if it exists")

@@ -13,5 +13,5 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--ckpt", default="tiny", help="a checkpoint of any known format, or tiny, the bundled one (the default)"
     )
-    parser.add_argument("--port", type=int, default=PORT, help=f"of the page (default: {PORT}; 0: any that is free)")
+    parser.add_argument("--port", type=int, default=PORT, help=f"port of the page (default: {PORT}; 0: any free one)")
     add_device_argument(parser)

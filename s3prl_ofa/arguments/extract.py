@@ -20,7 +20,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--ckpt", required=True, metavar="CKPT", help=CKPT_HELP)
     parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="output folder")
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--lambd", type=float, metavar="L", help="compression rate, 0 (none, the default) to below 2")
+    rate.add_argument("--lambd", type=float, metavar="L", help="compression, from 0 (none, the default) to below 2")
     rate.add_argument("--frame-period-ms", type=float, metavar="P", help="the rate as a mean frame period, at least 20")
     parser.add_argument(
         "--allow-beyond-one", action="store_true", help="allow lambd above 1 where --frame-period-ms needs it"
@@ -29,9 +29,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--layer",
         metavar="K",
-        help="hidden state K, 0 (the encoder's input) to the last layer (default), several as 2,4, all or weighted",
+        help="hidden state K, from 0 (the encoder's input) to the last layer (the default); several, such as 2,4; all; "
+        "or weighted",
     )
-    help_text = "for --layer weighted: the experiment of run_downstream that learnt the layers' weights"
+    help_text = "with --layer weighted: the experiment of run_downstream that learnt the layer weights"
     parser.add_argument("--weights", type=pathlib.Path, metavar="EXPERIMENT", help=help_text)
     parser.add_argument(
         "--window-s",
@@ -56,16 +57,16 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--executor",
         choices=EXECUTORS,
-        help="where they run: local (the default), as many at a time as it has GPUs "
-        "or else cores, or slurm, a job each",
+        help="where they run: local (the default), as many at a time as there are GPUs, "
+        "or else cores; or slurm, a job for each",
     )
-    slurm = parser.add_argument_group("what each job asks Slurm for, with --executor slurm")
+    slurm = parser.add_argument_group("resources of each job, with --executor slurm")
     slurm.add_argument("--partition")
     slurm.add_argument("--account")
     slurm.add_argument("--qos")
-    slurm.add_argument("--gpus", type=int, metavar="N", help="(default: 1, with --device cpu 0)")
-    slurm.add_argument("--cpus", type=int, metavar="N", help="(default: 4)")
+    slurm.add_argument("--gpus", type=int, metavar="N", help="GPUs (default: 1, or 0 with --device cpu)")
+    slurm.add_argument("--cpus", type=int, metavar="N", help="CPU cores (default: 4)")
     slurm.add_argument("--hours", type=float, metavar="H", help="time limit (default: 24)")
     slurm.add_argument("--memory-gb", type=float, metavar="GB")
-    slurm.add_argument("--setup", action="append", metavar="COMMAND", help="run first, may be repeated")
+    slurm.add_argument("--setup", action="append", metavar="COMMAND", help="a command to run first; may be repeated")
     parser.add_argument("--force", action="store_true", help="start again, removing DIR's results of earlier runs")

@@ -25,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
         ("ctm", "from time alignments in a CTM file"),
         ("textgrid", "from Praat TextGrids"),
         ("segment", "from speech alone, by dynamic programming over the codes of a k-means"),
-        ("check", "count good, missing and broken files, of the reference's guidance too"),
+        ("check", "count good, missing and broken files, also of the reference's guidance"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.examples = [examples[name]]
@@ -48,7 +48,7 @@ def add_arguments(parser: Parser) -> None:
             add_segment_arguments(command)
         if name != "check":
             command.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="output folder")
-            help_text = "make existing files again; those of other settings are removed"
+            help_text = "make existing files again; files made with other settings are removed"
             command.add_argument("--force", action="store_true", help=help_text)
 
 
@@ -57,7 +57,7 @@ def add_silence_arguments(command: Parser) -> None:
     command.add_argument("--silence", choices=("keep", "merge"), default="keep", help=help_text)
     help_text = f"labels of silence, besides empty labels and gaps (default: {' '.join(SILENCES)})"
     command.add_argument("--silence-labels", nargs="+", default=SILENCES, metavar="LABEL", help=help_text)
-    help_text = "maximal length of a segment in frames of 20 ms; longer ones are cut into equal parts (default: none)"
+    help_text = "maximum length of a segment in frames of 20 ms; longer ones are cut into equal parts (default: none)"
     command.add_argument("--longest", type=int, metavar="N", help=help_text)
 
 
@@ -71,10 +71,11 @@ def add_segment_arguments(command: Parser) -> None:
     help_text = "codes of an earlier run (default: DIR/codes.safetensors, made if missing)"
     command.add_argument("--codes", type=pathlib.Path, metavar="FILE", help=help_text)
     command.add_argument("--clusters", type=int, metavar="N", help=f"number of codes to make (default: {CLUSTERS})")
-    command.add_argument("--seed", type=int, default=1, help="draws the utterances that train the codes (default: 1)")
+    help_text = "seed that draws the utterances that the codes are trained on (default: 1)"
+    command.add_argument("--seed", type=int, default=1, help=help_text)
     rate = command.add_mutually_exclusive_group()
     help_text = f"mean length of a segment, for which the penalty is solved (default: {PERIOD_MS:g})"
     rate.add_argument("--period-ms", type=float, metavar="P", help=help_text)
     rate.add_argument("--penalty", type=float, metavar="X", help="penalty per segment, in squared feature units")
-    help_text = f"maximal length of a segment in frames of 20 ms (default: {LONGEST})"
+    help_text = f"maximum length of a segment in frames of 20 ms (default: {LONGEST})"
     command.add_argument("--longest", type=int, default=LONGEST, metavar="N", help=help_text)

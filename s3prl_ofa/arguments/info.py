@@ -10,7 +10,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("ckpt", metavar="CKPT", help=CKPT_HELP)
     parser.add_argument(
-        "--audio", nargs="+", metavar="FILES", help="files or folders to measure the table on (default: bundled)"
+        "--audio", nargs="+", metavar="FILES", help="audio files or folders to measure on (default: bundled speech)"
     )
     add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -19,7 +19,7 @@ DTYPES = ("float32", "float16", "bfloat16", "int8", "auto")  # of a model that r
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UsageError with the nearest of the choices or options, has the common options, and ends help by examples.
+    """A parser that raises UsageError with a suggestion, has the common options, and ends its help with examples.
 
     examples: command lines, each with a comment if it needs one. intermixed: whether options may stand between
     positional arguments. Both are set by the function that adds a command's arguments.
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         return f"; did you mean {nearest[0]}?" if nearest else ""
 
     def long_options(self) -> Iterator[str]:
-        """Those of this parser and of its subcommands."""
+        """The long options of this parser and of its subcommands."""
         for action in self._actions:
             yield from (option for option in action.option_strings if option.startswith("--"))
             if isinstance(action, argparse._SubParsersAction):
@@ -76,7 +76,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_device_argument(parser: argparse._ActionsContainer) -> None:
-    """``--device``, for ``resolve_device``."""
+    """Adds ``--device``, for ``resolve_device``."""
     help_text = f"{AUTO} (the default: cuda if there is a GPU), cpu, cuda, cuda:1, ..."
     parser.add_argument("--device", default=AUTO, help=help_text)
 

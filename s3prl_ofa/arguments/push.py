@@ -9,8 +9,6 @@ def add_arguments(parser: Parser) -> None:
         "s3prl-ofa push checkpoint.pt user/ofa-base --private --revision step-5000",
     )
     parser.add_argument("ckpt", metavar="CKPT", help=CKPT_HELP)
-    parser.add_argument("repository", metavar="USER/NAME", help="of the Hugging Face Hub; made if it is new")
+    parser.add_argument("repository", metavar="USER/NAME", help="repository on the Hugging Face Hub; created if new")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument(
-        "--revision", metavar="BRANCH", help="the branch to write to, made if it is new (default: main)"
-    )
+    parser.add_argument("--revision", metavar="BRANCH", help="the branch to write to; created if new (default: main)")

@@ -14,7 +14,7 @@ def add_arguments(parser: Parser) -> None:
     parser.examples = (
         "s3prl-ofa report sweeps/grid   # open sweeps/grid/report/report.html",
         "s3prl-ofa report sweeps/grid --tolerance 2% --out plots",
-        "s3prl-ofa report sweeps/grid --budget-gmacs 0.3 --budget-ms 10   # what is best for that",
+        "s3prl-ofa report sweeps/grid --budget-gmacs 0.3 --budget-ms 10   # the best setting for that",
     )
     parser.add_argument("folder", type=pathlib.Path, metavar="DIR", help="the output folder of s3prl-ofa sweep")
     parser.add_argument(
@@ -25,7 +25,10 @@ def add_arguments(parser: Parser) -> None:
         help="how much worse than at 20 ms a score may be, relatively: 5%% (default) or 0.05",
     )
     parser.add_argument(
-        "--budget-gmacs", type=budget, metavar="G", help="name what is best up to G * 10^9 MACs per second of audio"
+        "--budget-gmacs",
+        type=budget,
+        metavar="G",
+        help="name the best setting up to G * 10^9 MACs per second of audio",
     )
     parser.add_argument(
         "--budget-ms", type=budget, metavar="MS", help="and up to MS milliseconds of wall time per second of audio"

@@ -1,4 +1,4 @@
-"""The arguments of ``s3prl-ofa run_downstream``: S3PRL's own, and ours beside them."""
+"""The arguments of ``s3prl-ofa run_downstream``: S3PRL's options and ours."""
 
 import argparse
 import importlib.util
@@ -11,7 +11,7 @@ AUTO = "auto"
 ADAPTIVE = "adaptive"
 OUTPUT_FRAMES = ("upsampled", "native")
 BOUNDARIES = ("learnt", "uniform")
-OLD_OUTPUT_FRAMES = "--frames"  # in scripts of users
+OLD_OUTPUT_FRAMES = "--frames"  # still in users' scripts
 ROOTS = {
     "librispeech": ("ROOT", "LibriSpeech: the folder that holds its splits"),
     "voxceleb1": ("ROOT", "VoxCeleb1, the folder that holds dev/wav and test/wav; or a folder of your own speakers"),
@@ -28,23 +28,23 @@ ROOTS = {
         "FILE",
         "labels for asr, pr or sf (default: SUPERB's, or what prepare vocabulary wrote to --prepared)",
     ),
-    "speaker_list": ("FILE", "which utterances train, choose and test sid"),
-    "trials": ("FILE", "the pairs of files that test asv (default: veri_test2.txt in --voxceleb1)"),
+    "speaker_list": ("FILE", "for sid: the files of train, dev and test"),
+    "trials": ("FILE", "for asv: the pairs of files to test on (default: veri_test2.txt in --voxceleb1)"),
     "splits": ("TRAIN,DEV,TEST", "folders of LibriSpeech, several joined by +"),
 }
 
 FINE_TUNING = {
     "upstream_lr": (float, "LR", "with -f: the upstream's learning rate (default: the config's, as for the task)"),
-    "freeze_layers": (int, "N", "with -f: keep the upstream's front end, compressor and first N layers as they are"),
+    "freeze_layers": (int, "N", "with -f: do not train the upstream's front end, compressor and first N layers"),
     "unfreeze_after": (int, "N", "with -f: train the task alone for N updates"),
 }
 
 
 def add_arguments(parser: Parser) -> None:
     parser.description = (
-        "S3PRL's run_downstream with the upstream ofa_wav2vec2. -d also takes SUPERB's names of its tasks, such as asr "
-        "or ks, and -c is SUPERB's config of the task by default. The rate is stored with the experiment, so -e "
-        "resumes at it."
+        "S3PRL's run_downstream with the upstream ofa_wav2vec2. -d also takes SUPERB's names of the tasks, such as asr "
+        "or ks, and -c defaults to SUPERB's config of the task. The rate is stored with the experiment, so -e resumes "
+        "at the same rate."
     )
     parser.examples = (
         "s3prl-ofa run_downstream -m train -u ofa_wav2vec2 -k tiny -d sid --mini --voxceleb1 VoxCeleb1 -n sid_half "
@@ -64,21 +64,21 @@ def add_our_options(group: argparse._ArgumentGroup) -> None:
     rate.add_argument("--lambd", metavar=f"L|{ADAPTIVE}", help=lambd_help)
     rate.add_argument("--frame-period-ms", type=float, metavar="P", help="mean frame period, 20 or more")
     rate.add_argument("--pool", type=int, metavar="N", help="at lambd 0, the mean of every N frames: a fixed rate")
-    group.add_argument("--rate-weight", type=float, metavar="W", help="of an adaptive lambd: what frames cost")
-    group.add_argument("--lambd-start", type=float, metavar="L", help="of an adaptive lambd: 0 to 1, default 0.5")
-    group.add_argument("--lambd-max", type=float, metavar="L", help="of an adaptive lambd: up to 1, the default")
-    boundaries_help = "learnt by the model, the default, or for comparison uniform: as many frames of equal length"
+    group.add_argument("--rate-weight", type=float, metavar="W", help="with adaptive: the cost of frames (default: 0)")
+    group.add_argument("--lambd-start", type=float, metavar="L", help="with adaptive: its start, 0 to 1 (default: 0.5)")
+    group.add_argument("--lambd-max", type=float, metavar="L", help="with adaptive: its upper limit (default: 1)")
+    boundaries_help = "learnt by the model (the default); or for comparison uniform: equally many, of equal length"
     group.add_argument("--boundaries", choices=BOUNDARIES, help=boundaries_help)
     group.add_argument(
         "--layers", type=int, metavar="K", help="run only the first K layers of the encoder (early exit)"
     )
     dtype_help = (
-        "of the upstream (default: float32); auto: the device's fastest; int8: on a CPU. Features become float32"
+        "dtype of the upstream (default: float32); auto: the device's fastest; int8: on a CPU. The task gets float32"
     )
     group.add_argument("--dtype", choices=DTYPES, help=dtype_help)
     frames_help = (
         "native: the compressed frames, the default for tasks that can use them, such as asr, pr and "
-        "sid; upsampled: repeated to 20 ms, the default for the rest"
+        "sid; upsampled: repeated to 20 ms, the default for the others"
     )
     group.add_argument("--output-frames", choices=OUTPUT_FRAMES, help=frames_help)
     group.add_argument(OLD_OUTPUT_FRAMES, choices=OUTPUT_FRAMES, help=argparse.SUPPRESS)

@@ -8,7 +8,7 @@ from s3prl_ofa.arguments.parser import Parser
 def add_arguments(parser: Parser) -> None:
     parser.examples = (
         "s3prl-ofa sweep grid.yaml --dry-run   # lists the points",
-        "s3prl-ofa sweep grid.yaml   # again after an interruption: it resumes",
+        "s3prl-ofa sweep grid.yaml   # run it again after an interruption to resume",
         "s3prl-ofa sweep grid.yaml --out sweeps/second --cache-gb 20 --retry",
     )
     parser.add_argument("grid", type=pathlib.Path, metavar="GRID.yaml", help="what to vary; see docs/how-to/sweeps.md")
