@@ -21,11 +21,11 @@ BLOCK_SECONDS = 30.0  # an hour of 48 kHz stereo is 1.4 GB in float32; read in b
 # File suffixes of libsndfile's formats, including those that are not the format's name. RAW has no header to read.
 SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"}
 SUFFIXES |= {".8svx", ".aif", ".aifc", ".iff", ".oga", ".opus", ".sf", ".snd", ".sph"}
-# Suffixes of audio that libsndfile cannot read. Such files are found all the same, so that they can be reported.
+# Suffixes of audio that libsndfile cannot read. Such files are found too, so that they can be reported.
 OTHERS = "3ga 3gp aac aax ac3 amr ape asf avi awb dff dsf eac3 flv m4a m4b m4p m4r m4v mka mkv mov mp1 mp2 mp4 mpc mpeg"
 OTHERS += " mpg mpga oma pcm qcp ra raw rm shn spx tak tta weba webm wma wmv wv"
 OTHER_SUFFIXES = {f".{name}" for name in OTHERS.split()}
-HEADERLESS = {".pcm", ".raw"}  # only their owner knows rate, channels and encoding
+HEADERLESS = {".pcm", ".raw"}  # nothing in them says rate, channels and encoding
 ALL_SUFFIXES = SUFFIXES | OTHER_SUFFIXES
 
 # libsndfile's formats whose integer PCM need not be decoded: any bits are valid samples, and open_audio has compared
@@ -34,11 +34,11 @@ SIZED = {"WAV", "WAVEX", "RF64", "AIFF", "SVX", "AU", "W64", "CAF", "NIST"}
 # In libsndfile's log of opening a file: the frames that the header of AVR, MPC2K and MATLAB files declares (the last
 # ones, after those of other variables), and its own verdict on a VOC file.
 LOGGED_FRAMES, LOGGED_CUT = re.compile(r"\b(?:Frames|Cols) +: (\d+)"), "Seems to be a truncated file"
-CONVERT = "`s3prl-ofa prepare audio CORPUS --out DIR` makes a copy of a corpus that is"
+CONVERT = "`s3prl-ofa prepare audio CORPUS --out DIR` makes such a copy of a corpus"
 
 
 class AudioError(ValueError):
-    """An audio file cannot be used: the message says why, and names the file only where the docstring says so."""
+    """An audio file cannot be used: the message says why, and names the file only where a docstring says so."""
 
 
 def find_audio(folder: str | os.PathLike) -> list[pathlib.Path]:
@@ -183,7 +183,7 @@ def open_audio(path: str | os.PathLike) -> soundfile.SoundFile:
 
 
 def lacks_frames(file: soundfile.SoundFile) -> bool:
-    """Whether libsndfile has corrected the length that a header declares, in the formats whose log tells."""
+    """Whether libsndfile has corrected the length that a header declares, in the formats whose log shows it."""
     log = file.extra_info
     if file.format == "VOC":
         return LOGGED_CUT in log

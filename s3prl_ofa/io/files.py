@@ -76,7 +76,7 @@ def atomic_write(path: str | os.PathLike, content: str | bytes, sync: bool = Fal
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike | None) -> Iterator[None]:
-    """Turns any library's error for a full disk into DiskFull. path: the file to name; None for the error's."""
+    """Turns any library's error for a full disk into DiskFull. path: the file to name; None takes the error's."""
     try:
         yield
     except Exception as error:
@@ -105,7 +105,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def write_json(path: str | os.PathLike, content: Any, indent: int | None = 1) -> None:
-    """Writes the file durably: what it says is done is on the disk before it."""
+    """Writes the file durably: its content is on the disk before it gets its name."""
     atomic_write(path, json.dumps(content, indent=indent) + "\n", sync=True)
 
 
@@ -144,5 +144,5 @@ def printable(path: str | os.PathLike) -> str:
 
 
 def cache_folder() -> pathlib.Path:
-    """Where the package keeps what it can compute again: ``~/.cache/s3prl_ofa``, or below ``XDG_CACHE_HOME``."""
+    """Where the package keeps what it can recompute: ``~/.cache/s3prl_ofa``, or below ``XDG_CACHE_HOME``."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache", "s3prl_ofa")

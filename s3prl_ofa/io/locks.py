@@ -38,8 +38,8 @@ class NoLocks(UsageError):
 def locked(path: pathlib.Path, wait: bool, shared: bool = False, remove: bool = False) -> Iterator[IO[str]]:
     """Locks the file ``path`` and yields it: a process that inherits the open file holds the lock as well.
 
-    wait: for another holder, instead of raising InUse. shared: allow other shared holders. remove: delete the file when
-    it is released. Raises NoLocks where there are no locks, OSError if the file cannot be made.
+    wait: wait for another holder instead of raising InUse. shared: allow other shared holders. remove: delete the file
+    when it is released. Raises NoLocks where there are no locks, OSError if the file cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:

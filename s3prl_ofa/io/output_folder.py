@@ -31,7 +31,7 @@ def locked_folder(folder: pathlib.Path, name: str, temporary: Sequence[str], mus
             stack.enter_context(locked(folder / LOCK, wait=False, remove=True))
         except InUse:
             raise in_use(name) from None
-        except NoLocks as error:  # as on some network file systems; one process at a time works there all the same
+        except NoLocks as error:  # as on some network file systems, where a single process works all the same
             if must_lock:
                 raise
             logger.warning("%s", error)

@@ -1,4 +1,4 @@
-"""TensorBoard logs that a full disk ends without ending the training that writes them."""
+"""Lets training continue when a full disk ends its TensorBoard log."""
 
 import functools
 import logging
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 def outlast_full_disk(record_writer: type) -> None:
     """Makes the RecordWriter of tensorboard or tensorboardX warn once that nothing more is logged, and carry on.
 
-    Both write in a thread. If it dies, tensorboard makes training wait for it forever, tensorboardX prints tracebacks.
+    Both write in a thread. If it dies, tensorboard makes training wait forever, and tensorboardX prints tracebacks.
     """
     for name in ("write", "flush", "close"):
         method = getattr(record_writer, name)

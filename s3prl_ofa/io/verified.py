@@ -1,9 +1,9 @@
-"""Decodes audio files to their end, and remembers which are whole: each is decoded once, whichever command comes first.
+"""Decodes audio files to their end and remembers which are intact, so that each is decoded once by whichever command.
 
 A record is a text file with a JSON list on each line: path, size in bytes, modification time in ns, length in samples.
 Every command adds to the record in the user's cache folder; ``prepare`` also writes one beside its other files, for
-whoever uses those. A file that has changed or moved since is decoded again. Only files that are whole are remembered:
-most faults show without decoding, and a network file system that failed once must not condemn a file for good. A
+whoever uses those. A file that has changed or moved since is decoded again. Only intact files are remembered: most
+faults are found without decoding, and a single failure of a network file system must not condemn a file for good. A
 record can be removed at any time; lines that cannot be read, such as one that was cut off by a kill, are skipped.
 """
 
@@ -25,7 +25,7 @@ RECORD = "verified_audio.jsonl"
 SAVE_EVERY = 10.0  # seconds of decoding that a kill may lose
 
 File = tuple[str, int, int]  # absolute path, bytes, ns
-verdicts: dict[File, int | str] = {}  # of this process: samples of files that are whole, why others cannot be used
+verdicts: dict[File, int | str] = {}  # in this process: samples of intact files, why others cannot be used
 
 
 def verify_audio(
@@ -38,8 +38,8 @@ def verify_audio(
     """The files that ``check_speech`` accepts when they are decoded to their end, and why it refuses the others.
 
     jobs, what: as in ``each_in_threads``. prepared: the output folder of ``prepare``, whose record counts too. again:
-    also decodes files that an earlier process found to be whole. About 1700 s of FLAC are decoded per second and core;
-    while another process does so, this one waits for what it finds.
+    also decode files that an earlier process found intact. About 1700 s of FLAC are decoded per second and core. While
+    another process decodes, this one waits for its results.
     """
     files = {path: file_of(path) for path in paths}
     found: dict[pathlib.Path, int | str] = {}
@@ -49,17 +49,17 @@ def verify_audio(
         return [path for path in files if path not in found]
 
     if unknown() and not again:
-        recall(prepared)
+        load_records(prepared)
     if unknown():
-        with alone():
+        with decoding_lock():
             if not again:
-                recall(None)  # what another process has found meanwhile
+                load_records(None)  # what another process has found meanwhile
             found |= decode({path: files[path] for path in unknown()}, jobs, what)
     return Scan.of({path: found[path] for path in files})
 
 
 def decode(files: dict[pathlib.Path, File | None], jobs: int | None, what: str) -> dict[pathlib.Path, int | str]:
-    """The verdict on each file, by decoding it; those that are whole are recorded."""
+    """The verdict on each file, by decoding it; intact files are recorded."""
     found: dict[pathlib.Path, int | str] = {}
     new: dict[File, int] = {}
     saved = time.monotonic()
@@ -79,7 +79,7 @@ def decode(files: dict[pathlib.Path, File | None], jobs: int | None, what: str) 
 
 
 def file_of(path: pathlib.Path) -> File | None:
-    """What identifies the content of a file; None where there is none to read."""
+    """What identifies the content of a file; None if it cannot be read."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -87,15 +87,15 @@ def file_of(path: pathlib.Path) -> File | None:
     return os.path.abspath(path), status.st_size, status.st_mtime_ns
 
 
-def recall(prepared: pathlib.Path | None) -> None:
-    """Adds to ``verdicts`` what the records say."""
+def load_records(prepared: pathlib.Path | None) -> None:
+    """Adds the content of the records to ``verdicts``."""
     for folder in (prepared, cache_folder()):
         if folder is not None:
             verdicts.update(read(folder / RECORD))
 
 
 def read(record: pathlib.Path) -> dict[File, int]:
-    """The samples of the files in a record; empty where there is none."""
+    """The samples of the files in a record; empty if there is none."""
     found: dict[File, int] = {}
     try:
         lines = record.read_bytes().split(b"\n")
@@ -121,14 +121,14 @@ def append(files: dict[File, int]) -> None:
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
         with record.open("ab", buffering=0) as file:
-            # on a line of its own, whatever a killed process has left of its last one
+            # begins a new line, because a killed process may have left half of one
             file.write(f"\n{lines_of(files)}".encode())
     except OSError as error:
         logger.warning("%s cannot be written (%s): the next command decodes audio again", record, error.strerror)
 
 
 def save(prepared: pathlib.Path, paths: Iterable[pathlib.Path]) -> None:
-    """Writes the record of ``prepared``: files that were verified, beside what it holds about others."""
+    """Writes the record of ``prepared``: the verified files, and what it already holds about others."""
     files = {
         file: samples
         for path in paths
@@ -141,14 +141,14 @@ def save(prepared: pathlib.Path, paths: Iterable[pathlib.Path]) -> None:
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Waits until no other process decodes; where locks are not possible, two may decode the same files."""
+def decoding_lock() -> Iterator[None]:
+    """Waits until no other process decodes; without locks, two may decode the same files."""
     lock = cache_folder() / f".{RECORD}.lock"
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(NoLocks, OSError):
             try:
                 stack.enter_context(locked(lock, wait=False))
             except InUse:
-                logger.info("another process is decoding audio: waiting for what it finds")
+                logger.info("another process is decoding audio: waiting for its results")
                 stack.enter_context(locked(lock, wait=True))
         yield

@@ -29,9 +29,9 @@ def run_in_slots(
     stop: Callable[[list[JobT]], Any],
     poll_seconds: float,
 ) -> Generator[tuple[ItemT, JobT], None, None]:
-    """Starts a job per item, ``start(item, slot)``, and yields each item with its job when that has ended.
+    """Starts a job per item, ``start(item, slot)``, and yields each item with its job when the job has ended.
 
-    The caller may append to ``waiting`` meanwhile. When it stops, the jobs that still run are given to ``stop``.
+    The caller may append to ``waiting`` meanwhile. When it stops, ``stop`` gets the jobs that are still running.
     """
     running: dict[int, tuple[ItemT, JobT]] = {}
     try:
@@ -69,6 +69,6 @@ def visible_gpus() -> list[str]:
 
 
 def process_environment(gpu: str | None, threads: int) -> dict[str, str]:
-    """Of a process in a slot. gpu: the one to use, empty for none; None leaves it to the environment."""
+    """Environment of a process in a slot. gpu: the one to use, empty for none; None leaves the environment's choice."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     return environment if gpu is None else {**environment, "CUDA_VISIBLE_DEVICES": gpu}

@@ -12,7 +12,7 @@ DEFAULT_CPUS = 4
 
 @dataclasses.dataclass(frozen=True)
 class SlurmRequest:
-    """What each job asks Slurm for. setup: commands to run first."""
+    """The resources of each job. setup: commands to run first."""
 
     cpus: int = DEFAULT_CPUS
     gpus: int = 1
@@ -25,7 +25,7 @@ class SlurmRequest:
 
 
 def slurm_executor(request: SlurmRequest, folder: pathlib.Path, option: str) -> Any:
-    """A submitit executor. folder: for what it writes. option: what the user chose Slurm by, for messages.
+    """A submitit executor. folder: for its files. option: the option by which the user chose Slurm, for messages.
 
     Raises UsageError where there is no Slurm.
     """
@@ -52,8 +52,8 @@ def slurm_executor(request: SlurmRequest, folder: pathlib.Path, option: str) -> 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessJob:
-    """What a job runs: a process, started by ``start(*arguments)``, whose ``end()`` waits for it and is the job's
-    result. submitit calls ``checkpoint`` when Slurm takes the machine away, to put the job into the queue again."""
+    """What a job runs: a process, started by ``start(*arguments)``, whose ``end()`` waits for it and gives the job's
+    result. submitit calls ``checkpoint`` when Slurm preempts the job, to put it into the queue again."""
 
     start: Callable[..., Any]
 
@@ -67,8 +67,7 @@ class ProcessJob:
 
 
 def job_error(job: Any) -> str | None:
-    """What kept a submitit job from giving its result; empty if it ended too abruptly to report anything, None if
-    nothing did."""
+    """Why a submitit job has no result; empty if it ended too abruptly to report anything, None if it has one."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     error = job.exception()
@@ -76,6 +75,6 @@ def job_error(job: Any) -> str | None:
         return None
     if isinstance(error, UncompletedJobError) and not isinstance(error, FailedJobError):
         return ""
-    # the last line of the traceback in submitit's error, before its rule and the paths of logs
+    # the last line of the traceback in submitit's error, before its separator and the paths of logs
     lines = str(error).partition("You can check full logs")[0].splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip("- ")), type(error).__name__)

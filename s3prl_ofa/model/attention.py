@@ -22,16 +22,16 @@ GROUP_RATIO = 1.3
 
 
 def uses_varlen(qkv: Tensor, head_dim: int) -> bool:
-    """Whether torch's variable-length attention takes rows as they are: in 16 bits on a GPU that has FlashAttention."""
+    """Whether torch's variable-length attention can be used: in 16 bits on a GPU that has FlashAttention."""
     if varlen_attn is None or qkv.device.type != "cuda" or qkv.dtype.itemsize != 2:
         return False
     return head_dim % 8 == 0 and head_dim <= 256 and torch.cuda.get_device_capability(qkv.device) >= (8, 0)
 
 
 class AttentionGroup:
-    """Utterances of similar length whose attention is one call, and the places of their rows in the batch.
+    """Utterances of similar length whose attention is one call, and the positions of their rows in the batch.
 
-    rows: the places, or None where they follow each other and those of the group before.
+    rows: the positions, or None if the rows are consecutive and follow those of the previous group.
     """
 
     def __init__(self, lengths: Tensor, members: Tensor, device: torch.device) -> None:
@@ -55,7 +55,7 @@ class AttentionGroup:
 def attention_groups(lengths: Tensor, device: torch.device) -> list[AttentionGroup]:
     """Splits utterances of ``lengths`` (batch,), a tensor on the CPU, into groups of similar length.
 
-    On a CPU, where calls cost little, unequal utterances are groups of their own: without copies, padding and mask.
+    On a CPU, where calls cost little, each utterance is its own group if lengths differ: no copies, padding or mask.
     """
     if device.type == "cpu" and int(lengths.min()) < int(lengths.max()):
         return [AttentionGroup(length, torch.zeros(1, dtype=torch.long), device) for length in lengths.split(1)]
@@ -63,7 +63,7 @@ def attention_groups(lengths: Tensor, device: torch.device) -> list[AttentionGro
 
 
 class PaddedAttention:
-    """Attention for one padded batch, in operations that can be exported; inside: (batch, frames), False on padding."""
+    """Attention for a padded batch, in operations that can be exported. inside: (batch, frames), False on padding."""
 
     def __init__(self, inside: Tensor) -> None:
         self.bias = torch.where(inside, 0.0, float("-inf"))[:, None, None]
@@ -71,7 +71,7 @@ class PaddedAttention:
     def attend(self, qkv: Tensor, heads: int) -> Tensor:
         """From queries, keys and values (batch, frames, 3 * dim) to (batch, frames, dim)."""
         query, key, value = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        # torch's own attention asks whether there is one frame, which an exporter does not know.
+        # torch's own attention branches on whether there is a single frame, which an exporter cannot know.
         scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5 + self.bias
         return (scores.softmax(3) @ value).transpose(1, 2).flatten(2)
 
@@ -85,7 +85,7 @@ class Attention:
 
     @functools.cached_property
     def bounds(self) -> Tensor:
-        """(batch + 1,) int32, on the device: where utterances begin, and the number of rows."""
+        """(batch + 1,) int32, on the device: the first row of each utterance, and the number of rows."""
         return F.pad(torch.cumsum(self.lengths, 0), (1, 0)).to(self.device, torch.int32, non_blocking=True)
 
     @functools.cached_property
@@ -95,7 +95,7 @@ class Attention:
     def attend(self, qkv: Tensor, heads: int) -> Tensor:
         """From queries, keys and values (frames of the batch, 3 * dim) to (frames of the batch, dim).
 
-        Unequal utterances on a GPU are one call in 16 bits, and groups in float32, for which there is no such kernel.
+        On a GPU, utterances of different lengths are one call in 16 bits; float32, without such a kernel, uses groups.
         """
         width = qkv.shape[1] // 3
         if len(self.lengths) * self.longest > len(qkv) and uses_varlen(qkv, width // heads):

@@ -58,9 +58,9 @@ def plan_cif(weights: Tensor, input_lengths: Tensor) -> CifPlan:
 
 
 def fixed_plan(input_lengths: Tensor, longest: int, size: int) -> CifPlan:
-    """The plan in which every ``size`` frames are averaged into one, the last of them perhaps fewer, without alpha.
+    """The plan that averages every ``size`` frames into one, without alpha; the last mean may be of fewer frames.
 
-    With a size of 1 every frame fires: that is lambd 0. longest: of the input lengths.
+    With a size of 1 every frame fires, which is lambd 0. longest: the largest input length.
     """
     frame = torch.arange(longest, device=input_lengths.device)
     lengths, group, place = input_lengths[:, None], frame // size, frame % size
@@ -75,7 +75,7 @@ def apply_cif(rows: Tensor, plan: CifPlan) -> Tensor:
 
     Differentiable in the rows and in the weights behind the plan.
     """
-    # Nothing here waits for a GPU but the number of outputs.
+    # Only the number of outputs waits for a GPU.
     batch, longest = plan.begin.shape
     number = torch.arange(batch, device=rows.device)
     utterance = torch.repeat_interleave(number, plan.input_lengths, output_size=len(rows))

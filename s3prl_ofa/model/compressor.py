@@ -1,6 +1,6 @@
 """The compressor: predicts alpha from the frames of the front end and compresses them at any rate.
 
-One piece of code for inference and for training, under the reference's parameter names (``cif_subsampler.alpha_fn``).
+Inference and training share this code, under the reference's parameter names (``cif_subsampler.alpha_fn``).
 """
 
 import torch
@@ -26,7 +26,7 @@ class AlphaPredictor(nn.Module):
     def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
         """From rows (frames of the batch, dim) to alpha (frames of the batch,) in float64.
 
-        Beyond its ends an utterance sees zeros, not its neighbours in the batch.
+        Each utterance is padded with zeros, so it does not see its neighbours in the batch.
         """
         layout, positions = spread(rows, lengths, gap=KERNEL // 2)
         hidden = self.cnn(layout.t()[None])[0].t()
@@ -59,7 +59,7 @@ class Compressor(nn.Module):
 
     @staticmethod
     def uniform(alpha: Tensor, lengths: Tensor) -> Tensor:
-        """Each utterance's alpha (batch, longest) replaced by its mean: as many frames, all of the same length."""
+        """Replaces each utterance's alpha (batch, longest) by its mean: the same number of frames, of equal length."""
         return (alpha.sum(1) / lengths)[:, None].expand_as(alpha)
 
     @staticmethod

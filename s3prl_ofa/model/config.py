@@ -1,4 +1,4 @@
-"""The configuration of a model: all that is needed to run it but its weights."""
+"""The configuration of a model: everything that is needed to run it except its weights."""
 
 import dataclasses
 import math
@@ -43,10 +43,10 @@ class ModelConfig:
     activation: str = "gelu"  # of the feed-forward blocks: "gelu" or "relu"
     normalize: bool = False  # each wave is brought to mean 0 and variance 1 first
     compressor: str = "none"  # "cif" or "none"
-    pooling: int = 1  # frames averaged into one before the encoder, at all times (the reference's subsample: fixed)
+    pooling: int = 1  # number of frames averaged into one before the encoder (the reference's subsample: fixed)
 
     def __post_init__(self) -> None:
-        layers: Any = self.conv_layers  # whatever a file holds
+        layers: Any = self.conv_layers  # a file may hold anything
         triples = isinstance(layers, list | tuple) and all(isinstance(layer, list | tuple) for layer in layers)
         layers = tuple(map(tuple, layers)) if triples else ()
         whole = all(is_whole(value) for layer in layers for value in layer)
@@ -103,7 +103,7 @@ class ModelConfig:
         return (samples - self.receptive_field) // self.hop + 1
 
     def pooled(self, frames: Samples) -> Samples:
-        """Frames of the encoder at lambd 0 for this many of the front end; the last may be the mean of fewer."""
+        """Frames of the encoder at lambd 0 for this many of the front end; the last may be a mean of fewer frames."""
         return -(-frames // self.pooling)
 
     @property
@@ -114,7 +114,7 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; ``ModelConfig.from_dict`` is the inverse.
 
-        Without a pooling of 1, which versions before it do not know, so that they read files and find fingerprints.
+        A pooling of 1 is left out, so that files and fingerprints are those of versions that do not know the field.
         """
         return {key: value for key, value in dataclasses.asdict(self).items() if (key, value) != ("pooling", 1)}
 

@@ -71,14 +71,14 @@ class Encoder(nn.Module):
         return F.gelu(convolved if where is None else convolved[where])
 
     def forward(self, rows: Tensor, lengths: Tensor, states: Sequence[int]) -> list[Tensor]:
-        """The hidden states ``states``, rows each: k is the input of layer k, counted from 0, or the last output.
+        """The hidden states numbered ``states``, each as rows: k is the input of layer k, from 0, or the last output.
 
         rows: (frames of the batch, dim). lengths: (batch,) on the CPU.
         """
         return self.transform(rows + self.positions(rows, lengths), Attention(lengths, rows.device), states)
 
     def transform(self, rows: Tensor, attention: Attention | PaddedAttention, states: Sequence[int]) -> list[Tensor]:
-        """The hidden states of ``forward``, from rows with their positions; also of a padded batch."""
+        """The hidden states of ``forward``, from rows to which positions were added; also for a padded batch."""
         if not self.pre_norm:
             rows = self.norm(rows)
         kept = {0: rows} if 0 in states else {}

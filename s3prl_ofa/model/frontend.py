@@ -57,8 +57,8 @@ class FrontEnd(nn.Module):
         owners = torch.repeat_interleave(torch.arange(len(waves)), blocks)  # the utterance of each block
         utterance = owners.to(wave.device, non_blocking=True)
         if config.conv_norm == "group":
-            # The normalisation removes any offset; removing it first keeps the float32 products precise. Windows that
-            # reach into the padding, which this changes too, are counted nowhere.
+            # The normalisation removes any offset; removing it first keeps the float32 products precise. This also
+            # changes windows that reach into the padding, but those are not counted.
             means = torch.stack([wave.mean() for wave in waves])
             wave[: len(owners) * config.hop * BLOCK].view(len(owners), -1).sub_(means[utterance][:, None])
         kernels, biases = self.first_layer(wave, samples, blocks, utterance)
@@ -76,7 +76,7 @@ class FrontEnd(nn.Module):
         return rows[positions_of(lengths, starts_of(blocks * BLOCK)).to(rows.device, non_blocking=True)], lengths
 
     def lay_out(self, waves: list[Tensor], blocks: Tensor) -> Tensor:
-        """All waves in one, each padded with zeros to whole blocks, with zeros at the end for the last window."""
+        """All waves in one, each zero-padded to whole blocks, with zeros at the end for the last window."""
         size = self.config.hop * BLOCK
         _, kernel, stride = self.config.conv_layers[0]
         zeros = waves[0].new_zeros(size)

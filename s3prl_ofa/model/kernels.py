@@ -57,7 +57,7 @@ def errors(model: "OFAWav2Vec2") -> Iterator[tuple[str, float]]:
 
     def error(part: torch.nn.Module, run: Callable[[torch.nn.Module, Tensor], Tensor], value: Tensor) -> float:
         found = run(part, value).float()
-        # With gradients no faster path is taken, nor are 8 bits.
+        # With gradients enabled, neither faster paths nor 8 bits are used.
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(weight.device.type, enabled=False):
             reference = copy.deepcopy(part).float().requires_grad_(True)
             expected = run(reference, value.float().clone()).detach()

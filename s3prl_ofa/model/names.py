@@ -51,7 +51,7 @@ def conv_names(config: ModelConfig) -> dict[str, str]:
 
 
 def fairseq_name(name: str) -> str:
-    """fairseq's name of one of this model's weights, but for the front end and the attention's input."""
+    """fairseq's name of one of this model's weights, except for the front end and the attention's input."""
     layer = re.match(r"encoder\.layers\.(\d+)\.", name)
     number = layer.group(1) if layer else ""
     for theirs, ours in RENAMED:

@@ -1,4 +1,4 @@
-"""The whole model: waves in, hidden states at any frame period from 20 to 90 ms out.
+"""The whole model: from waves to hidden states at any frame period from 20 to about 90 ms.
 
     waves -> front end (20 ms frames) -> LayerNorm -> compressor -> projection -> encoder -> hidden states
 
@@ -44,15 +44,15 @@ PerUtterance = float | Sequence[float] | Tensor
 class ExtractOutput:
     """Hidden states of a batch, padded with zeros, and the times of their frames.
 
-    hidden_states: layers + 1 tensors (batch, frames, dim): the input of each layer, then the encoder's output; or those
-        that were asked for.
+    hidden_states: layers + 1 tensors (batch, frames, dim): the input of each layer, then the encoder's output; or only
+        the requested ones.
     lengths: (batch,) int64, valid frames.
     times: (batch, frames, 2) float64, start and end of each frame in seconds.
     lambd: (batch,) float64, the lambd that was used.
     frame_period_ms: (batch,) float64, the resulting mean frame period: 1000 * seconds / frames.
     input_lengths: (batch,) int64, 20 ms frames before compression.
     frame_index: (batch, 20 ms frames) int64, the frame that holds the middle of each 20 ms frame.
-    alpha_sum: (batch,) float64, the sum of the predictor's alpha; None where it was not needed (lambd 0 throughout).
+    alpha_sum: (batch,) float64, the sum of the predictor's alpha; None if it was not needed (all lambd 0).
     """
 
     hidden_states: tuple[Tensor, ...]
@@ -163,7 +163,7 @@ class OFAWav2Vec2(nn.Module):
         ValueError for bad waves, lengths and rates; what ``torch.export`` records (padded.py) checks none of them.
         """
         if is_exporting():
-            # a plain tuple, as torch.export.save knows no others
+            # a plain tuple, because torch.export.save knows no other kind
             return export_forward(self, waves, lengths, lambd, frame_period_ms)  # type: ignore[return-value]
         out = self.extract(without_padding(waves, lengths), lambd, frame_period_ms)
         hidden_states = out.hidden_states
@@ -187,18 +187,18 @@ class OFAWav2Vec2(nn.Module):
 
         waves: list of 1-D float tensors or arrays (samples,), 16 kHz mono, at least 400 samples each.
         lambd: a number in [0, 2), or one per utterance; 0 is no compression (20 ms), 1 the model's alpha alone.
-        frame_period_ms: the mean frame period, 20 or more, or one per utterance, instead of lambd. Each utterance gets
-            the number of frames nearest to it, exactly, through the lambd that gives it.
+        frame_period_ms: the mean frame period, 20 or more, or one per utterance, instead of lambd. For each utterance,
+            lambd is solved so that it has exactly the nearest number of frames.
         layers: number of encoder layers to run (0: only the encoder's input); all by default. A sequence, such as [12]
             or [0, 6], names the hidden states to return, which takes less memory than all of them.
         allow_beyond_one: let a frame period use lambd above 1 where lambd 1 gives too many frames. Otherwise the
             nearest reachable rate is used, with a warning in the log.
         window_s, overlap_s: for long utterances. Attention sees windows of ``window_s`` seconds of which neighbours
             share ``overlap_s``, so time is linear in the length and memory bounded. Frames, lengths and times stay the
-            same, hidden states are close to those of the whole (docs/how-to/long-audio.md). Shorter utterances, and
-            all without ``window_s``, are seen whole.
-        uniform: replace each utterance's alpha by its mean, for comparison: as many frames, of equal lengths whatever
-            the speech.
+            same, hidden states are close to those without windows (docs/how-to/long-audio.md). Utterances shorter than
+            a window are processed whole.
+        uniform: for comparison, replace each utterance's alpha by its mean: the same number of frames, of equal
+            length.
 
         Without lambd and frame_period_ms, lambd is 0. Raises ValueError for bad waves, rates, layers and windows.
         """
@@ -207,7 +207,7 @@ class OFAWav2Vec2(nn.Module):
         states = check_layers(layers, self.config.layers)
         check_window(window_s, overlap_s)
         waves = check_waves(waves, self.config.receptive_field, self.device)
-        # Rates and lengths stay on the CPU as long as they can, so that nothing waits for a GPU.
+        # Rates and lengths stay on the CPU as long as possible, so that nothing waits for a GPU.
         seconds = torch.tensor([len(wave) for wave in waves], dtype=torch.float64) / SAMPLE_RATE
         # The rate is checked before any work is done.
         if frame_period_ms is not None:

@@ -40,7 +40,7 @@ def pad(rows: Tensor, lengths: Tensor) -> Tensor:
 
 
 def pad_all(states: Sequence[Tensor], lengths: Tensor) -> list[Tensor]:
-    """:func:`pad` for several rows of the same utterances, whose places are computed and moved once."""
+    """:func:`pad` for several rows of the same utterances, whose positions are computed and moved once."""
     batch, longest = len(lengths), int(lengths.max())
     if len(states[0]) == batch * longest:
         return [rows.view(batch, longest, *rows.shape[1:]) for rows in states]

@@ -1,7 +1,7 @@
 """The whole model on a padded batch, in operations that ``torch.export`` and every ONNX runtime have.
 
-The model itself works on rows without padding, which needs shapes and branches that depend on the data. Here nothing
-does but the number of compressed frames, and each utterance still depends neither on the others nor on padding.
+The model itself works on rows without padding, which needs shapes and branches that depend on the data. Here only the
+number of compressed frames does, and an utterance still depends neither on the others nor on padding.
 """
 
 import math
@@ -34,10 +34,10 @@ def export_forward(
     lambd: "PerUtterance | None",
     frame_period_ms: "PerUtterance | None",
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """``OFAWav2Vec2.forward`` as ``torch.export`` records it: all hidden states of a padded batch, and their lengths.
+    """``OFAWav2Vec2.forward`` as ``torch.export`` exports it: all hidden states of a padded batch, and their lengths.
 
-    Raises ValueError for a rate out of range and for a model that is not in float32. Values in tensors, which may be
-    others when the recording is run, are not checked.
+    Raises ValueError for a rate out of range and for a model that is not in float32. Values in tensors are not checked,
+    because they may differ when the exported program runs.
     """
     if model.feature_norm.weight.dtype != torch.float32:
         raise ValueError(f"torch.export takes a model in float32, found {model.feature_norm.weight.dtype}")
@@ -133,7 +133,7 @@ def compress(frames: Tensor, plan: CifPlan) -> Tensor:
 
     Frame k is the sum of the frames on the unit interval k of the running sum, weighted by what lies on it.
     """
-    longest: Any = plan.lengths.max()  # in a recording a symbol
+    longest: Any = plan.lengths.max()  # a symbol while exporting
     if is_exporting():
         longest = longest.item()
         torch._check(longest >= 1)

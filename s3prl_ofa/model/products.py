@@ -1,4 +1,4 @@
-"""Linear layers of inference: on a CPU oneDNN's, with weights packed once, in the model's dtype or 8 bits."""
+"""Linear layers for inference: on a CPU oneDNN's, with weights packed once, in the model's dtype or in 8 bits."""
 
 import functools
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
-# Each weight's copy in oneDNN's layout, with the function that made it and what it was made from: the
-# storage, which a weak reference keeps from being taken for another, and the version, which counts changes in place. A
-# copy is dropped with its weight.
+# Each weight's copy in oneDNN's layout, with the function that made it and what it was made from: a weak reference to
+# the storage, so that another at the same address is not taken for it, and the version, which counts changes in place.
+# A copy is dropped with its weight.
 _packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-# The products are not part of torch's public interface: one without them computes its own.
+# These products are not part of torch's public interface; without them, torch's own linear layers are used.
 HAS_PRODUCTS = all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
 
 
@@ -22,7 +22,7 @@ def apply_linear(module: nn.Module, rows: Tensor, gelu: bool = False) -> Tensor:
     """What ``module`` gives for rows (rows, in), followed by a GELU if asked; faster for a plain ``nn.Linear``.
 
     Rows of a padded batch (batch, frames, in), whose shape may have to be exported, are not made faster. A module that
-    another library has put in its place, or one with hooks, is called as any module is.
+    another library has substituted, or one with hooks, is called like any module.
     """
     hooks = module._forward_hooks or module._forward_pre_hooks or nn.modules.module._has_any_global_hook()
     if type(module) is nn.Linear and not hooks and rows.dim() == 2:
@@ -51,17 +51,17 @@ def onednn_linear(rows: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool)
 
 
 def rounded(rows: Tensor) -> Tensor:
-    """``rows`` and rows of zeros, up to the next of 32 numbers of rows per power of two, at least a multiple of 8.
+    """``rows`` padded with rows of zeros to the next of 32 sizes per power of two, at least a multiple of 8.
 
     oneDNN compiles for each number of rows and does not free all of it, whatever its ONEDNN_PRIMITIVE_CACHE_CAPACITY:
-    0.6 MB per weight shape, so that a run over many lengths would grow and grow.
+    0.6 MB per weight shape, so that memory would keep growing in a run over many lengths.
     """
     step = max(8, 2 ** (len(rows).bit_length() - 6))
     return F.pad(rows, (0, 0, 0, -len(rows) % step)) if len(rows) % step else rows
 
 
 def uses_onednn(rows: Tensor, *weights: Tensor | None) -> bool:
-    """Whether a product is one of plain inference on a CPU, in a dtype in which oneDNN is fast there."""
+    """Whether a product is plain inference on a CPU, in a dtype in which oneDNN is fast there."""
     if not is_plain(rows, *weights, kind="cpu"):
         return False
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled and HAS_PRODUCTS):
@@ -72,14 +72,14 @@ def uses_onednn(rows: Tensor, *weights: Tensor | None) -> bool:
 
 
 def uses_cublas(*tensors: Tensor | None) -> bool:
-    """Whether a GELU is computed in the product itself: in 16 bits on a GPU, whose rounding is larger than the error of
-    the tanh in place of the error function that cuBLAS has there."""
+    """Whether the product itself computes a GELU: in 16 bits on a GPU, where rounding exceeds the error of cuBLAS's
+    tanh approximation."""
     whole = all(tensor is not None and tensor.dtype.itemsize == 2 for tensor in tensors)
     return whole and is_plain(*tensors, kind="cuda")
 
 
 def is_plain(*tensors: Tensor | None, kind: str) -> bool:
-    """Whether a product of these is one of inference in a single dtype, on a device of this kind."""
+    """Whether a product of these is inference in a single dtype, on a device of this kind."""
     given = [tensor for tensor in tensors if tensor is not None]
     if torch.compiler.is_compiling() or any(tensor.device.type != kind for tensor in given):
         return False
@@ -93,7 +93,7 @@ def differentiable(*tensors: Tensor) -> bool:
 
 def packed(weight: Tensor, pack: Callable[[Tensor], Any]) -> Any:
     """``pack(weight)``, computed when the weight is first used and again when it has changed."""
-    # Only for frozen weights: those being trained change after each use. Inference tensors do not count their changes.
+    # Only for frozen weights: trained ones change after each use. Inference tensors do not count their changes.
     if type(weight) is not nn.Parameter or weight.requires_grad or weight.is_inference():
         return pack(weight.detach())
     source = StorageWeakRef(weight.untyped_storage()), weight._version, pack

@@ -30,8 +30,8 @@ def cut(lengths: Tensor, window: Tensor, overlap: Tensor) -> tuple[Tensor, Tenso
     """Windows of utterances of ``lengths`` (batch,) frames; one that fits into a window is left whole.
 
     window, overlap: (batch,) frames per window, and how many of them the next window shares; each of the two drops half
-    of those. All int64, on the CPU. Returns (windows,) each: the first row of the batch that a window reads, how many,
-    the first that it gives, and how many. Every row is given once, in order.
+    of those. All int64, on the CPU. Returns (windows,) each: the first row that a window reads and how many it reads,
+    the first row that it outputs and how many it outputs. Every row is output once, in order.
     """
     step = window - overlap
     counts = torch.where(lengths <= window, 1, (lengths - overlap + step - 1).div(step, rounding_mode="floor"))
@@ -50,7 +50,7 @@ def cut(lengths: Tensor, window: Tensor, overlap: Tensor) -> tuple[Tensor, Tenso
 def encode_in_windows(
     encoder: Encoder, rows: Tensor, lengths: Tensor, states: Sequence[int], window: Tensor, overlap: Tensor
 ) -> list[Tensor]:
-    """What ``encoder(rows, lengths, states)`` gives, with attention within windows. window, overlap: as in ``cut``."""
+    """``encoder(rows, lengths, states)`` with attention within windows. window, overlap: as in ``cut``."""
     starts, sizes, given_starts, given_sizes = cut(lengths, window, overlap)
     parts: list[list[Tensor]] = []
     group = torch.div(torch.cumsum(sizes, 0) - 1, ROWS_AT_A_TIME, rounding_mode="floor")

@@ -1,7 +1,7 @@
 """A Triton kernel for the front end on a GPU: products of overlapping windows, without copies of them, with their GELU.
 
-Products of a library need windows that do not overlap, so that each convolution would first write its input 1.5 times,
-and write and read its output once more for the GELU. In 16 bits memory is what the front end waits for.
+A library's products need windows that do not overlap, so each convolution would first write its input 1.5 times, and
+write and read its output once more for the GELU. In 16 bits the front end is limited by memory bandwidth.
 """
 
 import functools
@@ -15,15 +15,15 @@ from s3prl_ofa.model.products import is_plain
 try:
     import triton
     import triton.language as tl
-except ImportError:  # of torch's own dependencies, where there are GPUs
+except ImportError:  # a dependency of torch only where there are GPUs
     triton = None
 
 logger = logging.getLogger(__name__)
 
 TILE = 128  # windows, and outputs of each, that one program computes
 STEP = 64  # entries of a window that it multiplies at a time
-SHORT = 16  # windows of up to so many entries are multiplied at once
-STAGES = 4  # steps whose loads are under way, 32 KiB each; the fastest on an H100
+SHORT = 16  # windows of up to this many entries are multiplied at once
+STAGES = 4  # steps whose loads are in flight, 32 KiB each; the fastest on an H100
 
 if triton is not None:
 
@@ -70,7 +70,7 @@ if triton is not None:
             weight += STEP
         if HAS_BIAS:
             total += tl.load(biases + channel)[None, :]
-        if GELU:  # with the tanh that cuBLAS has too, whose error is below that of 16 bits
+        if GELU:  # by tanh, as in cuBLAS, whose error is below that of 16 bits
             total *= tl.sigmoid(1.5957691216057308 * total * (1 + 0.044715 * total * total))
         place = out + row.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
         tl.store(place, total.to(out.dtype.element_ty), mask=row[:, None] < rows)
@@ -79,10 +79,10 @@ if triton is not None:
 def windows_product(
     windows: Tensor, weights: Tensor, biases: Tensor | None, gelu: bool, owners: Tensor | None = None
 ) -> Tensor:
-    """Windows (rows, width), which may overlap, times weights, followed by a GELU if asked: (rows, channels).
+    """Windows (rows, width), which may overlap, times weights, followed by a GELU if requested: (rows, channels).
 
-    weights: (channels, width), biases: (channels,); with ``owners`` (runs,) as many as it numbers, (sets, channels,
-    width) and (sets, channels), and each run of rows // runs rows has the set of its owner.
+    weights: (channels, width), biases: (channels,). With ``owners`` (runs,) they are (sets, channels, width) and (sets,
+    channels), and each run of rows // runs rows uses the set of its owner.
     """
     rows, (channels, width) = len(windows), weights.shape[-2:]
     weights, biases = weights.contiguous(), None if biases is None else biases.contiguous()
@@ -119,7 +119,7 @@ def stages(device: torch.device) -> int:
 
 
 def uses_windows_kernel(windows: Tensor, weights: Tensor, biases: Tensor | None, owners: Tensor | None) -> bool:
-    """Whether the kernel takes these: in inference in 16 bits on a GPU for which Triton compiles."""
+    """Whether the kernel can be used: for inference in 16 bits on a GPU for which Triton compiles."""
     if windows.dtype.itemsize != 2 or not is_plain(windows, weights, biases, kind="cuda"):
         return False
     channels, width = weights.shape[-2:]
@@ -135,6 +135,6 @@ def compiles(device: torch.device) -> bool:
     ones = torch.ones(TILE, 2 * STEP, dtype=torch.float16, device=device)
     try:
         return bool((windows_product(ones, ones, None, gelu=False) == 2 * STEP).all())
-    except Exception as error:  # of many kinds, also of the compilers that it calls
+    except Exception as error:  # of many kinds, also from the compilers that it calls
         logger.info("no Triton on %s, the front end is slower: %s", device, " ".join(str(error).split()))
         return False

@@ -149,7 +149,7 @@ def test_what_was_decoded_before_an_interrupt_is_kept(files, decoded, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         verify_audio(files, 1, "audio")
     another_process()
-    verified.recall(None)
+    verified.load_records(None)
     assert {pathlib.Path(path) for path, _, _ in verified.verdicts} == set(files[:2])
 
 
@@ -185,7 +185,7 @@ def test_two_processes_at_once(files, decoded, cache, tmp_path, caplog):
     decoded.clear()
     found = []
     thread = threading.Thread(target=lambda: found.append(verify_audio(files, 1, "audio")))
-    with caplog.at_level(logging.INFO), verified.alone():
+    with caplog.at_level(logging.INFO), verified.decoding_lock():
         thread.start()
         while "another process is decoding audio" not in caplog.text:
             assert thread.is_alive()
