@@ -17,7 +17,7 @@ class Progress(tqdm):
     """
 
     def __init__(self, items: Iterable[Any] | None = None, *, seconds: float | None = None, **options: Any) -> None:
-        self.by_audio, self.heard_seconds = seconds is not None, 0.0
+        self.by_audio, self.seconds_done = seconds is not None, 0.0
         if self.by_audio:
             options |= {"total": seconds, "bar_format": OF_AUDIO}
         super().__init__(items, dynamic_ncols=True, disable=is_quiet() or None, **options)
@@ -30,12 +30,12 @@ class Progress(tqdm):
             found["audio_done"], found["audio_total"] = map(self.format_interval, (found["n"], found["total"]))
         return found
 
-    def heard(self, seconds: float) -> None:
-        """So much more audio is done."""
-        self.heard_seconds += seconds
+    def add_audio(self, seconds: float) -> None:
+        """Advances the bar by this much audio."""
+        self.seconds_done += seconds
         if self.disable:
             return
         elapsed = max(self.format_dict["elapsed"], 1e-3)
-        self.set_postfix_str(f"{self.heard_seconds / elapsed:.0f} x real time", refresh=False)
+        self.set_postfix_str(f"{self.seconds_done / elapsed:.0f} x real time", refresh=False)
         if self.by_audio:
             self.update(seconds)

@@ -47,7 +47,7 @@ def termination() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def put_off() -> Iterator[None]:
+def delayed_signals() -> Iterator[None]:
     """Delays Ctrl-C and SIGTERM to the end of the block, so that a process started in it is recorded first."""
     came: list[tuple[int, FrameType | None]] = []
     if not in_main_thread():

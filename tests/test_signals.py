@@ -214,7 +214,7 @@ def test_a_second_signal_while_ending(fake, capsys):
 def test_a_signal_while_a_process_is_started():
     """It counts when the process is known, so that none is left behind."""
     known = []
-    with pytest.raises(signals.Terminated), signals.termination(), signals.put_off():
+    with pytest.raises(signals.Terminated), signals.termination(), signals.delayed_signals():
         os.kill(os.getpid(), signal.SIGTERM)
         known.append("started")
     assert known == ["started"]

@@ -2,7 +2,7 @@
 
 Both load some checkpoints as full pickles (S3PRL's ``distiller``, ``mockingjay`` and ``roberta`` ask torch for
 ``weights_only=False``), and both pass strings from checkpoints and configs to ``eval`` (``conv_feature_layers``,
-``feat_type``, ``adam_betas``, names of classes). Inside ``nothing_run``, torch loads weights only, and both can
+``feat_type``, ``adam_betas``, names of classes). Inside ``no_code_from_files``, torch loads weights only, and both can
 unpickle and evaluate only values and names.
 """
 
@@ -35,7 +35,7 @@ DATA_TYPES = (bool, int, float, str, list, tuple, dict, type(None), torch.nn.Mod
 
 
 @contextlib.contextmanager
-def nothing_run() -> Iterator[None]:
+def no_code_from_files() -> Iterator[None]:
     """Keeps S3PRL and fairseq from running what they read during the block, in this process and those it forks.
 
     ``torch.load`` raises CheckpointError for a file that holds more than weights and plain values. For S3PRL and

@@ -55,7 +55,7 @@ class Extraction:
             ):
                 for batch, waves in read:
                     self.extract(list(self.readable(batch, waves)), behind)
-                    bar.heard(sum(seconds for _, seconds in batch))
+                    bar.add_audio(sum(seconds for _, seconds in batch))
         finally:
             logging.getLogger("s3prl_ofa.model").setLevel(logging.NOTSET)
 

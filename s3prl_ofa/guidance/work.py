@@ -23,7 +23,7 @@ from s3prl_ofa.io.files import atomic_path, printable
 from s3prl_ofa.model import SAMPLE_RATE
 from s3prl_ofa.output import tell
 from s3prl_ofa.progress import Progress
-from s3prl_ofa.signals import put_off
+from s3prl_ofa.signals import delayed_signals
 
 LEFT_OUT = "left_out.tsv"
 CHUNK = 16  # utterances per task of a process; fewer are not worth a process
@@ -83,12 +83,12 @@ def each(function: Callable[[Entry], Any], entries: Sequence[Entry], jobs: int, 
                 jobs, multiprocessing.get_context("spawn"), start_process, (function,)
             )
             stack.callback(pool.shutdown, cancel_futures=True)
-            with put_off():  # a process that loses its parent while it starts prints a traceback
+            with delayed_signals():  # a process that loses its parent while it starts prints a traceback
                 results = pool.map(call, entries, chunksize=CHUNK)
         seconds = sum(entry.samples for entry in entries) / SAMPLE_RATE
         bar = stack.enter_context(Progress(seconds=seconds, desc=what))
         for entry, result in zip(entries, results, strict=True):
-            bar.heard(entry.samples / SAMPLE_RATE)
+            bar.add_audio(entry.samples / SAMPLE_RATE)
             yield result
 
 

@@ -54,7 +54,7 @@ def each_in_threads(
         bar = stack.enter_context(Progress(results, total=len(paths), desc=what, unit="file"))
         for path, result in zip(paths, bar, strict=True):
             if isinstance(result, int):
-                bar.heard(result / SAMPLE_RATE)
+                bar.add_audio(result / SAMPLE_RATE)
             yield path, result
 
 

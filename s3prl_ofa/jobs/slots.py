@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from s3prl_ofa.signals import put_off
+from s3prl_ofa.signals import delayed_signals
 
 POLL_SECONDS = {"local": 0.2, "slurm": 10.0}
 
@@ -39,7 +39,7 @@ def run_in_slots(
             for slot in range(slots):
                 if waiting and slot not in running:
                     item = waiting.popleft()
-                    with put_off():
+                    with delayed_signals():
                         running[slot] = (item, start(item, slot))
             for slot, (item, job) in list(running.items()):
                 if job.done():
@@ -52,7 +52,7 @@ def run_in_slots(
 
 def stop_processes(processes: Sequence[subprocess.Popen]) -> None:
     """Ends processes on this machine and waits for them."""
-    with put_off():  # all are told to end before a second signal can interrupt
+    with delayed_signals():  # all are told to end before a second signal can interrupt
         for process in processes:
             process.terminate()
     for process in processes:

@@ -21,7 +21,7 @@ from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
 from s3prl_ofa.checkpoint.contents import split_weight_norm
 from s3prl_ofa.checkpoint.fairseq_format import CTC_NAMES, drop_needless_projection, read_config, write_state
 from s3prl_ofa.checkpoint.reading import naming
-from s3prl_ofa.checkpoint.safe_loading import explain_refusal, nothing_run, patched_attributes
+from s3prl_ofa.checkpoint.safe_loading import explain_refusal, no_code_from_files, patched_attributes
 from s3prl_ofa.checkpoint.torch_file import read_torch_file
 from s3prl_ofa.errors import CheckpointError, UsageError, shown
 from s3prl_ofa.io.files import atomic_path, writing
@@ -30,7 +30,7 @@ from s3prl_ofa.io.output_folder import LOCK, in_use, locked_folder
 from s3prl_ofa.jobs.launched import process_count
 from s3prl_ofa.model.names import check_finite
 from s3prl_ofa.output import is_quiet, tell
-from s3prl_ofa.pretrain.named_code import NO_USER_DIR, nothing_built
+from s3prl_ofa.pretrain.named_code import NO_USER_DIR, no_code_from_names
 from s3prl_ofa.signals import wait_for
 
 CHECKED_SECTIONS = ("task.", "model.", "criterion.", "optimizer.", "lr_scheduler.")
@@ -300,8 +300,8 @@ def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> No
     logging.raiseExceptions = False  # no tracebacks when the log's disk is full: saving the checkpoint reports that
     try:
         with (
-            nothing_run(),
-            nothing_built(),
+            no_code_from_files(),
+            no_code_from_names(),
             patched_attributes(hydra_train, _hydra_main=keep_failure, pre_main=main),
             patched_attributes(sys, argv=["s3prl-ofa pretrain", *arguments]),
         ):

@@ -18,7 +18,7 @@ NAMING = {"_target_": ("hydra.", "hydra_plugins."), "class": ("logging.",), "()"
 
 
 @contextlib.contextmanager
-def nothing_built() -> Iterator[None]:
+def no_code_from_names() -> Iterator[None]:
     """Checks every configuration after hydra has composed it and before hydra uses it. Raises UsageError."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from omegaconf import OmegaConf

@@ -215,7 +215,7 @@ VALUES = {
 @pytest.mark.parametrize("source", VALUES)
 def test_values_and_names_are_evaluated(source):
     run = module_of("s3prl.some.expert", math=importlib.import_module("math")).run
-    with safe_loading.nothing_run():
+    with safe_loading.no_code_from_files():
         found = run(source)
     assert (
         [tuple(item) if isinstance(item, list) else item for item in found] == VALUES[source]
@@ -232,7 +232,7 @@ def test_values_and_names_are_evaluated(source):
 def test_nothing_else_is(source, module, saved):
     """Nor are functions of other packages, because S3PRL and fairseq call what they have evaluated."""
     run = module_of(module, os=os, partial=functools.partial).run
-    with safe_loading.nothing_run():
+    with safe_loading.no_code_from_files():
         assert run("Own").__name__ == "Own"
         with pytest.raises(UsageError, match="is not run"):
             run(source)
@@ -241,7 +241,7 @@ def test_nothing_else_is(source, module, saved):
 
 def test_others_evaluate_as_before():
     """Other libraries keep eval, with the names in their scope."""
-    with safe_loading.nothing_run():
+    with safe_loading.no_code_from_files():
         assert module_of("another.library").run("sum(layers)") == 3
         assert eval("a + 1", {"a": 1}) == 2
 
@@ -314,7 +314,7 @@ def test_no_unsafe_loading_in_the_sources():
 def test_pickles_of_s3prl_hold_values(saved):
     """Lists of files that S3PRL pickles are read; for other callers pickle is unchanged."""
     path = pathlib.Path(saved({})).with_name("cache.pkl")
-    with safe_loading.nothing_run():
+    with safe_loading.no_code_from_files():
         for value in ({"id1": ["a.wav", 1.5]}, pathlib.PurePosixPath("x")):
             path.write_bytes(pickle.dumps(value))
             assert module_of("another.library").read(path) == value
@@ -331,5 +331,5 @@ def test_a_buffer_has_no_name():
     buffer = io.BytesIO()
     torch.save(Touch(), buffer)
     buffer.seek(0)
-    with safe_loading.nothing_run(), pytest.raises(CheckpointError, match="^what is loaded: refused"):
+    with safe_loading.no_code_from_files(), pytest.raises(CheckpointError, match="^what is loaded: refused"):
         torch.load(buffer)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from s3prl_ofa.checkpoint.plain_values import plain
-from s3prl_ofa.checkpoint.safe_loading import nothing_run
+from s3prl_ofa.checkpoint.safe_loading import no_code_from_files
 from s3prl_ofa.errors import CheckpointError, UsageError, shown
 from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
 
@@ -40,14 +40,14 @@ CODE = (ast.Call, ast.Subscript, ast.Lambda, ast.comprehension, ast.JoinedStr, a
 
 @contextlib.contextmanager
 def reading_safely() -> Iterator[None]:
-    """``nothing_run`` for S3PRL, whose checkpoints may also contain its own learning rate schedules."""
+    """``no_code_from_files`` for S3PRL, whose checkpoints may also contain its own learning rate schedules."""
     from s3prl import optimizers
 
     classes = [kind for kind in vars(optimizers).values() if isinstance(kind, type)]
     schedules = [kind for kind in classes if issubclass(kind, optimizers._LRSchedule)]
     # and by their names in checkpoints from before S3PRL was a package
     former = [(kind, f"optimizers.{kind.__name__}") for kind in schedules]
-    with torch.serialization.safe_globals([*schedules, *former]), nothing_run():
+    with torch.serialization.safe_globals([*schedules, *former]), no_code_from_files():
         yield
 
 

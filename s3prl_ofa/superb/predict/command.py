@@ -129,4 +129,4 @@ def predictions(
                 audio = {"audio": str(utterance.path), "seconds": round(seconds, 3)}
                 about = {"size": utterance.size, "mtime_ns": utterance.mtime_ns}
                 yield {"name": utterance.name, **audio, **row, **about}
-            bar.heard(sum(seconds for _, seconds in batch))
+            bar.add_audio(sum(seconds for _, seconds in batch))

@@ -34,7 +34,7 @@ PICKLES = {
 
 
 def loaded(path):
-    with safe_loading.nothing_run():
+    with safe_loading.no_code_from_files():
         return torch.load(path, weights_only=False)
 
 
