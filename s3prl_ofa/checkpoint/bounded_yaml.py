@@ -6,7 +6,7 @@ from s3prl_ofa.checkpoint.plain_values import plain
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which PyYAML would silently take the last one."""
+    """YAML that refuses duplicate keys, of which PyYAML would silently take the last."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

@@ -51,7 +51,7 @@ def named(names: set[str]) -> str:
 
 
 def as_weights(value: Any, where: str) -> dict[str, Tensor]:
-    """A state dict as a plain dict under current names. Raises CheckpointError unless it is one of dense tensors.
+    """A state dict as a plain dict under current names. Raises CheckpointError unless it holds only dense tensors.
 
     A ``StoredTensor`` of a PyTorch file becomes a tensor that is mapped from its part of the file.
     """
@@ -130,8 +130,8 @@ def codebook_sizes(weights: dict[str, Tensor]) -> tuple[int, int, int] | None:
 def check_sizes(config: ModelConfig, weights: dict[str, Tensor]) -> None:
     """Compares the configuration with the shapes of all weights before a model of that size is created.
 
-    So a configuration can never ask for more memory than the file has weights for. Raises CheckpointError naming the
-    weights with their shapes and the expected ones, or the number of layers.
+    So a configuration can never allocate more memory than the file has weights for. Raises CheckpointError with the
+    weights, their shapes and the expected ones, or the number of layers.
     """
     for part, count in {
         "encoder.layers": config.layers,

@@ -30,13 +30,13 @@ def convert(
 ) -> pathlib.Path:
     """Converts a checkpoint of any known format and returns ``target``.
 
-    to: "safetensors", "fairseq", "s3prl" or "huggingface"; by default it follows from the target's name: .safetensors;
-        .pt or .pth is fairseq; no suffix is a Hugging Face folder.
+    to: "safetensors", "fairseq", "s3prl" or "huggingface"; by default from the target's name: .safetensors; .pt or .pth
+        for fairseq; no suffix for a Hugging Face folder.
     force: overwrite an existing target.
-    dtype: "float16", "bfloat16" or "float32", to round the weights to.
+    dtype: "float16", "bfloat16" or "float32", to which the weights are rounded.
 
-    Weights are kept bit for bit where the target has the same parametrisation; weights of pretraining and fairseq's
-    configuration where the format has a place for them; the state of a training (optimizer, updates) is dropped. Raises
+    Weights are kept bit for bit if the target has the same parametrisation; pretraining weights and fairseq's
+    configuration are kept if the format has a place for them; training state (optimizer, updates) is dropped. Raises
     UsageError for an unknown format or dtype, an existing target without ``force``, or a model that the format cannot
     hold; CheckpointError for a source that cannot be read, or whose weights are not finite in the dtype.
     """
@@ -66,7 +66,7 @@ def convert(
 
 
 def rounded(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """The weights in ``dtype``, or for None in theirs. Raises CheckpointError naming one that is not finite in it."""
+    """The weights in ``dtype``; None keeps theirs. Raises CheckpointError naming a weight that is not finite in it."""
     weights = dict(checkpoint.weights)
     with naming(checkpoint.path):
         for name, weight in weights.items():

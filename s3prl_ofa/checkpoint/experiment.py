@@ -1,4 +1,4 @@
-"""Reads the upstream out of an S3PRL experiment that trained it (``run_downstream -f``): a ``states-*.ckpt``."""
+"""Reads the upstream from an S3PRL experiment that trained it (``run_downstream -f``): a ``states-*.ckpt``."""
 
 import pathlib
 import re
@@ -25,7 +25,7 @@ def states_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_layer_weights(path: pathlib.Path, layers: int) -> tuple[list[float], bool]:
-    """The weight of each of ``layers`` hidden states that an experiment learnt, and whether each is normalised first.
+    """The weights of ``layers`` hidden states that an experiment learnt, and whether states are normalised first.
 
     path: the experiment's folder or one of its checkpoints. Raises CheckpointError naming it.
     """
@@ -46,7 +46,7 @@ def read_layer_weights(path: pathlib.Path, layers: int) -> tuple[list[float], bo
 
 
 def read_state(state: dict[str, Any]) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Config and weights of the upstream. Raises CheckpointError, without the file's name, if there is none of ours."""
+    """Config and weights of the upstream. Raises CheckpointError, without the file's name, if it is not one of ours."""
     if UPSTREAM_CONFIG not in state:
         args = unwrap(state["Args"])
         found = shown(args.get("upstream_ckpt")) if isinstance(args, dict) else "its -k"

@@ -20,10 +20,10 @@ from s3prl_ofa.model.config import SAMPLE_RATE, ModelConfig
 
 logger = logging.getLogger(__name__)
 
-HUBERT = "hubert"  # the same network as wav2vec 2.0, trained in another way
+HUBERT = "hubert"  # the same network as wav2vec 2.0, trained differently
 MODEL_NAMES = ("wav2vec2", "ofa_wav2vec2", HUBERT)
 CTC_NAMES = ("wav2vec_ctc", "ofa_wav2vec_ctc", "hubert_ctc")
-HUBERT_TRAINING = ("final_proj.", "label_embs_concat", "target_glu.")  # not those of wav2vec 2.0 of the same names
+HUBERT_TRAINING = ("final_proj.", "label_embs_concat", "target_glu.")  # wav2vec 2.0 has others under these names
 WAVLM = ".self_attn.grep_"  # in the names of WavLM's weights, whose attention has gated relative positions
 CTC_PREFIX = "w2v_encoder.w2v_model."
 CTC_HEAD = "w2v_encoder.proj."
@@ -159,7 +159,7 @@ def read_state(state: dict[str, Any]) -> tuple[ModelConfig, dict[str, Tensor], d
     """
     weights = as_weights(state.get("model"), "its model entry")
     if any(WAVLM in name for name in weights):
-        raise CheckpointError(f"a WavLM, whose attention is another one; expected one of {', '.join(MODEL_NAMES)}")
+        raise CheckpointError(f"a WavLM, whose attention is different; expected one of {', '.join(MODEL_NAMES)}")
     if state.get("cfg") is not None:
         cfg = unwrap(state["cfg"])
         if not isinstance(cfg, dict):
@@ -182,7 +182,7 @@ def read_state(state: dict[str, Any]) -> tuple[ModelConfig, dict[str, Tensor], d
 def read_model(
     model_cfg: dict[str, Any], task_cfg: dict[str, Any], weights: dict[str, Tensor]
 ) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any], dict[str, Any]]:
-    """Config, weights, model_cfg and task_cfg; of a HuBERT those of a wav2vec 2.0, without what only trained HuBERT."""
+    """Config, weights, model_cfg and task_cfg; for HuBERT those of a wav2vec 2.0, without weights of its training."""
     config = read_config(model_cfg, task_cfg, weights)
     if model_name(model_cfg) == HUBERT:
         kept = {*(field.theirs for field in MODEL_FIELDS), *ONLY}
@@ -227,7 +227,7 @@ def inside_ctc(
         raise CheckpointError(f"unknown weights {named(unknown)}; expected {CTC_PREFIX}* and {CTC_HEAD}*")
     logger.info("the output layer of the CTC model (%s*) is left out", CTC_HEAD)
     kept = {name.removeprefix(CTC_PREFIX): weight for name, weight in weights.items() if name.startswith(CTC_PREFIX)}
-    # If fine-tuning normalised waves in another way than pretraining, its way is the right one.
+    # If fine-tuning and pretraining normalised waves differently, fine-tuning is right.
     inner_task = inner_task | {key: task_cfg[key] for key in ("normalize",) if task_cfg.get(key) is not None}
     return inner_model, inner_task, as_weights(kept, f"its {CTC_PREFIX}* part")
 
@@ -235,8 +235,8 @@ def inside_ctc(
 def read_config(model_cfg: dict[str, Any], task_cfg: dict[str, Any], weights: dict[str, Tensor]) -> ModelConfig:
     """ModelConfig from fairseq's configuration; settings that are missing or null have fairseq's defaults.
 
-    The weights tell whether there is a compressor and a projection. Average pooling (the reference's ``subsample:
-    fixed``) has no weights and is read from the configuration alone.
+    The weights show whether there is a compressor and a projection. Average pooling (the reference's ``subsample:
+    fixed``) has no weights and is read from the configuration.
     """
     name = model_name(model_cfg)
     if name not in (*MODEL_NAMES, None):
@@ -268,9 +268,9 @@ def read_config(model_cfg: dict[str, Any], task_cfg: dict[str, Any], weights: di
 def fairseq_parts(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
     """model_cfg, task_cfg and weights from which fairseq can build and load its pretraining model.
 
-    Configuration that the checkpoint has is kept, the rest follows from the model. fairseq's model always has the
-    weights of pretraining; if the checkpoint lacks them (a fine-tuned or a Hugging Face model) random ones are added,
-    with a warning.
+    Configuration in the checkpoint is kept, the rest follows from the model. fairseq's model always has the weights of
+    pretraining; if the checkpoint lacks them (a fine-tuned or a Hugging Face model), random ones are added with a
+    warning.
     """
     config, weights = checkpoint.config, split_weight_norm(drop_needless_projection(checkpoint))
     model_cfg = {"_name": "wav2vec2"} | {

@@ -1,6 +1,6 @@
 """Reads and writes Hugging Face's folders: config.json, preprocessor_config.json and the weights.
 
-A model without a compressor is transformers' wav2vec 2.0, one with a compressor the model of ``s3prl_ofa.hf``.
+A model without a compressor is transformers' wav2vec 2.0; one with a compressor is the model of ``s3prl_ofa.hf``.
 """
 
 import dataclasses
@@ -98,7 +98,7 @@ CONV_NORM = {  # fairseq names GroupNorm and LayerNorm differently
     "group": ("feature_extractor.conv_layers.{}.layer_norm", "feature_extractor.conv_layers.{}.2"),
     "layer": ("feature_extractor.conv_layers.{}.layer_norm", "feature_extractor.conv_layers.{}.2.1"),
 }
-PRETRAINING_FAMILIES = (  # beside the model in Wav2Vec2ForPreTraining
+PRETRAINING_FAMILIES = (  # besides the model in Wav2Vec2ForPreTraining
     ("quantizer.codevectors", "quantizer.vars"),
     ("quantizer.weight_proj", "quantizer.weight_proj"),
     ("project_q", "project_q"),
@@ -120,7 +120,7 @@ def rename(name: str, families: list[tuple[str, str]]) -> str | None:
 
 
 def read_folder(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Config and weights of a Wav2Vec2Model, or of the one inside a model with a head.
+    """Config and weights of a Wav2Vec2Model, also of one inside a model with a head.
 
     The heads of fine-tuned models are dropped, those of pretraining kept. Whether waves are normalised is read from
     ``preprocessor_config.json`` or ``processor_config.json``; without either it is Hugging Face's default, true. Raises
@@ -150,7 +150,7 @@ def read_folder(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def read_ofa(values: dict[str, Any], weights: dict[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Config and weights of a model of ``s3prl_ofa.hf``. values: of ``config.json``; missing ones are defaults."""
+    """Config and weights of a model of ``s3prl_ofa.hf``. values: of ``config.json``; missing ones have defaults."""
     try:
         config = ModelConfig(
             **{field.name: values[field.name] for field in dataclasses.fields(ModelConfig) if field.name in values}
@@ -263,8 +263,8 @@ def read_weight_file(path: pathlib.Path) -> dict[str, Tensor]:
 def write_folder(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
     """Writes the three files into an existing folder.
 
-    A checkpoint with a compressor becomes an OFAWav2Vec2Model, one with all weights of pretraining a
-    Wav2Vec2ForPreTraining, any other a Wav2Vec2Model. Weights for which the model has no place are dropped, with a
+    A checkpoint with a compressor becomes an OFAWav2Vec2Model, one with all pretraining weights a
+    Wav2Vec2ForPreTraining, any other a Wav2Vec2Model. Weights that the model has no place for are dropped with a
     warning.
     """
     config = checkpoint.config
@@ -305,7 +305,7 @@ def as_ofa(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor], s
 
 
 def as_wav2vec2(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor], set[str]]:
-    """The same of transformers' wav2vec 2.0."""
+    """The same for transformers' wav2vec 2.0."""
     config, weights = checkpoint.config, split_weight_norm(checkpoint.weights)
     if not config.projection:  # Hugging Face's model always has one: the identity
         like = weights["layer_norm.weight"]

@@ -21,7 +21,7 @@ def unwrap(value: Any) -> Any:
 
 
 class Budget:
-    """What remains of the bounds; a value that is referred to many times counts each time."""
+    """What is left of the bounds; a value that is referred to several times counts each time."""
 
     def __init__(self) -> None:
         self.values, self.characters = MAX_VALUES, MAX_CHARACTERS

@@ -1,4 +1,4 @@
-"""``s3prl-ofa push CKPT USER/NAME``: a checkpoint as a repository of the Hugging Face Hub."""
+"""``s3prl-ofa push CKPT USER/NAME``: uploads a checkpoint to a repository on the Hugging Face Hub."""
 
 import argparse
 import os
@@ -21,10 +21,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def push(ckpt: str | os.PathLike, repository: str, private: bool = False, revision: str | None = None) -> str:
-    """Writes weights, config.json and a model card to a repository, made if it is new, and returns its address.
+    """Uploads weights, config.json and a model card to a repository, created if new, and returns its address.
 
-    ckpt: of any known format. private: of a new repository. revision: the branch to write to, made if it is new. The
-    token is the one of ``hf auth login`` or of ``HF_TOKEN``. Raises CheckpointError, and UsageError if the Hub refuses.
+    ckpt: of any known format. private: make a new repository private. revision: the branch to write to, created if new.
+    The token is that of ``hf auth login`` or ``HF_TOKEN``. Raises CheckpointError, and UsageError if the Hub refuses.
     """
     from huggingface_hub import HfApi, errors
 
@@ -47,13 +47,13 @@ def push(ckpt: str | os.PathLike, repository: str, private: bool = False, revisi
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise UsageError(
                 f"{repository}: the Hugging Face Hub does not accept it ({reason}); "
-                "a token that may write is needed: hf auth login"
+                "a token with write access is needed: hf auth login"
             ) from error
     return str(url)
 
 
 def model_card(ckpt: str | os.PathLike, repository: str, revision: str | None) -> str:
-    """The text of the repository's README.md, with the lines that load it."""
+    """The text of the repository's README.md, with code that loads the model."""
     from jinja2 import Environment, StrictUndefined
 
     checkpoint = read_checkpoint(ckpt)

@@ -22,22 +22,22 @@ from s3prl_ofa.model.storage import read_safetensors
 GIT_LFS_MAGIC = b"version https://git-lfs"
 
 
-@torch.inference_mode(False)  # weights made in it do not count their changes, so that no packed copy is kept
+@torch.inference_mode(False)  # inference tensors do not count changes, so no packed copies of such weights are kept
 def load(
     path: str | os.PathLike, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32
 ) -> OFAWav2Vec2:
     """The model of a checkpoint of any known format, in eval mode, on ``device`` in ``dtype``.
 
-    path: the file of the reference, of fairseq, converted for S3PRL or in this project's safetensors; the folder of a
+    path: a file of the reference, of fairseq, converted for S3PRL or in this project's safetensors; the folder of a
         Hugging Face model, of our safetensors or of an S3PRL experiment that trained the upstream (``-f``); a
-        repository of the Hugging Face Hub (``"user/name"``, ``"hf://user/name@revision"``) or a URL that holds one of
-        these; or ``"tiny"``, the checkpoint that comes with this package. Nothing in it is run.
+        repository on the Hugging Face Hub (``"user/name"``, ``"hf://user/name@revision"``) or a URL of one of these; or
+        ``"tiny"``, the checkpoint that comes with this package. Nothing in it is run.
     device: a torch device, or ``"auto"`` for CUDA where there is a GPU and the CPU elsewhere.
     dtype: a torch dtype or its name; ``"auto"`` for bfloat16 where the device has instructions for it and float32
-        elsewhere; or ``"int8"``, on a CPU, for linear layers in 8 bits and the rest as ``"auto"`` has it.
+        elsewhere; or ``"int8"``, on a CPU, for linear layers in 8 bits and everything else as with ``"auto"``.
 
     Raises CheckpointError naming the file, what was found and what was expected, also for weights that are not finite
-    in ``dtype``; UsageError for a device that cannot be used, or not in 8 bits; ValueError for any other dtype.
+    in ``dtype``; UsageError for a device that cannot be used, or not with int8; ValueError for any other dtype.
     """
     named = {str(known).removeprefix("torch."): known for known in DTYPES}
     dtype = named.get(str(dtype).removeprefix("torch."), dtype)
@@ -89,7 +89,7 @@ def naming(path: pathlib.Path, errors: tuple[type[Exception], ...] = (ValueError
 
 
 def read_folder(path: pathlib.Path) -> Checkpoint:
-    """The checkpoint in a folder: a Hugging Face model, one file of our safetensors, or the last of an experiment.
+    """The checkpoint in a folder: a Hugging Face model, a single safetensors file of ours, or an experiment's last.
 
     Raises CheckpointError.
     """

@@ -76,7 +76,7 @@ def patched_attributes(module: Any, **values: Any) -> Iterator[None]:
 
 
 def weights_only(load: Callable[..., Any]) -> Callable[..., Any]:
-    """A ``torch.load`` that loads only weights, whatever its caller wants. Raises CheckpointError naming the file."""
+    """A ``torch.load`` that loads only weights, whatever the caller asks. Raises CheckpointError naming the file."""
 
     @functools.wraps(load)
     def safe_load(f: Any, *args: Any, **kwargs: Any) -> Any:

@@ -3,8 +3,8 @@
 Python's unpickler calls whatever the file names. This one knows only the instructions that ``torch.save`` writes and a
 table of names. A name in the table makes a plain container, a ``StoredTensor`` or an inert stand-in; any other name is
 refused. fairseq's older files hold more than tensors: ``argparse.Namespace``, omegaconf containers, numpy scalars, a
-dictionary of letters. Their stand-ins only keep or drop what they are given, so neither fairseq nor omegaconf nor numpy
-is needed.
+dictionary of letters. Their stand-ins only keep or drop what they are given, so fairseq, omegaconf and numpy are not
+needed.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class Dropped(StandIn):
 
 
 class Bytes(StandIn):
-    """Bytes, which torch.save writes as a call. Never created, because a few instructions could ask for any number."""
+    """Bytes, which torch.save writes as a call. They are never created: a few instructions could ask for any number."""
 
 
 class OddTensor(StandIn):

@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a bundled one, a file or folder here, a repository of the Hugging Face Hub, or a URL."""
+"""Finds a checkpoint: a bundled one, a local file or folder, a repository on the Hugging Face Hub, or a URL."""
 
 import hashlib
 import os
@@ -14,14 +14,14 @@ from s3prl_ofa.io.files import atomic_path, cache_folder
 from s3prl_ofa.output import is_quiet
 from s3prl_ofa.resources import PACKAGE
 
-# Checkpoints of this package, by name.
+# The checkpoints that come with this package, by name.
 BUNDLED: dict[str | os.PathLike, pathlib.Path] = {"tiny": PACKAGE / "demo" / "tiny.safetensors"}
 URL_SCHEMES = ("http://", "https://")
 HUB_SCHEME = "hf://"
 REPOSITORY = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?", re.A)
 FILE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")  # user/model.pt is a file that is missing
-# What is taken of a repository: the first of these that it has, beside its configuration. Not all safetensors at once,
-# because some repositories hold a thousand adapters.
+# What is downloaded from a repository besides its configuration: the first of these sets that it has. Not all
+# safetensors at once, because some repositories hold a thousand adapters.
 CONFIGURATION = (CONFIG, PREPROCESSOR, PROCESSOR)
 WEIGHT_PATTERNS = (
     (WEIGHTS, f"{WEIGHTS}.index.json", "model-*-of-*.safetensors"),
@@ -31,12 +31,12 @@ WEIGHT_PATTERNS = (
 
 
 def checkpoint_path(source: str | os.PathLike, refresh: bool = False) -> pathlib.Path:
-    """The file or folder of a checkpoint, downloaded if it is elsewhere and not yet in its cache.
+    """The file or folder of a checkpoint, downloaded if it is remote and not yet cached.
 
     source: the name of a bundled checkpoint (``./NAME`` is never one); a file or folder, which may begin with ``~``; a
-        repository of the Hugging Face Hub, as ``user/name``, ``user/name@revision`` or ``hf://user/name@revision``; or
-        a URL. A path, and a string that names something here, is never a repository.
-    refresh: download a URL again. The Hub's cache is always compared with the Hub, unless that is out of reach.
+        repository on the Hugging Face Hub, as ``user/name``, ``user/name@revision`` or ``hf://user/name@revision``; or
+        a URL. A path, and a string that names an existing file or folder, is never a repository.
+    refresh: download a URL again. The Hub's cache is always compared with the Hub, unless that cannot be reached.
 
     Raises CheckpointError if it cannot be downloaded. A path need not exist.
     """
@@ -49,13 +49,13 @@ def checkpoint_path(source: str | os.PathLike, refresh: bool = False) -> pathlib
 
 
 def is_remote(source: str | os.PathLike) -> bool:
-    """Whether ``source`` is a URL or a repository of the Hugging Face Hub."""
+    """Whether ``source`` is a URL or a repository on the Hugging Face Hub."""
     if not isinstance(source, str) or source in BUNDLED:
         return False
     if source.startswith((*URL_SCHEMES, HUB_SCHEME)):
         return True
     path = pathlib.Path(source)
-    # In a folder that is here a file is missing.
+    # If the folder exists here, it is a missing file rather than a repository.
     looks_local = path.exists() or path.parent.is_dir() or path.suffix in FILE_SUFFIXES
     return REPOSITORY.fullmatch(source) is not None and not looks_local
 
@@ -76,7 +76,7 @@ def snapshot(source: str) -> pathlib.Path:
     except (OSError, ValueError, errors.HTTPError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         here = "" if source.startswith(HUB_SCHEME) else "there is no such file or folder, and "
-        raise CheckpointError(f"{source}: {here}the Hugging Face Hub does not give it ({reason})") from error
+        raise CheckpointError(f"{source}: {here}the Hugging Face Hub does not provide it ({reason})") from error
     raise CheckpointError(f"{source}: this repository has no weights; expected {WEIGHTS} or pytorch_model.bin")
 
 

@@ -1,7 +1,7 @@
-"""Reads the two file formats of ``torch.save``: zip archives, and before PyTorch 1.6 pickles followed by the numbers.
+"""Reads the two file formats of ``torch.save``: zip archives, and before PyTorch 1.6 pickles followed by raw data.
 
 Both are mapped into memory, and every record is checked before it is used: its position, its size against that of the
-storage in the pickle, and its checksum, which the older format does not have.
+storage in the pickle, and its checksum, except in the older format, which has none.
 """
 
 import io
@@ -28,9 +28,9 @@ LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 def read_torch_file(path: str | os.PathLike, for_torch: bool = False) -> object:
     """What ``torch.save`` wrote to ``path``; its tensors are ``StoredTensor``, mapped from the file.
 
-    Nothing in the file is run. Values may hold stand-ins, which ``plain`` turns into a configuration. Computing every
-    record's checksum takes 0.1 s for Base (380 MB), a seventh of ``load``. Raises CheckpointError, without the file's
-    name, for a file that is damaged, that names anything outside the table, or whose tensors claim more than it holds.
+    Nothing in the file is run. Values may hold stand-ins, which ``plain`` turns into a configuration. The checksums of
+    all records take 0.1 s for Base (380 MB), a seventh of ``load``. Raises CheckpointError, without the file's name,
+    for a file that is damaged, that names anything outside the table, or whose tensors claim more than it holds.
     for_torch: see ``read_pickle``.
     """
     with pathlib.Path(path).open("rb") as file:
@@ -48,9 +48,9 @@ def read_torch_file(path: str | os.PathLike, for_torch: bool = False) -> object:
 
 
 def check_torch_file(path: str | os.PathLike) -> None:
-    """To be called before ``torch.load(weights_only=True)``, which runs nothing but has no bounds.
+    """Checks a file before ``torch.load(weights_only=True)``, which runs nothing but has no bounds.
 
-    Raises CheckpointError for a file that is damaged or could take unlimited time or memory. Names are left to torch.
+    Raises CheckpointError for a file that is damaged or could take unlimited time or memory. torch checks the names.
     """
     read_torch_file(path, for_torch=True)
 

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     slots = shard_slots(args)
     # shards load it themselves, on devices that this machine may not have
     model = load(args.ckpt, device=args.device if slots is None else "cpu", dtype=args.dtype)
-    if args.dtype == "auto":  # a folder must not mix what it is on different machines
+    if args.dtype == "auto":  # it differs between machines, and a folder must not mix dtypes
         args.dtype = str(model.feature_norm.weight.dtype).removeprefix("torch.")
     layers = check_layers(args.layer, model.config.layers)
     mix = check_weights(args, model.config.layers + 1)
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     }
     options = {**rate, **window, "layers": layers, "allow_beyond_one": args.allow_beyond_one}
     with open_store(args.out, settings, args.force, must_lock=slots is not None) as store:
-        # For all first: if another file's features have the name of one, nothing may be done.
+        # For all files first: if one has the name of another file's features, nothing may be done.
         todo = [utterance for utterance in utterances if not store.is_finished(utterance)]
         tally = Tally(store, args.frame_period_ms)
         left = list(with_seconds(utterances, todo, output_format.suffix, tally.fail))

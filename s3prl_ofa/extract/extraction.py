@@ -1,4 +1,4 @@
-"""The work of ``extract``: audio through the model and its output to files, in batches."""
+"""The work of ``extract``: runs batches of audio through the model and writes its output to files."""
 
 import contextlib
 import dataclasses
@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class Extraction:
-    """One process's work: what to compute, where to write it, and what became of it.
+    """The work of one process: what to compute, where to write it, and a tally of the results.
 
-    layer_weights: to write the sum of the hidden states with these weights, and normalize_layers, after a layer norm.
+    layer_weights: write the weighted sum of the hidden states, each layer-normalised first if normalize_layers is set.
     """
 
     model: "OFAWav2Vec2"
@@ -44,7 +44,7 @@ class Extraction:
         """Extracts (utterance, seconds) pairs."""
         batches = make_batches(utterances, batch_seconds)
         total = sum(seconds for _, seconds in utterances)
-        # The model would warn about unreached periods in every batch; one count at the end is clearer.
+        # The model would warn about unreachable periods in every batch; one count at the end is clearer.
         logging.getLogger("s3prl_ofa.model").setLevel(logging.ERROR)
         try:
             with (
@@ -69,7 +69,7 @@ class Extraction:
     def readable(
         self, batch: list[tuple[Utterance, float]], waves: list["Future[np.ndarray]"]
     ) -> Iterator[tuple[Utterance, np.ndarray]]:
-        """Yields the utterances of a batch that could be read, with their waves; the rest fail."""
+        """Yields the utterances of a batch that could be read, with their waves; the others are recorded as failed."""
         for (utterance, _), wave in zip(batch, waves, strict=True):
             try:
                 yield utterance, wave.result()
@@ -77,8 +77,8 @@ class Extraction:
                 self.tally.fail(utterance, str(error))
 
     def extract(self, loaded: list[tuple[Utterance, np.ndarray]], behind: Callable[..., None]) -> None:
-        """Runs the model on a batch, whose output ``behind`` writes. The utterances of a failed batch are retried one
-        by one."""
+        """Runs the model on a batch; ``behind`` writes the output. The utterances of a failed batch are retried one by
+        one."""
         if not loaded:
             return
         out = None

@@ -13,7 +13,7 @@ from s3prl_ofa.io.scan import each_in_threads
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
-    """One audio file. ``name`` is its path below the common folder, suffix included, so that no two are the same."""
+    """One audio file. ``name`` is its path below the common folder, including the suffix, so that names are unique."""
 
     path: pathlib.Path
     name: str

@@ -11,8 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 READERS = min(16, os.cpu_count() or 1)
-AHEAD = 2  # batches that are read, or have been, while the model works on another
-BEHIND = 2  # batches that are written or wait for it
+AHEAD = 2  # batches that are being read, or have been, while the model works on another
+BEHIND = 2  # batches that are being written or wait for it
 
 ItemT = TypeVar("ItemT")
 ReadT = TypeVar("ReadT")
@@ -38,7 +38,7 @@ def read_ahead(
 def write_behind() -> Iterator[Callable[..., None]]:
     """Yields ``call(function, *arguments)``, which calls functions in a background thread, one after another.
 
-    ``call`` waits for room and raises the error of an earlier call, as does the end of the block. If the block raises,
+    ``call`` waits for room. It raises the error of an earlier call, as does the end of the block. If the block raises,
     calls that have not begun are dropped.
     """
     unfinished: deque[Future[Any]] = deque()

@@ -1,6 +1,6 @@
 """The process of a shard: ``python -m s3prl_ofa.extract.shard FOLDER`` does what is left of the shard's work.
 
-The shard is locked meanwhile. The process ends with the one that started it, however that ended.
+The shard is locked meanwhile. The process ends when the one that started it ends, for whatever reason.
 """
 
 import logging
@@ -30,7 +30,7 @@ WORK, LOG = "work.json", "run.log"
 
 
 class ShardProcess:
-    """A process on this machine for the shard in ``folder``, its output added to the shard's log.
+    """A process on this machine for the shard in ``folder``; its output is appended to the shard's log.
 
     gpu: the one to use, empty for none; None leaves it to the environment.
     """
@@ -47,7 +47,7 @@ class ShardProcess:
         return self.process.poll() is not None
 
     def end(self) -> str | None:
-        """Waits for the process, which Ctrl-C or a cluster's signal ends too. Why it did not finish; None if it did."""
+        """Waits for the process, which Ctrl-C or a cluster's signal also ends. None, or why it did not finish."""
         status = wait_for(self.process)
         self.process.communicate()  # closes its standard input
         if status == 0:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def end_with_parent() -> None:
-    """Waits for the end of standard input, a pipe whose other end only the parent holds."""
+    """Exits at the end of standard input, a pipe whose other end only the parent holds."""
     os.read(sys.stdin.fileno(), 1)  # sys.stdin.read would hold a lock that the interpreter needs at its end
     os.kill(os.getpid(), signal.SIGTERM)
 

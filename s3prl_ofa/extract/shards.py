@@ -1,8 +1,8 @@
 """Divides the work of ``extract --shards N`` among processes: on this machine, or in jobs of a Slurm cluster.
 
-A shard is a folder ``shards/N`` in the output folder with what is to be done, and with its process's index, list of bad
-files and log; the features themselves are written to the output folder. A shard whose process has ended without
-finishing is run again and does what is left.
+A shard is a folder ``shards/N`` in the output folder, with its list of work and its process's index, list of bad files
+and log; the features themselves are written to the output folder. A shard whose process ended without finishing is run
+again and does what is left.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SUBMITIT = "submitit"  # the folder for what it writes, beside the shards'
 
 
 def shard_slots(args: argparse.Namespace) -> "LocalSlots | SlurmSlots | None":
-    """What runs the shards; None where the work is not to be divided. Raises UsageError for options that do not fit."""
+    """What runs the shards; None if the work is not divided. Raises UsageError for options that do not fit."""
     asked = {field.name: getattr(args, field.name) for field in dataclasses.fields(SlurmRequest)}
     asked = {name: value for name, value in asked.items() if value is not None}
     if asked and args.executor != "slurm":
@@ -102,7 +102,7 @@ class SlurmSlots:
 def run_shards(
     slots: LocalSlots | SlurmSlots, utterances: list[tuple[Utterance, float]], work: dict[str, Any], tally: Tally
 ) -> dict[str, str]:
-    """Extracts (utterance, seconds) pairs in shards, and adds what these have done to the index and the tally.
+    """Extracts (utterance, seconds) pairs in shards, and adds their results to the index and the tally.
 
     work: what a shard's process needs to know besides the utterances and the device. Returns the shards that did not
     finish, with the reason.

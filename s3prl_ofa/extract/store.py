@@ -1,8 +1,8 @@
 """The output folder: its index of finished utterances and its list of bad files.
 
 ``index.jsonl`` gets one line per utterance, after the utterance's features are in place: a killed process loses only
-what it was working on. The process of a shard has an index and a list of its own, in the folder ``shards/N``, which
-become part of the folder's when all shards have ended, or at the next start.
+what it was working on. The process of a shard has an index and a list of its own in the folder ``shards/N``; they are
+merged into those of the output folder when all shards have ended, or at the next start.
 """
 
 import contextlib
@@ -38,8 +38,8 @@ class Store:
     def is_finished(self, utterance: Utterance) -> bool:
         """Whether the utterance's features exist and its audio has not changed since.
 
-        A file of the same size and time elsewhere is taken for the same file, moved. Raises UsageError when the name
-        belongs to the features of another file.
+        A file of the same size and time in another place is taken for the same file, moved. Raises UsageError when the
+        name belongs to the features of another file.
         """
         row = self.finished.get(utterance.name)
         if row is None:
@@ -110,8 +110,8 @@ def read_rows(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def read_index(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Rows by name. Those of shards become part of the folder's index and the shards are removed; none may be running.
-    A line that a killed process left unfinished is removed from the file as well."""
+    """Rows by name. Those of shards are merged into the folder's index and the shards removed; none may be running. A
+    line that a killed process left unfinished is removed from the file as well."""
     rows = read_rows(folder / INDEX)
     for shard in shard_folders(folder):
         rows.update(read_rows(shard / INDEX))

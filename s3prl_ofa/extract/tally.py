@@ -1,4 +1,4 @@
-"""What a run of ``extract`` has done: finished utterances, those that could not be used, and the report of both."""
+"""Counts what a run of ``extract`` has done, with the files that could not be used, and reports it."""
 
 import dataclasses
 import sys
@@ -22,7 +22,7 @@ class Tally:
     errors: list[tuple[Utterance, str]] = dataclasses.field(default_factory=list)
     done: int = 0
     unreached: int = 0  # utterances whose frame period is shorter than requested
-    # reading and the model fail in the main thread, writing in another; only one may append to the list of errors
+    # errors of reading and of the model come from the main thread, those of writing from another; one at a time
     failing: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     def finish(self, row: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The output formats of ``--format``. Every file is written whole or not at all.
+"""The output formats of ``--format``. Every file is written completely or not at all.
 
 A new format is an entry of ``FORMATS`` with a function ``write(folder, file, features, times)``, where
 file: path below ``folder``, "features/NAME" and the format's suffix.
@@ -36,7 +36,7 @@ def write_safetensors(folder: pathlib.Path, file: str, features: np.ndarray, tim
 
 
 def write_hdf5(folder: pathlib.Path, file: str, features: np.ndarray, times: np.ndarray) -> None:
-    """One file with the datasets "features" and "times"; a single HDF5 file for all would be lost in a kill."""
+    """One file with the datasets "features" and "times"; a kill would damage a single HDF5 file for all."""
     import h5py
 
     content = io.BytesIO()  # when a disk is full HDF5 cannot close its file: it prints errors and aborts the process

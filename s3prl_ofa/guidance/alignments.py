@@ -67,7 +67,7 @@ def ctm_interval(fields: list[str], where: str) -> Interval:
 
 
 def find_textgrids(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """TextGrids below a folder, by their name without suffix. Raises GuidanceError when there are none."""
+    """TextGrids below a folder, by name without suffix. Raises GuidanceError when there are none."""
     found: dict[str, list[pathlib.Path]] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() == SUFFIX and not path.name.startswith("."):
@@ -99,7 +99,7 @@ def read_textgrid(path: pathlib.Path, tier: str) -> list[Interval]:
 
 @dataclasses.dataclass(frozen=True)
 class CtmIntervals:
-    """The intervals of a manifest's entry: those of the CTM's utterance that has the name of the entry's file."""
+    """The intervals of a manifest's entry: those of the CTM utterance with the name of the entry's file."""
 
     intervals: dict[str, list[Interval]]
     shared: Collection[str]  # names that belong to several entries
@@ -114,7 +114,7 @@ class CtmIntervals:
 
 @dataclasses.dataclass(frozen=True)
 class TextGridIntervals:
-    """The intervals of a manifest's entry, from the TextGrid of its name: at the same relative path, or elsewhere."""
+    """The intervals of a manifest's entry, from the TextGrid with its name: at the same relative path, or elsewhere."""
 
     folder: pathlib.Path
     paths: dict[str, list[pathlib.Path]]

@@ -1,4 +1,4 @@
-"""``s3prl-ofa guidance ctm|textgrid|segment|check``: makes and checks the files that teach alpha where segments end."""
+"""``s3prl-ofa guidance ctm|textgrid|segment|check``: makes and checks the files from which alpha learns segments."""
 
 import argparse
 import functools
@@ -102,7 +102,7 @@ def segment(args: argparse.Namespace) -> int:
 
 
 def codes_of(args: argparse.Namespace, source: Any, sample: Callable[[], Any]) -> "np.ndarray":
-    """The codes that are given or an earlier run made, else new ones, which are saved. Raises UsageError."""
+    """The given codes, or those of an earlier run, else new ones, which are saved. Raises UsageError."""
     from s3prl_ofa.guidance.unsupervised import CODES, read_codes, train_codes, write_codes
 
     path = args.codes or args.out / CODES

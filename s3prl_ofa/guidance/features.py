@@ -1,4 +1,4 @@
-"""Features that segmentation compares frames by: MFCCs, or hidden states of a checkpoint or an S3PRL upstream.
+"""The features by which segmentation compares frames: MFCCs, or hidden states of a checkpoint or an S3PRL upstream.
 
 A source maps a wave (samples,) float32 to features (frames, dim) float32, on the frames of the guidance. It can be sent
 to another process, which loads the model again.

@@ -1,4 +1,4 @@
-"""Scores of found boundaries against reference boundaries, as in the segmentation literature. All times in seconds."""
+"""Scores boundaries against reference boundaries, as in the segmentation literature. All times are in seconds."""
 
 import dataclasses
 import math
@@ -69,7 +69,7 @@ def boundary_scores(
 
 
 def count_hits(found: np.ndarray, reference: np.ndarray, tolerance: float) -> int:
-    """The maximal number of disjoint pairs within ``tolerance``; both arrays are sorted.
+    """The maximum number of disjoint pairs within ``tolerance``; both arrays are sorted.
 
     On a line, matching each reference boundary from left to right to the first free one within reach is optimal.
     """

@@ -25,7 +25,7 @@ def distances(features: np.ndarray, codes: np.ndarray) -> np.ndarray:
 def segment_costs(distance: np.ndarray, longest: int = LONGEST) -> np.ndarray:
     """Costs of segments without penalty, (frames, longest) float32: row t holds the segments that end with frame t.
 
-    distance: (codes, frames). Columns are ``longest - length``, so that along a row segments start later and later;
+    distance: (codes, frames). Columns are ``longest - length``: along a row, segments start later and later. Costs are
     infinite where a segment would start before the first frame.
     """
     frames = distance.shape[1]

@@ -1,6 +1,6 @@
-"""Segmentations from speech alone: codes and a penalty are made once, then used for every utterance.
+"""Segmentations from speech alone: codes and a penalty are determined once, then used for every utterance.
 
-Codes are the centroids of a k-means of features, in a safetensors file.
+Codes are the k-means centroids of features, in a safetensors file.
 """
 
 import dataclasses

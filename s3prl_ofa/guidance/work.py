@@ -1,4 +1,4 @@
-"""Processing the utterances of manifests in several processes, and writing their guidance."""
+"""Processes the utterances of manifests in parallel and writes their guidance."""
 
 import concurrent.futures
 import contextlib
@@ -68,7 +68,7 @@ def read_entries(manifests: Sequence[pathlib.Path]) -> list[Entry]:
 
 
 def each(function: Callable[[Entry], Any], entries: Sequence[Entry], jobs: int, what: str) -> Iterator[Any]:
-    """Yields ``function`` of every utterance, in order, by ``jobs`` processes, with a progress bar labelled ``what``.
+    """Yields ``function`` of every utterance, in order, from ``jobs`` processes, with a progress bar labelled ``what``.
 
     The function is sent to every process once, so it may hold large data.
     """
@@ -107,7 +107,7 @@ def start_process(function: Callable[[Any], Any]) -> None:
 
 
 def end_with_parent() -> None:
-    """Ends this process when its parent is killed; otherwise it would wait for work forever."""
+    """Ends this process when its parent is killed; otherwise it would wait forever for work."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])

@@ -91,8 +91,8 @@ def test_offline(hub, monkeypatch):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("user/none", "user/none: there is no such file or folder, and the Hugging Face Hub does not give it"),
-        ("user/empty@v9", "does not give it"),
+        ("user/none", "user/none: there is no such file or folder, and the Hugging Face Hub does not provide it"),
+        ("user/empty@v9", "does not provide it"),
         ("hf://user", "hf://user: expected a repository of the Hugging Face Hub, hf://USER/NAME@REVISION"),
         ("user/empty", "user/empty: this repository has no weights"),
         ("user/text", "what was downloaded from user/text is not a checkpoint"),
