@@ -46,7 +46,7 @@ def draw(
     """Draws an utterance and its frame boundaries.
 
     wave: (samples,), 16 kHz. times: (frames, 2), start and end of every frame in seconds. alpha: (20 ms frames,), and
-    weights (20 ms frames,): what integrate-and-fire sums at this rate; a frame ends where their sum reaches the next
+    weights (20 ms frames,): what integrate-and-fire sums at this rate; a frame ends where the sum reaches the next
     whole number. phones: written above the spectrogram. highlight: the index of a frame to mark.
     """
     import matplotlib

@@ -1,6 +1,6 @@
 """Makes the bundled audio and its phone alignment with espeak-ng 1.51: ``python -m s3prl_ofa.demo.make_audio OUT``.
 
-It documents where the files come from; nobody needs to run it.
+It documents where the files come from; you do not need to run it.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import soundfile
 
 from s3prl_ofa.io.audio import SAMPLE_RATE, load_audio
 
-PEAK = 0.5  # of full scale, for all utterances, so that loudness does not tell voices apart
+PEAK = 0.5  # of full scale, for all utterances, so that voices do not differ in loudness
 # espeak-ng voice, pitch (0 to 99), words per minute
 VOICES = (
     ("en-us+m3", 20, 165),
@@ -62,7 +62,7 @@ def speak(text: str, voice: str, pitch: int, speed: int) -> np.ndarray:
     return wave * (PEAK / np.abs(wave).max())
 
 
-# The part of espeak-ng's C interface (speak_lib.h) that tells when each phone of an utterance begins.
+# The part of espeak-ng's C interface (speak_lib.h) that reports when each phone of an utterance begins.
 RETRIEVAL, PHONEME_EVENTS, IPA = 2, 1, 2
 RATE_PARAMETER, PITCH_PARAMETER = 1, 3
 UTF8, END_PAUSE = 1, 0x1000
@@ -98,8 +98,8 @@ class Voice(ctypes.Structure):
 
 
 def phones(text: str, voice: str, pitch: int, speed: int) -> list[tuple[float, float, str]]:
-    """(start, end, phone) of what ``speak`` says, seconds and IPA; pauses are ``sil``. Once per process: the library
-    carries the state of a voice over to the next."""
+    """(start, end, phone) of what ``speak`` says, in seconds and IPA; pauses are ``sil``. Call it once per process: the
+    library carries the state of a voice over to the next."""
     library = ctypes.CDLL("libespeak-ng.so.1")
     callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(Event))
     starts: list[tuple[int, str]] = []

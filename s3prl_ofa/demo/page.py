@@ -1,6 +1,6 @@
 """``s3prl-ofa demo``: a local web page that shows and plays an utterance at any frame period, two rates side by side.
 
-It works offline: every response has a Content-Security-Policy that forbids the browser to contact any other host.
+It works offline: every response has a Content-Security-Policy that forbids the browser from contacting other hosts.
 """
 
 import argparse
@@ -36,7 +36,7 @@ ROWS = {
     "hidden states (MB)": lambda view: view.megabytes,
 }
 TITLE = """# s3prl-ofa: one model, any frame period
-White lines are frame boundaries. The curves below explain them: a frame ends where the weights have summed to one. Move
+White lines are frame boundaries. The curves below explain them: a frame ends when the weights have summed to one. Move
 a slider to change the rate. **Click a frame to hear it.**"""
 NOTE = """Time is the best of a few runs on this machine. Hidden states are those of all layers, which S3PRL's tasks
 keep in memory. Synthetic voices say little about real ones: try your own."""
@@ -81,7 +81,7 @@ def serve(blocks: "gradio.Blocks") -> "fastapi.FastAPI":
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     app = fastapi.FastAPI(openapi_url=None)
-    # Against DNS rebinding: a foreign name that resolves to 127.0.0.1 must not let its page read this one.
+    # Against DNS rebinding: a page under a foreign name that resolves to 127.0.0.1 must not read this one.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
 
     @app.middleware("http")
@@ -90,7 +90,7 @@ def serve(blocks: "gradio.Blocks") -> "fastapi.FastAPI":
         response.headers["Content-Security-Policy"] = SAME_ORIGIN
         return response
 
-    # Comes with gradio; its 600 weight lacks most letters.
+    # Comes with gradio; weight 600 lacks most letters.
     font = gradio.themes.utils.fonts.LocalFont("Source Sans Pro", weights=(400, 700))
     theme = gradio.themes.Default(primary_hue="blue", font=(font, "system-ui", "sans-serif"))
     return gradio.mount_gradio_app(

@@ -1,6 +1,6 @@
 """The demo: speaker identification on the bundled audio, through S3PRL, at several rates.
 
-It is a sweep like any other: a grid, ``s3prl-ofa sweep``, ``s3prl-ofa report``; then a table and a picture.
+It is an ordinary sweep: a grid, ``s3prl-ofa sweep``, ``s3prl-ofa report``; then a table and a picture.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps per rate (default: {STEPS})")
     parser.add_argument(
-        "--out", type=pathlib.Path, default=pathlib.Path("demo"), help="where a new folder is created (default: demo)"
+        "--out", type=pathlib.Path, default=pathlib.Path("demo"), help="where to create a new folder (default: demo)"
     )
     add_device_argument(parser)
     parser.examples = ("python -m s3prl_ofa.demo --ckpt checkpoint.pt --lambds 0 0.3 0.6",)
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def milliseconds(row: Row) -> float:
-    """The time of upstream and downstream model per second of audio."""
+    """Milliseconds of upstream and downstream model per second of audio."""
     return 1000 * (row["upstream_seconds_per_second"] + row["downstream_seconds_per_second"])
 
 

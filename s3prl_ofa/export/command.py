@@ -10,7 +10,7 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.output import tell
 
-OPSET = 17  # of ONNX, which onnxruntime 1.12 and OpenVINO 2022 know
+OPSET = 17  # of ONNX, supported from onnxruntime 1.12 and OpenVINO 2022 on
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,13 +29,13 @@ def export(
 ) -> pathlib.Path:
     """Writes an ONNX file with the inputs ``wave``, ``length`` and ``lambd``, and returns ``target``.
 
-    ckpt: of any known format. lambd: a fixed rate, in place of the input. layers: of the encoder, all by default.
-    force: overwrite an existing file.
+    ckpt: of any known format. lambd: a fixed rate, instead of the input. layers: how many of the encoder's layers to
+    run, all by default. force: overwrite an existing file.
 
     Inputs: wave (batch, samples) float32, 16 kHz mono; length (batch,) int64, samples of each, at least 400; lambd
-    (batch,) float32, each in [0, 2). Outputs: hidden_states (batch, frames, dim) float32, zeros as padding; lengths
-    (batch,) int64, frames of each. What lies beyond a length has no influence. Raises CheckpointError, and UsageError
-    for a target that is not a new *.onnx file, for a rate or layers out of range, and without the package onnx.
+    (batch,) float32, each in [0, 2). Outputs: hidden_states (batch, frames, dim) float32, padded with zeros; lengths
+    (batch,) int64, frames of each. Samples beyond a length have no influence. Raises CheckpointError, and UsageError
+    for a target that is not a new *.onnx file, a rate or layers out of range, or if the package onnx is not installed.
     """
     import torch
 
@@ -52,7 +52,7 @@ def export(
         raise UsageError("export needs onnx, which is not installed: pip install 's3prl-ofa[onnx]'")
     model = load(ckpt)
     if model.config.pooling > 1:
-        raise UsageError(f"{ckpt} averages its frames (subsample: fixed), which export does not know")
+        raise UsageError(f"{ckpt} averages its frames (subsample: fixed), which export does not support")
     count = model.config.layers if layers is None else layers
     if not 0 <= count <= model.config.layers:
         raise UsageError(f"--layers must be a whole number from 0 to {model.config.layers}, found {layers}")
@@ -69,7 +69,7 @@ def export(
         example, inputs = (*example, torch.tensor([0.3, 0.6])), {**inputs, "lambd": {0: "batch"}}
     outputs = {"hidden_states": {0: "batch", 1: "frames"}, "lengths": {0: "batch"}}
     with atomic_path(target) as temporary, torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing, about shapes that are constants of the model
+        warnings.simplefilter("ignore")  # those of tracing, about shapes that are constants of the model
         torch.onnx.export(
             ExportedModel(model, count, lambd).eval(),
             example,
@@ -78,6 +78,6 @@ def export(
             output_names=list(outputs),
             dynamic_axes={**inputs, **outputs},
             opset_version=OPSET,
-            dynamo=False,  # the newer exporter has no number of frames that depends on the data
+            dynamo=False,  # the newer exporter does not support a number of frames that depends on the data
         )
     return target

@@ -1,4 +1,4 @@
-"""What the ONNX file computes, as a module with tensors alone as inputs and outputs."""
+"""What the ONNX file computes, as a module whose inputs and outputs are all tensors."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from s3prl_ofa.model.padded import padded_states
 
 
 class ExportedModel(nn.Module):
-    """``OFAWav2Vec2`` of a padded batch, with weights that it shares.
+    """``OFAWav2Vec2`` on a padded batch, sharing its weights.
 
     layers: how many of the encoder's layers are run. lambd: a fixed rate; None takes it as an input.
     """

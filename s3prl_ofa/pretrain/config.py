@@ -27,7 +27,7 @@ class OFAModelConfig(Wav2Vec2Config):
     fixed_subsample_ratio: int = setting(2, "with subsample=fixed: number of 20 ms frames to average")
     mixup: bool = setting(False, "draw lambd in every training step; otherwise lambd is 1")
     mixup_distro: ChoiceEnum(list(DISTRIBUTIONS)) = setting("uniform", "distribution of lambd")
-    upper_lambd: float = setting(2.0, "with mixup_distro=both: maximal lambd; 0 always trains at 20 ms")
+    upper_lambd: float = setting(2.0, "with mixup_distro=both: maximum lambd; 0 always trains at 20 ms")
     lambd_per: ChoiceEnum(["batch", "utterance"]) = setting("batch", "draw one lambd per batch or per utterance")
     target_ratio: float = setting(0.25, "output frames per input frame that the card loss aims for")
     card_loss: float = setting(0.0, "weight of the card loss: number of frames in the batch")

@@ -26,16 +26,16 @@ from s3prl_ofa.pretrain.task import mixed_seed, rank
 
 @dataclass
 class OFACtcConfig(Wav2Vec2CtcConfig):
-    """fairseq's CTC model at a rate; without lambd and frame_period_ms the frames have 20 ms."""
+    """fairseq's CTC model at a rate; without lambd and frame_period_ms the frame period is 20 ms."""
 
     lambd: float | None = setting(None, "rate in training and validation: 0 (20 ms per frame) to below 2")
     frame_period_ms: float | None = setting(None, "mean frame period of every utterance instead, 20 or more")
 
 
 class OFACtcModel(Wav2VecCtc):
-    """A linear layer on the encoder's output, which has the same rate in training and validation.
+    """A linear layer on the encoder's output, at the same rate in training and validation.
 
-    Raises UsageError for an impossible rate, or waves normalised in another way than in pretraining.
+    Raises UsageError for an impossible rate, or if waves are not normalised as in pretraining.
     """
 
     @classmethod
@@ -73,7 +73,7 @@ class NamedUtterances(AddTargetDataset):
 
 
 class OFAFinetuningTask(AudioFinetuningTask):
-    """fairseq's fine-tuning that resumes bit for bit, and stops at labels that CTC cannot align."""
+    """fairseq's fine-tuning, but it resumes bit for bit and stops at labels that CTC cannot align."""
 
     def load_dataset(self, split: str, *args: Any, **kwargs: Any) -> None:
         with patched_attributes(audio_finetuning, AddTargetDataset=NamedUtterances):
@@ -93,8 +93,8 @@ class OFAFinetuningTask(AudioFinetuningTask):
 def feasible(model: nn.Module, sample: dict[str, Any]) -> Iterator[None]:
     """Checks every output of the model: CTC needs a frame for each label, and one between two equal labels.
 
-    Raises ValueError naming the utterance. fairseq would train it with a loss of infinity, or with zero_infinity leave
-    it out silently.
+    Raises ValueError naming the utterance. fairseq would train on an infinite loss, or with zero_infinity silently
+    leave the utterance out.
     """
     with model.register_forward_hook(functools.partial(check_frames, sample)):
         yield

@@ -1,4 +1,4 @@
-"""Waves of a fairseq manifest with their guidance (alpha and boundaries of a segmentation), cropped alike."""
+"""Waves of a fairseq manifest with their guidance (alpha and boundaries of a segmentation), cropped together."""
 
 import contextlib
 import logging
@@ -40,9 +40,9 @@ class GuidedAudioDataset(FileAudioDataset):
 
     alpha_root, boundaries_root: folders of guidance (see guidance/layout.py), either may be None. bad_guidance: "stop"
     or "skip", for files that are missing, damaged or of a different length. bad_audio: the same for audio that
-    ``check_speech`` rejects or that cannot be read to its end; "skip" leaves it out of its batch. What is left out
-    depends only on the files, and crops are drawn from ``crop_seed``, the epoch and the utterance, so that a resumed
-    run trains on the same data. Raises GuidanceError for missing files, AudioError for audio with an unusable header.
+    ``check_speech`` rejects or that cannot be read to its end; "skip" leaves it out of its batch. Which utterances are
+    left out depends only on the files, and crops on ``crop_seed``, the epoch and the utterance, so that a resumed run
+    trains on the same data. Raises GuidanceError for missing files, AudioError for audio with an unusable header.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class GuidedAudioDataset(FileAudioDataset):
 
 
 def load_with_retries(path: str) -> np.ndarray:
-    """``load_speech`` with retries, as in fairseq, because network file systems fail for moments."""
+    """``load_speech`` with retries, as in fairseq, because network file systems fail now and then."""
     for pause in PAUSES:
         with contextlib.suppress(AudioError):
             return load_speech(path)

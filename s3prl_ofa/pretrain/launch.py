@@ -39,7 +39,7 @@ LAST = "checkpoint_last.pt"
 INIT = "init.pt"
 # the log goes to hydra_train.log alone
 QUIET = ("common.no_progress_bar=true", "++hydra.job_logging.handlers.console.level=ERROR")
-LONGEST_REASON = 500  # characters; hundreds of weights may not fit
+LONGEST_REASON = 500  # characters; the reason may list hundreds of weights
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def world_size() -> int:
-    """How many processes torchrun started to train together; 1 for a single one, whatever its environment holds.
+    """The number of processes that torchrun started to train together; 1 for a single process.
 
-    Raises UsageError for processes that cannot find one another, and for a WORLD_SIZE that is no number.
+    Raises UsageError for processes that cannot find one another, and for a WORLD_SIZE that is not a number.
     """
     world = process_count("WORLD_SIZE")
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
@@ -141,7 +141,7 @@ def short_settings(short: dict[str, str], out: pathlib.Path) -> list[str]:
 
 
 def quoted(path: pathlib.Path) -> str:
-    """A path as a hydra value; unquoted commas, brackets and equals signs would have a meaning."""
+    """A path as a hydra value; unquoted commas, brackets and equals signs would be interpreted."""
     text = str(path).replace("'", "\\'")
     return f"'{text}'"
 
@@ -177,7 +177,7 @@ def machine_settings(config: pathlib.Path, given: Sequence[str], world: int) -> 
 
 
 def launch(processes: int, argv: Sequence[str]) -> int:
-    """Runs this command in ``processes`` processes by torchrun. Returns the exit status."""
+    """Runs this command in several processes with torchrun. Returns the exit status."""
     if torch.cuda.is_available() and torch.cuda.device_count() < processes:
         raise UsageError(
             f"--nproc {processes}: this machine has {torch.cuda.device_count()} GPUs; give at most that many"
@@ -218,7 +218,7 @@ def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: st
 
 
 def check_complete(cfg: Any) -> None:
-    """Raises UsageError if the data are not given, or a section names something that fairseq does not have."""
+    """Raises UsageError if data is not given, or if a section names something that fairseq does not have."""
     from fairseq.models import MODEL_REGISTRY
     from fairseq.registry import REGISTRIES
     from fairseq.tasks import TASK_REGISTRY
@@ -237,10 +237,10 @@ def check_complete(cfg: Any) -> None:
 
 
 def finished(cfg: Any, last: pathlib.Path) -> str | None:
-    """Why the training in the checkpoint ``last`` is finished according to the current settings; None if it is not.
+    """Why the training in the checkpoint ``last`` is finished under the current settings; None if it is not.
 
-    fairseq checks only after an update, so it would train one more update every time it is run. Raises CheckpointError
-    for an unreadable file.
+    fairseq checks only after an update, so each run would train for one more update. Raises CheckpointError for an
+    unreadable file.
     """
     if cfg.checkpoint.restore_file != LAST or cfg.checkpoint.reset_optimizer or not last.exists():
         return None
@@ -279,7 +279,7 @@ def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> No
     from omegaconf.errors import OmegaConfBaseException
 
     with_defaults, train_model = hydra_train._hydra_main, hydra_train.pre_main
-    # State that an earlier training in this process left behind: its best scores and TensorBoard writers.
+    # Left behind by an earlier training in this process: its best scores and TensorBoard writers.
     for state in (vars(checkpoint_utils.save_checkpoint), vars(should_stop_early), progress_bar._tensorboard_writers):
         state.clear()
     failures: list[Exception] = []

@@ -50,8 +50,8 @@ def equalize_shares(masked: Tensor, lengths: Tensor) -> Tensor:
     """(batch, longest) bool: unmasks random frames until all sequences have the smallest share of masked frames.
 
     This is fairseq's ``require_same_masks``, which leaves the same number of masked frames in sequences of the same
-    length; here lengths (batch,), on the CPU, may differ. A frame that is unmasked within a span gives the span much
-    context: a small model learns several times faster at first. At least two frames stay masked where two were.
+    length; here lengths (batch,), on the CPU, may differ. A frame that is unmasked within a span gives it much context:
+    a small model learns several times faster at first. At least two frames stay masked if two were.
     """
     counts = masked.sum(1)
     maskable = lengths >= MIN_FRAMES

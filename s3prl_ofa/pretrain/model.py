@@ -30,7 +30,7 @@ from s3prl_ofa.pretrain.rates import draw_lambd
 logger = logging.getLogger(__name__)
 
 NORM_EPS = 1e-5
-GROUP_RATIO = 1.5  # of the longest utterance that is encoded together with a shorter one
+GROUP_RATIO = 1.5  # the longest of the utterances that are encoded together, relative to the shortest
 # fairseq's settings of masking, negatives and inputs that are not supported here, with the only value accepted.
 REQUIRED = {
     "quantize_input": False,
@@ -51,8 +51,8 @@ class OFAPretrainingModel(Wav2Vec2Model):
     """wav2vec 2.0 trained at many frame periods at once (arXiv 2211.02332).
 
     ``overwrite_lambd`` (None, a number in [0, 2), or one per utterance) sets the rate of every forward pass, or else
-    ``overwrite_frame_period_ms`` does, as the inference model's ``frame_period_ms`` does. If both are None, lambd is
-    drawn in training and 0 in evaluation. Raises UsageError for impossible settings.
+    ``overwrite_frame_period_ms``, which works like ``frame_period_ms`` of the inference model. If both are None, lambd
+    is drawn in training and 0 in evaluation. Raises UsageError for impossible settings.
     """
 
     def __init__(self, cfg: OFAModelConfig) -> None:
@@ -64,7 +64,7 @@ class OFAPretrainingModel(Wav2Vec2Model):
         if not 0 <= cfg.upper_lambd <= 2:
             raise UsageError(f"model.upper_lambd must be from 0 to 2, found {cfg.upper_lambd}")
         try:
-            # fairseq will evaluate this text as Python; this lets only lists of numbers through
+            # fairseq will evaluate this text as Python; only lists of numbers are let through
             self.conv_layers_spec = parse_conv_layers(cfg.conv_feature_layers)
         except ValueError as error:
             raise UsageError(f"model.conv_feature_layers {error}") from None
@@ -118,10 +118,8 @@ class OFAPretrainingModel(Wav2Vec2Model):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Compresses frames (batch, longest, channels) of ``lengths`` (batch,), from waves of ``samples`` (batch,).
 
-        Both are on the CPU.
-
-        Returns the compressed frames, their lengths (batch,) on the CPU, and with ``subsample: cif`` lambd (batch,),
-        alpha and weights (batch, longest).
+        Lengths and samples are on the CPU. Returns the compressed frames, their lengths (batch,) on the CPU, and with
+        ``subsample: cif`` lambd (batch,), alpha and weights (batch, longest).
         """
         if str(self.cfg.subsample) == "none":
             return frames, lengths, {}
@@ -317,7 +315,7 @@ class OFAPretrainingModel(Wav2Vec2Model):
         """Completes a checkpoint that lacks whole parts of this model with this model's new weights.
 
         So training can start from a plain wav2vec 2.0, or from one without the parts that only pretraining needs. An
-        incomplete part is left as it is, and fairseq's strict loading names what is missing.
+        incomplete part is left as it is; fairseq's strict loading then names what is missing.
         """
         super().upgrade_state_dict_named(state_dict, name)
         prefix = f"{name}." if name else ""

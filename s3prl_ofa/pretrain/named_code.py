@@ -1,7 +1,7 @@
-"""Keeps hydra and fairseq from importing, building or calling code of others that a configuration names.
+"""Keeps hydra and fairseq from importing, building or calling foreign code that a configuration names.
 
-hydra builds the callbacks and the launcher that its section names, and passes its logging sections to Python, which
-imports and calls what they name; fairseq imports ``common.user_dir``.
+hydra builds the callbacks and the launcher named in its section, and passes its logging sections to Python, which
+imports and calls whatever they name; fairseq imports ``common.user_dir``.
 """
 
 import contextlib

@@ -28,8 +28,8 @@ KNOWN_WARNINGS = (  # from hydra and torch about fairseq's code, which users can
 
 
 def atomic_copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool | str:
-    """fairseq writes one checkpoint and copies it to its other names in place: a kill during the copy would leave half
-    a ``checkpoint_last.pt``, from which training cannot resume."""
+    """fairseq's copy of a checkpoint to its other names, but atomic: a kill during the copy would leave half a
+    ``checkpoint_last.pt``, from which training cannot resume."""
     if not os.path.isfile(src_path):  # a path that only fairseq's path manager knows
         return copy(src_path, dst_path, overwrite)
     with atomic_path(dst_path) as temporary:
@@ -38,7 +38,7 @@ def atomic_copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool |
 
 
 def atomic_save(obj: Any, filename: str, async_write: bool = False) -> None:
-    """When a disk is full fairseq tries three times to save and leaves a part of the file."""
+    """fairseq's saving, but atomic: on a full disk, fairseq tries three times and leaves a part of the file."""
     if async_write or not PathManager.supports_rename(filename):  # a path that only fairseq's path manager can write
         return save(obj, filename, async_write)
     with atomic_path(filename) as temporary, temporary.open("wb") as file:
@@ -50,7 +50,7 @@ def apply_patches() -> None:
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", rf"\s*{message}")
     namespace_in_checkpoints()
-    # the letters of a fine-tuned model; torch sets the attributes of a new one and runs nothing of it
+    # the letters of a fine-tuned model; torch sets the attributes of a new object and runs none of its code
     torch.serialization.add_safe_globals([Dictionary])
     PathManager.copy = staticmethod(atomic_copy)
     checkpoint_utils.torch_persistent_save = atomic_save

@@ -1,8 +1,8 @@
 """Registers models, tasks and a criterion with fairseq.
 
 They get new names, for ``fairseq-hydra-train common.user_dir=...``. Those of pretraining also replace fairseq's
-``wav2vec2``, ``audio_pretraining`` and ``wav2vec``, which they extend: the reference changed those three in place, so
-its configurations and checkpoints use these names.
+``wav2vec2``, ``audio_pretraining`` and ``wav2vec``, which they extend: the reference modified these three, so its
+configurations and checkpoints use their names.
 """
 
 from fairseq import criterions, models, tasks
@@ -22,7 +22,7 @@ CRITERION_NAMES = ("ofa_wav2vec", "wav2vec")
 
 
 def register() -> None:
-    """Registers all, once."""
+    """Registers all of them, once."""
     if MODEL_NAMES[0] in models.MODEL_REGISTRY:
         return
     apply_patches()

@@ -77,7 +77,7 @@ class OFAPretrainingTask(AudioPretrainingTask):
         return False
 
     def get_checkpoint_dict(self) -> dict[str, dict[str, Any]]:
-        """Adds for how long validation has not improved (checkpoint.patience), which fairseq does not save."""
+        """Adds how long validation has not improved (for checkpoint.patience), which fairseq does not save."""
         return {type(self).__name__: dict(vars(should_stop_early))}
 
     def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
@@ -130,7 +130,7 @@ class OFAPretrainingTask(AudioPretrainingTask):
             return super().valid_step(sample, model, criterion)
 
     def reduce_metrics(self, logging_outputs, criterion) -> None:
-        """Adds the speed in hours of audio per hour, and the remaining time, to what is logged of a training."""
+        """Also logs, in training, the speed in hours of audio per hour and the remaining time."""
         super().reduce_metrics(logging_outputs, criterion)
         if not criterion.training:
             return
@@ -142,7 +142,7 @@ class OFAPretrainingTask(AudioPretrainingTask):
 
 
 def hours(updates: int, meters) -> float:
-    """Hours for so many updates at the mean speed that fairseq has measured (updates per second)."""
+    """Hours for this many updates at the mean speed that fairseq has measured (updates per second)."""
     speed = meters["ups"].avg if "ups" in meters else 0.0
     return round(updates / speed / 3600, 2) if speed else float("nan")
 

@@ -1,4 +1,4 @@
-"""``s3prl-ofa verify CKPT``: whether a checkpoint is what it claims, in a minute.
+"""``s3prl-ofa verify CKPT``: whether a checkpoint is what it claims, within a minute.
 
 checks.py        the checks, each with what it found
 fairseq_path.py  the same features from fairseq's model

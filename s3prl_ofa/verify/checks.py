@@ -17,13 +17,13 @@ from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 PUBLISHED_MS = (20.0, 90.0)  # frame periods of arXiv 2211.02332, at lambd 0 and 1
-PERIOD_FACTOR = 2.0  # by which the longest period may miss the published one
+PERIOD_FACTOR = 2.0  # by which the longest period may differ from the published one
 FORMULA_ERROR = 0.05  # relative, of the measured periods: an utterance's last frame is dropped
 MEAN_ALPHA = (0.05, 0.95)
-MIN_DEVIATION = 0.02  # of alpha over frames; one that does not follow the speech is a constant
+MIN_DEVIATION = 0.02  # standard deviation of alpha over frames; alpha that ignores the speech is constant
 ROUNDING = 1e-4  # largest relative error of float32: padding, other batches, float64
-FAIRSEQ = 1e-3  # of fairseq's float32, which rounds more
-BFLOAT16 = 0.1  # the same of bfloat16; checkpoints that work have 0.01 to 0.04
+FAIRSEQ = 1e-3  # the same for fairseq's float32, which rounds more
+BFLOAT16 = 0.1  # the same for bfloat16; good checkpoints have 0.01 to 0.04
 CROPS_S = (3.0, 1.7, 2.3)  # seconds of speech that the arithmetic is checked on
 SIZES = {"Base": ModelConfig(), "Large": ModelConfig(dim=1024, ffn_dim=4096, heads=16, layers=24, pre_norm=True)}
 
@@ -58,7 +58,7 @@ class Subject:
 
 
 def run_checks(subject: Subject) -> Iterator[Check]:
-    """The checks one after the other; what raises has failed."""
+    """Runs the checks one after the other; a check that raises an error has failed."""
     measured = measure(subject.model, subject.waves)
     checks: dict[str, Callable[[], Check]] = {
         "size": lambda: check_size(subject),
@@ -104,7 +104,7 @@ def check_alpha(subject: Subject) -> Check:
 
 
 def check_rates(measured: dict[str, Any]) -> Check:
-    """measured: as ``info.measure`` gives it."""
+    """measured: the result of ``info.measure``."""
     table, mean = measured["table"], measured["mean_alpha"]
     if mean is None:
         return Check("rates", SKIPPED, "no compressor", {"table": table})
@@ -138,7 +138,7 @@ def check_padding(subject: Subject) -> Check:
 
 
 def check_dtype(subject: Subject, dtype: torch.dtype, allowed: float) -> Check:
-    """In another dtype: as many frames, and the features of float32."""
+    """In another dtype: the same number of frames, and the features of float32."""
     name = str(dtype).removeprefix("torch.")
     other = OFAWav2Vec2(subject.model.config).to(dtype)
     other.load_weights(subject.checkpoint.weights)
@@ -176,8 +176,7 @@ def states_of(model: OFAWav2Vec2, wave: Tensor, lambd: float) -> Sequence[Tensor
 
 
 def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest over the hidden states of the mean square error's root over that of the states; infinity where the
-    number of frames differs."""
+    """The largest RMS error of a hidden state relative to its RMS; infinity if the number of frames differs."""
     errors = []
     for one, other in zip(found, expected, strict=True):
         if one.shape != other.shape:

@@ -14,12 +14,12 @@ from s3prl_ofa.info import BUNDLED_AUDIO, read_waves
 from s3prl_ofa.io.files import write_json
 from s3prl_ofa.verify.checks import FAILED, PASSED, PUBLISHED_MS, Check, Subject, run_checks
 
-MAX_UTTERANCES = 24  # evenly spaced in what --audio names
+MAX_UTTERANCES = 24  # evenly spaced over the files of --audio
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the page; returns 1 if a check has failed. Raises UsageError for a checkpoint that is missing, and for
-    audio that cannot be used."""
+    """Prints the page; returns 1 if a check has failed. Raises UsageError for a missing checkpoint and for audio that
+    cannot be used."""
     if not checkpoint_path(args.ckpt).exists():
         raise UsageError(f"{args.ckpt}: no such file; expected a checkpoint file or the folder of a Hugging Face model")
     start, checks, about = time.monotonic(), [], {"checkpoint": str(args.ckpt)}
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         waves = read_waves(utterances[::every], model.config.receptive_field)
         about |= {"audio": args.audio or "bundled (synthetic speech)", "utterances": len(waves)}
         found = {"format": checkpoint.format, "fingerprint": model.fingerprint()}
-        checks.append(Check("format", PASSED, f"{checkpoint.format}, whole, all weights finite", found))
+        checks.append(Check("format", PASSED, f"{checkpoint.format}, complete, all weights finite", found))
         with torch.no_grad():
             checks += run_checks(Subject(checkpoint, model, waves))
     passed = all(check.state != FAILED for check in checks)
