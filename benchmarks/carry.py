@@ -1,10 +1,10 @@
-"""Packs what a GPU machine without a network lacks into one small archive, for benchmarks/gpu.sh.
+"""Packs into one small archive what a GPU machine without a network lacks, for benchmarks/gpu.sh.
 
     python benchmarks/carry.py carried.tar.xz
 
-That machine has Python with torch, torchaudio, transformers, pytest and the usual scientific packages. Compiled
-packages come as wheels for its Python, others from this environment, in the versions that are installed here; of
-S3PRL's and fairseq's tens of MiB only what Python imports is packed.
+The machine has Python with torch, torchaudio, transformers, pytest and the usual scientific packages. Compiled packages
+come as wheels for its Python, others from this environment, in the versions that are installed here. S3PRL and fairseq
+have tens of MiB, of which only what Python imports is packed.
 """
 
 import argparse

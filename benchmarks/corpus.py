@@ -2,9 +2,9 @@
 
     python -m benchmarks.corpus FOLDER --files 500 --dtype bfloat16
 
-The command reads, batches, extracts and writes all files, in this process, so that it does not count the start of
-Python; reading the checkpoint does count. The model alone is timed on some of the same batches, read beforehand, once
-before the command and once after it. Weights are random, of Base.
+The command reads, batches, extracts and writes all files in this process, so the start of Python is not counted, but
+reading the checkpoint is. The model alone is timed on some of the same batches, read beforehand, once before the
+command and once after it. Weights are random, of Base size.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from s3prl_ofa.extract.inputs import find_utterances, make_batches
 from s3prl_ofa.io.audio import SAMPLE_RATE, duration, load_audio
 from s3prl_ofa.model import OFAWav2Vec2
 
-EVERY = 5  # of the command's batches one is for the model alone
+EVERY = 5  # the model alone is timed on every fifth of the command's batches
 
 
 def seconds_of(model: OFAWav2Vec2, batches: list[list]) -> float:
-    """Seconds that the model alone takes."""
+    """Seconds of the model alone."""
     begin = time.perf_counter()
     for waves in batches:
         model.extract(waves)

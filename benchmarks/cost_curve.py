@@ -2,8 +2,8 @@
 
     python -m benchmarks.cost_curve --dtypes float32 bfloat16
 
-All periods take turns on one wave of 10 s, with random weights of Base. ``python -m benchmarks.report`` draws the curve
-of the last run, beside that of the multiply-accumulates.
+All periods take turns on one wave of 10 s, with random weights of Base size. ``python -m benchmarks.report`` draws the
+curve of the last run, and that of the multiply-accumulates.
 """
 
 import argparse

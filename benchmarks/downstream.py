@@ -1,9 +1,9 @@
-"""Measures a training step of `run_downstream` with a warm feature cache beside the downstream model alone.
+"""Compares a training step of `run_downstream` with a warm feature cache with the downstream model alone.
 
     python -m benchmarks.downstream CHECKPOINT --librispeech ROOT --prepared DIR --task pr
 
-The command trains twice, the first time to fill the cache. What its second run hands to the downstream model is kept,
-and then the same steps (forward, backward, clipping, optimizer) are made again with nothing around them.
+The command trains twice, the first time to fill the cache. The inputs of the downstream model in the second run are
+kept, and the same steps (forward, backward, clipping, optimizer) are then repeated with nothing around them.
 """
 
 import argparse

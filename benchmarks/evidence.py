@@ -1,9 +1,9 @@
-"""Writes what the rows of the bundled checkpoint show into README.md, MODEL_CARD.md and docs/results.md.
+"""Writes the results of the bundled checkpoint into README.md, MODEL_CARD.md and docs/results.md.
 
     python -m benchmarks.evidence && python docs/drawings.py
 
-The rows are those of the sweep in results/evidence: its results.jsonl and, for intervals, points/*/utterances.json; and
-those of the probes and of the training. Tables stand between marks, as in report.py; a test checks the pages.
+They come from the sweep in results/evidence (its results.jsonl and, for intervals, points/*/utterances.json), the
+probes and the training. Tables are between marks, as in report.py; a test checks the pages.
 """
 
 import csv
@@ -27,7 +27,7 @@ EVIDENCE = RESULTS / "evidence"
 CURVES = ROOT / "s3prl_ofa" / "demo" / "tiny.csv"
 TOLERANCE = 0.05
 TASKS = {"pr": "Phonemes", "sid": "Speakers", "asr": "Characters"}
-# In which column a compressed setting has to be nearest to one of each kind, to be compared with it
+# The column in which the compressed setting that is compared with one of each kind has to be nearest
 ALIKE = {Kind.EQUAL: "value", Kind.EXIT: "gmacs", Kind.POOLED: "frame_period_ms", Kind.SPECIALIST: "frame_period_ms"}
 TIMES = ("faster than 20 ms", "upstream (ms / s)", "downstream (ms / s)")
 PROBED = ("phone_accuracy", "speaker_accuracy")
@@ -78,7 +78,7 @@ def headline() -> str:
 
 
 def frames_once(settings: Any) -> Any:
-    """Which settings see each frame once; where CTC sees it twice, that and not the rate makes the score."""
+    """Which settings see each frame once; if CTC sees it twice, that decides the score rather than the rate."""
     return settings["repeats"].map(lambda repeats: max(repeats, default=1) == 1)
 
 
@@ -91,17 +91,17 @@ def all_settings() -> str:
 
 
 def fronts() -> str:
-    """What is best within each cost in multiply-accumulates."""
+    """The best setting within each cost in multiply-accumulates."""
     return table(*tables.table(without(tables.CHOICE_COLUMNS), evidence().fronts["gmacs"]))
 
 
 def without(columns: dict[str, Callable[[Any], str]]) -> dict[str, Callable[[Any], str]]:
-    """The columns but those of time, as these points were run several at once."""
+    """The columns except those of time, because several points ran at once."""
     return {name: cell for name, cell in columns.items() if name not in TIMES}
 
 
 def beside(kind: Kind) -> str | None:
-    """Each setting of a kind, and beside it the compressed one that is most like it, or that has as many frames."""
+    """Each setting of a kind, beside the most similar compressed one, or the one with the same number of frames."""
     settings = evidence().settings
     scores, lines = resampled_scores(EVIDENCE, settings), []
     for task, of_task in settings.groupby("task", sort=False):
@@ -126,7 +126,7 @@ def cells(setting: Any) -> list[str]:
 
 
 def s3prl_scores() -> str:
-    """Of the once-for-all model, for the card."""
+    """Scores of the once-for-all model, for the card."""
     settings = evidence().settings
     lines = [
         [setting.task, str(len(setting.seeds)), *cells(setting)] + [tables.repeated(setting, "x{}")]
@@ -136,7 +136,7 @@ def s3prl_scores() -> str:
 
 
 def probes() -> str:
-    """The best layer of each features and rate."""
+    """The best layer for each kind of features and rate."""
     best: dict[tuple[str, float], dict[str, Any]] = {}
     for row in probed("probes"):
         found = best.setdefault((row["features"], row["lambd"]), dict(row))
@@ -149,7 +149,7 @@ def probes() -> str:
 
 
 def boundaries() -> str:
-    """Ends of frames at lambd 1, and as many equidistant ones."""
+    """The ends of frames at lambd 1, and the same number of equidistant boundaries."""
     columns = ("precision", "recall", "f1", "r_value")
     lines = [
         [row["features"], row["boundaries"], f"{row['tolerance_ms']:g} ms", *(f"{row[key]:.3f}" for key in columns)]

@@ -1,21 +1,21 @@
-"""Measures the speed of extraction against other wav2vec 2.0s of the same size, all with random weights.
+"""Compares the speed of extraction with other wav2vec 2.0 implementations of the same size, all with random weights.
 
     python -m benchmarks.extract --dtypes float32 bfloat16
 
 Every contender does the same work (all hidden states of the same waves, with the same number of threads) and takes its
-turn in every round, so that other load on the machine affects all alike; so does a large matrix product of each dtype,
-whose speed is what the machine can do at best. Each row of the csv has the median over rounds. Peers that are not
+turn in every round, so that other load on the machine affects all alike; so does a large matrix product in each dtype,
+whose speed is the best that the machine can do. Each row of the csv has the median over rounds. Peers that are not
 installed are named and left out; ``pip install s3prl-ofa[bench]`` installs them.
 
-single is one wave of 10 s; mixed are utterances of 1 to 20 s, which the peers pad to the longest; equal are as many
-of their mean length. With ``--exported`` our model also runs as the ONNX file of ``s3prl-ofa export``, which gives the
-last hidden state alone. On a CPU that is busy with other work, threads wait for each other, and short parallel regions
-suffer most. There
+single is one wave of 10 s; mixed are utterances of 1 to 20 s, which the peers pad to the longest; equal is the same
+number of utterances of their mean length. With ``--exported`` our model also runs as the ONNX file of ``s3prl-ofa
+export``, which gives only the last hidden state. On a CPU that is busy with other work, threads wait for each other,
+and short parallel regions suffer most. There
 
     OMP_WAIT_POLICY=passive python -m benchmarks.extract --clock cpu
 
 counts the CPU time of the main thread, which does its share of all parallel work and everything else: close to the wall
-time on an idle machine. That is only fair to contenders that use OpenMP, which ONNX Runtime and OpenVINO do not.
+time on an idle machine. That is fair only to contenders that use OpenMP, which ONNX Runtime and OpenVINO do not.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def rate(period_ms: float) -> dict[str, object]:
 def our_contender(
     benchmark: str, name: str, model: OFAWav2Vec2, waves: list[Tensor], period_ms: float, dtype: str, **options: object
 ) -> Contender:
-    """Extraction at a mean frame period; 20 ms is the default call. options: others of ``extract``."""
+    """Extraction at a mean frame period; 20 ms is the default call. options: further ones of ``extract``."""
     options |= rate(period_ms)
     lengths = model.extract(waves, **options).lengths
     return costed(benchmark, name, lambda: model.extract(waves, **options), model.config, waves, lengths, dtype)
@@ -127,7 +127,7 @@ class Exported:
         self.compressing = export(checkpoint, folder / "compressing.onnx")
 
     def contender(self, benchmark: str, runtime: str, waves: list[Tensor], period_ms: float, dtype: str) -> Contender:
-        """A file at a mean frame period, in one of RUNTIMES; its hidden states are those of the last layer alone."""
+        """A file at a mean frame period, in one of RUNTIMES; it gives only the hidden states of the last layer."""
         path, inputs = self.plain, {"wave": Batch.of(waves).waves, "length": torch.tensor(list(map(len, waves)))}
         if options := rate(period_ms):
             path, inputs = self.compressing, inputs | {"lambd": self.model.extract(waves, **options).lambd.float()}
@@ -151,7 +151,7 @@ def contenders(
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every benchmark of extraction takes."""
+    """Adds the arguments that all benchmarks of extraction share."""
     parser.add_argument("--size", choices=SIZES, default="base", help="tiny: a rehearsal")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -3,9 +3,9 @@
     python -m benchmarks.feature_cache CHECKPOINT --librispeech ROOT --voxceleb1 ROOT --prepared DIR
 
 Each is one `s3prl-ofa sweep` of three points, one at a time, and becomes a row of the csv, with its wall and CPU
-seconds and, as its note, the three scores on the test split. Hidden states from the cache
-were computed in other batches and differ by rounding, so the scores agree as far as training is stable: not to all
-digits if the learning rate is too high.
+seconds and, as its note, the three scores on the test split. Hidden states from the cache were computed in other
+batches and differ by rounding, so the scores agree as far as training is stable: not to all digits if the learning rate
+is too high.
 """
 
 import argparse

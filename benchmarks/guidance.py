@@ -1,10 +1,10 @@
-"""Measures the speed of each stage of segmenting speech without labels, on one core by default.
+"""Measures the speed of each stage of segmentation without labels, on one core by default.
 
     python -m benchmarks.guidance
 
-Every stage takes its turn in every round. The audio is noise: the stages take the same time for speech, except that
-reading depends on how well a file is compressed. ``median_s`` is wall time; ``cpu_s`` is CPU time, which other load on
-the machine hardly changes. k-means runs once per corpus, on 33 minutes at most.
+Every stage takes its turn in every round. The audio is noise: speech takes the same time, except that reading depends
+on how well a file is compressed. ``median_s`` is wall time; ``cpu_s`` is CPU time, which other load on the machine
+hardly affects. k-means runs once per corpus, on 33 minutes at most.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Measures what hidden states in 8 bits cost phone recognition.
+"""Measures how much 8-bit hidden states cost phoneme recognition.
 
     python -m benchmarks.int8 CHECKPOINT --librispeech ROOT --prepared DIR --folder EXPERIMENTS
 
-pr is trained at its small settings on hidden states in float32, and again on those in int8. The first is evaluated on
-both, so that nothing but the hidden states differs, the second on its own. Each evaluation becomes a row of the csv,
-with, as its note, the PER of the test split. Stopped, the same command resumes the trainings in its folder.
+pr is trained with its small settings on float32 hidden states, and again on int8 ones. The first model is evaluated on
+both, so that only the hidden states differ, the second on int8. Each evaluation becomes a row of the csv, with the PER
+of the test split as its note. If it is stopped, the same command resumes the trainings in its folder.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache-gb", type=float, default=20.0)
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "int8.csv")
-    parser.add_argument("--folder", type=pathlib.Path, required=True, help="of the experiments; 20 GB with the cache")
+    parser.add_argument("--folder", type=pathlib.Path, required=True, help="for experiments; 20 GB with the cache")
     for name in ("librispeech", "prepared"):
         parser.add_argument(f"--{name}", type=pathlib.Path, required=True)
     args = parser.parse_args()

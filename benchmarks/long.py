@@ -2,8 +2,8 @@
 
     python -m benchmarks.long --minutes 1 4 15 60 --window-s 30 --dtype bfloat16
 
-Each length runs in a process of its own, so that its peak memory is its own: the model, the wave and the last hidden
-state included. Each is one call of ``extract`` with random weights of Base, after a short one that warms up.
+Each length runs in a separate process, which separates peak memory; it includes the model, the wave and the last hidden
+state. Each is one call of ``extract`` with random weights of Base size, after a short warm-up call.
 """
 
 import argparse

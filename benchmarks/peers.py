@@ -1,4 +1,4 @@
-"""Other implementations of wav2vec 2.0, with random weights, that give all hidden states of a padded batch."""
+"""Other implementations of wav2vec 2.0, with random weights, which give all hidden states of a padded batch."""
 
 import functools
 import importlib.util
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 
 
 class TransformersModel(nn.Module):
-    """transformers' model, with tensors alone as its inputs and outputs, as exporters want it."""
+    """transformers' model, with only tensors as inputs and outputs, as exporters need it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ PEERS = {
     "ONNX Runtime": Peer(onnxruntime, ("onnxruntime", "onnx", "transformers"), ("float32", "int8"), False),
     "OpenVINO": Peer(openvino, ("openvino", "transformers"), ("float32", "bfloat16"), False),
 }
-# what runs our own model, as `s3prl-ofa export` writes it, in the dtypes of the peer of this name
+# the runtimes for our model as `s3prl-ofa export` writes it, in the dtypes of the peer of this name
 RUNTIMES = {"ONNX Runtime": in_onnxruntime, "OpenVINO": in_openvino}
 
 

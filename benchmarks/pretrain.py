@@ -1,11 +1,11 @@
-"""Measures the speed and memory of pretraining against plain fairseq's wav2vec 2.0 of the same size.
+"""Compares the speed and memory of pretraining with plain fairseq's wav2vec 2.0 of the same size.
 
     python -m benchmarks.pretrain --config ofa_tiny --threads 2
 
 Every contender is fairseq's trainer with the optimizer of the packaged configuration and a model with the same initial
-weights. They take turns at an update on the same batch of random waves. Memory is the peak during three
-updates: on a CPU that of a separate process, read from Linux's /proc, on a GPU what torch's allocator adds to that of
-the other contenders.
+weights. They take turns at an update on the same batch of random waves. Memory is the peak during three updates: on a
+CPU that of a separate process, read from Linux's /proc; on a GPU what torch's allocator adds to that of the other
+contenders.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def update(contender: Trainer, name: str, crops: int, seconds: float) -> None:
 
 
 def peak_of(args: argparse.Namespace, name: str) -> int:
-    """Peak memory in MiB of a process that makes a few updates with one contender."""
+    """Peak memory in MiB of a process that does a few updates with one contender."""
     command = [sys.executable, "-m", "benchmarks.pretrain", "--memory-of", name]
     for option in ("config", "device", "crops", "seconds", "threads"):
         command += [f"--{option}", str(getattr(args, option))]
@@ -109,7 +109,7 @@ def print_peak(args: argparse.Namespace) -> None:
 
 
 def added_peak(run: Callable[[], object], before: int, device: torch.device) -> int:
-    """Peak memory in MiB on a GPU of a few updates, without the MiB that were allocated before their contender was."""
+    """Peak memory in MiB of a few updates on a GPU, without what was allocated before the contender."""
     torch.cuda.reset_peak_memory_stats(device)
     for _ in range(MEMORY_UPDATES):
         run()
@@ -133,7 +133,7 @@ def main() -> None:
         return
     cfg, device = settings(args.config, args.device), torch.device(args.device)
     on_gpu = device.type == "cuda"
-    if on_gpu:  # cuBLAS's workspaces, of this thread and of autograd's, are no contender's
+    if on_gpu:  # the workspaces of cuBLAS, of this thread and of autograd's, belong to no contender
         torch.ones(1, 1, device=device, requires_grad=True).mm(torch.ones(1, 1, device=device)).sum().backward()
     contenders, peaks = [], {}
     for name in CONTENDERS:

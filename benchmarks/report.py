@@ -2,7 +2,7 @@
 
     python -m benchmarks.report
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; a test checks that both pages are up to date.
+A table is between ``<!-- table: NAME -->`` and ``<!-- end -->``; a test checks that both pages are up to date.
 """
 
 import pathlib
@@ -43,7 +43,7 @@ def table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
 
 
 def title(rows: Iterable[Row]) -> str:
-    """What all these rows ran on."""
+    """The machine, threads and versions that these rows share."""
     row = max(rows, key=lambda row: row.run)
     clock = ", CPU time of the main thread" if row.clock == "cpu" else ""
     threads = "" if row.device == "cuda" else f", {row.threads} thread{'s' * (row.threads > 1)}"
@@ -159,7 +159,7 @@ def int8_table(rows: list[Row]) -> str:
 
 
 def plain_table(rows: list[Row]) -> str:
-    """What long, corpus and downstream measure, row by row."""
+    """The results of long, corpus and downstream, row by row."""
     lines = [
         [
             row.benchmark,
@@ -207,7 +207,7 @@ TABLES = {
 
 
 def with_tables(text: str, tables: dict[str, Callable[[], str | None]] = TABLES) -> str:
-    """A page with its tables made again."""
+    """A page with its tables regenerated."""
     return PLACE.sub(lambda found: f"{found[1]}{tables[found[2]]() or 'Not measured yet.'}\n{found[3]}", text)
 
 

@@ -1,4 +1,4 @@
-"""The row that every benchmark writes, and the timing of contenders that take turns."""
+"""The rows that all benchmarks write, and the timing of contenders that take turns."""
 
 import csv
 import dataclasses
@@ -19,7 +19,7 @@ from s3prl_ofa.device import device_name
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
-# What matrix products and convolutions can make use of, by the names of /proc/cpuinfo.
+# The instruction sets that matrix products and convolutions can use, by their names in /proc/cpuinfo.
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
 MATRIX = "matrix product"  # the contender whose speed is the most that the machine can do
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
@@ -61,7 +61,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """What takes its turn: a function, what a row calls it, and how much it does in one round."""
+    """A function to time, its name in a row, and how much it does in one round."""
 
     benchmark: str
     name: str
@@ -136,7 +136,7 @@ def measure(runs: list[Callable[[], object]], rounds: int, device: torch.device,
             torch.cuda.synchronize(device)
 
     for turn in tqdm(range(rounds + 1), unit="round", leave=False, disable=None):
-        # A new order in every round, not only another start, so that none always follows the same one.
+        # A new order in every round, not only another start, so that no contender always follows the same one.
         for index in order.sample(range(len(runs)), len(runs)):
             synchronize()
             begin = now()
@@ -182,7 +182,7 @@ def rounded(value: float) -> float:
 
 
 def peak_mib(device: torch.device) -> int:
-    """Peak memory in MiB: on a GPU of torch's allocator, on a CPU of this process (Linux only)."""
+    """Peak memory in MiB: that of torch's allocator on a GPU, of this process on a CPU (Linux only)."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
     # Not from getrusage, whose value starts with that of the parent process.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Lays small corpora of real speech out as the corpora of SUPERB's tasks are, so that every task can be run on them.
+"""Arranges small corpora of real speech like the corpora of SUPERB's tasks, so that every task can be run on them.
 
 usage: superb_corpora.py MINI_COMMANDS MINI_LIBRISPEECH OUT [--limit N]
 

@@ -1,4 +1,4 @@
-"""What the benchmarks should show: each target as a figure computed from rows."""
+"""The targets of the benchmarks: each is a figure computed from rows."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -18,7 +18,7 @@ def is_exported(name: str) -> bool:
 
 
 def latest(rows: Iterable[Row], benchmark: str, dtype: str, *wanted: str) -> dict[str, Row]:
-    """By contender, the latest run with all ``wanted`` contenders; of wall time and with most threads if there is one.
+    """By contender, the latest run with all ``wanted`` contenders, preferably of wall time and with most threads.
 
     Empty without such a run.
     """
@@ -67,7 +67,7 @@ def across(rows: list[Row], one: tuple[str, str], other: tuple[str, str], name: 
 
 
 def share(rows: list[Row]) -> float | None:
-    """Of the model's own rate, what the command keeps."""
+    """The share of the model's own rate that the command reaches."""
     run = max((row.run for row in rows if row.benchmark == "corpus"), default=None)
     rates = {row.contender == "model alone": row.audio_s / row.median_s for row in rows if row.run == run}
     return rates[False] / rates[True] if rates else None
@@ -79,7 +79,7 @@ def warm_step(rows: list[Row]) -> float | None:
 
 
 def int8_cost(rows: list[Row]) -> float | None:
-    """Points of PER that hidden states in int8 add to those of a task that was trained on float32."""
+    """Points of PER that int8 hidden states add for a task that was trained on float32."""
     runs: dict[str, dict[str, float]] = {}
     for row in rows:
         if row.benchmark.startswith("pr, ") and row.contender == "trained in float32":

@@ -71,9 +71,10 @@ class Utterance:
     def alpha(self, frames: int, speed: float = 1.0) -> np.ndarray:
         """What alpha should be, (frames,) float32: its running sum grows by one per phone. NaN without an alignment.
 
-        SPIKE of that one is at the phone's end: there the sum crosses an integer even if it is out of phase, which the
-        predictor, who sees 100 ms, cannot avoid. The rest is spread evenly over the phone, so that the compressed frame
-        is also a mean of it. A segment of more than LONGEST frames, mostly a silence, counts as several.
+        A share SPIKE of that one is at the phone's end: there the sum crosses an integer even if it is out of phase,
+        which the predictor, seeing only 100 ms, cannot avoid. The rest is spread evenly over the phone, so that the
+        compressed frame is also a mean of it. A segment of more than LONGEST frames, usually a silence, counts as
+        several.
         """
         if not self.phones:
             return np.full(frames, np.nan, np.float32)
@@ -110,7 +111,7 @@ def read_corpus(folder: pathlib.Path) -> list[Utterance]:
 
 
 def read_waves(utterances: list[Utterance], speeds: tuple[float, ...]) -> list[list[np.ndarray]]:
-    """The wave (samples,) int16 of each utterance at each speed. Five hours take a minute of one core to decode."""
+    """The wave (samples,) int16 of each utterance at each speed. Decoding five hours takes one core a minute."""
 
     def versions(utterance: Utterance) -> list[np.ndarray]:
         wave = utterance.wave()

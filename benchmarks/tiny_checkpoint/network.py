@@ -21,7 +21,7 @@ from s3prl_ofa.pretrain.config import OFAModelConfig
 from s3prl_ofa.pretrain.model import OFAPretrainingModel
 
 CONVOLUTIONS = {
-    # Narrow where there are many frames, so that most of the cost is in the encoder, where compression saves.
+    # Narrow where there are many frames, so that most of the cost is in the encoder, where compression helps.
     "tapered": "[(96, 10, 5)] + [(96, 3, 2)] + [(128, 3, 2)] * 2 + [(192, 3, 2)] + [(192, 2, 2)] * 2",
     "even": "[(192, 10, 5)] + [(192, 3, 2)] * 4 + [(192, 2, 2)] * 2",
 }
@@ -56,7 +56,7 @@ COMPRESSION = {
 
 
 class AveragePooling(nn.Module):
-    """In the compressor's place, the mean of every ``size`` frames: a model of one rate, without alpha to learn."""
+    """Instead of the compressor, the mean of every ``size`` frames: a model of one rate, without alpha to learn."""
 
     compress = staticmethod(apply_cif)
 
@@ -65,7 +65,7 @@ class AveragePooling(nn.Module):
         self.size = size
 
     def alpha(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, longest), the constant share of an output frame that each frame is."""
+        """(batch, longest), the constant share of an output frame that each frame contributes."""
         return pad(torch.full((len(rows),), 1 / self.size, dtype=torch.float64, device=rows.device), lengths)
 
     def plan(self, alpha: Tensor, lambd: Tensor, lengths: Tensor) -> CifPlan:
@@ -78,7 +78,7 @@ def compression_of(pooling: int) -> dict:
 
 
 def pretraining_model(settings: dict) -> OFAPretrainingModel:
-    """Our pretraining model, where ``cif_subsampler`` is always something that compresses."""
+    """Our pretraining model, whose ``cif_subsampler`` always compresses."""
     model = OFAPretrainingModel(OFAModelConfig(**settings))
     if model.cif_subsampler is None:
         model.cif_subsampler = AveragePooling(model.cfg.fixed_subsample_ratio)

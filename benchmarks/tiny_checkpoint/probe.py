@@ -4,9 +4,9 @@
 
 Phones: a linear classifier of frames, trained on train speakers and scored on the 20 ms frames of test speakers at
 every rate (a compressed frame stands for all 20 ms frames that it covers). Speakers: a linear classifier of an
-utterance's mean frame. The same for MFCCs with deltas. Boundaries: the ends of the frames at lambd 1 against the
-alignments of test speakers, compared with as many equidistant boundaries. Only the first seconds of each utterance are
-used.
+utterance's mean frame. Both are also run on MFCCs with deltas. Boundaries: the ends of the frames at lambd 1 against
+the alignments of test speakers, compared with the same number of equidistant boundaries. Only the first seconds of each
+utterance are used.
 """
 
 import argparse

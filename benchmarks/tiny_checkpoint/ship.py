@@ -1,8 +1,8 @@
-"""Prepares the trained checkpoint for release: float16 safetensors, and beside them its settings and training curves.
+"""Prepares the trained checkpoint for release: float16 safetensors, and beside it the settings and training curves.
 
     python benchmarks/tiny_checkpoint/ship.py OUT s3prl_ofa/demo/tiny.safetensors
 
-OUT is the folder that train.py wrote; the settings get the name .yaml, the curves .csv.
+OUT is the folder that train.py wrote; the settings get the suffix .yaml, the curves .csv.
 """
 
 import argparse

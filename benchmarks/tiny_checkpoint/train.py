@@ -3,15 +3,15 @@
     python benchmarks/tiny_checkpoint/train.py CORPUS OUT --minutes 5
 
 If it is stopped or killed at any time, the same command resumes from the last save. OUT/checkpoint.pt is a checkpoint
-in fairseq's format, OUT/state.pt the whole state of the training, OUT/log.csv its curves.
+in fairseq's format, OUT/state.pt the complete training state, OUT/log.csv the training curves.
 
-Each crop has a random lambd in [0, 1] and a random speed; most have spans masked as in pretraining. The
+Each crop has a random lambd in [0, 1] and a random speed; most have spans masked as in pretraining. These are the
 losses, whose linear layers are discarded afterwards:
 
 * the phone of each 20 ms frame, from the compressed frame that covers it: train speakers only;
 * the log-mel spectrum of each 20 ms frame, from the front end's output and from a middle layer, without labels;
 * InfoNCE, code diversity and the feature penalty of wav2vec 2.0, on the crops with masks, without labels;
-* which two crops come from the same utterance, from the middle layer's mean, without labels: what tells speakers apart;
+* which two crops come from the same utterance, from the middle layer's mean, without labels: it separates speakers;
 * alpha of each 20 ms frame, and its running sum, against the phones' ends: train speakers only.
 """
 
@@ -162,7 +162,7 @@ class Corpus:
 
 
 def padded(values: np.ndarray | None, size: int, filling: float) -> Tensor:
-    """values, or none, and then ``filling`` up to ``size``."""
+    """``values`` (or none), padded with ``filling`` to ``size``."""
     dtype = torch.long if filling == UNKNOWN else torch.float32
     tensor = torch.full((size,), filling, dtype=dtype)
     if values is not None:
@@ -240,7 +240,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Of loading and training, with those of earlier launches."""
+        """Seconds of loading and training, including earlier launches."""
         return self.seconds_before + time.monotonic() - BEGIN
 
     def restore(self) -> None:
@@ -350,7 +350,7 @@ class Run:
         while not self.finished:
             steps.append(self.step())
             if self.update % LOG_UPDATES == 0 or self.finished:
-                # The only wait for the device, and so the only true time.
+                # The only wait for the device, and so the only accurate time.
                 row = {name: round(torch.stack([step[name] for step in steps]).mean().item(), 4) for name in steps[0]}
                 speed = round(len(steps) / (time.monotonic() - logged), 2)
                 evaluated = self.finished or self.update % EVALUATION_UPDATES == 0
