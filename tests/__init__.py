@@ -1,1 +1,1 @@
-"""The tests; a package, so that ``python -m tests.hostile`` finds this one and not one that a library installs."""
+"""The tests. A package, so that ``python -m tests.hostile`` finds these and not a package ``tests`` of some library."""

@@ -1,4 +1,4 @@
-"""What the tests of the feature cache share."""
+"""Shared by the tests of the feature cache."""
 
 import contextlib
 import pathlib

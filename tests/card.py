@@ -1,8 +1,8 @@
-"""A pretended GPU: finds where tensors of two devices meet, on a machine with one device.
+"""A fake GPU: finds where tensors of two devices meet, on a machine with one device.
 
-Inside ``with Card() as card`` tensors that are marked count as CUDA tensors. All of torch's functions are watched: what
-comes of a marked tensor is marked, ``device`` and ``to`` go by the mark, and a function that gets both kinds raises, as
-torch does on a card.
+Inside ``with Card() as card`` marked tensors count as CUDA tensors. All of torch's functions are watched: results of
+marked tensors are marked, ``device`` and ``to`` follow the mark, and a function that gets both kinds raises, as torch
+does on a GPU.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Fixtures that the tests share."""
+"""Shared fixtures."""
 
 import errno
 import http.server

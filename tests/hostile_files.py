@@ -1,6 +1,6 @@
-"""Hand-made files that attack the reader of checkpoints: small ones that ask for code, for memory or for endless work.
+"""Hand-made files that attack the checkpoint reader: small files that ask for code, memory or endless work.
 
-Every one of them has to be refused in one sentence.
+Each of them has to be refused in one sentence.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""A stand-in of the Hugging Face Hub: an HTTP server with the few endpoints that huggingface_hub uses."""
+"""A stand-in for the Hugging Face Hub: an HTTP server with the few endpoints that huggingface_hub uses."""
 
 import base64
 import hashlib

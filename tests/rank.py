@@ -1,4 +1,4 @@
-"""``s3prl-ofa`` as one of several processes, for tests: what each did in a training is left in ``rank<N>.pt``.
+"""``s3prl-ofa`` as one of several processes, for tests: each leaves a record of its training in ``rank<N>.pt``.
 
 heard: file names of its training batches; weights: of the featurizer and the downstream model at the end.
 """

@@ -1,4 +1,4 @@
-"""Stand-ins of Slurm's sbatch, srun and sacct that run jobs on this machine."""
+"""Stand-ins for Slurm's sbatch, srun and sacct that run jobs on this machine."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""The bundled checkpoint: small, without folder names of the training machine, and trained."""
+"""The bundled checkpoint: small, trained, and without folder names of the training machine."""
 
 import csv
 import json

@@ -1,6 +1,6 @@
 """Every example of the README and of the documentation runs.
 
-The bash and Python blocks of a page run in their order in one folder, where what they name exists: checkpoint.pt,
+The bash and Python blocks of a page run in order in one folder, where everything that they name exists: checkpoint.pt,
 checkpoint_582_5000.pt, wav2vec_small.pt, speech.flac, audio, LibriSpeech, phones.ctm.gz and textgrids (its alignments),
 VoxCeleb1, corpora (of SUPERB's other tasks), speakers and my_corpus.tsv (corpora of one's own), s3prl (a source
 checkout), s3prl-ofa (this repository) and s3prl_ofa/demo.

@@ -1,4 +1,4 @@
-"""What runs on a GPU gives what it gives on the CPU; without a GPU the same is tested between CPU and CPU.
+"""A GPU gives the same results as the CPU; without a GPU, the same tests compare CPU with CPU.
 
 ``benchmarks/gpu.sh`` runs these on a machine that has a GPU. OFA_TEST_DEVICE names another device than the first GPU.
 """

@@ -1,4 +1,4 @@
-"""The rooms of the package import in one direction: as the diagram in CONTRIBUTING.md draws it."""
+"""The parts of the package import each other in one direction, as in the diagram in CONTRIBUTING.md."""
 
 import graphlib
 import re

@@ -1,9 +1,9 @@
 """Every error that a user can meet, with its text: what was found, what was expected, what to do.
 
 messages.txt has them all, as a user sees them, below the file that raises them or the name of the library that words
-them. What stands above a message leads to it: a command line, or an expression in the module's namespace and that of
+them. Above each message is what provokes it: a command line, or an expression in the module's namespace and that of
 ``names``, after ``with FILE: TEXT`` or ``with FILE = EXPRESSION`` wrote files and ``uninstalled PACKAGE`` hid packages.
-Where this is not possible here, ``! REASON`` says why, or which test raises the message.
+If this is not possible here, ``! REASON`` says why, or which test raises the message.
 """
 
 import argparse

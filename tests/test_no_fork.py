@@ -1,4 +1,4 @@
-"""Platforms that do not fork (macOS, Windows): data workers are fresh interpreters, and some modules are missing."""
+"""Platforms without fork (macOS, Windows): data workers are fresh interpreters, and some modules are missing."""
 
 import json
 import os

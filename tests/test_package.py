@@ -1,4 +1,4 @@
-"""What an installation contains, and what importing it loads."""
+"""What an installation contains, and what an import loads."""
 
 import importlib.metadata
 import pathlib

@@ -1,4 +1,4 @@
-"""YAML of users and strangers: a few lines cannot take the machine, and what is wrong is one sentence."""
+"""YAML from users and strangers: a few lines cannot exhaust the machine, and errors are one sentence."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Where a checkpoint may be: the Hugging Face Hub (a stand-in), a URL, a home folder, a folder of our own file."""
+"""Where a checkpoint may be: the Hugging Face Hub (a stand-in), a URL, the home folder, a folder with our own file."""
 
 import json
 import pathlib

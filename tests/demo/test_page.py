@@ -1,4 +1,4 @@
-"""``s3prl-ofa demo`` without a browser: what it refuses, and what its page is made of."""
+"""``s3prl-ofa demo`` without a browser: what it refuses, and what its page contains."""
 
 import socket
 import sys

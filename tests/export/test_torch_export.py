@@ -1,4 +1,4 @@
-"""What ``torch.export`` records of a model gives its hidden states and lengths, for other batches too."""
+"""A model exported by ``torch.export`` gives the same hidden states and lengths, for other batches too."""
 
 import dataclasses
 

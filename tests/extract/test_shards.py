@@ -1,4 +1,4 @@
-"""``s3prl-ofa extract --shards``: the work in several processes gives what one gives, whatever ends them."""
+"""``s3prl-ofa extract --shards``: several processes give the same result as one, even if they are killed."""
 
 import pathlib
 import signal

@@ -1,4 +1,4 @@
-"""``s3prl-ofa guidance check``, and guidance of real speech."""
+"""``s3prl-ofa guidance check``, and guidance for real speech."""
 
 import csv
 import random

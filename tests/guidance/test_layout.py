@@ -1,4 +1,4 @@
-"""Guidance files and manifests: what is written is read, what is broken is named."""
+"""Guidance files and manifests: what is written can be read, and broken files are named."""
 
 import contextlib
 import io

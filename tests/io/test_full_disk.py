@@ -1,6 +1,6 @@
 """A full disk: one sentence with the path, nothing half written, existing files kept, and work that can be resumed.
 
-Real writes of every library meet a real limit, on the size of a file, which needs neither rights nor a mount.
+Real writes by every library hit a real limit on the size of a file, which needs neither privileges nor a mount.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Output folders: locked, cleared of a killed process's leftovers, and never with results of different settings."""
+"""Output folders: locked, cleared of what a killed process left, and never with results of different settings."""
 
 import pytest
 

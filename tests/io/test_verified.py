@@ -1,4 +1,4 @@
-"""Audio is decoded to its end once, whichever command comes first, and a record that cannot be trusted is not."""
+"""Audio is decoded to its end once, by whichever command comes first; records are used only if they can be trusted."""
 
 import logging
 import os

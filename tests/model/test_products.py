@@ -1,4 +1,4 @@
-"""The linear layers of inference on a CPU: what torch's give, whatever changes a weight."""
+"""The linear layers of inference on a CPU give the results of torch's, however a weight is changed."""
 
 import copy
 

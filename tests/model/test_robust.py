@@ -1,4 +1,4 @@
-"""What the model and its files meet in the wild: autocast, read-only arrays, weights and values that are not finite."""
+"""What the model and its files meet in practice: autocast, read-only arrays, weights and values that are not finite."""
 
 import json
 import os

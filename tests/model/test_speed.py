@@ -1,4 +1,4 @@
-"""What makes the model fast: work is one set of operations whatever the number of frames and utterances."""
+"""What makes the model fast: one set of operations, whatever the number of frames and utterances."""
 
 import pytest
 import torch

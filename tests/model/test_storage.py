@@ -1,4 +1,4 @@
-"""Our own file: what is saved is read back bit for bit, and nothing else passes for it."""
+"""Our own file format: what is saved is read back bit for bit, and nothing else passes for it."""
 
 import json
 

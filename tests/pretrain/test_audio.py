@@ -1,5 +1,5 @@
-"""Audio that pretraining cannot use: named before training starts if its header shows it, otherwise when it is read; or
-left out, in the same way in a run that was stopped."""
+"""Audio that pretraining cannot use is named before training starts if its header shows it, otherwise when it is read,
+or is left out, in a resumed run too."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Waves and their guidance: cropped alike, reproducible after a stop, bad files named."""
+"""Waves and their guidance: cropped together, reproducible after a stop, bad files named."""
 
 import logging
 import pathlib

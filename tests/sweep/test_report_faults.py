@@ -1,4 +1,4 @@
-"""Reports of results that are not all as a sweep writes them: made all the same, with what is wrong in every output."""
+"""Reports on damaged or foreign results: they are made all the same, and every output says what is wrong."""
 
 import html
 import json

@@ -1,4 +1,4 @@
-"""``s3prl-ofa verify``: a good checkpoint passes, a damaged or odd one fails at the check that is about it."""
+"""``s3prl-ofa verify``: a good checkpoint passes, a damaged or odd one fails the check that is meant for it."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Python imports this at its start where its folder is in PYTHONPATH: kills a sweep's processes at a chosen moment.
+"""Kills a sweep's processes at a chosen moment; Python imports this at its start if its folder is in PYTHONPATH.
 
 OFA_KILL is "FILE MOMENT WHOM". FILE: the name of a file that a process of the sweep is about to write. MOMENT: before
 or after it is in place. WHOM: all of the process group, or others, all of it but the process that writes; or told,
