@@ -1,8 +1,8 @@
 """Attacks on the checkpoint reader: ``python -m tests.hostile --mutations 20000``.
 
 Loads every hand-made file of ``hostile_files`` and random mutations of good files of each format, each in a worker
-process. Anything but success or a CheckpointError of one bounded sentence is a finding: code that was run, more than 5 s
-of work, more memory than twice the file plus 1 GB, another type of error, a crash; and a mutated ``.pt`` archive that
+process. Anything but success or a CheckpointError of one bounded sentence is a finding: code that was run, more than 5
+s of work, more memory than twice the file plus 1 GB, another type of error, a crash; and a mutated ``.pt`` archive that
 loads as a different model, which its checksums should prevent. Exits with status 1 on a finding and keeps the file.
 """
 
