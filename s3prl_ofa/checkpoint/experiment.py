@@ -51,7 +51,7 @@ def read_state(state: dict[str, Any]) -> tuple[ModelConfig, dict[str, Tensor]]:
         args = unwrap(state["Args"])
         found = shown(args.get("upstream_ckpt")) if isinstance(args, dict) else "its -k"
         raise CheckpointError(
-            f"an experiment that did not train an upstream of ours (-f), so it holds no weights of one; use {found}"
+            f"an experiment that did not train an ofa_wav2vec2 upstream (-f), so it has no weights of one; use {found}"
         )
     try:
         config = ModelConfig.from_dict(plain(state[UPSTREAM_CONFIG]))

@@ -31,7 +31,7 @@ def push(ckpt: str | os.PathLike, repository: str, private: bool = False, revisi
     repository = repository.removeprefix(HUB_SCHEME)
     found = REPOSITORY.fullmatch(repository)
     if found is None or found["revision"]:
-        raise UsageError(f"{repository}: expected the name of a repository, USER/NAME; its branch is --revision")
+        raise UsageError(f"{repository}: expected the name of a repository, USER/NAME; give a branch with --revision")
     with tempfile.TemporaryDirectory() as scratch:
         folder = convert(ckpt, pathlib.Path(scratch, "model"), "huggingface")
         (folder / CARD).write_text(model_card(ckpt, repository, revision), "utf-8")

@@ -148,8 +148,8 @@ def read_torch_state(path: pathlib.Path, state: Any) -> Checkpoint:
         return Checkpoint(*fairseq_format.read_state(state), "fairseq", path)
     if (path.parent / huggingface.CONFIG).is_file():
         raise CheckpointError("looks like part of a Hugging Face model; give its folder")
-    found = named({str(key) for key in state}) or "nothing"
+    found = named({str(key) for key in state}) or "none"
     raise CheckpointError(
-        f"holds the entries {found}; expected model with cfg or args (fairseq), or "
+        f"has the entries: {found}; expected model with cfg or args (fairseq), or "
         f"{', '.join(s3prl_format.KEYS)} (S3PRL)"
     )

@@ -105,7 +105,7 @@ def check_weights(args: argparse.Namespace, states: int) -> dict[str, Any]:
     from s3prl_ofa.checkpoint.experiment import read_layer_weights
 
     if (args.layer == WEIGHTED) != (args.weights is not None):
-        raise UsageError("--layer weighted and --weights EXPERIMENT need each other")
+        raise UsageError("--layer weighted and --weights EXPERIMENT go together; give both or neither")
     if args.weights is None:
         return {}
     weights, normalize = read_layer_weights(args.weights, states)

@@ -90,10 +90,10 @@ def read_textgrid(path: pathlib.Path, tier: str) -> list[Interval]:
             f"{path}: damaged or not a TextGrid ({type(error).__name__}); export it from Praat again"
         ) from None
     if tier not in grid.tierNames:
-        raise GuidanceError(f"{path}: has the tiers {', '.join(grid.tierNames) or 'none'}, expected {tier}")
+        raise GuidanceError(f"{path}: has the tiers {', '.join(grid.tierNames) or 'none'}; expected {tier}")
     found = grid.getTier(tier)
     if not isinstance(found, textgrid.IntervalTier):
-        raise GuidanceError(f"{path}: the tier {tier} holds points, expected intervals")
+        raise GuidanceError(f"{path}: the tier {tier} holds points; expected intervals")
     return [Interval(*entry) for entry in found.entries]
 
 

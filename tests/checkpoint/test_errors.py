@@ -107,9 +107,9 @@ WRONG_STATES = {
     ),
     "other entries": (
         lambda cfg, w: {"state_dict": w, "epoch": 1},
-        r"entries epoch, state_dict; expected model with cfg",
+        r"entries: epoch, state_dict; expected model with cfg",
     ),
-    "nothing": (lambda cfg, w: {}, r"entries nothing"),
+    "nothing": (lambda cfg, w: {}, r"entries: none"),
     "a list": (lambda cfg, w: [1, 2], r"holds a list"),
     "odd s3prl": (lambda cfg, w: {"task_cfg": 1, "model_cfg": {}, "model_weight": w}, r"task_cfg entry is int"),
 }

@@ -123,7 +123,7 @@ def test_textgrid_long_and_short(tmp_path, encoding):
 def test_bad_textgrids(tmp_path):
     """A missing tier, a tier of points, damage: one sentence that names the file and its tiers."""
     path = write_textgrid(tmp_path / "a.TextGrid", [(0.0, 1.0, "A")], tier="words")
-    with pytest.raises(GuidanceError, match=f"{path}: has the tiers words, expected phones"):
+    with pytest.raises(GuidanceError, match=f"{path}: has the tiers words; expected phones"):
         read_textgrid(path, "phones")
     text = path.read_text().replace("IntervalTier", "TextTier").replace("intervals", "points")
     path.write_text(text.replace("xmin = 0.0", "number = 0.5").replace("            xmax = 1.0\n", ""))
@@ -195,7 +195,7 @@ def test_textgrid_command(tmp_path, manifest, capsys):
     said = capsys.readouterr()
     assert "2 of 4 utterances written" in said.out
     assert (
-        "has the tiers words, expected phones" in said.err
+        "has the tiers words; expected phones" in said.err
         and "y/twin.flac: no alignment at its relative path" in said.err
     )
     assert guidance("textgrid", grids, *options[:2], "--out", tmp_path / "words", "--tier", "words") == 1

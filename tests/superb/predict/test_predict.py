@@ -275,7 +275,7 @@ def test_upstream_of_an_experiment(experiments, tmp_path, make_wave, capsys):
     capsys.readouterr()
     assert cli.main(["info", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["format"] == "experiment"
-    with pytest.raises(CheckpointError, match="did not train an upstream of ours"):
+    with pytest.raises(CheckpointError, match="did not train an ofa_wav2vec2 upstream"):
         load(experiments("asr"))
     states = torch.load(folder / "states-2.ckpt", weights_only=True)
     torch.save({**states, "UpstreamConfig": {"layers": "two"}}, tmp_path / "bad.ckpt")
