@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # usage: benchmarks/gpu.sh --carried FILE --out DIR [--device cpu] [--short]
 #
-# The GPU tests, all rows of a GPU and a short pretraining, in at most eight minutes, on a machine without a network that
-# has Python 3.12 with torch, torchaudio, transformers and pytest with xdist. FILE is what benchmarks/carry.py has packed.
-# DIR gets csv files, log.txt with the end of each step's output, and summary.txt with its exit status and seconds. A step
-# that fails or takes too long does not stop those after it. --short runs the tests and a little of everything else, at
-# the same time, in at most 150 seconds: it shows what fails, and its times mean nothing. --device cpu rehearses all of it
-# with tiny sizes. PYTHON names another Python.
+# Runs the GPU tests, all GPU benchmarks and a short pretraining in at most eight minutes, on a machine without a network
+# that has Python 3.12 with torch, torchaudio, transformers and pytest with xdist. FILE is the archive of
+# benchmarks/carry.py. DIR gets csv files, log.txt with the end of each step's output, and summary.txt with its exit status
+# and seconds. A step that fails or takes too long does not stop the following ones. --short runs the tests and a little of
+# everything else at the same time, in at most 150 seconds: it shows what fails, but its times mean nothing. --device cpu
+# rehearses everything with tiny sizes. PYTHON names another Python.
 set -uo pipefail
 device=cuda carried='' out='' short=''
 while [ $# -gt 0 ]; do
@@ -64,7 +64,7 @@ else
     step 120 tests "${tests[@]}"
     step 60 pretrain "${pretrain[@]}"
     step 30 cost_curve "$python" -m benchmarks.cost_curve "${common[@]}" --out "$out/cost_curve.csv"
-    # Compiling takes minutes, so that it comes last.
+    # Compiling takes minutes, so it comes last.
     step 160 compiled "${extract[@]}" --inputs mixed equal --periods-ms 20 90 --peers "transformers, compiled"
 fi
 for log in "$site"/*.log; do

@@ -52,7 +52,7 @@ def utterance() -> np.ndarray:
 
 
 def frames(figure: Figure) -> None:
-    """The waveform with the borders of the frames at three rates."""
+    """The waveform with the frame boundaries at three rates."""
     model, wave = s3prl_ofa.load(DEMO / "tiny.safetensors"), utterance()
     figure.set_size_inches(7.5, 4.2)
     for axes, lambd in zip(figure.subplots(len(LAMBDS), sharex=True), LAMBDS, strict=True):
@@ -110,10 +110,10 @@ def rate(figure: Figure) -> None:
 
 
 def score_cost(figure: Figure) -> None:
-    """Score against the upstream's arithmetic, of all alternatives: mean over seeds, and its interval, or else the
-    spread."""
+    """Score against the upstream's cost for all alternatives: the mean over seeds with its interval, or else the
+    standard deviation."""
     settings = summarize(EVIDENCE, tolerance=0.05).settings
-    # where CTC had to see each frame twice, the downstream model and not the rate makes the score
+    # where CTC had to see each frame twice, the downstream model decides the score rather than the rate
     settings = settings[settings["repeats"].map(lambda repeats: max(repeats, default=1) == 1)]
     figure.set_size_inches(7.5, 3.3)
     panels = {"pr": "phoneme recognition\nphone error rate (%) ↓", "sid": "speaker identification\naccuracy (%) ↑"}
