@@ -13,7 +13,7 @@ from s3prl_ofa.errors import UsageError, escaped
 INVALID_CHOICE = re.compile(r"invalid choice: '(?P<found>.*)' \(choose from (?P<choices>.*)\)")
 
 CKPT_HELP = (
-    "a checkpoint of any known format: a file, a folder, USER/NAME of the Hugging Face Hub, a URL, or tiny (bundled)"
+    "a checkpoint of any known format: a file, a folder, USER/NAME on the Hugging Face Hub, a URL, or tiny (bundled)"
 )
 DTYPES = ("float32", "float16", "bfloat16", "int8", "auto")  # of a model that runs
 

@@ -117,7 +117,7 @@ def add_s3prl_options(group: argparse._ArgumentGroup) -> None:
     )
     add("-u", "--upstream", help=upstream_help + ", ".join(s3prl_upstreams()))
     ckpt_help = (
-        "Only set if the upstream needs it; ofa_wav2vec2 takes a file, USER/NAME of the Hugging Face Hub or a URL"
+        "Only set if the upstream needs it; ofa_wav2vec2 takes a file, USER/NAME on the Hugging Face Hub or a URL"
     )
     add("-k", "--upstream_ckpt", metavar="{PATH,USER/NAME,URL}", help=ckpt_help)
     add("-g", "--upstream_model_config", help="The config file for constructing the pretrained model")
