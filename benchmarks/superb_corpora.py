@@ -10,7 +10,7 @@ usage: superb_corpora.py MINI_COMMANDS MINI_LIBRISPEECH OUT [--limit N]
 | SNIPS | coffee orders, spelt as their size, drink and roast alone, because what was said is not known | sf |
 | VoxCeleb1 | utterances of read speech; the speakers of test and dev are verified, in pairs at random | asv |
 | LibriMix | mixtures of two utterances of read speech, speakers as in its split by text | sd |
-| IEMOCAP_full_release | four of the keywords in the place of the four emotions: it only shows that the task runs | er |
+| IEMOCAP_full_release | four of the keywords instead of the four emotions: it only shows that the task runs | er |
 | quesst14Database | keywords as queries, and orders at 8 kHz into half of which one is put, by another clip | qbe |
 
 --limit N keeps N clips of each kind. Scores on them compare rates with each other, and nothing else.

@@ -14,7 +14,7 @@ AUTO = "auto"
 
 
 def resolve_device(name: "str | torch.device") -> "torch.device":
-    """The device called ``name``; ``auto`` is ``cuda`` where there is a GPU and ``cpu`` elsewhere.
+    """The device called ``name``; ``auto`` is ``cuda`` if there is a GPU, else ``cpu``.
 
     Raises UsageError for a device that is unknown, missing, or holds no data (``meta``).
     """

@@ -32,7 +32,7 @@ def load(
         Hugging Face model, of our safetensors or of an S3PRL experiment that trained the upstream (``-f``); a
         repository on the Hugging Face Hub (``"user/name"``, ``"hf://user/name@revision"``) or a URL of one of these; or
         ``"tiny"``, the checkpoint that comes with this package. Nothing in it is run.
-    device: a torch device, or ``"auto"`` for CUDA where there is a GPU and the CPU elsewhere.
+    device: a torch device, or ``"auto"`` for CUDA if there is a GPU, else the CPU.
     dtype: a torch dtype or its name; ``"auto"`` for bfloat16 where the device has instructions for it and float32
         elsewhere; or ``"int8"``, on a CPU, for linear layers in 8 bits and everything else as with ``"auto"``.
 

@@ -92,7 +92,7 @@ def read_tensor(path: pathlib.Path) -> Tensor:
 
 
 def write(folder: str | os.PathLike, relative: str | os.PathLike, boundaries: Tensor, frames: int) -> None:
-    """Writes both files of an entry below ``folder``, each whole or not at all.
+    """Writes both files of an entry below ``folder``, each completely or not at all.
 
     boundaries: (segments,), see ``alpha_of``. The same content gives the same bytes. Raises GuidanceError, OSError.
     """

@@ -43,7 +43,7 @@ def atomic_path(path: str | os.PathLike, sync: bool = False) -> Iterator[pathlib
     path = pathlib.Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Shortened, because mkstemp could not add to a name of the maximal length.
+        # Shortened, because mkstemp could not add to a name of maximum length.
         handle, name = tempfile.mkstemp(prefix=f".{path.stem[:STEM]}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         temporary = pathlib.Path(name)
