@@ -113,6 +113,7 @@ def states() -> Files:
         "csr": changed(weights[target].to_sparse_csr()),
         "quantized": changed(torch.quantize_per_tensor(weights[target], 0.1, 0, torch.qint8)),
         "meta": changed(weights[target].to("meta")),
+        "negated": changed(torch._neg_view(weights[target])),
         "attributes": changed(attributes),
         "nested": changed([weights[target]]),
         "numpy": changed(np.zeros(3)),

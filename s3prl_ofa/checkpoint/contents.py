@@ -66,8 +66,8 @@ def as_weights(value: Any, where: str) -> dict[str, Tensor]:
             raise CheckpointError(f"{where} holds a weight named {shown(name)}; expected names of a wav2vec 2.0")
         if isinstance(tensor, OddTensor):
             raise CheckpointError(
-                f"the weight {name} is sparse, quantized, nested, without data, of a rare dtype such as float8, or has "
-                "attributes; expected a dense tensor"
+                f"the weight {name} is sparse, quantized, nested, without data, of a rare dtype such as float8, "
+                "negated, or has attributes; expected a dense tensor"
             )
     stored = [tensor for tensor in value.values() if isinstance(tensor, StoredTensor)]
     claimed = sum(math.prod(tensor.size) * tensor.storage.dtype.itemsize for tensor in stored)

@@ -60,7 +60,7 @@ class Bytes(StandIn):
 
 
 class OddTensor(StandIn):
-    """A tensor that cannot be a weight: sparse, quantized, nested, without data, of a rare dtype, with attributes."""
+    """A tensor that cannot be a weight: sparse, quantized, nested, without data, of a rare dtype, negated, with attributes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +117,14 @@ class StoredTensor:
         return numbers.as_strided(self.size, self.stride, numbers.storage_offset() + self.offset)
 
 
-def rebuilt_tensor(arguments: tuple) -> StoredTensor:
-    """``torch._utils._rebuild_tensor_v2`` of storage, offset, size, stride and what only training needs."""
+def rebuilt_tensor(arguments: tuple) -> StoredTensor | OddTensor:
+    """``torch._utils._rebuild_tensor_v2`` of storage, offset, size, stride, what only training needs and, seventh,
+    whether the numbers are to be negated or conjugated."""
     storage, offset, size, stride = arguments[:4]
     if not (isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple)):
         raise TypeError(f"a tensor made from {shown(arguments)}")
+    if any(arguments[6:]):
+        return OddTensor()
     return StoredTensor(storage, offset, size, stride)
 
 
