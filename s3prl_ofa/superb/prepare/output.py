@@ -59,6 +59,8 @@ class Output:
         for split in self.splits(librispeech, splits):
             corpus = read_split(librispeech / split)
             self.left_out |= corpus.left_out
+            if not corpus.utterances:
+                refuse_all(corpus.left_out, split)
             samples = self.usable((utterance.audio for utterance in corpus.utterances), split)
             for utterance in corpus.utterances:
                 if utterance.audio in samples:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -50,6 +51,16 @@ def test_what_is_too_short(tmp_path, out):
     assert reasons(out) == {
         f"{samples}.wav": f"{samples} samples; at least 400 are needed (25 ms)" for samples in (300, 399)
     }
+
+
+def test_transcripts_without_a_line(tmp_path, out, capsys):
+    """A split of which no utterance has a text says so; its audio is there."""
+    make_corpora(tmp_path / "data")
+    transcript = next((tmp_path / "data" / "LibriSpeech" / "dev-mini").rglob("*.trans.txt"))
+    transcript.write_text("\n")
+    assert prepare("bucket", "--librispeech", tmp_path / "data", "--out", out) == 2
+    said = r"dev-mini: none of 2 audio files can be used.*: no line in a \*.trans.txt"
+    assert re.search(said, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("what", ["bucket", "voxceleb1", "manifest"])
