@@ -191,6 +191,7 @@ BROKEN = {
     "a list": "[]",
     "other lengths": {"utterances": NAMES[:3], "sums": [1, 2], "counts": [1, 1, 1]},
     "a name twice": {"utterances": ["a", "a"], "sums": [1, 2], "counts": [1, 1]},
+    "no names": {"utterances": [["a"], {}], "sums": [1, 2], "counts": [1, 1]},
     "nothing": {"utterances": [], "sums": [], "counts": []},
     "no length": {"utterances": ["a"], "sums": [1], "counts": [0]},
     "text": {"utterances": ["a"], "sums": ["x"], "counts": [1]},

@@ -59,9 +59,10 @@ def outcomes(folder: PointFolder) -> pd.DataFrame | None:
     point has none, or they cannot be used."""
     try:
         found = pd.DataFrame(read_json(folder.utterances)).set_index("utterances")[["sums", "counts"]].astype(float)
+        is_unique = found.index.is_unique  # a TypeError for names that are lists
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    usable = len(found) and found.index.is_unique and np.isfinite(found).all(axis=None) and (found["counts"] > 0).all()
+    usable = len(found) and is_unique and np.isfinite(found).all(axis=None) and (found["counts"] > 0).all()
     return found if usable else None
 
 
