@@ -34,6 +34,8 @@ SIZED = {"WAV", "WAVEX", "RF64", "AIFF", "SVX", "AU", "W64", "CAF", "NIST"}
 # In libsndfile's log of opening a file: the frames that the header of AVR, MPC2K and MATLAB files declares (the last
 # ones, after those of other variables), and its own verdict on a VOC file.
 LOGGED_FRAMES, LOGGED_CUT = re.compile(r"\b(?:Frames|Cols) +: (\d+)"), "Seems to be a truncated file"
+# libsndfile's messages for files that exist but are not what their name says, or whose header is impossible
+UNCLEAR = {"possibly a pipe": "Format not recognised", "SF_INFO struct incomplete": "its header contradicts itself"}
 CONVERT = "`s3prl-ofa prepare audio CORPUS --out DIR` makes such a copy of a corpus"
 
 
@@ -235,4 +237,5 @@ def mono_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
 def reason(error: Exception) -> str:
     """The error message of libsndfile or the system, without the file's name."""
     words = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
-    return words.strip().rstrip(".")
+    words = words.strip().rstrip(".")
+    return next((plain for text, plain in UNCLEAR.items() if text in words), words)

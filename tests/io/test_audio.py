@@ -90,6 +90,17 @@ def test_what_is_no_audio(tmp_path, content, message):
             function(path)
 
 
+def test_unclear_messages_of_libsndfile(tmp_path, make_wave):
+    """A web page named .mp3 is not said to be missing or a pipe, and a rate of 0 is the header's fault."""
+    (tmp_path / "a.mp3").write_bytes(b"<!DOCTYPE html>" * 99)
+    soundfile.write(tmp_path / "a.wav", make_wave(0.1), 16_000)
+    content = (tmp_path / "a.wav").read_bytes()
+    (tmp_path / "a.wav").write_bytes(content[:24] + bytes(4) + content[28:])
+    for name, message in (("a.mp3", "Format not recognised"), ("a.wav", "its header contradicts itself")):
+        with pytest.raises(AudioError, match=rf"^cannot be read as audio \({message}\)$"):
+            load_audio(tmp_path / name)
+
+
 @pytest.mark.parametrize(("name", "rate"), [("a.flac", 16_000), ("a.mp3", 44_100)])
 def test_damaged(tmp_path, make_wave, name, rate):
     """A truncated file is not silently read as a shorter one."""
