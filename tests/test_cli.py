@@ -180,6 +180,7 @@ def test_bad_use_is_one_line_and_2(arguments, tmp_path, monkeypatch, capsys):
         (errors.UsageError("\u202egpj.a, " + errors.shown("a\u200bb")), 2, r"\u202egpj.a, 'a\u200bb'"),
         (ValueError("a bad value"), 1, "a bad value"),
         (OSError(2, "No such file or directory"), 1, "FileNotFoundError: [Errno 2] No such file or directory"),
+        (OSError(17, "File exists", "re\nport"), 1, "re port: File exists"),
         (RuntimeError(), 1, "RuntimeError: no message"),
         (KeyboardInterrupt(), 130, None),
     ],
