@@ -144,8 +144,12 @@ class DownstreamRunner(s3prl_runner.Runner):
         return super()._init_model(model, name, trainable, *args, **kwargs)
 
     def _get_downstream(self) -> s3prl_runner.ModelEntry:
-        with packed_lstm_in_asr():
-            return super()._get_downstream()
+        try:
+            with packed_lstm_in_asr():
+                return super()._get_downstream()
+        except (TypeError, NameError, AttributeError, LookupError, NotImplementedError, AssertionError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_REASON]
+            raise UsageError(f"S3PRL cannot make this task from the config's downstream_expert ({reason})") from error
 
     def _get_optimizer(self, models: list[nn.Module]) -> torch.optim.Optimizer:
         optimizer = s3prl_runner.get_optimizer(models, self.config["runner"]["total_steps"], self.config["optimizer"])

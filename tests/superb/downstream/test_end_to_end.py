@@ -265,6 +265,14 @@ def test_an_override_that_s3prl_cannot_read(override, capfd, tmp_path):
     assert not (tmp_path / "exp").exists()
 
 
+@pytest.mark.parametrize(("key", "value"), [("model.select", "Nosuch"), ("model.project_dim", "many")])
+def test_a_config_that_s3prl_cannot_use(key, value, command, capfd):
+    """S3PRL's error becomes a sentence that names the part of the config."""
+    steps = f"2,,config.downstream_expert.{key}={value}"
+    assert command("-m", "train", "-d", "pr", "-p", "exp", steps=steps) == 2
+    assert "S3PRL cannot make this task from the config's downstream_expert (" in capfd.readouterr().err
+
+
 def test_no_upstream_and_no_checkpoint(command, capfd):
     """Leaving out -u or -k is bad use too."""
     for upstream, words in (((), "-u ofa_wav2vec2"), (("-u", "ofa_wav2vec2"), "-k FILE")):
