@@ -60,7 +60,8 @@ class Bytes(StandIn):
 
 
 class OddTensor(StandIn):
-    """A tensor that cannot be a weight: sparse, quantized, nested, without data, of a rare dtype, negated, with attributes."""
+    """A tensor that cannot be a weight: sparse, quantized, nested, negated, without data, of a rare dtype, with
+    attributes."""
 
 
 @dataclasses.dataclass(frozen=True)
