@@ -114,8 +114,8 @@ class DownstreamRunner(s3prl_runner.Runner):
         return unwrapped(self.rate.model) if self.rate else None
 
     def _load_weight(self, model: Any, name: str) -> None:
-        """Raises CheckpointError for a state that does not fit, or that is missing and that S3PRL would replace by
-        random weights."""
+        """Raises CheckpointError for a state that does not fit, that is not finite, or that is missing and that S3PRL
+        would replace by random weights."""
         # the downstream model of query by example has no weights, so it is evaluated without a checkpoint
         is_trained = name == "Downstream" or self.init_ckpt and (name != "Upstream" or self.args.upstream_trainable)
         is_needed = is_trained and (self.args.mode != "train" or self.args.past_exp) and model.state_dict()
@@ -126,6 +126,11 @@ class DownstreamRunner(s3prl_runner.Runner):
         except Exception as error:  # the states of models and optimizers are refused in many ways
             reason = " ".join(str(error).split())[:LONGEST_REASON]
             raise CheckpointError(f"the checkpoint's {name} does not fit: {reason}") from error
+        for key, weight in model.named_parameters() if isinstance(model, nn.Module) else ():
+            if not weight.isfinite().all():
+                raise CheckpointError(
+                    f"the weight {key} of {name} holds NaN or infinite values; give another checkpoint"
+                )
 
     def _get_upstream(self) -> s3prl_runner.ModelEntry:
         entry = super()._get_upstream()
