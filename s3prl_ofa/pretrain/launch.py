@@ -275,6 +275,7 @@ def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> No
     from fairseq.logging import progress_bar
     from fairseq_cli import hydra_train
     from fairseq_cli.train import should_stop_early
+    from hydra.core import utils as hydra_utils
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -283,9 +284,12 @@ def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> No
     for state in (vars(checkpoint_utils.save_checkpoint), vars(should_stop_early), progress_bar._tensorboard_writers):
         state.clear()
     failures: list[Exception] = []
+    save_config, configs = hydra_utils._save_config, []  # of a training that is finished, hydra would replace them
 
     def main(cfg, **kwargs) -> None:
         if is_wanted(cfg):
+            for arguments in configs:
+                save_config(*arguments)
             train_model(cfg, **kwargs)
 
     def keep_failure(cfg, **kwargs) -> float:
@@ -302,6 +306,7 @@ def hydra_main(arguments: Sequence[str], is_wanted: Callable[[Any], bool]) -> No
         with (
             no_code_from_files(),
             no_code_from_names(),
+            patched_attributes(hydra_utils, _save_config=lambda *arguments: configs.append(arguments)),
             patched_attributes(hydra_train, _hydra_main=keep_failure, pre_main=main),
             patched_attributes(sys, argv=["s3prl-ofa pretrain", *arguments]),
         ):

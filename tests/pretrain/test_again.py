@@ -58,6 +58,8 @@ def test_a_finished_training_again(corpus, tmp_path, capsys, end):
     printed = capsys.readouterr().out
     assert f"nothing left to train: {last}" in printed and end in printed and f"trained: {last}" in printed
     assert content(out) == before
+    assert run_here([*arguments, "optimization.lr=[0.5]"]) == 0  # not what it was trained with
+    assert content(out) == before
     assert times == {path: path.stat().st_mtime_ns for path in last.parent.iterdir()}
     assert run_here([*arguments[:-1], more]) == 0
     assert read_checkpoint(last)["optimizer_history"][-1]["num_updates"] > updates
