@@ -117,6 +117,7 @@ BAD = {
     "no rates": (lambda grid: grid.update(rates={}), "rates is missing: at least one of lambd,"),
     "same seed twice": (lambda grid: grid.update(seeds=[1, 1]), "seeds: 1 is given twice"),
     "same rate twice": (lambda grid: grid["rates"].update(lambd=[0.5, "5e-1"]), "rates.lambd: 0.5 is given twice"),
+    "huge seed": (lambda grid: grid.update(seeds=[2**32]), "seeds should be less than 4294967296, found 4294967296"),
     "bad seed": (lambda grid: grid.update(seeds=[1.5]), "seeds should be a valid integer, found 1.5"),
     "bad learning rate": (lambda grid: grid.update(learning_rates=[0]), "learning_rates should be greater than 0"),
     "bad repeat": (lambda grid: grid["tasks"]["asr"].update(repeat="often"), "tasks.asr.repeat"),

@@ -154,7 +154,7 @@ class Axes(Section):
     dtype: OneOrMore[Literal["float32", "float16", "bfloat16", "int8"]] = (FLOAT32,)
     learning_rates: OneOrMore[Positive] = (None,)
     lambd_starts: OneOrMore[Annotated[Number, Field(ge=0, le=1)]] = (None,)
-    seeds: OneOrMore[NotNegative] = (1,)
+    seeds: OneOrMore[Annotated[int, Field(ge=0, lt=2**32)]] = (1,)  # what numpy takes
 
     @model_validator(mode="before")
     @classmethod
