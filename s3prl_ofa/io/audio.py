@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from s3prl_ofa.io.audio_headers import is_placeholder, sample_bytes
+from s3prl_ofa.io.audio_headers import is_placeholder, ogg_fault, sample_bytes
 from s3prl_ofa.io.files import printable
 
 SAMPLE_RATE = 16_000  # Hz, the models' rate; repeated here so that reading audio does not import torch
@@ -152,9 +152,9 @@ def open_audio(path: str | os.PathLike) -> soundfile.SoundFile:
     """The open file. Raises AudioError when it is missing, is not audio, or has fewer samples than its header says.
 
     Missing samples are detected here for WAV and its variants, AIFF, 8SVX, AU, W64, CAF, NIST, AVR, MAT4, MAT5, MPC2K
-    and VOC, and for Ogg unless the file was cut between two pages. For FLAC, SDS, and MP3 with a frame count in its
-    header, they are detected when the samples are read (for FLAC in ``check_speech`` too). They cannot be detected in
-    other MP3 files, IRCAM, PAF and PVF, which store no length.
+    and VOC, and for Ogg, also in its middle, unless the file was cut between two pages. For FLAC, SDS, and MP3 with a
+    frame count in its header, they are detected when the samples are read (for FLAC in ``check_speech`` too). They
+    cannot be detected in other MP3 files, IRCAM, PAF and PVF, which store no length.
     """
     try:
         os.fspath(path).encode("utf-8")
@@ -172,6 +172,8 @@ def open_audio(path: str | os.PathLike) -> soundfile.SoundFile:
         declared, present = sample_bytes(path)
         if declared > present and not is_placeholder(declared):
             raise AudioError(f"cut short: {present} of the {declared} bytes of samples that its header declares")
+        if fault := ogg_fault(path):
+            raise AudioError(f"damaged: {fault}")
         file = soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
         raise AudioError(f"cannot be read as audio ({reason(error)}){conversion(path)}") from None

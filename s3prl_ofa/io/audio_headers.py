@@ -110,6 +110,27 @@ def in_ogg(file: BinaryIO, size: int) -> tuple[int, int]:
     return 27 + segments + sum(page[27 : 27 + segments]), len(page)
 
 
+def ogg_fault(path: str | os.PathLike) -> str | None:
+    """What is wrong with the pages of an Ogg file (RFC 3533); None for other files.
+
+    libsndfile passes over pages that are missing, and ends with the first of several recordings in one file.
+    """
+    following: dict[int, int] = {}  # the number of the next page of each stream
+    begun = False
+    with open(path, "rb") as file:
+        while len(head := file.read(27)) == 27 and head[:4] == b"OggS":
+            flags, stream, number, segments = struct.unpack("<5xB8xII4xB", head)
+            is_first = bool(flags & 2)
+            if begun and is_first:
+                return "it holds several recordings, one after the other; divide it"
+            if number != following.get(stream, number):
+                return f"its page {following[stream]} is missing"
+            begun = begun or not is_first
+            following[stream] = number + 1
+            file.seek(sum(file.read(segments)), os.SEEK_CUR)
+        return "bytes between its pages are damaged" if following and b"OggS" in file.read() else None
+
+
 def is_placeholder(size: int) -> bool:
     """Whether a header's size means "unknown", as written by programs that cannot seek in their output: 0, or the
     largest number of 64, 32 or 31 bits, sometimes less the header's size or rounded to whole blocks."""

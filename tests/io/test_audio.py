@@ -1,6 +1,7 @@
 """Reading audio of any format, rate and channel count."""
 
 import os
+import re
 import shlex
 import struct
 
@@ -149,6 +150,23 @@ def test_cut_ogg(tmp_path, make_wave, subtype):
         path.write_bytes(whole[:end])
         with pytest.raises(AudioError, match="cut short: "):
             load_audio(path)
+
+
+def test_pages_of_ogg(tmp_path, make_wave):
+    """What libsndfile passes over is refused: a missing page, a damaged one, and a second recording."""
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, make_wave(9.0), SAMPLE_RATE, format="OGG", subtype="VORBIS")
+    whole = path.read_bytes()
+    pages = [found.start() for found in re.finditer(b"OggS", whole)]
+    assert len(pages) > 5 and len(load_audio(path)) == 9 * SAMPLE_RATE
+    for content, message in (
+        (whole[: pages[3]] + whole[pages[4] :], "its page 3 is missing"),
+        (whole[: pages[3]] + bytes(9) + whole[pages[3] + 9 :], "bytes between its pages are damaged"),
+        (whole + whole, "it holds several recordings"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(AudioError, match=f"^damaged: {message}"):
+            check_speech(path)
 
 
 @pytest.mark.parametrize(("kind", "at"), [("AU", 8), ("CAF", -1), ("W64", -1)])
