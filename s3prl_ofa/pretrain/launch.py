@@ -363,7 +363,8 @@ def check_architecture(cfg, init: str) -> None:
     checkpoint = read_checkpoint(init)
     model_cfg = OmegaConf.to_container(cfg.model, resolve=True, enum_to_str=True)
     task_cfg = OmegaConf.to_container(cfg.task, resolve=True, enum_to_str=True)
-    configured = read_config(model_cfg, task_cfg, checkpoint.weights).to_dict()
+    with naming(pathlib.Path(init)):  # the checkpoint's weights are part of what is read
+        configured = read_config(model_cfg, task_cfg, checkpoint.weights).to_dict()
     for name, value in checkpoint.config.to_dict().items():
         if name != "compressor" and configured[name] != value:
             differ = f"its model has {name} {value}, but the configuration has {configured[name]}"

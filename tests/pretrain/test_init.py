@@ -135,10 +135,11 @@ def test_a_compressor_in_part_is_refused(train, tmp_path):
             {"extractor_mode": "layer_norm"},
             "its model has conv_norm group, but the config",
         ),
+        (REFERENCE, {"encoder_embed_dim": 64}, f"{REFERENCE}: its configuration cannot be a model: without a proj"),
         ("/nowhere.pt", {}, "/nowhere.pt"),
         (GOLDEN / "ref_tiny_wav_1s.npy", {}, "ref_tiny_wav_1s.npy"),
     ],
-    ids=["layers", "front end", "missing", "no checkpoint"],
+    ids=["layers", "front end", "width", "missing", "no checkpoint"],
 )
 def test_a_checkpoint_that_does_not_fit(train, tmp_path, init, settings, expected):
     """Another architecture, a missing file or another kind of file gives one line, exit status 2, no training."""
