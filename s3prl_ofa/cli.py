@@ -131,7 +131,7 @@ def failed(prefix: str, error: Exception, debug: bool) -> int:
     if debug:
         raise error
     message = one_line(error) or "no message"
-    if type(error).__str__ is OSError.__str__ and error.filename is not None and error.strerror:
+    if isinstance(error, OSError) and type(error).__str__ is OSError.__str__ and error.filename and error.strerror:
         message = one_line(f"{error.filename}: {error.strerror}")
     elif not isinstance(error, ValueError | DiskFull):
         message = f"{type(error).__name__}: {message}"
