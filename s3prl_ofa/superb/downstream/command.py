@@ -1,7 +1,6 @@
 """``s3prl-ofa run_downstream``: S3PRL's run_downstream with our upstream, whose rate is stored with the experiment."""
 
 import argparse
-import builtins
 import contextlib
 import logging
 import os
@@ -13,12 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from s3prl_ofa.checkpoint.safe_loading import patched_attributes
-from s3prl_ofa.device import AUTO, resolve_device
 from s3prl_ofa.io.files import writing
 from s3prl_ofa.io.output_folder import locked_folder
 from s3prl_ofa.output import is_quiet
-from s3prl_ofa.superb.compat import plain_names
 from s3prl_ofa.superb.downstream import processes
 from s3prl_ofa.superb.downstream.checkpoints import TEMPORARIES, check_free, made_folder
 from s3prl_ofa.superb.downstream.parser import OurOptions, divide
@@ -49,7 +45,7 @@ def run_downstream(args: argparse.Namespace, ours: OurOptions) -> Measured | Non
 
     Returns what went through the upstream (utterances, seconds, frames), None for an upstream that is not ours.
     """
-    from s3prl.utility.helper import backup, hack_isinstance, is_leader_process
+    from s3prl.utility.helper import backup, is_leader_process
 
     from s3prl_ofa.superb.downstream import experiment
     from s3prl_ofa.superb.downstream.runner import DownstreamRunner
@@ -57,14 +53,11 @@ def run_downstream(args: argparse.Namespace, ours: OurOptions) -> Measured | Non
     logging.basicConfig(level=logging.INFO)
     torch.multiprocessing.set_sharing_strategy("file_system")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(plain_names.reading_safely())
+        stack.enter_context(experiment.s3prl_set_up())
         stack.enter_context(logged_once(logging.getLogger("s3prl_ofa.model.ofa")))
-        # S3PRL replaces the builtin isinstance; the rest of this process needs the original afterwards.
-        stack.enter_context(patched_attributes(builtins, isinstance=isinstance))
-        hack_isinstance()
         args, config, trained = experiment.read(args, ours)
         model_config_file = args.upstream_model_config
-        settle_device(args)
+        experiment.settle_device(args)
         stack.enter_context(made_folder(args.expdir))
         stack.enter_context(writing(args.expdir))  # names the folder if S3PRL has no room for a file
         if args.mode == "train":
@@ -101,16 +94,6 @@ def log_rate(measured: Measured | None, rate: AdaptiveRate | None) -> None:
         logger.info("measured frame period: %s", measured)
     if rate is not None:
         logger.info("learnt lambd: %.4f", rate.value)
-
-
-def settle_device(args: argparse.Namespace) -> None:
-    """Sets the device and the settings of several processes. Raises UsageError for a device that cannot be used."""
-    args.device = "cuda" if args.device == AUTO else args.device
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        logger.info("there is no CUDA here: --device %s becomes cpu", args.device)
-        args.device = "cpu"
-    processes.settle(args)
-    args.device = str(resolve_device(args.device))
 
 
 def make_deterministic(args: argparse.Namespace) -> None:

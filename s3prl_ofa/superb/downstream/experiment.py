@@ -1,18 +1,24 @@
 """Settles S3PRL's arguments and config for a run, new or from a stored experiment, with its data and rate."""
 
 import argparse
+import builtins
+import contextlib
 import copy
 import dataclasses
 import logging
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 import yaml
-from s3prl.utility.helper import get_time_tag, is_leader_process, override
+from s3prl.utility.helper import get_time_tag, hack_isinstance, is_leader_process, override
 
 from s3prl_ofa.arguments.run_downstream import option
 from s3prl_ofa.checkpoint import checkpoint_path, is_remote
+from s3prl_ofa.checkpoint.safe_loading import patched_attributes
+from s3prl_ofa.device import AUTO, resolve_device
 from s3prl_ofa.errors import UsageError, shown
 from s3prl_ofa.io.files import atomic_write
 from s3prl_ofa.output import tell
@@ -49,6 +55,14 @@ STORED = {
 }
 
 
+@contextlib.contextmanager
+def s3prl_set_up() -> Iterator[None]:
+    """Lets S3PRL read checkpoints without running code, and replace the builtin isinstance, until the block ends."""
+    with plain_names.reading_safely(), patched_attributes(builtins, isinstance=isinstance):
+        hack_isinstance()
+        yield
+
+
 def read(args: argparse.Namespace, ours: OurOptions) -> tuple[argparse.Namespace, Config, States | None]:
     """The arguments and the config of a run, and the checkpoint whose weights it uses, if any; writes nothing.
 
@@ -80,6 +94,16 @@ def read(args: argparse.Namespace, ours: OurOptions) -> tuple[argparse.Namespace
         raise UsageError(f"-t {shown(args.evaluate_split)}: the name of a split is expected")
     args.expdir = os.path.abspath(args.expdir)  # -o may have changed it
     return args, config, trained
+
+
+def settle_device(args: argparse.Namespace) -> None:
+    """Sets the device and the settings of several processes. Raises UsageError for a device that cannot be used."""
+    args.device = "cuda" if args.device == AUTO else args.device
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        logger.info("there is no CUDA here: --device %s becomes cpu", args.device)
+        args.device = "cpu"
+    processes.settle(args)
+    args.device = str(resolve_device(args.device))
 
 
 def new_config(args: argparse.Namespace, ours: OurOptions, task: str | None) -> Config:

@@ -1,6 +1,5 @@
 """A trained experiment of run_downstream, opened without its corpus: waves in, predictions out."""
 
-import builtins
 import contextlib
 import os
 import pathlib
@@ -14,15 +13,12 @@ from torch import Tensor
 
 from s3prl_ofa.arguments.parser import Parser
 from s3prl_ofa.arguments.run_downstream import add_arguments
-from s3prl_ofa.checkpoint.safe_loading import patched_attributes
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_audio
-from s3prl_ofa.superb.compat import plain_names
 from s3prl_ofa.superb.compat.missing_packages import import_expert
 from s3prl_ofa.superb.compat.sox_effects import TO_SPEECH, apply_effects_tensor
 from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
 from s3prl_ofa.superb.downstream import experiment
-from s3prl_ofa.superb.downstream.command import settle_device
 from s3prl_ofa.superb.downstream.parser import divide
 from s3prl_ofa.superb.predict.predictors import PREDICTORS
 from s3prl_ofa.superb.tasks.labels import store_vocabulary
@@ -71,8 +67,6 @@ def opened(path: pathlib.Path, rate: dict[str, Any], ckpt: str | None, device: s
     rate: options of run_downstream that replace the experiment's, such as {"lambd": 0.5}. ckpt: where its upstream is
     now. Raises UsageError and CheckpointError as run_downstream does, and UsageError for tasks without a predictor.
     """
-    from s3prl.utility.helper import hack_isinstance
-
     from s3prl_ofa.superb.downstream.runner import DownstreamRunner
 
     if (path / FOUND_TERMS).is_file():
@@ -86,9 +80,7 @@ def opened(path: pathlib.Path, rate: dict[str, Any], ckpt: str | None, device: s
     options += [] if ckpt is None else ["-k", ckpt]
     given, ours = divide(parser.parse_args(["-m", "inference", "-e", os.fspath(path), "--device", device, *options]))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(plain_names.reading_safely())
-        stack.enter_context(patched_attributes(builtins, isinstance=isinstance))
-        hack_isinstance()
+        stack.enter_context(experiment.s3prl_set_up())
         with contextlib.redirect_stdout(sys.stderr):  # S3PRL's messages
             args, config, trained = experiment.read(given, ours)
             if args.downstream not in PREDICTORS:
@@ -96,7 +88,7 @@ def opened(path: pathlib.Path, rate: dict[str, Any], ckpt: str | None, device: s
                 raise UsageError(f"{path}: predict knows the tasks {known}; found {args.downstream}")
             if not experiment.is_ours(args):
                 raise UsageError(f"{path}: predict needs the upstream ofa_wav2vec2, found {args.upstream}")
-            settle_device(args)
+            experiment.settle_device(args)
             args.expdir = stack.enter_context(tempfile.TemporaryDirectory())
             settled = experiment.settle_rate(args, ours, trained)
             args.upstream_model_config = settled.to_yaml()
