@@ -144,8 +144,11 @@ class DownstreamRunner(s3prl_runner.Runner):
         return entry
 
     def _init_model(self, model: nn.Module, name: str, trainable: bool, *args: Any, **kwargs: Any) -> Any:
-        if name == "Upstream" and trainable and isinstance(model, UpstreamExpert):
-            self.fine_tuning.freeze(model.model)
+        if name == "Upstream" and isinstance(model, UpstreamExpert):
+            if trainable and self.args.mode == "train":
+                self.fine_tuning.freeze(model.model)
+            else:  # so that its weights are packed once, not for every batch
+                model.requires_grad_(False)
         return super()._init_model(model, name, trainable, *args, **kwargs)
 
     def _get_downstream(self) -> s3prl_runner.ModelEntry:

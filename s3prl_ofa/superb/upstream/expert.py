@@ -60,8 +60,9 @@ class UpstreamExpert(nn.Module):
     options: the same options as keyword arguments; they override ``model_config``.
 
     Raises CheckpointError for the checkpoint and UsageError for the options. The parameters require gradients, because
-    S3PRL freezes an upstream by ``torch.no_grad`` unless it is fine-tuned (``-f``). With an adaptive lambd they require
-    none, as only the rate is trained, nor in a dtype other than float32, in which the model is not trained.
+    S3PRL's own runner freezes an upstream by ``torch.no_grad`` alone unless it is fine-tuned (``-f``). With an adaptive
+    lambd they require none, as only the rate is trained, nor in a dtype other than float32, in which the model is not
+    trained.
     """
 
     built = False  # whether this process has built any

@@ -7,6 +7,7 @@ import torch
 from paths import CKPT
 
 from s3prl_ofa import cli, load
+from s3prl_ofa.model import products
 
 
 @pytest.fixture
@@ -72,6 +73,29 @@ def test_learning_rate_of_the_upstream(train):
         pathlib.Path(f"exp/states-{step}.ckpt").unlink()
     assert train("-f") == 0
     assert all(torch.equal(weight, whole["Upstream"][name]) for name, weight in stored(4)["Upstream"].items())
+
+
+@pytest.mark.skipif(not products.HAS_PRODUCTS, reason="this torch has no products with packed weights")
+def test_weights_of_a_frozen_upstream_are_packed_once(train, monkeypatch):
+    """Not for every batch, in training, in evaluation, and in the evaluation of an upstream that was trained."""
+    packed, reorder, made = products.packed, torch.ops.mkldnn._reorder_linear_weight, []
+
+    def counted(weight):
+        made.append(weight)  # and so keeps its place in memory
+        return reorder(weight)
+
+    def packed_once():
+        return len({weight.data_ptr() for weight in made}) == len(made) > 0
+
+    def counting(weight, pack):  # the front end's weights are packed in another shape, each time
+        return packed(weight, counted if isinstance(weight, torch.nn.Parameter) else pack)
+
+    monkeypatch.setattr(products, "packed", counting)
+    assert train() == 0 and packed_once()
+    pathlib.Path("exp").rename("frozen")
+    assert train("-f") == 0
+    made.clear()
+    assert cli.main(["run_downstream", "-m", "evaluate", "-e", "exp"]) == 0 and packed_once()
 
 
 @pytest.mark.parametrize(
