@@ -4,19 +4,17 @@ import contextlib
 import dataclasses
 import errno
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from s3prl_ofa.extract.inputs import Utterance, make_batches
-from s3prl_ofa.extract.pipeline import read_ahead, write_behind
+from s3prl_ofa.extract.inputs import Utterance
+from s3prl_ofa.extract.pipeline import loaded_batches, write_behind
 from s3prl_ofa.extract.tally import Tally
 from s3prl_ofa.extract.writers import FEATURES, Format
 from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_audio
-from s3prl_ofa.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,39 +40,22 @@ class Extraction:
 
     def run(self, utterances: list[tuple[Utterance, float]], batch_seconds: float) -> None:
         """Extracts (utterance, seconds) pairs."""
-        batches = make_batches(utterances, batch_seconds)
-        total = sum(seconds for _, seconds in utterances)
+        batches = loaded_batches(utterances, batch_seconds, self.load, self.tally.fail, "extract")
         # The model would warn about unreachable periods in every batch; one count at the end is clearer.
         logging.getLogger("s3prl_ofa.model").setLevel(logging.ERROR)
         try:
-            with (
-                logging_redirect_tqdm(),
-                Progress(seconds=total, desc="extract") as bar,
-                contextlib.closing(read_ahead(self.load, batches)) as read,
-                write_behind() as behind,
-            ):
-                for batch, waves in read:
-                    self.extract(list(self.readable(batch, waves)), behind)
-                    bar.add_audio(sum(seconds for _, seconds in batch))
+            with logging_redirect_tqdm(), contextlib.closing(batches), write_behind() as behind:
+                for loaded in batches:
+                    self.extract(loaded, behind)
         finally:
             logging.getLogger("s3prl_ofa.model").setLevel(logging.NOTSET)
 
-    def load(self, item: tuple[Utterance, float]) -> np.ndarray:
+    def load(self, utterance: Utterance) -> np.ndarray:
         """The wave of a file, read in a thread. Raises AudioError."""
-        wave, shortest = load_audio(item[0].path), self.model.config.receptive_field
+        wave, shortest = load_audio(utterance.path), self.model.config.receptive_field
         if len(wave) < shortest:
             raise AudioError(f"too short: {len(wave)} samples at {SAMPLE_RATE} Hz, at least {shortest} are needed")
         return wave
-
-    def readable(
-        self, batch: list[tuple[Utterance, float]], waves: list["Future[np.ndarray]"]
-    ) -> Iterator[tuple[Utterance, np.ndarray]]:
-        """Yields the utterances of a batch that could be read, with their waves; the others are recorded as failed."""
-        for (utterance, _), wave in zip(batch, waves, strict=True):
-            try:
-                yield utterance, wave.result()
-            except AudioError as error:
-                self.tally.fail(utterance, str(error))
 
     def extract(self, loaded: list[tuple[Utterance, np.ndarray]], behind: Callable[..., None]) -> None:
         """Runs the model on a batch; ``behind`` writes the output. The utterances of a failed batch are retried one by

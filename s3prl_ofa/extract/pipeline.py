@@ -10,6 +10,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from s3prl_ofa.extract.inputs import Utterance, make_batches
+from s3prl_ofa.io.audio import AudioError
+from s3prl_ofa.progress import Progress
+
 READERS = min(16, os.cpu_count() or 1)
 AHEAD = 2  # batches that are being read, or have been, while the model works on another
 BEHIND = 2  # batches that are being written or wait for it
@@ -32,6 +36,32 @@ def read_ahead(
                 yield waiting.popleft()
         while waiting:
             yield waiting.popleft()
+
+
+def loaded_batches(
+    utterances: list[tuple[Utterance, float]],
+    batch_seconds: float,
+    load: Callable[[Utterance], ReadT],
+    fail: Callable[[Utterance, str], None],
+    what: str,
+) -> Generator[list[tuple[Utterance, ReadT]], None, None]:
+    """Yields (utterance, wave) pairs in batches, read ahead from (utterance, seconds) pairs, with a progress bar.
+
+    load: reads a wave, in a thread. fail: called with the reason for each utterance that raises an AudioError. what:
+    the label of the bar.
+    """
+    total = sum(seconds for _, seconds in utterances)
+    batches = read_ahead(lambda pair: load(pair[0]), make_batches(utterances, batch_seconds))
+    with Progress(seconds=total, desc=what) as bar, contextlib.closing(batches):
+        for batch, waves in batches:
+            loaded = []
+            for (utterance, _), wave in zip(batch, waves, strict=True):
+                try:
+                    loaded.append((utterance, wave.result()))
+                except AudioError as error:
+                    fail(utterance, str(error))
+            yield loaded
+            bar.add_audio(sum(seconds for _, seconds in batch))
 
 
 @contextlib.contextmanager

@@ -10,18 +10,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import Tensor
-
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.extract.command import check_rate
-from s3prl_ofa.extract.inputs import Utterance, find_utterances, make_batches, with_seconds
-from s3prl_ofa.extract.pipeline import read_ahead
+from s3prl_ofa.extract.inputs import Utterance, find_utterances, with_seconds
+from s3prl_ofa.extract.pipeline import loaded_batches
 from s3prl_ofa.extract.store import append_line, read_rows
-from s3prl_ofa.io.audio import AudioError
 from s3prl_ofa.io.files import atomic_path, atomic_write, printable
 from s3prl_ofa.io.output_folder import check_settings, locked_folder, remove_results, write_settings
 from s3prl_ofa.output import tell
-from s3prl_ofa.progress import Progress
 from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
 from s3prl_ofa.superb.predict.experiment import Experiment, opened
 from s3prl_ofa.superb.predict.predictors import EMBEDDING
@@ -47,9 +43,9 @@ def run(args: argparse.Namespace) -> int:
         if args.out is not None:
             finished = stack.enter_context(results(args.out, experiment, args.force))
         kept = {one.name: finished[one.name] for one in utterances if is_finished(one, finished.get(one.name))}
-        errors: list[tuple[Utterance, str]] = []
+        errors: dict[Utterance, str] = {}
         todo = [one for one in utterances if one.name not in kept]
-        left = list(with_seconds(utterances, todo, "", lambda one, reason: errors.append((one, reason))))
+        left = list(with_seconds(utterances, todo, "", errors.__setitem__))
         done, embeddings = 0, {name: row[EMBEDDING] for name, row in kept.items() if is_verification}
         for row in predictions(experiment, left, args.batch_seconds, errors):
             done += 1
@@ -64,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         found = f"{done} of {len(utterances)} files predicted in {args.out / ROWS}, {len(kept)} already done"
         tell(found, sys.stderr)
-    for utterance, reason in errors:
+    for utterance, reason in errors.items():
         print(f"{printable(utterance.path)}: {reason}", file=sys.stderr)
     return 1 if errors else 0
 
@@ -107,26 +103,16 @@ def predictions(
     experiment: Experiment,
     utterances: list[tuple[Utterance, float]],
     batch_seconds: float,
-    errors: list[tuple[Utterance, str]],
+    errors: dict[Utterance, str],
 ) -> Iterator[dict[str, Any]]:
-    """Yields a row for each (utterance, seconds) pair; those that cannot be used go to ``errors`` with the reason."""
-
-    def load(item: tuple[Utterance, float]) -> Tensor:
-        return experiment.load(item[0].path)
-
-    total = sum(seconds for _, seconds in utterances)
-    batches = read_ahead(load, make_batches(utterances, batch_seconds))
-    with Progress(seconds=total, desc="predict") as bar, contextlib.closing(batches):
-        for batch, waves in batches:
-            readable = []
-            for (utterance, seconds), wave in zip(batch, waves, strict=True):
-                try:
-                    readable.append((utterance, seconds, wave.result()))
-                except AudioError as error:
-                    errors.append((utterance, str(error)))
-            rows = experiment.predict([wave for _, _, wave in readable]) if readable else []
-            for (utterance, seconds, _), row in zip(readable, rows, strict=True):
-                audio = {"audio": str(utterance.path), "seconds": round(seconds, 3)}
+    """Yields a row for each (utterance, seconds) pair; the reasons why some cannot be used go to ``errors``."""
+    lengths = dict(utterances)
+    fail = errors.__setitem__
+    batches = loaded_batches(utterances, batch_seconds, lambda one: experiment.load(one.path), fail, "predict")
+    with contextlib.closing(batches):
+        for loaded in batches:
+            rows = experiment.predict([wave for _, wave in loaded]) if loaded else []
+            for (utterance, _), row in zip(loaded, rows, strict=True):
+                audio = {"audio": str(utterance.path), "seconds": round(lengths[utterance], 3)}
                 about = {"size": utterance.size, "mtime_ns": utterance.mtime_ns}
                 yield {"name": utterance.name, **audio, **row, **about}
-            bar.add_audio(sum(seconds for _, seconds in batch))
