@@ -1,5 +1,6 @@
 """Reading audio files of any format, rate and channel count as 16 kHz mono."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -123,8 +124,15 @@ def read_speech(path: str | os.PathLike) -> np.ndarray:
 
 def load_speech(path: str | os.PathLike) -> np.ndarray:
     """``read_speech`` whose AudioError names the file, because in training no caller does."""
-    try:
+    with naming(path):
         return read_speech(path)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Puts the file's name before the reason of an AudioError."""
+    try:
+        yield
     except AudioError as error:
         raise AudioError(f"{printable(path)}: {error}") from None
 

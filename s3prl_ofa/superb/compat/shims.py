@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from s3prl_ofa.checkpoint.safe_loading import namespace_in_checkpoints
-from s3prl_ofa.io.audio import MIN_SAMPLES, SAMPLE_RATE, AudioError, check_format, load_speech, open_audio, reason
+from s3prl_ofa.io import audio
 from s3prl_ofa.io.files import printable
 from s3prl_ofa.superb.compat.sox_effects import apply_effects_file, apply_effects_tensor
 
@@ -198,7 +198,7 @@ def load_audio(
     S3PRL's tasks resample by themselves. ignored: format, buffer_size, backend.
     """
     try:
-        with soundfile.SoundFile(uri) if hasattr(uri, "read") else open_audio(uri) as file:
+        with soundfile.SoundFile(uri) if hasattr(uri, "read") else audio.open_audio(uri) as file:
             integer = {"PCM_16": "int16", "PCM_24": "int32", "PCM_32": "int32"}.get(file.subtype)
             start = file.seek(min(frame_offset, file.frames))
             rest = file.frames - start
@@ -206,9 +206,9 @@ def load_audio(
             wave = file.read(num_frames, dtype="float32" if normalize or integer is None else integer, always_2d=True)
             sample_rate = file.samplerate
         if len(wave) < expected:
-            raise AudioError(f"damaged: {len(wave)} of {expected} samples can be read")
-    except (AudioError, soundfile.LibsndfileError) as error:
-        raise AudioError(f"{uri if hasattr(uri, 'read') else printable(uri)}: {reason(error)}") from None
+            raise audio.AudioError(f"damaged: {len(wave)} of {expected} samples can be read")
+    except (audio.AudioError, soundfile.LibsndfileError) as error:
+        raise audio.AudioError(f"{uri if hasattr(uri, 'read') else printable(uri)}: {audio.reason(error)}") from None
     tensor = torch.from_numpy(wave)
     return (tensor.t().contiguous() if channels_first else tensor), sample_rate
 
@@ -255,20 +255,17 @@ def read_piece(_: Any, path: str, start: int = 0, end: int | None = None) -> tup
 
     The last piece of a recording is padded with silence if it is too short for a frame of the upstream.
     """
-    try:
-        with open_audio(path) as file:
-            check_format(file)
-            file.seek(start)
-            wave = file.read(-1 if end is None else end - start, dtype="float32")
-            return np.pad(wave, (0, max(0, MIN_SAMPLES - len(wave)))), SAMPLE_RATE
-    except AudioError as error:
-        raise AudioError(f"{printable(path)}: {error}") from None
+    with audio.naming(path), audio.open_audio(path) as file:
+        audio.check_format(file)
+        file.seek(start)
+        wave = file.read(-1 if end is None else end - start, dtype="float32")
+        return np.pad(wave, (0, max(0, audio.MIN_SAMPLES - len(wave)))), audio.SAMPLE_RATE
 
 
 def load_checked(path: str | os.PathLike) -> tuple[Tensor, int]:
     """A wave (1, samples), float32, and 16,000. Raises AudioError naming the file unless it is 16 kHz mono, has 400
     samples or more and can be read to its end."""
-    return torch.from_numpy(load_speech(path))[None], SAMPLE_RATE
+    return torch.from_numpy(audio.load_speech(path))[None], audio.SAMPLE_RATE
 
 
 def audio_info(uri: str | os.PathLike | BinaryIO, *args: Any, **kwargs: Any) -> AudioInfo:

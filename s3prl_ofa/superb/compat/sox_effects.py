@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s3prl_ofa.io.audio import SAMPLE_RATE, AudioError, load_audio
-from s3prl_ofa.io.files import printable
+from s3prl_ofa.io.audio import SAMPLE_RATE, load_audio, naming
 
 TO_SPEECH = [["channels", "1"], ["rate", str(SAMPLE_RATE)]]
 RMS_WINDOW = SAMPLE_RATE // 50  # samples over which ``silence`` measures loudness
@@ -26,10 +25,8 @@ def apply_effects_file(path: str | os.PathLike, effects: Sequence[Sequence[str]]
     """
     if [list(effect) for effect in effects[:2]] != TO_SPEECH:
         raise ValueError(f"effects on a file must begin with {TO_SPEECH}, found {effects}")
-    try:
+    with naming(path):
         wave = load_audio(path)
-    except AudioError as error:
-        raise AudioError(f"{printable(path)}: {error}") from None
     return apply_effects_tensor(torch.from_numpy(wave)[None], SAMPLE_RATE, effects[2:])
 
 

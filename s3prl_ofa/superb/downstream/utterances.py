@@ -18,15 +18,13 @@ def utterance_scores(records: Records, metrics: Sequence[str]) -> dict[str, Any]
     """``utterances`` (names) and, by metric, ``sums`` and ``counts`` of each; None for a task that is not known to
     record them. metrics: those that were logged."""
     names = [str(name) for name in records.get("filenames") or records.get("filename") or []]
-    counted = {metric: COUNTED[metric](records) for metric in metrics if metric in COUNTED}
-    counted = {metric: counts for metric, counts in counted.items() if names and len(counts) == len(names)}
-    if not counted:
-        return None
-    parts = {
-        metric: dict(zip(("sums", "counts"), zip(*counts, strict=True), strict=True))
-        for metric, counts in counted.items()
-    }
-    return {"utterances": names, **parts}
+    found = {}
+    for metric in metrics if names else ():
+        outcomes = COUNTED[metric](records) if metric in COUNTED else []
+        if len(outcomes) == len(names):
+            sums, counts = zip(*outcomes, strict=True)
+            found[metric] = {"sums": sums, "counts": counts}
+    return {"utterances": names, **found} if found else None
 
 
 def edits(hypotheses: list[list[str]], references: list[list[str]]) -> Counts:

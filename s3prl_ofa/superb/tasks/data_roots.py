@@ -17,10 +17,9 @@ MINI_SPLITS = (
 )
 SPLITS = ("train", "dev", "test")
 SPEECH_COMMANDS = {"speech_commands_train": "speech_commands_v", "speech_commands_test": "speech_commands_test_set_v"}
-LIBRIMIX = {f"librimix_{part}": part for part in SPLITS}
 # placeholders whose value is found in the folder that the option of another name gives
 FOUND_BELOW = dict.fromkeys(SPEECH_COMMANDS, "speech_commands") | {"slots": "snips"}
-FOUND_BELOW |= dict.fromkeys(LIBRIMIX, "librimix")
+FOUND_BELOW |= {f"librimix_{part}": "librimix" for part in SPLITS}
 KALDI_FILES = ("wav.scp", "segments", "utt2spk", "reco2dur")  # of each part of LibriMix
 PLACEHOLDERS = (*CORPORA, "bucket", "lexicon", "speaker_list", "trials", *FOUND_BELOW, *SPLITS)
 # VoxCeleb's cleaned list and S3PRL's copy of it, and VoxCeleb's first list
@@ -47,8 +46,8 @@ class DataRoots:
             return str(self.corpus(placeholder))
         if placeholder in SPEECH_COMMANDS:
             return self.speech_commands_part(SPEECH_COMMANDS[placeholder])
-        if placeholder in LIBRIMIX:
-            return self.librimix_part(LIBRIMIX[placeholder])
+        if placeholder.startswith("librimix_"):
+            return self.librimix_part(placeholder.removeprefix("librimix_"))
         return getattr(self, placeholder)()
 
     def corpus(self, option: str) -> pathlib.Path:
