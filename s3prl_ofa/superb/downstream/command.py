@@ -30,7 +30,7 @@ ESPNET = "s3prl.upstream.espnet_hubert.expert"
 def run(args: argparse.Namespace) -> int:
     """The command. Raises UsageError for bad use; errors while S3PRL runs are raised unchanged."""
     if not is_quiet():
-        logging.getLogger("s3prl_ofa").setLevel(logging.INFO)  # shows what was settled for the user
+        logging.getLogger("s3prl_ofa").setLevel(logging.INFO)  # shows the settings that were chosen for the user
     logging.getLogger(ESPNET).setLevel(logging.ERROR)  # warns that ESPnet is missing, even for other upstreams
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"s3prl\.")  # users cannot act on them

@@ -90,7 +90,7 @@ class FeatureCache(contextlib.ExitStack):
         """The output of ``compute(waves)``, which is called with the missing utterances only.
 
         A batch of which nothing is cached, or any batch while ``recompute`` is set, is returned as computed. Otherwise
-        its utterances were computed in other batches, which changes features only by rounding.
+        some utterances were computed in other batches, which changes their features only by rounding.
         """
         start, self.overhead = now(self.device), math.nan
         check_waves(waves, self.receptive_field, self.device)  # all, so that errors name the index in the batch
@@ -161,12 +161,12 @@ class FeatureCache(contextlib.ExitStack):
 def cache_for(runner: Any, folder: str | os.PathLike, limit_gb: float) -> FeatureCache | None:
     """The cache of our upstream in an S3PRL runner, for the layers that the runner selects.
 
-    None for a training that cuts utterances at random, which would fill the cache and find little in it.
+    None for a training that cuts utterances at random: it would fill the cache and rarely find a cut in it again.
     """
     args, upstream = runner.args, runner.upstream.model
     if args.mode == "train" and runner.config.get("downstream_expert", {}).get("datarc", {}).get("max_timestep"):
         logger.warning(
-            "training does without the feature cache, because longer utterances are cut at random "
+            "training does not use the feature cache, because longer utterances are cut at random "
             "(-o config.downstream_expert.datarc.max_timestep=None trains on whole ones)"
         )
         return None

@@ -1,4 +1,4 @@
-"""``s3prl-ofa predict EXPERIMENT AUDIO...``: what a trained task says about new audio, a line of JSON per file."""
+"""``s3prl-ofa predict EXPERIMENT AUDIO...``: what a trained task predicts for new audio, one line of JSON per file."""
 
 import argparse
 import contextlib

@@ -48,7 +48,7 @@ class Experiment:
 
     @torch.no_grad()
     def predict(self, waves: list[Tensor]) -> list[dict[str, Any]]:
-        """What the task's model says of each wave of ``load``."""
+        """The row that the task's model predicts for each wave, as ``load`` gives it."""
         waves = [wave.to(self.runner.args.device) for wave in waves]
         return PREDICTORS[self.task].predict(self.runner.downstream.model, self.features, waves)
 

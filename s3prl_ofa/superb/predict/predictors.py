@@ -1,4 +1,4 @@
-"""What the downstream model of each task says about new audio. Another task is an entry of ``PREDICTORS``."""
+"""How the downstream model of each task predicts for new audio. Another task is another entry of ``PREDICTORS``."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -32,10 +32,11 @@ Upstream = Callable[[list[Tensor]], tuple[list[Tensor], list[Tensor]]]
 class Predictor(NamedTuple):
     """How to predict with a task of S3PRL.
 
-    predict: from the task's expert, in eval mode, and waves (samples,): what to write of each, as JSON can hold it.
-    without_corpus: from S3PRL's module ``expert`` of the task, the experiment's config and its downstream weights: a
-        context in which S3PRL builds the expert without reading a corpus.
-    effects: whether the task changes waves by the ``EFFECTS`` of its module ``dataset``.
+    predict: takes the task's expert, in eval mode, its upstream, and waves (samples,); returns a row that JSON can hold
+        for each wave.
+    without_corpus: takes S3PRL's module ``expert`` of the task, the experiment's config and its downstream weights;
+        returns a context in which S3PRL builds the expert without reading a corpus.
+    effects: whether the task applies the ``EFFECTS`` of its module ``dataset`` to waves.
     """
 
     predict: Callable[[Any, Upstream, list[Tensor]], list[Row]]
@@ -57,7 +58,7 @@ def segments(log_probs: Tensor, times: Tensor, silent: set[int]) -> Iterator[tup
     """Yields (label, start, end) in seconds of each label of CTC's best path.
 
     log_probs: (output frames, labels), each of one or, if the model subsamples, several of the frames of ``times``
-    (frames, 2). silent: labels that are not said, such as the blank.
+    (frames, 2). silent: labels that are not spoken, such as the blank.
     """
     step = len(times) / len(log_probs)
     for label, begin, end in runs(log_probs.argmax(1)):
@@ -93,8 +94,8 @@ def transcribe(expert: Any, upstream: Upstream, waves: list[Tensor]) -> list[Row
     _, texts = expert._decode(log_probs, lengths)
     rows, symbols = [], expert.dictionary.symbols
     for found, length, places, text in zip(log_probs, lengths.tolist(), times, texts, strict=True):
-        said = segments(found[:length], places, {expert.blank, expert.dictionary.eos()})
-        words = words_of(((symbols[label], start, end) for label, start, end in said), WORD_END)
+        spoken = segments(found[:length], places, {expert.blank, expert.dictionary.eos()})
+        words = words_of(((symbols[label], start, end) for label, start, end in spoken), WORD_END)
         rows.append({"text": " ".join(text), "words": words})
     return rows
 
@@ -107,10 +108,10 @@ def recognize(expert: Any, upstream: Upstream, waves: list[Tensor]) -> list[Row]
     logits, lengths = expert.model(expert.projector(pad_sequence(features, batch_first=True)), lengths)
     tokenizer, rows = expert.tokenizer, []
     for found, length, places in zip(logits.float().cpu(), lengths.tolist(), times, strict=True):
-        said = list(segments(found[:length], places, {tokenizer.pad_idx, tokenizer.eos_idx}))
-        row: Row = {"text": tokenizer.decode([label for label, _, _ in said])}
+        spoken = list(segments(found[:length], places, {tokenizer.pad_idx, tokenizer.eos_idx}))
+        row: Row = {"text": tokenizer.decode([label for label, _, _ in spoken])}
         marks = getattr(tokenizer, "id2slot", {})  # labels of a slot's begin and end
-        symbols = [(tokenizer.decode([label]), start, end) for label, start, end in said if label not in marks]
+        symbols = [(tokenizer.decode([label]), start, end) for label, start, end in spoken if label not in marks]
         if tokenizer.token_type.startswith("character"):
             row["words"] = words_of(symbols, " ")
         else:
@@ -124,7 +125,7 @@ def recognize(expert: Any, upstream: Upstream, waves: list[Tensor]) -> list[Row]
 
 
 def of_each(predict: Callable[[Any, Tensor], Row]) -> Callable[[Any, Upstream, list[Tensor]], list[Row]]:
-    """Predicts from the features of each utterance alone; some of S3PRL's models also pool a batch's padding."""
+    """A predictor that takes utterances one by one, because some of S3PRL's models also pool a batch's padding."""
     return lambda expert, upstream, waves: [predict(expert, feature) for feature in upstream(waves)[0]]
 
 
@@ -185,17 +186,17 @@ def diarize(expert: Any, upstream: Upstream, waves: list[Tensor]) -> list[Row]:
 
 
 class Classes(list):
-    """In the place of a task's datasets: no data, but the names of its classes."""
+    """Stands in for a task's datasets: holds no data, only the names of its classes."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__()
         self.names, self.class_num, self.speaker_num = names, len(names), len(names)
 
 
-def classes_alone(
+def classes_only(
     find: Callable[[ModuleType, Row, Row], list[str]], *datasets: str, **others: Any
 ) -> Callable[[ModuleType, Row, Row], contextlib.AbstractContextManager]:
-    """``without_corpus`` of a task with these classes of datasets; ``others`` are replaced, too."""
+    """``without_corpus`` of a task with these dataset classes; ``others`` are replaced, too."""
 
     def replaced(expert: ModuleType, config: Row, weights: Row) -> contextlib.AbstractContextManager:
         classes = Classes(find(expert, config, weights))
@@ -215,7 +216,7 @@ def trained_speakers(expert: ModuleType, config: Row, weights: Row) -> list[str]
     return [""] * (max(sizes, default=dim) // dim)
 
 
-def values_alone(expert: Any) -> None:
+def values_only(expert: Any) -> None:
     """ic's ``get_dataset`` without its tables."""
     settle_values(expert)
     expert.base_path = expert.train_df = expert.valid_df = expert.test_df = None
@@ -228,24 +229,24 @@ PREDICTORS = {
         "asr": Predictor(transcribe),
         "pr": CTC,
         "sf": CTC,
-        "sid": Predictor(classify, classes_alone(speakers_of, "SpeakerClassifiDataset")),
+        "sid": Predictor(classify, classes_only(speakers_of, "SpeakerClassifiDataset")),
         "ks": Predictor(
             classify,
-            classes_alone(
+            classes_only(
                 lambda expert, config, weights: expert.CLASSES,
                 *("SpeechCommandsDataset", "SpeechCommandsTestingDataset"),
                 split_dataset=lambda root: ((), ()),
             ),
             effects=True,
         ),
-        "er": Predictor(classify, classes_alone(lambda expert, config, weights: list(EMOTIONS), "IEMOCAPDataset")),
+        "er": Predictor(classify, classes_only(lambda expert, config, weights: list(EMOTIONS), "IEMOCAPDataset")),
         "ic": Predictor(
             classify_intent,
-            lambda expert, config, weights: patched_attributes(expert.DownstreamExpert, get_dataset=values_alone),
+            lambda expert, config, weights: patched_attributes(expert.DownstreamExpert, get_dataset=values_only),
         ),
         "sd": Predictor(diarize),
         "asv": Predictor(
-            embed, classes_alone(trained_speakers, "SpeakerVerifi_train", "SpeakerVerifi_test"), effects=True
+            embed, classes_only(trained_speakers, "SpeakerVerifi_train", "SpeakerVerifi_test"), effects=True
         ),
     }.items()
 }

@@ -15,7 +15,7 @@ Pair = tuple[str, str]  # names of utterances
 
 
 def read_trials(path: pathlib.Path, utterances: list[Utterance]) -> list[Pair]:
-    """The pairs of a list: two files per line, with spaces or a tab between, perhaps after a label as in VoxCeleb's.
+    """The pairs of a list: two files per line, separated by spaces or a tab, optionally after a label as in VoxCeleb's.
 
     A file is given by its path or by the name of its row. Raises UsageError for any other line, and for files that are
     not among the utterances.
@@ -36,7 +36,7 @@ def read_trials(path: pathlib.Path, utterances: list[Utterance]) -> list[Pair]:
 
 
 def scores(embeddings: dict[str, list[float]], pairs: Iterable[Pair]) -> Iterator[dict[str, Any]]:
-    """Yields the score of each pair, the cosine of its embeddings of length 1, but for files that could not be used."""
+    """Yields the cosine of each pair's embeddings, which have length 1; skips files that could not be used."""
     vectors = {name: np.array(embedding) for name, embedding in embeddings.items()}
     for enrol, test in pairs:
         if enrol in vectors and test in vectors:

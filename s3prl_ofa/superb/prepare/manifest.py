@@ -17,14 +17,14 @@ def write_manifests(output: Output, audio: pathlib.Path, valid_fraction: float, 
     if not 0 <= valid_fraction < 1:
         raise UsageError(f"--valid-fraction must be at least 0 and below 1, found {valid_fraction:g}")
     paths = [output.folder / f"{part}.tsv" for part in ("train", "valid")]
-    there = [path for path in paths if path.exists()]
-    if there == paths and not output.force:
+    existing = [path for path in paths if path.exists()]
+    if existing == paths and not output.force:
         output.keep(*paths)
         return
-    if there and not output.force:
+    if existing and not output.force:
         # the two are one division of the files: a new half need not fit the old one
-        missing = next(path for path in paths if path not in there)
-        raise UsageError(f"{there[0]} already exists, {missing.name} does not; --force replaces both")
+        missing = next(path for path in paths if path not in existing)
+        raise UsageError(f"{existing[0]} already exists, {missing.name} does not; --force replaces both")
     root = audio.resolve()
     if reason := unlistable(str(root)):
         raise UsageError(f"{printable(root)}: {reason}")

@@ -1,4 +1,4 @@
-"""Speech Commands for S3PRL's keyword spotting: S3PRL's twelve classes and its division, of the usable files.
+"""Speech Commands for S3PRL's keyword spotting: S3PRL's twelve classes and its splits, limited to usable files.
 
 S3PRL itself does not check files, and lists them in the order of the file system, so that equal runs differ.
 """
@@ -27,7 +27,7 @@ def usable(clips: Iterable[Clip], root: pathlib.Path) -> list[Clip]:
 def divide(split_dataset: Callable[[str], Iterable[list[Clip]]], root: str) -> list[list[Clip]]:
     """The clips to train on and to validate with.
 
-    split_dataset: S3PRL's function, which divides by a hash of the speaker in each file's name. Raises UsageError for a
+    split_dataset: S3PRL's function, which splits by a hash of the speaker in each file's name. Raises UsageError for a
     part without clips.
     """
     parts = list(split_dataset(root))

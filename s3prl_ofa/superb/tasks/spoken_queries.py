@@ -43,10 +43,10 @@ def read_scores(path: pathlib.Path) -> dict[str, dict[str, float]]:
 
 
 def read_truth(root: pathlib.Path, part: str) -> set[tuple[str, str]]:
-    """The pairs (query, document that holds it); a warning if the database lacks them."""
+    """The pairs (query, document that holds it); logs a warning if the database lacks them."""
     path = root / "scoring" / f"groundtruth_quesst14_{part}" / f"quesst14_{part}.rttm"
     if not path.is_file():
-        logger.warning("there is no %s, so that the queries are not scored", path)
+        logger.warning("there is no %s, so the queries are not scored", path)
         return set()
     found = map(FOUND.match, path.read_text("utf-8").splitlines())
     return {(match[2], match[1]) for match in found if match}

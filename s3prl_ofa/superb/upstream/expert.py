@@ -65,7 +65,7 @@ class UpstreamExpert(nn.Module):
     trained.
     """
 
-    built = False  # whether this process has built any
+    built = False  # whether this process has built one
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class UpstreamExpert(nn.Module):
         self.model = load(ckpt, dtype=self.options.dtype).requires_grad_(trainable)
         self.rate: Any = None  # an AdaptiveRate
         self.cache: Any = None  # a FeatureCache
-        self.frozen = False  # during the first updates of a fine-tuning
+        self.frozen = False  # during the first updates of fine-tuning
         check_options(ckpt, self.model.config, self.options)
         layers = self.options.layers or self.model.config.layers
         self.config = dataclasses.replace(self.model.config, layers=layers)  # of the part that runs

@@ -55,8 +55,8 @@ def resampled_scores(folder: pathlib.Path, settings: pd.DataFrame) -> dict[int, 
 
 
 def outcomes(folder: PointFolder) -> pd.DataFrame | None:
-    """By test utterance the sums, errors or hits, and the counts of words or answers they are among; None where the
-    point has none, or they cannot be used."""
+    """For each test utterance the sums (errors or hits) and the counts (of words or answers); None if the point has
+    none, or they cannot be used."""
     try:
         found = pd.DataFrame(read_json(folder.utterances)).set_index("utterances")[["sums", "counts"]].astype(float)
         is_unique = found.index.is_unique  # a TypeError for names that are lists
@@ -68,7 +68,7 @@ def outcomes(folder: PointFolder) -> pd.DataFrame | None:
 
 @functools.cache
 def draws(size: int) -> np.ndarray:
-    """How often each of ``size`` things is drawn, with replacement, in each resample: (RESAMPLES, size)."""
+    """How often each of ``size`` items is drawn, with replacement, in each resample: (RESAMPLES, size)."""
     return np.random.default_rng(size).multinomial(size, np.full(size, 1 / size), RESAMPLES).astype(np.float32)
 
 

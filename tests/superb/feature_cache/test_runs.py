@@ -148,7 +148,7 @@ def test_random_pieces(call, caplog):
         changes = f"{DATARC}.max_timestep={None if whole else 64_000},,config.runner.total_steps=1"
         folder = f"cache{whole}"
         assert call(f"exp{whole}", "--cache-gb", "0.1", "--feature-cache", folder, "-o", changes) == 0
-        assert ("does without the feature cache" in caplog.text) is not whole
+        assert ("does not use the feature cache" in caplog.text) is not whole
         assert bool(on_disk(folder)) is whole
 
 
