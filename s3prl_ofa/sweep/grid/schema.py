@@ -146,7 +146,7 @@ class Rates(Section):
 
 
 class Axes(Section):
-    """What is varied. None as a learning rate means the config's, as a start run_downstream's default."""
+    """What is varied. A learning rate of None is the config's, a start of None is run_downstream's default."""
 
     rates: Rates = Rates()
     output_frames: OneOrMore[Literal["upsampled", "native"]] = ()  # empty, as is repeat: the task's usual one

@@ -29,7 +29,8 @@ class Kind(enum.IntEnum):
 
 KIND_OF_RATE = {"lambd": Kind.VARIABLE, "frame_period_ms": Kind.VARIABLE, UNIFORM: Kind.EQUAL}
 KIND_OF_RATE |= {ADAPTIVE: Kind.LEARNED, "layers": Kind.EXIT, "pool": Kind.POOLED}
-# In these, rows of one name differ only where trainings of several kinds are reported together; how each is named.
+# Columns that differ between rows of one name only if trainings of several kinds are reported together, with a template
+# for each.
 VARIED = {
     "steps": "{:.0f} steps",
     "dtype": "{}",

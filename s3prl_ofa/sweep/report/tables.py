@@ -112,7 +112,7 @@ def interval_text(setting: Any) -> str:
 
 
 def between(values: pd.Series, digits: int) -> str:
-    """The mean of what tasks have alike; the range of what differs by more than 5%, as where they choose their rate."""
+    """The mean, or the range if tasks differ by more than 5%, as they do if each learns its own rate."""
     if values.max() > 1.05 * values.min():
         return f"{values.min():.{digits}f}–{values.max():.{digits}f}"
     return number(values.mean(), f".{digits}f")
@@ -140,7 +140,7 @@ def plus_minus(setting: Any, digits: int) -> str:
 
 
 def completeness(summary: Summary) -> str:
-    """How complete the results are, in a sentence."""
+    """A sentence that says how complete the results are."""
     total = len(summary.rows) + len(summary.missing)
     parts = [f"{len(summary.finished)} of {total} points are finished"]
     parts += [f"{len(summary.failed)} failed"] if summary.failed else []
@@ -173,7 +173,7 @@ def notes(summary: Summary) -> str:
         "Scores: mean and standard deviation over seeds, on the test split, at the learning rate that is best on dev. "
         f"{about_intervals(summary)}"
         "Frame period and speed as measured there, memory the peak of training and evaluation; GMACs of the upstream "
-        "and wall times per second of audio. The first table has their means over tasks, or the range; x2 there says "
+        "and wall times per second of audio. The first table has their means over tasks, or the range; x2 there means "
         "that CTC had to see each frame twice. "
         f"Measured on {', '.join(devices) or 'unknown devices'}."
     )
