@@ -81,7 +81,7 @@ STAND_INS: dict[str, dict[str, Any]] = {
 
 
 @contextlib.contextmanager
-def standing_in() -> Iterator[None]:
+def stand_ins() -> Iterator[None]:
     """Makes the ``STAND_INS`` of packages that are not installed importable within this block."""
     missing = [name for name in STAND_INS if name not in sys.modules and not installed(name.partition(".")[0])]
     for name in missing:
@@ -103,7 +103,7 @@ def installed(package: str) -> bool:
 def import_expert(downstream: str) -> ModuleType:
     """The module ``expert`` of a task, given S3PRL's name of it. Raises UsageError naming a missing package."""
     try:
-        with standing_in():
+        with stand_ins():
             return importlib.import_module(f"s3prl.downstream.{downstream}.expert")
     except ModuleNotFoundError as error:
         raise UsageError(f"-d {downstream} needs the package {error.name}: pip install {error.name}") from None

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from s3prl_ofa.superb.compat.missing_packages import standing_in
+from s3prl_ofa.superb.compat.missing_packages import stand_ins
 
 
 def register_in_workers(module: ModuleType) -> None:
@@ -26,7 +26,7 @@ def reduce_dataset(dataset: Dataset, protocol: int) -> tuple[Any, ...]:
 
 def rebuild(module: str, name: str, state: dict[str, Any]) -> Dataset:
     """The dataset in the worker, where importing this module has patched S3PRL."""
-    with standing_in():
+    with stand_ins():
         dataset = object.__new__(getattr(importlib.import_module(module), name))
     vars(dataset).update(state)
     return dataset

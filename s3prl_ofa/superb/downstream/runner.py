@@ -64,8 +64,8 @@ class DownstreamRunner(s3prl_runner.Runner):
         if self.learned_rate:
             train_rate(self, self.learned_rate)
         if cache is not None:
-            opened = cache_for(self, *cache)
-            self.upstream.model.cache = opened and stack.enter_context(opened)
+            feature_cache = cache_for(self, *cache)
+            self.upstream.model.cache = feature_cache and stack.enter_context(feature_cache)
         self.meter = Meter(self, self.scores)
         if args.local_rank is not None:
             self.intercept_training_loader(functools.partial(processes.divided_loader, args.downstream))

@@ -38,7 +38,7 @@ class Quota:
         with locked(self.lock, wait=True):
             used = int((self.folder / USED).read_text())
             if used + size > self.limit and (not size or size_of(keep) + size <= self.limit):
-                for section in sorted(self.folder.glob("[!.]*/"), key=opened):
+                for section in sorted(self.folder.glob("[!.]*/"), key=last_opened):
                     if used + size > self.limit and section != keep:
                         used -= delete(section)
             if not size and used > self.limit:
@@ -51,7 +51,7 @@ class Quota:
         atomic_write(self.folder / USED, f"{used}\n")
 
 
-def opened(section: pathlib.Path) -> float:
+def last_opened(section: pathlib.Path) -> float:
     """The time when a section was last opened; 0 if its deletion was interrupted."""
     key = section / KEY
     return key.stat().st_mtime if key.exists() else 0.0

@@ -19,7 +19,7 @@ from s3prl_ofa.io.files import atomic_path, atomic_write, printable
 from s3prl_ofa.io.output_folder import check_settings, locked_folder, remove_results, write_settings
 from s3prl_ofa.output import tell
 from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
-from s3prl_ofa.superb.predict.experiment import Experiment, opened
+from s3prl_ofa.superb.predict.experiment import Experiment, open_experiment
 from s3prl_ofa.superb.predict.predictors import EMBEDDING
 from s3prl_ofa.superb.predict.trials import Pair, read_trials, scores
 
@@ -35,13 +35,13 @@ def run(args: argparse.Namespace) -> int:
     pairs: Iterable[Pair] = itertools.combinations([one.name for one in utterances], 2)
     if args.trials is not None:
         pairs = read_trials(args.trials, utterances)
-    with opened(args.experiment, rate, args.ckpt, args.device) as experiment, contextlib.ExitStack() as stack:
+    with open_experiment(args.experiment, rate, args.ckpt, args.device) as experiment, contextlib.ExitStack() as stack:
         is_verification = experiment.task == S3PRL_DOWNSTREAM["asv"]
         if args.trials is not None and not is_verification:
             raise UsageError(f"--trials {args.trials} is for an experiment of asv, found {experiment.task}")
         finished: dict[str, dict[str, Any]] = {}
         if args.out is not None:
-            finished = stack.enter_context(results(args.out, experiment, args.force))
+            finished = stack.enter_context(open_results(args.out, experiment, args.force))
         kept = {one.name: finished[one.name] for one in utterances if is_finished(one, finished.get(one.name))}
         errors: dict[Utterance, str] = {}
         todo = [one for one in utterances if one.name not in kept]
@@ -71,7 +71,7 @@ def is_finished(utterance: Utterance, row: dict[str, Any] | None) -> bool:
 
 
 @contextlib.contextmanager
-def results(out: pathlib.Path, experiment: Experiment, force: bool) -> Iterator[dict[str, dict[str, Any]]]:
+def open_results(out: pathlib.Path, experiment: Experiment, force: bool) -> Iterator[dict[str, dict[str, Any]]]:
     """Locks the folder and yields the rows of earlier runs by name.
 
     Raises UsageError if they are of another checkpoint or rate; with ``force`` they are removed.

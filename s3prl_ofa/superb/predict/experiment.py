@@ -61,7 +61,7 @@ class Experiment:
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path, rate: dict[str, Any], ckpt: str | None, device: str) -> Iterator[Experiment]:
+def open_experiment(path: pathlib.Path, rate: dict[str, Any], ckpt: str | None, device: str) -> Iterator[Experiment]:
     """The experiment in a folder, or of one of its checkpoints; closed after the block, as S3PRL is patched until then.
 
     rate: options of run_downstream that replace the experiment's, such as {"lambd": 0.5}. ckpt: where its upstream is

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 # the possible values of -t for tasks whose splits are not folders
-PARTS = {**dict.fromkeys(("ks", "ic", "sf", "sd", "er"), SPLITS), "asv": ("test",), "qbe": ("dev", "test")}
+EVALUATION_SPLITS = {**dict.fromkeys(("ks", "ic", "sf", "sd", "er"), SPLITS), "asv": ("test",), "qbe": ("dev", "test")}
 
 
 def refill(
@@ -107,8 +107,8 @@ def check_splits(downstream: str, config: dict[str, Any], mode: str, evaluated: 
         return
     task = configs.task_of(downstream, config)
     section, key = section_of(config, configs.CORPUS.get(downstream, ""))
-    if task in PARTS and mode == "evaluate" and evaluated not in PARTS[task]:
-        raise UsageError(f"-t {evaluated}: {task} has {', '.join(PARTS[task])}")
+    if task in EVALUATION_SPLITS and mode == "evaluate" and evaluated not in EVALUATION_SPLITS[task]:
+        raise UsageError(f"-t {evaluated}: {task} has {', '.join(EVALUATION_SPLITS[task])}")
     if task not in ("asr", "pr") or key not in section:  # without the key, tables name the files
         return
     for split in configs.splits_of(config, mode, evaluated):

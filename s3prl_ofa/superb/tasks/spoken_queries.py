@@ -12,7 +12,7 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
-PARTS = {"dev": "dev", "test": "eval"}  # QUESST's names of the splits
+QUESST_PARTS = {"dev": "dev", "test": "eval"}  # QUESST's names of the splits
 FOUND_TERMS = "benchmark.stdlist.xml"  # which S3PRL writes to the experiment's folder
 FALSE_ALARM_WEIGHT = 12.49  # beta for costs of 1 and 100 and a prior of 0.0008 (QUESST 2014)
 FOUND = re.compile(r"LEXEME\s+(quesst14_\d+).*?(quesst14_(?:dev|eval)_\d+)")
@@ -25,7 +25,7 @@ def with_score(log_records: Callable) -> Callable:
     def logged(self: Any, mode: str, records: Any, logger: Any, global_step: int, **others: Any) -> None:
         log_records(self, mode, records, logger=logger, global_step=global_step, **others)
         scores = read_scores(self.expdir / FOUND_TERMS)
-        truth = read_truth(pathlib.Path(self.datarc["dataset_root"]), PARTS.get(mode, "eval"))
+        truth = read_truth(pathlib.Path(self.datarc["dataset_root"]), QUESST_PARTS.get(mode, "eval"))
         if truth:
             value = mtwv(scores, truth)
             logger.add_scalar(f"quesst14_dtw/{mode}-mtwv", value, global_step=global_step)

@@ -24,7 +24,7 @@ from s3prl_ofa.resources import folder
 from s3prl_ofa.superb.compat.plain_names import check_config, check_downstream, is_split
 from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM, mapping_at, resolve_config
 from s3prl_ofa.superb.tasks.data_roots import SPLITS
-from s3prl_ofa.superb.tasks.experiment_data import PARTS
+from s3prl_ofa.superb.tasks.experiment_data import EVALUATION_SPLITS
 from s3prl_ofa.superb.upstream.expert import check_options
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE, whole
 from s3prl_ofa.sweep.grid.schema import KNOWN, Grid, Task
@@ -204,7 +204,7 @@ def check_scores(name: str, task: Task, expert: dict[str, Any]) -> None:
     """Checks the splits and the metric of a known task, which S3PRL would miss only after training."""
     if name not in KNOWN:
         return
-    splits = PARTS.get(name, SPLITS)
+    splits = EVALUATION_SPLITS.get(name, SPLITS)
     if name == "asr":
         splits = [key for key, value in expert["datarc"].items() if isinstance(value, list)]
     metrics = expert.get("metric") or KNOWN[name].metrics

@@ -15,7 +15,7 @@ PERCENT = 100  # the unit of scores that are shares
 LARGEST = 1e15  # beyond it, means and deviations lose all digits or overflow
 
 
-class Kind(NamedTuple):
+class Column(NamedTuple):
     """What a column holds: in words, and a test of whether a value fits."""
 
     words: str
@@ -26,15 +26,15 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST  # false for NaN
 
 
-TEXT = Kind("one line of text", lambda value: isinstance(value, str) and bool(value.strip()) and value.isprintable())
-RATE = Kind(f"one of {', '.join(RATE_NAMES)}", lambda value: isinstance(value, str) and value in RATE_NAMES)
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-NUMBER = Kind("a number", is_number)
-POSITIVE = Kind("a number above 0", lambda value: is_number(value) and value > 0)
-COST = Kind("a number of at least 0", lambda value: is_number(value) and value >= 0)
-WHOLE = Kind("a whole number", lambda value: is_number(value) and value == int(value))
-SHARE = Kind("a share from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
-REPEAT = Kind("a whole number or text", lambda value: WHOLE.fits(value) or TEXT.fits(value))
+TEXT = Column("one line of text", lambda value: isinstance(value, str) and bool(value.strip()) and value.isprintable())
+RATE = Column(f"one of {', '.join(RATE_NAMES)}", lambda value: isinstance(value, str) and value in RATE_NAMES)
+FLAG = Column("true or false", lambda value: isinstance(value, bool))
+NUMBER = Column("a number", is_number)
+POSITIVE = Column("a number above 0", lambda value: is_number(value) and value > 0)
+COST = Column("a number of at least 0", lambda value: is_number(value) and value >= 0)
+WHOLE = Column("a whole number", lambda value: is_number(value) and value == int(value))
+SHARE = Column("a share from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
+REPEAT = Column("a whole number or text", lambda value: WHOLE.fits(value) or TEXT.fits(value))
 
 NEEDED = {"task": TEXT, "model": TEXT, "metric": TEXT, "seed": WHOLE, "score": NUMBER, "unit": POSITIVE}
 NEEDED |= {"higher_is_better": FLAG}
@@ -120,12 +120,12 @@ def checked(row: Row) -> tuple[Row, list[str]]:
     return found, left_out
 
 
-def limits_of(row: Row) -> dict[str, Kind]:
+def limits_of(row: Row) -> dict[str, Column]:
     """The limits of a row's numbers that follow from its other columns."""
     limits = {}
     if row.get("unit") == PERCENT:  # an error rate may exceed 1, an accuracy cannot
         limits = dict.fromkeys(("score", "dev_score"), SHARE if row.get("higher_is_better") is True else COST)
     if RATE.fits(rate := row.get("rate")):
         _, is_valid, words = NUMBERS[OPTIONS.get(rate, rate)]
-        limits["value"] = Kind(words, is_valid)
+        limits["value"] = Column(words, is_valid)
     return limits

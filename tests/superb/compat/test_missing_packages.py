@@ -58,7 +58,7 @@ def test_they_are_there_only_while_s3prl_is_imported(monkeypatch):
     monkeypatch.setattr(missing_packages, "installed", installed.__getitem__)
     for name in missing_packages.STAND_INS:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    with missing_packages.standing_in():
+    with missing_packages.stand_ins():
         from catalyst.data.sampler import DistributedSamplerWrapper
         from lxml import etree
 

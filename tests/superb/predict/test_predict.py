@@ -17,7 +17,7 @@ from s3prl_ofa import cli
 from s3prl_ofa.checkpoint import convert, load
 from s3prl_ofa.errors import CheckpointError
 from s3prl_ofa.io.audio import load_audio
-from s3prl_ofa.superb.predict.experiment import opened
+from s3prl_ofa.superb.predict.experiment import open_experiment
 from s3prl_ofa.superb.predict.predictors import recognize, segments
 
 STEPS = "config.runner.total_steps=2,,config.runner.eval_step=2,,config.runner.save_step=2,,config.runner.log_step=2"
@@ -295,7 +295,7 @@ def test_weighted_layers(experiments, tmp_path, audio_folder, capsys, shards):
     weighted = ["--layer", "weighted", "--weights", str(tmp_path / "exp")]
     assert cli.main([*command, *weighted, *shards]) == 0
     wave = torch.from_numpy(load_audio(audio_folder / "a.flac"))
-    with opened(tmp_path / "exp", {}, None, "cpu") as experiment, torch.no_grad():
+    with open_experiment(tmp_path / "exp", {}, None, "cpu") as experiment, torch.no_grad():
         runner = experiment.runner
         (expected,) = runner.featurizer.model([wave], runner.upstream.model([wave]))
     found = torch.from_numpy(np.load(tmp_path / "out" / "features" / "a.flac.npy"))
