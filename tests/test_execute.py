@@ -1,6 +1,7 @@
 """``s3prl-ofa exec``: other tools with the shims and the upstream in place."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from paths import ROOT
 
 from s3prl_ofa import cli, load
 from s3prl_ofa.io.audio import load_speech
@@ -112,3 +114,44 @@ def test_espnets_frontend(tmp_path):
     mean = torch.stack(expected.hidden_states).mean(0)  # the featurizer's weights begin equal
     for row, other, length in zip(saved["frames"], mean, expected.lengths.tolist(), strict=True):
         torch.testing.assert_close(row[:length], other[:length], rtol=0, atol=1e-4)
+
+
+@pytest.fixture
+def espnet_data(tmp_path) -> list[str]:
+    """Four utterances of bundled speech as ESPnet's recipes prepare them, with text that is made up; the options that
+    name them."""
+    paths = sorted(SPEECH.rglob("*.opus"))[:4]
+    for index, path in enumerate(paths):
+        soundfile.write(tmp_path / f"{index}.wav", load_speech(path)[:32_000], 16_000)
+    for name, value in {"wav.scp": "{0}.wav", "text": "AB AB", "speech_shape": "32000"}.items():
+        lines = [f"utterance{index} {value.format(index)}\n" for index in range(len(paths))]
+        (tmp_path / name).write_text("".join(lines))
+    (tmp_path / "tokens.txt").write_text("<blank>\n<unk>\n<space>\nA\nB\n<sos/eos>\n")
+    options = ["--token_type", "char", "--token_list", "tokens.txt"]
+    for split in ("train", "valid"):
+        for data in ("wav.scp,speech,sound", "text,text,text"):
+            options += [f"--{split}_data_path_and_name_and_type", data]
+        options += [f"--{split}_shape_file", "speech_shape"]
+    return options
+
+
+@pytest.mark.slow
+def test_espnets_trainer(espnet_data, tmp_path):
+    """The configuration of the documentation trains for two updates and is validated: the upstream stays as it is, and
+    the layer weights, the encoder and CTC learn."""
+    for module in ("espnet2", "sentencepiece"):
+        pytest.importorskip(module, reason="ESPnet is not installed: see .ci/venv")
+    page = (ROOT / "docs" / "how-to" / "integrations.md").read_text("utf-8")
+    (config,) = re.findall(r"```yaml\n(# train\.yaml\n.*?)```", page, re.S)
+    (tmp_path / "train.yaml").write_text(config.replace("checkpoint.pt", "tiny"))
+    sizes = ["--max_epoch", 1, "--num_iters_per_epoch", 2, "--batch_type", "unsorted", "--batch_size", 2]
+    sizes += ["--ngpu", 0, "--num_workers", 0, "--seed", 1]
+    where = ["--config", "train.yaml", "--output_dir", "exp"]
+    done = run(tmp_path, "espnet2.bin.asr_train", *where, *espnet_data, *sizes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    trained = torch.load(tmp_path / "exp" / "1epoch.pth", weights_only=True)
+    assert trained["frontend.featurizer.weights"].count_nonzero() > 0  # they begin as zeros
+    prefix, ours = "frontend.upstream.upstream.model.", load("tiny").state_dict()
+    stored = {name.removeprefix(prefix): value for name, value in trained.items() if name.startswith(prefix)}
+    assert stored.keys() == ours.keys() and all(torch.equal(stored[name], ours[name]) for name in ours)
+    assert all(value.isfinite().all() for value in trained.values())
