@@ -1,11 +1,14 @@
-"""SUPERB's tasks beside asr, pr and sid through S3PRL's training loop, on a few synthetic utterances, at any rate."""
+"""SUPERB's tasks beside asr, pr and sid through S3PRL's training loop, on a few utterances, at any rate."""
 
 import json
 import pathlib
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
-from paths import CKPT, DEMO
+from paths import CKPT, DEMO, ROOT
 
 from s3prl_ofa import cli
 from s3prl_ofa.sweep.grid.jobs import prepare
@@ -23,9 +26,24 @@ TASKS = {
 }
 
 
+@pytest.fixture(scope="module")
+def real_corpora(mini_librispeech, tmp_path_factory) -> pathlib.Path:
+    """Three clips of each kind of real speech, laid out as the corpora of the tasks are."""
+    commands = mini_librispeech.with_name("mini_commands")
+    if not (commands / "keywords.tsv").is_file():
+        pytest.skip(f"keywords and orders are not at hand: {commands} is missing")
+    root = tmp_path_factory.mktemp("real")
+    lay_out = [sys.executable, ROOT / "benchmarks" / "superb_corpora.py", commands, mini_librispeech, root]
+    subprocess.run([*lay_out, "--limit", "3"], check=True)
+    (root / "VoxCeleb1").rename(root / "verification")
+    return root
+
+
 @pytest.fixture
-def train(corpora, tmp_path, monkeypatch):
-    """A function (task, *options, steps=2, folder="exp") that trains in a folder of an empty one."""
+def train(request, tmp_path, monkeypatch):
+    """A function (task, *options, steps=2, folder="exp") that trains in a folder of an empty one, on the corpora of the
+    fixture that is its parameter."""
+    corpora = request.getfixturevalue(getattr(request, "param", "corpora"))
     monkeypatch.chdir(tmp_path)
 
     def call(task: str, *options: str, steps: int = 2, folder: str = "exp") -> int:
@@ -51,19 +69,50 @@ def test_train_and_evaluate(task, train):
     assert 0 <= evaluated(TASKS[task][2]) <= 1
 
 
+RATES = ["0", "0.5", "1"]
+TWICE = STEPS.replace("total_steps={0}", "total_steps=4").format(2)  # a checkpoint halfway
+
+
+def assert_same_weights() -> None:
+    resumed, whole = (torch.load(f"{name}/states-4.ckpt", weights_only=True)["Downstream"] for name in ("exp", "whole"))
+    weights = {name for name in whole if name != "best_score"}  # which an evaluation after step 2 sets
+    assert all(torch.equal(resumed[name], whole[name]) for name in weights)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("lambd", ["0", "0.5", "1"])
+@pytest.mark.parametrize("lambd", RATES)
 def test_resume_at_any_rate(task, lambd, train):
     """Each task resumes from its last step, whatever the rate, and ends with the weights that it would have had."""
     assert train(task, "--lambd", lambd) == 0
     assert cli.main(["run_downstream", "-m", "train", "-e", "exp", "-o", STEPS.format(4)]) == 0
     assert 0 <= evaluated(TASKS[task][2]) <= 1
-    steps = STEPS.replace("total_steps={0}", "total_steps=4").format(2)
-    assert train(task, "--lambd", lambd, "-o", steps, folder="whole") == 0
-    resumed, whole = (torch.load(f"{name}/states-4.ckpt", weights_only=True)["Downstream"] for name in ("exp", "whole"))
-    weights = {name for name in whole if name != "best_score"}  # which an evaluation after step 2 sets
-    assert all(torch.equal(resumed[name], whole[name]) for name in weights)
+    assert train(task, "--lambd", lambd, "-o", TWICE, folder="whole") == 0
+    assert_same_weights()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", ["real_corpora"], indirect=True)
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("lambd", RATES)
+def test_interrupted_on_real_speech(task, lambd, train, monkeypatch):
+    """Interrupted by SIGINT after a checkpoint, each task continues by the same command on real speech, whatever the
+    rate, is evaluated, and ends with the weights that it would have had."""
+    options, save = ("--lambd", lambd, "-a", "-o", TWICE), torch.save
+
+    def interrupted(states, *args):
+        if states["Step"] == 4:
+            signal.raise_signal(signal.SIGINT)
+        save(states, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", interrupted)
+        assert train(task, *options) == 130
+    assert [path.name for path in pathlib.Path("exp").glob("states-*.ckpt")] == ["states-2.ckpt"]
+    assert train(task, *options) == 0
+    assert evaluated(TASKS[task][2]) >= 0
+    assert train(task, *options, folder="whole") == 0
+    assert_same_weights()
 
 
 GRID = {"checkpoints": {"tiny": CKPT}, "rates": {"lambd": 0.5}, "mini": True}
