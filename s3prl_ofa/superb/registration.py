@@ -28,7 +28,7 @@ XVECTOR_FRAMES = 16
 def ofa_wav2vec2(ckpt: str | os.PathLike | None = None, refresh: bool = False, **options: Any) -> UpstreamExpert:
     """The upstream from a checkpoint: a file, a folder, a repository of the Hugging Face Hub, or a URL.
 
-    refresh: download again what a URL names. options: model_config, lambd, frame_period_ms, output_frames, repeat; see
+    refresh: download again what a URL names. options: model_config, or the fields of RateOptions one by one; see
     UpstreamExpert.
     """
     if ckpt is None:
