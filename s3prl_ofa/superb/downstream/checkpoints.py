@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 # the types of its entries
 TYPES = {"Args": argparse.Namespace, "Step": int, "Epoch": int, "Config": dict, "Optimizer": dict, "Scheduler": dict}
 TYPES |= dict.fromkeys(("Upstream", "Featurizer", "Rate", "Downstream", POSITION), dict)
+SPARE_WEIGHTS = 1_000_000  # that a task may build beside its model, as losses and packages being imported do
 OLD_RATE = "rate."  # names of a learned rate in the featurizer's state
 TEMPORARIES = (".states-*.ckpt", ".*best*.ckpt")  # S3PRL's names, as atomic_path changes them
 
@@ -142,6 +143,34 @@ def check_types(states: dict[str, Any], where: str) -> None:
     for name, kind in TYPES.items():
         if not isinstance(states.get(name, kind()), kind):
             raise UsageError(f"{where}: its {name} is a {type(states[name]).__name__}, expected {kind.__name__}")
+
+
+@contextlib.contextmanager
+def bounded_weights(state: dict[str, Any] | None) -> Iterator[None]:
+    """Raises CheckpointError as soon as modules with far more weights than ``state`` holds are built in the block.
+
+    A stored config could ask for more than the memory. state: of the model that is to be built; without one its size is
+    not bounded.
+    """
+    if not state:
+        yield
+        return
+    stored = sum(value.numel() for value in state.values() if isinstance(value, torch.Tensor))
+    built = 0
+
+    def count(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:  # before it is filled
+        nonlocal built
+        built += 0 if parameter is None else parameter.numel()
+        if built > 2 * stored + SPARE_WEIGHTS:
+            raise CheckpointError(
+                f"the stored config asks for {built} weights or more, the checkpoint holds {stored}; give another one"
+            )
+
+    hook = torch.nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextlib.contextmanager

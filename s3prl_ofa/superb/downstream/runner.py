@@ -19,7 +19,7 @@ from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.superb.compat.packed_lstm import packed_lstm_in_asr
 from s3prl_ofa.superb.compat.shims import ModuleOverlay
 from s3prl_ofa.superb.downstream import processes
-from s3prl_ofa.superb.downstream.checkpoints import SafeSaves
+from s3prl_ofa.superb.downstream.checkpoints import SafeSaves, bounded_weights
 from s3prl_ofa.superb.downstream.fine_tuning import FineTuning
 from s3prl_ofa.superb.downstream.metrics import Meter, keeping_scores
 from s3prl_ofa.superb.downstream.resume import KEY as POSITION
@@ -153,9 +153,9 @@ class DownstreamRunner(s3prl_runner.Runner):
 
     def _get_downstream(self) -> s3prl_runner.ModelEntry:
         try:
-            with packed_lstm_in_asr():
+            with packed_lstm_in_asr(), bounded_weights(self.init_ckpt.get("Downstream")):
                 return super()._get_downstream()
-        except (TypeError, NameError, AttributeError, LookupError, NotImplementedError, AssertionError) as error:
+        except (TypeError, NameError, AttributeError, LookupError, RuntimeError, AssertionError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_REASON]
             raise UsageError(f"S3PRL cannot make this task from the config's downstream_expert ({reason})") from error
 

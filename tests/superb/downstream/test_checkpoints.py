@@ -91,6 +91,16 @@ def test_states_that_do_not_fit(train, capfd):
     assert resume("-e", "exp") == 0
 
 
+def test_a_config_of_more_weights_than_the_checkpoint(train, capfd):
+    """They are counted before they take memory."""
+    assert train("-p", "exp") == 0
+    states = stored("exp/states-2.ckpt")
+    states["Config"]["downstream_expert"]["modelrc"]["projector_dim"] = 10**6
+    torch.save(states, "exp/states-2.ckpt")
+    assert resume("-e", "exp") == 2
+    assert re.search(r"error: .*asks for \d+ weights or more, the checkpoint holds \d+", capfd.readouterr().err)
+
+
 def test_an_evaluation_needs_weights(corpora, train, capfd):
     """A task's model that was never trained has no score."""
     data = ["-d", "sid", "--voxceleb1", str(corpora / "VoxCeleb1"), "--prepared", str(corpora / "prepared"), "--mini"]
