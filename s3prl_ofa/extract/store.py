@@ -78,9 +78,8 @@ def open_store(folder: pathlib.Path, settings: dict[str, Any], force: bool, must
         if names and SETTINGS not in names:
             raise UsageError(f"--out {folder} holds other files; expected an empty folder or one of an earlier extract")
         wait_for_shards(folder)
-        if force:
+        if check_settings(folder, settings, RESULTS, force) is None or force:
             remove_results(folder, RESULTS)
-        if check_settings(folder, settings, RESULTS) is None:
             write_settings(folder, settings)
         (folder / ERRORS).unlink(missing_ok=True)
         yield Store(folder, folder, read_index(folder))

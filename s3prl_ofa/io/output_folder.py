@@ -53,9 +53,9 @@ def check_settings(
 ) -> dict[str, Any] | None:
     """The settings that the results in ``folder`` were made with; None if there are no results.
 
-    results: names of the files and folders that hold them. Raises UsageError for results without settings, and for
-    settings that are unreadable or differ from ``settings``; with ``force`` the results are removed in the last two
-    cases.
+    results: names of the files and folders that hold them. Raises UsageError for results without settings, for settings
+    without any of these keys, and for settings that are unreadable or differ; with ``force`` the results are removed in
+    the last two cases.
     """
     path = folder / SETTINGS
     if not path.exists():
@@ -64,11 +64,15 @@ def check_settings(
         return None
     try:
         earlier = dict(json.loads(path.read_text("utf-8")))
+        if not earlier.keys() & settings.keys():
+            raise UsageError(f"{path} is a file of another program or command; give another --out")
         differing = [key for key, value in settings.items() if earlier.get(key) != value]
         if not differing:
             return earlier
         key = differing[0]
         problem = f"--out {folder} holds results made with {key} {earlier.get(key)}, not {settings[key]}"
+    except UsageError:
+        raise
     except (ValueError, TypeError, RecursionError):
         problem = f"{path} cannot be read"
     if not force:

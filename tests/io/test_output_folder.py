@@ -64,5 +64,8 @@ def test_results_of_something_else(tmp_path):
     (tmp_path / "result").mkdir()
     with pytest.raises(UsageError, match="without settings.json, not made here"):
         check_settings(tmp_path, {}, ["result"], force=True)
+    write_settings(tmp_path, {"editor": "vi"})
+    with pytest.raises(UsageError, match="settings.json is a file of another program or command; give another --out"):
+        check_settings(tmp_path, {"a": 1}, ["result"], force=True)
     remove_results(tmp_path, ["result", "missing"])
     assert not list(tmp_path.iterdir())

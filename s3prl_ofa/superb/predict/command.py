@@ -77,11 +77,10 @@ def open_results(out: pathlib.Path, experiment: Experiment, force: bool) -> Iter
     Raises UsageError if they are of another checkpoint or rate; with ``force`` they are removed.
     """
     with experiment.checkpoint.open("rb") as file:
-        settings = {"rate": experiment.rate, "checkpoint": hashlib.file_digest(file, "sha256").hexdigest()}
+        settings = {"rate": experiment.rate, "experiment": hashlib.file_digest(file, "sha256").hexdigest()}
     with locked_folder(out, f"--out {out}", ()):
-        if force:
+        if check_settings(out, settings, (ROWS, SCORES), force) is None or force:
             remove_results(out, (ROWS, SCORES))
-        if check_settings(out, settings, (ROWS, SCORES)) is None:
             write_settings(out, settings)
         rows = read_rows(out / ROWS)
         atomic_write(out / ROWS, "".join(json.dumps(row) + "\n" for row in rows.values()))  # no unfinished line
