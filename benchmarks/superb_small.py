@@ -1,29 +1,25 @@
 """Writes what SUPERB's tasks beside asr, pr and sid scored on small corpora of real speech into docs/how-to/superb.md.
 
     s3prl-ofa sweep downstream_configs/sweeps/superb_small.yaml
-    python -m benchmarks.superb_small --sweep sweeps/superb_small --quesst corpora/quesst14Database
+    python -m benchmarks.superb_small --sweep sweeps/superb_small
 
-The rows are those of the sweep, and of qbe, which a sweep leaves out because it trains no model. They take the place of
-those of the same tasks and rates in results/superb_small.jsonl; without an option the table is made of these again.
+The rows of the sweep take the place of those of the same tasks and rates in results/superb_small.jsonl; without the
+option the table is made of these again.
 """
 
 import argparse
 import json
 import os
 import pathlib
-import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.report import table, with_tables
 from benchmarks.rows import RESULTS
-from s3prl_ofa import cli
 
 ROWS = RESULTS / "superb_small.jsonl"
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "how-to" / "superb.md"
 LAMBDS = (0.0, 0.5, 1.0)
-LAYERS = (3, 5)  # the better of which on dev is tested
 TASKS = {  # the corpus, its test set, and the metrics that are shown
     "ks": ("six keywords, pieces of orders and noise", "78 clips", ("acc",)),
     "ic": ("three keywords in a row, all of them right; chance is 0.13", "80 commands", ("acc",)),
@@ -39,27 +35,6 @@ Row = dict[str, Any]
 
 def read(path: pathlib.Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
-def query_by_example(quesst: pathlib.Path, folder: pathlib.Path) -> Iterator[Row]:
-    """Yields a row for each rate, with the keys of a sweep's and the layer."""
-    task = ["-d", "qbe", "--mini", "--quesst", str(quesst), "-u", "ofa_wav2vec2", "-k", "tiny"]
-    cache = ["--cache-gb", "2", "--feature-cache", str(folder / "features")]
-
-    def measured(lambd: float, layer: int, split: str) -> Row:
-        experiment = folder / f"{lambd:g}_{layer}_{split}"
-        options = ["-p", str(experiment), "-l", str(layer), "-t", split, "--lambd", str(lambd)]
-        if cli.main(["run_downstream", "-m", "evaluate", *task, *options, *cache]):
-            raise SystemExit(f"qbe at lambd {lambd:g} has failed")
-        found: Row = json.loads((experiment / f"measured_{split}.json").read_text("utf-8"))
-        return found
-
-    for lambd in LAMBDS:
-        on_dev = {layer: measured(lambd, layer, "dev")["scores"]["mtwv"] for layer in LAYERS}
-        layer = max(on_dev, key=lambda layer: on_dev[layer])
-        found = measured(lambd, layer, "test")
-        row = {"task": "qbe", "model": "tiny", "rate": "lambd", "value": lambd, "metric": "mtwv", "steps": None}
-        yield row | {"score": found["scores"]["mtwv"], "dev_score": on_dev[layer], "layer": layer} | found
 
 
 def scores() -> str:
@@ -82,14 +57,10 @@ TABLES = {"superb": scores}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", type=pathlib.Path, help="the folder of the sweep")
-    parser.add_argument("--quesst", type=pathlib.Path, help="the corpus of qbe")
     args = parser.parse_args()
     new = read(args.sweep / "results.jsonl") if args.sweep else []
     for row in new:
         row["checkpoint"] = os.path.relpath(row["checkpoint"], ROOT)
-    if args.quesst:
-        with tempfile.TemporaryDirectory() as folder:
-            new += query_by_example(args.quesst, pathlib.Path(folder))
     rows = {(row["task"], row["value"]): row for row in read(ROWS) + new}
     order = sorted(rows, key=lambda key: (list(TASKS).index(key[0]), key[1]))
     ROWS.write_text("".join(f"{json.dumps(rows[key])}\n" for key in order), "utf-8")

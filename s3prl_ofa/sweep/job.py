@@ -18,6 +18,7 @@ RATE_NAMES = {"lambd": "lambd {}", "frame_period_ms": "{} ms", "pool": "pool {}"
 RATE_NAMES |= {UNIFORM: "uniform {}", "layers": "layers {}"}
 FINISHED, FAILED = "finished", "failed"  # states of a row
 HASH_LENGTH = 8
+SEARCH_LAYERS = "search_layers"  # key of a config's runner: the hidden states to try, of a task that is not trained
 # settings that do not affect training: after a change it is enough to evaluate again
 SCORING = ("metric", "higher_is_better", "unit", "dev_split", "test_split")
 
@@ -106,8 +107,13 @@ class Job(Point):
         return {
             **fields,
             "learning_rate": (self.config.get("optimizer") or {}).get("lr"),
-            "steps": self.config["runner"]["total_steps"],
+            "steps": self.config["runner"].get("total_steps"),
         }
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether a model is trained, else hidden states are evaluated as they are."""
+        return "total_steps" in self.config["runner"]
 
     @functools.cached_property
     def name(self) -> str:

@@ -15,7 +15,7 @@ from s3prl_ofa.sweep.job import Point
 from s3prl_ofa.sweep.report.aggregation import summarize
 from s3prl_ofa.sweep.report.settings import Kind
 from s3prl_ofa.sweep.results import PointFolder
-from s3prl_ofa.sweep.run.point import chosen_checkpoint, train_arguments
+from s3prl_ofa.sweep.run.point import chosen_checkpoint, new_experiment
 
 DATARC = "downstream_expert.datarc"
 GRID = {
@@ -76,7 +76,7 @@ def test_starts_of_an_adaptive_rate_are_points_of_their_own(tmp_path):
         *(f"sid_tiny_adaptive{weight}_start{start}_seed1" for weight in (0, 0.5) for start in (0.1, 0.9)),
     ]
     (*_, job) = prepare(grid_from({**GRID, **grid})).values()
-    arguments = train_arguments(PointFolder(tmp_path), job)
+    arguments = new_experiment(PointFolder(tmp_path), job, tmp_path)
     assert arguments[arguments.index("--lambd-start") + 1] == "0.9" and "--lambd-max" not in arguments
 
 
@@ -85,7 +85,7 @@ def test_the_largest_lambd_of_a_task(tmp_path):
     tasks = {"sid": {"rates": {"lambd": 1, "adaptive": 0}, "lambd_max": 0.8, "lambd_starts": 0.1}}
     read = grid_from({**GRID, "tasks": tasks})
     fixed, adaptive = prepare(read).values()
-    arguments = [train_arguments(PointFolder(tmp_path), settings) for settings in (fixed, adaptive)]
+    arguments = [new_experiment(PointFolder(tmp_path), settings, tmp_path) for settings in (fixed, adaptive)]
     assert "--lambd-max" not in arguments[0]
     assert arguments[1][arguments[1].index("--lambd-max") + 1] == "0.8"
     assert (fixed.settings["lambd_max"], adaptive.settings["lambd_max"]) == (None, 0.8)

@@ -131,15 +131,15 @@ def test_a_row_does_not_depend_on_a_kill_after_training(interrupted, folder, mon
 
 def test_outcomes_of_utterances(folder):
     """Those of the test split in the point's metric are kept; a task, or a metric, without any leaves nothing."""
-    point.keep_utterances(folder, JOB)
+    point.keep_utterances(folder, JOB, folder.experiment)
     folder.experiment.mkdir()
     outcomes = {"sums": [1, 0], "counts": [1, 1]}
     found = {"utterances": ["a", "b"], "acc": outcomes, "other": {"sums": [3, 4], "counts": [5, 6]}}
     (folder.experiment / "utterances_test.json").write_text(json.dumps(found))
     (folder.experiment / "utterances_dev.json").write_text("{}")
-    point.keep_utterances(folder, dataclasses.replace(JOB, metric="loss"))
+    point.keep_utterances(folder, dataclasses.replace(JOB, metric="loss"), folder.experiment)
     assert not folder.utterances.exists()
-    point.keep_utterances(folder, JOB)
+    point.keep_utterances(folder, JOB, folder.experiment)
     assert json.loads(folder.utterances.read_text()) == {"utterances": ["a", "b"], **outcomes}
 
 

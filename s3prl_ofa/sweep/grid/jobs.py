@@ -12,7 +12,7 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,8 +27,8 @@ from s3prl_ofa.superb.tasks.data_roots import SPLITS
 from s3prl_ofa.superb.tasks.experiment_data import EVALUATION_SPLITS
 from s3prl_ofa.superb.upstream.expert import check_options
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, NATIVE, whole
-from s3prl_ofa.sweep.grid.schema import KNOWN, Grid, Task
-from s3prl_ofa.sweep.job import OFA, Job, Point
+from s3prl_ofa.sweep.grid.schema import KNOWN, Grid, Task, is_trained
+from s3prl_ofa.sweep.job import OFA, SEARCH_LAYERS, Job, Point
 
 logger = logging.getLogger(__name__)
 
@@ -137,15 +137,24 @@ def check_checkpoints(grid: Grid) -> dict[str, str | None]:
             raise UsageError(f"checkpoints.{name}: {path} does not exist")
         if is_remote(path):
             continue  # downloaded when the first point runs
+        of_model = [point for point in points if point.model == name]
         try:
             config = load(path).config
-            for point in points:
-                if point.model == name:
-                    check_options(path, config, point.checked_options())
+            for point in of_model:
+                check_options(path, config, point.checked_options())
         except (CheckpointError, UsageError) as error:
             raise UsageError(f"checkpoints.{name}: {error}") from None
+        for point in of_model:
+            check_layers(point, grid.tasks[point.task].search_layers, config.layers)
     paths = [*named.values(), *(item.checkpoint for item in grid.baselines if item.checkpoint)]
     return {path: None if is_remote(path) else digest(pathlib.Path(path)) for path in map(absolute, paths)}
+
+
+def check_layers(point: Point, asked: Sequence[int], layers: int) -> None:
+    last, found = point.checked_options().layers or layers, max(asked, default=0)
+    if found > last:
+        where = f"tasks.{point.task}.search_layers"
+        raise UsageError(f"{where} must be at most {last}, the last hidden state of {point.label}, found {found}")
 
 
 def exists(path: str) -> bool:
@@ -181,9 +190,21 @@ def base_config(grid: Grid, name: str, task: Task) -> dict[str, Any]:
         if key == "runner.total_steps":
             raise UsageError(f"{where}.overrides: use {where}.steps for runner.total_steps")
         put(config, key, value, f"{where}.overrides")
-    runner = mapping_at(config, "runner")
-    if runner and task.steps is not None:
-        runner["total_steps"] = task.steps
+    if is_trained(name):
+        settle_steps(where, mapping_at(config, "runner"), task.steps)
+    else:
+        config["runner"] = {SEARCH_LAYERS: list(task.search_layers)} if task.search_layers else {}
+    check_scores(name, task, mapping_at(config, "downstream_expert"))
+    check_config(config, f"{where}: ")
+    for key in ("dev", "test"):
+        if not is_split(getattr(task, key) or key):
+            raise UsageError(f"{where}.{key}: the name of a split is expected, found {getattr(task, key)!r}")
+    return config
+
+
+def settle_steps(where: str, runner: dict[str, Any], steps: int | None) -> None:
+    if runner and steps is not None:
+        runner["total_steps"] = steps
     if "total_steps" not in runner:
         raise UsageError(f"{where}.config: runner.total_steps is expected in it")
     for key in ("total_steps", *EVERY):
@@ -192,12 +213,6 @@ def base_config(grid: Grid, name: str, task: Task) -> dict[str, Any]:
             raise UsageError(f"{where}: runner.{key} must be a whole number of at least 1, found {runner[key]!r}")
         # What is saved and evaluated last must be the last step.
         runner[key] = number if key == "total_steps" else divisor(runner["total_steps"], number)
-    check_scores(name, task, mapping_at(config, "downstream_expert"))
-    check_config(config, f"{where}: ")
-    for key in ("dev", "test"):
-        if not is_split(getattr(task, key) or key):
-            raise UsageError(f"{where}.{key}: the name of a split is expected, found {getattr(task, key)!r}")
-    return config
 
 
 def check_scores(name: str, task: Task, expert: dict[str, Any]) -> None:

@@ -28,12 +28,14 @@ except ImportError as error:
 
 class Scoring(NamedTuple):
     """How a task is scored. metrics: those that it logs, unless its config names them; the first is the default.
-    is_share: whether that one is from 0 to 1, so that reports show it in percent. dev, test: the default splits."""
+    is_share: whether that one is from 0 to 1, so that reports show it in percent. dev, test: the default splits.
+    is_trained: whether a model is trained for the task, else hidden states are evaluated as they are."""
 
     metrics: tuple[str, ...]
     is_share: bool = True
     dev: str | None = "dev"
     test: str = "test"
+    is_trained: bool = True
 
 
 KNOWN = {
@@ -43,7 +45,10 @@ KNOWN = {
     "sf": Scoring(("slot_type_f1",)),
     "asv": Scoring(("EER",), dev=None),
     "sd": Scoring(("der", "acc")),
+    "qbe": Scoring(("mtwv",), is_trained=False),
 }
+# settings of a training, with what stands for none where a task is not trained
+OF_TRAINING: dict[str, Any] = {"steps": None, "learning_rates": (None,), "lambd_starts": (None,), "lambd_max": None}
 # metrics of which less is better, such as EER, slot_value_cer or word_error_rate; per is also a common word
 ERROR_WORDS = "[wcued]er|mindcf|loss|nll|ppl|perplexity|r?mse|mae|mcd|errors?|err"
 ERROR = re.compile(rf"(?<![a-z0-9])(({ERROR_WORDS})(?![a-z0-9])|per[^a-z0-9]*$)")
@@ -108,7 +113,7 @@ Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Number = Annotated[float, BeforeValidator(number)]
 Positive = Annotated[Number, Field(gt=0)]
-DataKey = Literal[tuple(name for name in ROOTS if name not in ("quesst", "vocabulary"))]
+DataKey = Literal[tuple(name for name in ROOTS if name != "vocabulary")]
 
 
 class Section(BaseModel):
@@ -175,6 +180,7 @@ class Task(Axes):
     metric: Text | None = None
     higher_is_better: bool | None = None
     lambd_max: Annotated[Number, Field(gt=0, le=1)] | None = None  # of adaptive rates
+    search_layers: OneOrMore[NotNegative] = ()  # of a task that is not trained: hidden states to try; empty for all
     dev: Text | None = None
     test: Text = "test"
 
@@ -270,6 +276,10 @@ def sentence(error: ValidationError) -> str:
     return f"{key} {re.sub('^[A-Z][a-z]+ ', '', first['msg'])}, found {shown(first['input'])}"  # Input should be ...
 
 
+def is_trained(task: str) -> bool:
+    return task not in KNOWN or KNOWN[task].is_trained
+
+
 def filled(name: str, task: Task, grid: Grid) -> Task:
     """The task with its missing settings filled in from the grid, or else with the defaults."""
     known, own = KNOWN.get(name), task.model_fields_set
@@ -281,6 +291,9 @@ def filled(name: str, task: Task, grid: Grid) -> Task:
     usual |= {"output_frames": (usual_output_frames(name),), "repeat": (usual_repeat(name),)}
     usual["higher_is_better"] = ERROR.search((task.metric or usual["metric"]).lower()) is None
     filled_in = task.model_copy(update={key: value for key, value in (usual | shared).items() if key not in own})
+    if not is_trained(name):  # what the grid says about trainings is for its other tasks
+        shared_training = {key: value for key, value in OF_TRAINING.items() if key not in own}
+        filled_in = filled_in.model_copy(update={**shared_training, "seeds": filled_in.seeds[:1]})
     rates = [checkpoint.rates or filled_in.rates for checkpoint in grid.checkpoints.values()]
     check_task(name, filled_in, own, any(item.adaptive for item in [filled_in.rates, *rates]))
     if not all(item.pairs() for item in rates):
@@ -295,6 +308,13 @@ def check_task(name: str, task: Task, own: Collection[str], adaptive: bool) -> N
     def key(setting: str) -> str:
         return f"tasks.{name}.{setting}" if setting in own else setting
 
+    if not is_trained(name):
+        if found := sorted({*OF_TRAINING, "seeds"} & set(own)):
+            raise UsageError(f"tasks.{name}.{found[0]} is for training, and {name} trains nothing")
+        if adaptive:
+            raise UsageError(f"{key('rates')}: {name} trains nothing, so it has no {ADAPTIVE} rates; give it others")
+    elif task.search_layers:
+        raise UsageError(f"tasks.{name}.search_layers is for tasks that train nothing, such as qbe")
     if reason := why_not_native(name):
         if NATIVE in task.output_frames:
             raise UsageError(f"{key('output_frames')}: {reason}")

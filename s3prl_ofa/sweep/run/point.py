@@ -1,5 +1,6 @@
 """The process of a point: ``python -m s3prl_ofa.sweep.run.point FOLDER`` trains, evaluates and writes the point's row.
 
+A task that trains nothing is evaluated on dev with one hidden state after the other, and on test with the best of them.
 ``--cache-gb GB`` after it lets frozen upstreams use the sweep's feature cache. Each step writes its file only when it
 is done, so that after a kill at any moment another process can do the remaining steps. The point is locked meanwhile,
 because a process may outlive the sweep that started it; the next process waits for it to end. All steps are
@@ -20,6 +21,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 
 from s3prl_ofa.arguments.run_downstream import option
@@ -28,10 +30,11 @@ from s3prl_ofa.cli import build_command_parser, guarded, run_command
 from s3prl_ofa.io.files import DiskFull, atomic_path, read_json, write_json
 from s3prl_ofa.io.locks import locked
 from s3prl_ofa.jobs.slots import process_environment
+from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.signals import wait_for
 from s3prl_ofa.superb.downstream.metrics import measured_path, utterances_path
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
-from s3prl_ofa.sweep.job import FAILED, FINISHED, OFA, Job, Row
+from s3prl_ofa.sweep.job import FAILED, FINISHED, OFA, SEARCH_LAYERS, Job, Row
 from s3prl_ofa.sweep.results import PointFolder
 from s3prl_ofa.version import __version__
 
@@ -131,11 +134,14 @@ def cache_arguments(folder: PointFolder, job: Job, given: Sequence[str]) -> list
 def work(folder: PointFolder, job: Job, cache: list[str]) -> None:
     """Does what is left of the point and writes its row."""
     start = time.monotonic()
+    with atomic_path(folder.config) as temporary:
+        temporary.write_text(yaml.safe_dump(job.config, sort_keys=False), "utf-8")
+    if not job.is_trained:
+        layer, experiment = search(folder, job, cache)
+        return conclude(folder, job, experiment, time.monotonic() - start, layer=layer)
     experiment = folder.experiment
     if not folder.trained.exists():
-        with atomic_path(folder.config) as temporary:
-            temporary.write_text(yaml.safe_dump(job.config, sort_keys=False), "utf-8")
-        run_downstream([*train_arguments(folder, job), *cache])
+        run_downstream(["-a", "-m", "train", *new_experiment(folder, job, experiment), *cache])
         write_json(folder.trained, {"seconds": time.monotonic() - start})
     trained = read_json(folder.trained)["seconds"]
     start = time.monotonic()
@@ -143,13 +149,50 @@ def work(folder: PointFolder, job: Job, cache: list[str]) -> None:
         if not measured_path(experiment, split).exists():
             past = str(chosen_checkpoint(experiment, job))
             run_downstream(["-m", "evaluate", "-e", past, "-t", split, "--device", job.device, *cache])
-    keep_utterances(folder, job)
-    write_json(folder.result, row_of(folder, job, trained + time.monotonic() - start))
+    conclude(folder, job, experiment, trained + time.monotonic() - start)
 
 
-def keep_utterances(folder: PointFolder, job: Job) -> None:
+def search(folder: PointFolder, job: Job, cache: list[str]) -> tuple[int, pathlib.Path]:
+    """SUPERB's protocol for a task that trains nothing: finds the hidden state that is best on dev and evaluates it on
+    test. Returns its index and the folder of its evaluations."""
+
+    def experiment(layer: int) -> pathlib.Path:
+        return folder.experiment / f"layer_{layer}"
+
+    def evaluate(layer: int, split: str) -> float:
+        if not (path := measured_path(experiment(layer), split)).exists():
+            arguments = new_experiment(folder, job, experiment(layer))
+            run_downstream(["-m", "evaluate", *arguments, "-l", str(layer), "-t", split, *cache])
+        return score_in(read_json(path), job)
+
+    layers = job.config["runner"].get(SEARCH_LAYERS) or range(count_hidden_states(job))
+    on_dev = {layer: evaluate(layer, job.dev_split) for layer in layers}
+    best = (max if job.higher_is_better else min)(on_dev, key=on_dev.__getitem__)
+    evaluate(best, job.test_split)
+    return best, experiment(best)
+
+
+def count_hidden_states(job: Job) -> int:
+    """Of the point's upstream, the input of the encoder included."""
+    from s3prl import hub
+
+    from s3prl_ofa.superb.downstream.experiment import s3prl_set_up
+
+    options = {"layers": job.value} if job.rate == "layers" else {}
+    with s3prl_set_up(), torch.no_grad():
+        upstream = getattr(hub, job.upstream)(ckpt=job.checkpoint, **options).eval()
+        return len(upstream([torch.zeros(SAMPLE_RATE)])["hidden_states"])
+
+
+def conclude(folder: PointFolder, job: Job, experiment: pathlib.Path, seconds: float, **found: Any) -> None:
+    """Writes the row of a point whose evaluations are in ``experiment``."""
+    keep_utterances(folder, job, experiment)
+    write_json(folder.result, row_of(folder, job, experiment, seconds) | found)
+
+
+def keep_utterances(folder: PointFolder, job: Job, experiment: pathlib.Path) -> None:
     """Keeps the outcome of each test utterance, if the task records it, for comparisons between points."""
-    path = utterances_path(folder.experiment, job.test_split)
+    path = utterances_path(experiment, job.test_split)
     scores = read_json(path) if path.exists() else {}
     if job.metric in scores:
         write_json(folder.utterances, {"utterances": scores["utterances"], **scores[job.metric]}, indent=None)
@@ -160,10 +203,10 @@ def run_downstream(arguments: list[str]) -> None:
     run_command("run_downstream", build_command_parser("run_downstream").parse_args(arguments))
 
 
-def train_arguments(folder: PointFolder, job: Job) -> list[str]:
-    """``-a`` resumes from S3PRL's last checkpoint, or begins where there is none."""
-    arguments = ["-a", "-m", "train", "-u", job.upstream, "-d", job.task, "-c", str(folder.config)]
-    arguments += ["-p", str(folder.experiment), "--seed", str(job.seed), "--device", job.device]
+def new_experiment(folder: PointFolder, job: Job, experiment: pathlib.Path) -> list[str]:
+    """The arguments of a new experiment of the point. With ``-a`` a training resumes from S3PRL's last checkpoint."""
+    arguments = ["-u", job.upstream, "-d", job.task, "-c", str(folder.config)]
+    arguments += ["-p", str(experiment), "--seed", str(job.seed), "--device", job.device]
     if job.checkpoint is not None:
         arguments += ["-k", job.checkpoint]
     for name, value in job.rate_options.items():
@@ -179,24 +222,23 @@ def chosen_checkpoint(experiment: pathlib.Path, job: Job) -> pathlib.Path:
     return ([path for path in best if "test" not in path.name] or last or [experiment])[-1]
 
 
-def row_of(folder: PointFolder, job: Job, seconds: float) -> Row:
-    """The row of a finished point. seconds: of training and evaluation, each in the process that finished it.
-    attempts: how often training was started. peak_memory_mb: of the processes of training and evaluation.
+def row_of(folder: PointFolder, job: Job, experiment: pathlib.Path, seconds: float) -> Row:
+    """The row of a finished point, evaluated in ``experiment``.
+
+    seconds: of training and evaluation, each in the process that finished it. attempts: how often training was
+    started. peak_memory_mb: of the processes of training and evaluation.
 
     Raises ValueError where there is no score.
     """
     found = {}
     for split in filter(None, ("train", job.dev_split, job.test_split)):
-        path = measured_path(folder.experiment, split)
+        path = measured_path(experiment, split)
         found[split] = read_json(path) if path.exists() else {}  # of training, one step is too few to measure
     test = found[job.test_split]
-    if test["scores"].get(job.metric) is None:
-        scores = ", ".join(f"{name} {value}" for name, value in test["scores"].items()) or "nothing"
-        raise ValueError(f"tasks.{job.task}.metric: no {job.metric} in what S3PRL logged: {scores}")
     log = folder.log.read_text("utf-8", errors="replace")
     return job.row(
         FINISHED,
-        score=test["scores"][job.metric],
+        score=score_in(test, job),
         dev_score=found[job.dev_split]["scores"].get(job.metric) if job.dev_split else None,
         **{key: value for key, value in test.items() if key not in NOT_IN_ROW},
         frame_count=test["frames"],
@@ -207,6 +249,14 @@ def row_of(folder: PointFolder, job: Job, seconds: float) -> Row:
         attempts=log.count(f"$ {TRAIN}"),
         **provenance(),
     )
+
+
+def score_in(measured: dict[str, Any], job: Job) -> float:
+    scores: dict[str, float | None] = measured["scores"]
+    if (score := scores.get(job.metric)) is None:
+        logged = ", ".join(f"{name} {value}" for name, value in scores.items()) or "nothing"
+        raise ValueError(f"tasks.{job.task}.metric: no {job.metric} in what S3PRL logged: {logged}")
+    return score
 
 
 def provenance() -> dict[str, Any]:
