@@ -107,7 +107,7 @@ def speech_commands(
 
 
 def fluent(root: pathlib.Path, keywords: list[Row], out: pathlib.Path, limit: Limit) -> None:
-    """Three keywords in a row, one of two for each slot; every combination is said equally often in each split.
+    """Three keywords in a row, one of two for each slot; every combination occurs equally often in each split.
 
     The coffee orders are no substitute: of 88 to train on, a model that learns them by heart gets no other one right.
     """
@@ -121,11 +121,11 @@ def fluent(root: pathlib.Path, keywords: list[Row], out: pathlib.Path, limit: Li
             table = csv.writer(file)
             table.writerow(("", "path", "speakerId", "transcription", "action", "object", "location"))
             for number in range(len(limit([{}] * COMMANDS[split]))):
-                said = combinations[number % len(combinations)]
-                waves = [read(root / clips[word][random.integers(len(clips[word]))]["file"]) for word in said]
+                spoken = combinations[number % len(combinations)]
+                waves = [read(root / clips[word][random.integers(len(clips[word]))]["file"]) for word in spoken]
                 path = pathlib.PurePath("wavs", "speakers", "unknown", f"{name}{number:03}.wav")
                 write(out / path, np.concatenate([loudest(wave, 1.0) for wave in waves]))
-                table.writerow((number, path.as_posix(), "unknown", " ".join(said), *said))
+                table.writerow((number, path.as_posix(), "unknown", " ".join(spoken), *spoken))
 
 
 def loudest(wave: np.ndarray, seconds: float) -> np.ndarray:

@@ -64,17 +64,15 @@ def check_settings(
         return None
     try:
         earlier = dict(json.loads(path.read_text("utf-8")))
-        if not earlier.keys() & settings.keys():
-            raise UsageError(f"{path} is a file of another program or command; give another --out")
-        differing = [key for key, value in settings.items() if earlier.get(key) != value]
-        if not differing:
-            return earlier
-        key = differing[0]
-        problem = f"--out {folder} holds results made with {key} {earlier.get(key)}, not {settings[key]}"
-    except UsageError:
-        raise
     except (ValueError, TypeError, RecursionError):
         problem = f"{path} cannot be read"
+    else:
+        if not earlier.keys() & settings.keys():
+            raise UsageError(f"{path} is a file of another program or command; give another --out")
+        key = next((key for key, value in settings.items() if earlier.get(key) != value), None)
+        if key is None:
+            return earlier
+        problem = f"--out {folder} holds results made with {key} {earlier.get(key)}, not {settings[key]}"
     if not force:
         raise UsageError(f"{problem}; give --force to start again, or another --out")
     remove_results(folder, results)
