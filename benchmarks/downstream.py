@@ -36,7 +36,7 @@ def train_and_replay(runner: DownstreamRunner, found: dict[str, list[float]]) ->
     hook = model.register_forward_pre_hook(keep, with_kwargs=True)
     super(DownstreamRunner, runner).train()
     hook.remove()
-    found["run_downstream, warm cache"] = runner.meter.training
+    found["run_downstream, warm cache"] = list(runner.meter.training)  # which the steps below lengthen
     alone = found["downstream model alone"] = []
     optimizer = runner._get_optimizer([model])
     model.train()

@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import safetensors
@@ -138,22 +138,23 @@ class FeatureCache(contextlib.ExitStack):
     def collate(self, entries: list[Entry], waves: list[Tensor]) -> ExtractOutput:
         """The batch of these utterances, padded as in ``extract``."""
 
-        def padded(name: str) -> Tensor:
-            return pad_sequence([entry[name] for entry in entries], batch_first=True).to(self.device)
+        def padded(rows: Iterable[Tensor]) -> Tensor:
+            return pad_sequence(list(rows), batch_first=True).to(self.device)
 
-        states = padded("hidden_states")  # (batch, frames, layers, dim)
-        absent = states.new_full((), torch.nan).expand(*states.shape[:2], states.shape[3])
-        cached = dict(zip(self.layers, states.unbind(2), strict=True))
+        # one layer after the other: a tensor of all of them would come from fresh memory, which takes twice as long
+        states = [padded(entry["hidden_states"][:, row] for entry in entries) for row in range(len(self.layers))]
+        absent = states[0].new_full((), torch.nan).expand(states[0].shape)
+        cached = dict(zip(self.layers, states, strict=True))
         lengths = torch.tensor([len(entry["times"]) for entry in entries], device=self.device)
         seconds = torch.tensor([len(wave) for wave in waves], dtype=torch.float64, device=self.device) / SAMPLE_RATE
         return ExtractOutput(
             hidden_states=tuple(cached.get(layer, absent) for layer in range(self.count)),
             lengths=lengths,
-            times=padded("times"),
+            times=padded(entry["times"] for entry in entries),
             lambd=torch.cat([entry["lambd"] for entry in entries]).to(self.device),
             frame_period_ms=1000.0 * seconds / lengths,
             input_lengths=torch.tensor([len(entry["frame_index"]) for entry in entries], device=self.device),
-            frame_index=padded("frame_index").long(),
+            frame_index=padded(entry["frame_index"] for entry in entries).long(),
             alpha_sum=None,
         )
 

@@ -25,6 +25,19 @@ class LengthAwareFeaturizer(Featurizer):
             feature = self._weighted_sum(feature)
         return [row[:length] for row, length in zip(feature, lengths.tolist(), strict=True)]
 
+    def _weighted_sum(self, feature: list[Tensor]) -> Tensor:
+        """S3PRL's sum over layers, layer by layer. S3PRL first makes two copies of all layers together, which on a CPU
+        takes longer than most downstream models."""
+        if len(feature) != self.layer_num:
+            return super()._weighted_sum(feature)  # which says what is wrong
+        if self.normalize:
+            feature = [F.layer_norm(state, state.shape[-1:]) for state in feature]
+        weights = F.softmax(self.weights, dim=-1)
+        weighted = weights[0] * feature[0]
+        for weight, state in zip(weights[1:], feature[1:], strict=True):
+            weighted += weight * state
+        return weighted
+
 
 def with_native_lengths(forward: Callable) -> Callable:
     """Wraps ``S3PRLUpstream.forward`` so that an upstream with native frames keeps its own lengths.
