@@ -96,6 +96,7 @@ def test_extract_and_again(golden_checkpoint, tmp_path, make_wave):
     assert len(list((out / "features").glob("*.npy"))) >= 10
 
 
+@pytest.mark.slow
 def test_guidance(tmp_path):
     """Its processes end with it."""
     manifest = write_manifest(tmp_path / "train.tsv", tmp_path, {f"{number}.flac": 320_000 for number in range(3000)})

@@ -43,7 +43,8 @@ def alone(golden_checkpoint, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3])
 def test_the_same_as_without_shards(extract, alone, tmp_path, capsys, count):
     files = len(read_index(alone))
     assert extract(AUDIO, "--lambd", 0.5, "--shards", count) == 0
@@ -61,6 +62,7 @@ def test_shards_are_balanced_and_none_is_empty():
     assert len(make_shards(pairs[:2], 5)) == 2 and make_shards([], 5) == []
 
 
+@pytest.mark.slow
 def test_bad_files_and_unreached_periods_are_reported_as_without_shards(extract, audio_folder, tmp_path, capsys):
     (audio_folder / "corrupt.wav").write_bytes(b"RIFF but no more")
     (audio_folder / "short.wav").write_bytes((audio_folder / "a.wav").read_bytes())

@@ -65,6 +65,7 @@ def test_a_finished_training_again(corpus, tmp_path, capsys, end):
     assert read_checkpoint(last)["optimizer_history"][-1]["num_updates"] > updates
 
 
+@pytest.mark.slow
 def test_validation_after_a_resume(corpus, tmp_path):
     """Validation depends only on the weights, so that 2 + 2 updates give the validation losses, the best
     score and the checkpoint_best.pt of 4."""

@@ -235,6 +235,7 @@ def test_no_folder(voices, tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_failed_and_tried_again(voices, tmp_path, capsys):
     """A point that fails is listed with the end of its log and status 1, is left alone the next time, and --retry runs
     it again; its row is then replaced."""

@@ -27,6 +27,7 @@ def cluster(tmp_path, monkeypatch):
     return stand_in(tmp_path / "cluster", monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_sweep(cluster, tmp_path, capsys):
     """The same code as on one's own machine: a point is a job with what the grid asks for, its row is in the results,
     and the same sweep again has nothing to do."""

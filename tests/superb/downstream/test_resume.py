@@ -50,7 +50,11 @@ SHORT_PIECES = (f"{DATARC}.max_timestep=16000", f"{DATARC}.train_batch_size=1") 
     ("task", "overrides"),
     [
         ("sid", SHORT_PIECES),
-        ("sid", (*SHORT_PIECES, f"{DATARC}.num_workers=1", "config.runner.gradient_accumulate_steps=3")),
+        pytest.param(
+            "sid",
+            (*SHORT_PIECES, f"{DATARC}.num_workers=1", "config.runner.gradient_accumulate_steps=3"),
+            marks=pytest.mark.slow,
+        ),
         ("asr", (f"{DATARC}.batch_size=2", "config.downstream_expert.modelrc.RNNs.dropout=[0.5]")),
     ],
 )
