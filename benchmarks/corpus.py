@@ -18,7 +18,7 @@ import torch
 from benchmarks.extract import DTYPES, PACKAGES, SIZES, add_model_arguments, random_model
 from benchmarks.rows import RESULTS, Row, environment, rounded, write
 from s3prl_ofa import cli, load
-from s3prl_ofa.extract.command import BATCH_SECONDS
+from s3prl_ofa.arguments.extract import BATCH_SECONDS
 from s3prl_ofa.extract.inputs import find_utterances, make_batches
 from s3prl_ofa.io.audio import SAMPLE_RATE, duration, load_audio
 from s3prl_ofa.model import OFAWav2Vec2

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.extract import SINGLE_S
 from benchmarks.rows import RESULTS, Row, read
-from benchmarks.targets import OURS, TARGETS, cost_curve, is_ours, latest, period_of
+from benchmarks.targets import OURS, TARGETS, cost_curve, is_exported, is_ours, latest, period_of
 from s3prl_ofa.model import SAMPLE_RATE, ModelConfig
 from s3prl_ofa.model.cost import macs
 
@@ -59,6 +59,13 @@ def blocks(rows: Iterable[Row], make: Callable[[list[Row]], str | None]) -> str:
     """A table for each machine, those of the latest run first."""
     groups = sorted(machines(rows).values(), key=lambda group: max(row.run for row in group), reverse=True)
     return "\n\n".join(text for group in groups if (text := make(group)))
+
+
+def extraction(exported: bool) -> list[Row]:
+    """The rows of the runs with our model in other runtimes, or of those without."""
+    rows = rows_of("extract")
+    runs = {row.run for row in rows if is_exported(row.contender)}
+    return [row for row in rows if (row.run in runs) == exported]
 
 
 def single_table(rows: list[Row]) -> str | None:
@@ -194,7 +201,8 @@ def targets_table() -> str:
 
 TABLES = {
     "targets": targets_table,
-    "single": lambda: blocks(rows_of("extract"), single_table),
+    "single": lambda: blocks(extraction(exported=False), single_table),
+    "exported": lambda: blocks(extraction(exported=True), single_table),
     "rates": lambda: blocks(rows_of("extract", "cost_curve"), rates_table),
     "batches": lambda: blocks(rows_of("extract"), batch_table),
     "int8": lambda: blocks(rows_of("int8"), int8_table),

@@ -1,6 +1,7 @@
 """The benchmarks measure what they say, and the pages show what they measured."""
 
 import dataclasses
+import importlib
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ import pytest
 import torch
 from paths import ROOT
 
-from benchmarks import cost_curve, extract, long, report, rows, targets
+from benchmarks import corpus, cost_curve, downstream, extract, long, report, rows, targets
 from benchmarks.peers import PEERS, RUNTIMES, Batch, can_run
 from s3prl_ofa.superb.compat.shims import apply_shims
 
@@ -130,6 +131,29 @@ def test_cost_curve_and_long_audio(run):
     assert frames == sorted(frames, reverse=True)
     (row,) = [row for row in run(long, "--minutes", "0.02", "--window-s", "5") if row.benchmark == "long"]
     assert row.audio_s == pytest.approx(1.2) and row.frames == 59 and 50 < row.peak_mib < 2000
+
+
+def test_extract_beside_the_model_alone(run, audio_folder):
+    """Promise: the command's time for all files, and the model's own for some of the same batches."""
+    alone, command = run(corpus, str(audio_folder), "--files", "3")
+    assert (alone.contender, command.contender) == ("model alone", "extract, 3 files")
+    assert command.audio_s == pytest.approx(2.2) and alone.audio_s > 0 and command.median_s > 0
+
+
+def test_a_warm_cache_beside_the_downstream_model_alone(monkeypatch, corpora, golden_checkpoint, tmp_path):
+    """Promise: the steps of each are its own. A step is timed from the one before, so that the first has no time."""
+    roots = [f"--librispeech={corpora / 'LibriSpeech'}", f"--prepared={corpora / 'prepared'}"]
+    options = ["--task", "pr", "--steps", "3", "--threads", "1", "--out", str(tmp_path / "rows.csv"), *roots]
+    monkeypatch.setattr(sys, "argv", ["downstream", str(golden_checkpoint), *options])
+    downstream.main()
+    warm, alone = rows.read(tmp_path / "rows.csv")
+    assert (warm.contender, warm.rounds) == ("run_downstream, warm cache", 2)
+    assert (alone.contender, alone.rounds) == ("downstream model alone", 3)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_can_be_imported(path):
+    importlib.import_module(f"benchmarks.{path.stem}")
 
 
 def test_every_contender_comes_after_every_other():

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s3prl_ofa.model.packing import pad, positions_of, similar_groups, starts_of, unpad, valid_mask
+from s3prl_ofa.model.products import differentiable
 
 varlen_attn: Callable[..., Any] | None
 try:
@@ -26,6 +27,29 @@ def uses_varlen(qkv: Tensor, head_dim: int) -> bool:
     if varlen_attn is None or qkv.device.type != "cuda" or qkv.dtype.itemsize != 2:
         return False
     return head_dim % 8 == 0 and head_dim <= 256 and torch.cuda.get_device_capability(qkv.device) >= (8, 0)
+
+
+# Scores that are computed at once as products, and the most frames of an utterance: beyond, they leave the caches.
+MAX_SCORES, MAX_FRAMES = 2**22, 2048
+
+
+def uses_products(query: Tensor) -> bool:
+    """Whether two products and a softmax are faster than torch's fused attention: query (batch, heads, frames, width).
+
+    In bfloat16 on CPUs with instructions for it but without AMX, where the fused kernel computes in float32.
+    """
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or differentiable(query):
+        return False
+    in_bfloat16 = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+    return in_bfloat16 and query.shape[2] <= MAX_FRAMES
+
+
+def attend_by_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention without a mask: (batch, heads, frames, width) each, to the same shape."""
+    heads = max(1, MAX_SCORES // query.shape[2] ** 2)
+    rows = (states.flatten(0, 1).split(heads) for states in (query * query.shape[3] ** -0.5, key, value))
+    parts = [torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(2), v) for q, k, v in zip(*rows, strict=True)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(query.shape)
 
 
 class AttentionGroup:
@@ -48,7 +72,10 @@ class AttentionGroup:
         padded = pad(qkv, self.lengths)
         batch, frames, width = padded.shape
         query, key, value = padded.view(batch, frames, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask)
+        if self.mask is None and uses_products(query):
+            attended = attend_by_products(query, key, value)
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask)
         return unpad(attended.transpose(1, 2).reshape(batch, frames, width // 3), self.lengths)
 
 
