@@ -17,7 +17,7 @@ def test_products_are_attention(max_scores, monkeypatch):
 
 @pytest.mark.parametrize(("bfloat16", "amx"), [(True, False), (True, True), (False, False)])
 def test_where_products_are_used(bfloat16, amx, monkeypatch):
-    """In bfloat16, on CPUs that have instructions for it but not AMX, for inference, and not for very long utterances."""
+    """In bfloat16, on CPUs with instructions for it but without AMX, for inference, not for very long utterances."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     query = torch.zeros(1, 2, 5, 4, dtype=torch.bfloat16)
