@@ -50,11 +50,7 @@ SHORT_PIECES = (f"{DATARC}.max_timestep=16000", f"{DATARC}.train_batch_size=1") 
     ("task", "overrides"),
     [
         ("sid", SHORT_PIECES),
-        pytest.param(
-            "sid",
-            (*SHORT_PIECES, f"{DATARC}.num_workers=1", "config.runner.gradient_accumulate_steps=3"),
-            marks=pytest.mark.slow,
-        ),
+        ("sid", (*SHORT_PIECES, f"{DATARC}.num_workers=1", "config.runner.gradient_accumulate_steps=3")),
         ("asr", (f"{DATARC}.batch_size=2", "config.downstream_expert.modelrc.RNNs.dropout=[0.5]")),
     ],
 )
