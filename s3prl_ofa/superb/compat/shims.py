@@ -23,7 +23,7 @@ from torch import Tensor
 from s3prl_ofa.checkpoint.safe_loading import namespace_in_checkpoints
 from s3prl_ofa.io import audio
 from s3prl_ofa.io.files import printable
-from s3prl_ofa.superb.compat.sox_effects import apply_effects_file, apply_effects_tensor
+from s3prl_ofa.superb.compat.sox_effects import EFFECTS, apply_effects_file, apply_effects_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -120,14 +120,22 @@ def torchaudio_import() -> bool:
 
 def torchaudio_names() -> bool:
     """torchaudio 2.9 dropped what S3PRL calls on import (``set_audio_backend``; there is only one backend now), calls
-    for lengths (``info``), or uses in some tasks (``sox_effects``)."""
+    for lengths (``info``), or uses in some tasks (``sox_effects``, which earlier versions have but need libsox for)."""
     import torchaudio
 
-    needs_effects = not hasattr(torchaudio, "sox_effects")
+    needs_effects = not sox_works(torchaudio)
     if needs_effects:
         effects = {function.__name__: function for function in (apply_effects_file, apply_effects_tensor)}
-        stub_module("torchaudio.sox_effects", **effects)
+        stub_module("torchaudio.sox_effects", effect_names=lambda: list(EFFECTS), **effects)
     return add_missing(torchaudio, set_audio_backend=lambda backend: None, info=audio_info) or needs_effects
+
+
+def sox_works(torchaudio: types.ModuleType) -> bool:
+    """Whether torchaudio has ``sox_effects`` and finds libsox, or ours are in their place."""
+    with contextlib.suppress(AttributeError, OSError, ImportError, RuntimeError):
+        torchaudio.sox_effects.effect_names()
+        return True
+    return False
 
 
 def torchaudio_load() -> bool:
