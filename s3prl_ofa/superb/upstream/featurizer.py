@@ -32,7 +32,7 @@ class LengthAwareFeaturizer(Featurizer):
             return super()._weighted_sum(feature)  # which says what is wrong
         if self.normalize:
             feature = [F.layer_norm(state, state.shape[-1:]) for state in feature]
-        weights = F.softmax(self.weights, dim=-1)
+        weights = F.softmax(self.weights, dim=-1).split(1)  # not scalars, so that a sum of 16-bit states is in float32
         weighted = weights[0] * feature[0]
         for weight, state in zip(weights[1:], feature[1:], strict=True):
             weighted += weight * state

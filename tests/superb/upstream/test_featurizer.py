@@ -42,6 +42,13 @@ def test_weighted_sum_of_s3prl(normalize, trained):
     torch.testing.assert_close(ours[1:], theirs[1:], rtol=1e-5, atol=1e-6)
 
 
+def test_states_in_16_bits():
+    """As autocast gives them: the sum is in float32."""
+    states = list(torch.randn(LAYERS, *SHAPE, generator=torch.Generator().manual_seed(0)).half())
+    ours, theirs = (made(kind, False)._weighted_sum(states) for kind in (LengthAwareFeaturizer, Featurizer))
+    assert ours.dtype == torch.float32 and torch.equal(ours, theirs)
+
+
 def test_another_number_of_layers():
     with pytest.raises(AssertionError, match="layerdrop"):
         made(LengthAwareFeaturizer, False)._weighted_sum([torch.zeros(SHAPE)] * 3)
