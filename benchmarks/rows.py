@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from tqdm import tqdm
 
-from s3prl_ofa.device import device_name
+from s3prl_ofa.device import cpuinfo, device_name, processor_name
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
@@ -74,16 +74,7 @@ class Contender:
 
 def machine(device: torch.device) -> str:
     """The name of the GPU, or of the processor with its number of cores."""
-    return device_name(device) if device.type == "cuda" else f"{device_name(device)}, {os.cpu_count()} cores"
-
-
-def cpuinfo(key: str) -> str:
-    """An entry of the first processor in /proc/cpuinfo; empty where there is none."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
+    return device_name(device) if device.type == "cuda" else f"{processor_name()}, {os.cpu_count()} cores"
 
 
 def instructions(device: torch.device) -> str:

@@ -35,16 +35,26 @@ def resolve_device(name: "str | torch.device") -> "torch.device":
 
 
 def device_name(device: "torch.device") -> str:
-    """The name of the processor or GPU."""
+    """The name of the GPU, or of the processor with the instructions that torch's kernels use on it, as ``AVX2``: a
+    virtual machine may give processors of several generations the same name."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    return f"{processor_name()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def processor_name() -> str:
+    return cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpuinfo(key: str) -> str:
+    """An entry of the first processor in /proc/cpuinfo; empty where there is none."""
     try:
-        info = pathlib.Path("/proc/cpuinfo").read_text("utf-8")
-        return next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        lines = pathlib.Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
 
 
 def now(device: "torch.device") -> float:

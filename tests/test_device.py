@@ -5,7 +5,7 @@ import torch
 
 import s3prl_ofa
 from s3prl_ofa import cli
-from s3prl_ofa.device import resolve_device
+from s3prl_ofa.device import device_name, resolve_device
 from s3prl_ofa.errors import UsageError
 
 
@@ -30,6 +30,16 @@ def test_devices_that_are_not(name, golden_checkpoint):
     for use in (resolve_device, lambda name: s3prl_ofa.load(golden_checkpoint.with_name("none.pt"), device=name)):
         with pytest.raises(UsageError, match=f"^device {name} (cannot be used|is unknown).*expected auto, cpu, cuda"):
             use(name)
+
+
+def test_name_of_a_processor(monkeypatch):
+    """Two generations of processors that a virtual machine calls the same are told apart: their rounding differs."""
+    names = []
+    for capability in ("AVX2", "AVX512"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        names.append(device_name(torch.device("cpu")))
+    assert names[0].removesuffix(" (AVX2)") == names[1].removesuffix(" (AVX512)") != ""
+    assert names[0] != names[1]
 
 
 @pytest.mark.parametrize(
