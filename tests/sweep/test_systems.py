@@ -70,12 +70,13 @@ def test_packaged_grids(name):
 
 
 def test_packaged_evidence():
-    """All systems, as rows of one sweep: three seeds of pr and asr, five of sid, and learned rates from two starts."""
+    """All systems, as rows of one sweep: three seeds of pr and asr, five of sid, and a learned rate from two starts."""
     points = points_of(read_grid(folder("downstream_configs") / "sweeps" / "evidence.yaml"))
     rates = Counter((point.task, point.rate, point.model) for point in points)
     for task, seeds in {"pr": 3, "sid": 5, "asr": 3}.items():
         assert {point.seed for point in points if point.task == task} == set(range(1, seeds + 1))
         assert all(rates[task, "lambd", f"fixed{size}"] == seeds for size in (2, 3, 4))
-        assert rates[task, "lambd", "tiny"] == 5 * seeds and rates[task, None, "mfcc"] == seeds
-        assert min(rates[task, rate, "tiny"] for rate in ("uniform", "layers", "pool")) >= seeds
-        assert rates[task, "adaptive", "tiny"] == (0 if task == "asr" else 2 * seeds)
+        assert rates[task, "lambd", "tiny"] >= 3 * seeds and rates[task, None, "mfcc"] == seeds
+        alternatives = min(rates[task, rate, "tiny"] for rate in ("uniform", "layers", "pool"))
+        assert alternatives >= (0 if task == "asr" else seeds)
+        assert rates[task, "adaptive", "tiny"] == (2 * seeds if task == "pr" else 0)
