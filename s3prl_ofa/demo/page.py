@@ -43,6 +43,7 @@ keep in memory. Synthetic voices say little about real ones: try your own."""
 CSS = """
 .gradio-container {max-width: 1500px !important; margin: auto}
 .side img {width: 100% !important; height: auto !important; object-fit: contain; cursor: pointer}
+.wrap-inner input {text-overflow: ellipsis !important; padding-right: 1.5em !important}  /* beside the arrow */
 .numbers table {width: 100%; display: table}
 .numbers td, .numbers th {padding: 4px 10px}
 .numbers td + td, .numbers th + th {text-align: right; white-space: nowrap}
