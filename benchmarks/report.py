@@ -29,11 +29,11 @@ def rows_of(*files: str) -> list[Row]:
     return [row for file in files if (path := RESULTS / f"{file}.csv").exists() for row in read(path)]
 
 
-def machines(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """The rows of each machine."""
-    found: dict[str, list[Row]] = {}
+def machines(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """The rows of each machine, by its name and instruction sets: virtual ones of several kinds share a name."""
+    found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        found.setdefault(row.machine, []).append(row)
+        found.setdefault((row.machine, row.instructions), []).append(row)
     return found
 
 
@@ -189,7 +189,7 @@ def targets_table() -> str:
         [target.what, f"{'at most' if target.at_most else 'at least'} {target.goal:g}", *map(target.cell, groups)]
         for target in TARGETS
     ]
-    head = ["", "target", *(group[0].machine for group in groups)]
+    head = ["", "target", *(f"{group[0].machine} ({group[0].instructions})" for group in groups)]
     if all(row.device != "cuda" for row in rows):
         head.append("GPU")
         lines = [

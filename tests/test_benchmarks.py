@@ -222,6 +222,12 @@ def test_targets_compare_rows_of_one_run():
     assert first.cell([row("ours, 20 ms", 1.0), row("S3PRL", 1.1)]) == "1.10, not reached"
 
 
+def test_machines_of_one_name():
+    """Virtual machines with the same name and other instruction sets have tables of their own."""
+    groups = report.machines([row("ours, 20 ms", 2.0), row("ours, 20 ms", 1.0, instructions="avx2 avx512f")])
+    assert [[each.median_s for each in group] for group in groups.values()] == [[2.0], [1.0]]
+
+
 @pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.name)
 def test_pages_show_the_results(page):
     """Promise: every table of both pages is what `python -m benchmarks.report` makes of the csv files."""

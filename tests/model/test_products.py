@@ -23,16 +23,17 @@ def plain(layer: nn.Module, rows: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.cpu_kernels
-@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("gelu", [False, "within the product", "after it"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 0.01)])
-def test_products_are_those_of_torch(layer, dtype, tolerance, gelu):
+def test_products_are_those_of_torch(layer, dtype, tolerance, gelu, monkeypatch):
     """Promise: the product, and the exact GELU after it, for any number of rows and with or without a bias."""
+    monkeypatch.setattr(products, "fuses_gelu", lambda: gelu == "within the product")
     layer = layer.to(dtype)
     for rows in (torch.randn(count, 48).to(dtype) for count in (1, 7, 200)):
         for bias in (layer.bias, None):
             expected = F.linear(rows.double(), layer.weight.double(), None if bias is None else bias.double())
             expected = F.gelu(expected) if gelu else expected
-            found = linear(rows, layer.weight, bias, gelu)
+            found = linear(rows, layer.weight, bias, bool(gelu))
             assert found.dtype == dtype
             torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
 
