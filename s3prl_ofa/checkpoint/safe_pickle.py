@@ -22,7 +22,7 @@ from s3prl_ofa.errors import CheckpointError, shown, shown_text
 
 # Bounds far beyond real files: a Large model with its optimizer has some 40,000 instructions and 1,300 tensors.
 MAX_PICKLE = 2**25  # bytes
-MAX_INSTRUCTIONS, MAX_DIMS = 500_000, 8
+MAX_INSTRUCTIONS, MAX_DIMS = 250_000, 8
 
 
 class StandIn:

@@ -3,7 +3,6 @@
 import io
 import json
 import pathlib
-import re
 import struct
 import zipfile
 import zlib
@@ -26,8 +25,8 @@ from s3prl_ofa.superb.registration import ofa_wav2vec2_local
 
 ENDLESS = {  # attacks that torch would carry out, and what our reader says of them
     "punycode": "bytes are made from .*, which torch.save does not write",
-    "many instructions": "its pickle has more than 500000 instructions; expected a model",
-    "300,000 empty tensors": "its pickle has more than 500000 instructions; expected a model",
+    "many instructions": "its pickle has more than 250000 instructions; expected a model",
+    "300,000 empty tensors": "its pickle has more than 250000 instructions; expected a model",
 }
 FC1 = "encoder.layers.0.fc1.weight"
 
@@ -35,11 +34,8 @@ FC1 = "encoder.layers.0.fc1.weight"
 def test_attacks_and_mutations():
     """All hand-made attacks are refused; mutated files load unchanged or give one sentence; nothing is run or grows."""
     table = hostile.attack(count=200, seed=0)
-    # how long one took decides nothing here: that depends on the processor, and the long run by hand reports it
-    slow = re.compile(r"Slow: [\d.]+ s, then (refused|loaded)$")
-    findings = [finding for finding in table.pop("findings") if not slow.search(finding)]
-    assert not findings
-    assert set(table.pop(("hand-made", "all"))) - {"Slow"} == {"refused"}
+    assert not table.pop("findings")
+    assert set(table.pop(("hand-made", "all"))) == {"refused"}
     outcomes = sum(table.values(), start=type(next(iter(table.values())))())
     assert outcomes["loaded"] > 0 and outcomes["refused"] > 0 and sum(outcomes.values()) == 200
 
