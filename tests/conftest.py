@@ -18,6 +18,12 @@ from paths import GOLDEN
 SAMPLE_RATE = 16_000  # Hz
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Before fixtures of any scope: random weights are the same in every run, so that a failure comes again."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def no_handlers_of_other_tests():
     """hydra, in a pretraining, leaves root handlers on its test's stdout, which is closed when the next test logs.
