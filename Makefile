@@ -1,6 +1,6 @@
 # make demo: speaker identification on the bundled audio at three rates, through S3PRL; ends with a table and a picture
 # make test: lint, formatting, types, all tests but the slow ones; make test-slow: the slow ones
-# python -m tests.hostile: thousands of damaged and hostile checkpoints, half an hour; make test has a few hundred
+# python -m tests.hostile: thousands of damaged and hostile checkpoints, half an hour; make test-slow has a few hundred
 # make docs: the documentation, into site/
 # All of them make or repair .venv first; only Python 3.11 to 3.13 with venv and pip is needed.
 

@@ -224,6 +224,7 @@ def test_the_log_is_as_verbose_as_wanted(fake_command, monkeypatch, words, level
     assert levels[-1] is False
 
 
+@pytest.mark.slow
 def test_quiet_leaves_errors_alone(golden_checkpoint, audio_folder, tmp_path):
     """With --quiet a command is silent, its exit status and its errors are the same."""
     (audio_folder / "bad.wav").write_bytes(b"bad")
@@ -235,6 +236,7 @@ def test_quiet_leaves_errors_alone(golden_checkpoint, audio_folder, tmp_path):
     assert errors.replace(str(tmp_path / "1"), str(tmp_path / "2")) == quiet.stderr and "bad.wav" in errors
 
 
+@pytest.mark.slow
 def test_progress_on_a_terminal(golden_checkpoint, audio_folder, tmp_path):
     """A terminal shows hours of audio and how many times faster than real time they are done; --quiet nothing."""
     seen = {}

@@ -37,7 +37,6 @@ BLOCK = re.compile(
 )
 ORDER = re.compile(r"<!-- test: (skip|append|replace)[ ,]+(.*?) -->\n", re.S)
 PAGES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))}
-QUICK = ("docs/how-to/long-audio.md",)  # the others are marked slow
 DEMO_AUDIO = DEMO / "audio"
 UTTERANCES = 30  # in LibriSpeech
 LIBRISPEECH_SPLITS = {"train": "train-clean-100", "dev": "dev-clean", "test": "test-clean"}
@@ -207,10 +206,8 @@ LEFT_BEHIND = {
 }
 
 
-@pytest.mark.parametrize(
-    "page",
-    [pytest.param(page, marks=() if page in QUICK else pytest.mark.slow) for page in PAGES if blocks(page)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
 def test_examples(page, reader_folder):
     """Every example ends well, in the order of the page, and leaves what the page says."""
     for language, code in blocks(page):

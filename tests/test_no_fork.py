@@ -19,6 +19,7 @@ def python(code: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
 
 
+@pytest.mark.slow
 def test_every_module_without_what_windows_lacks():
     """All can be imported without POSIX's modules, signals and calls."""
     code = """

@@ -31,6 +31,7 @@ ENDLESS = {  # attacks that torch would carry out, and what our reader says of t
 FC1 = "encoder.layers.0.fc1.weight"
 
 
+@pytest.mark.slow
 def test_attacks_and_mutations():
     """All hand-made attacks are refused; mutated files load unchanged or give one sentence; nothing is run or grows."""
     table = hostile.attack(count=200, seed=0)

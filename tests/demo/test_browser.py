@@ -17,7 +17,10 @@ from s3prl_ofa.demo.view import analyse, example_path, examples, view_at
 from s3prl_ofa.io.audio import SAMPLE_RATE, load_audio
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium"),
+]
 
 SECONDS = 60  # timeout of every wait; generous, for a busy machine
 LOCAL = re.compile(r"(http://127\.0\.0\.1:\d+/|data:|blob:http://127\.0\.0\.1)")

@@ -104,6 +104,7 @@ def wait_for_rows(index: pathlib.Path, process: subprocess.Popen) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_dead_shard_is_run_again(extract, alone, dying, tmp_path, caplog):
     dying["2"] = shards.ATTEMPTS - 1
     assert extract(AUDIO, "--lambd", 0.5, "--shards", 2, "--batch-seconds", 2) == 0

@@ -117,6 +117,7 @@ def wait_for(condition, seconds: float = 300.0) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="needs /proc")
 def test_killed(many, tmp_path):
     """kill -9 leaves only whole files and no process; the next run does the rest, with the same result as an

@@ -165,6 +165,7 @@ def test_kernels_are_looked_at_once(monkeypatch):
     assert len(looked) == 2
 
 
+@pytest.mark.slow
 def test_the_other_instruction_set():
     """Promise: tests that depend on the CPU's kernels hold under a second instruction set of the same CPU too."""
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": OTHER_SET, "OMP_NUM_THREADS": "1"}

@@ -114,7 +114,8 @@ def test_a_disk_that_fails_for_a_moment(corpus, monkeypatch):
     assert len(open_corpus(corpus)[4]["source"]) > 6_000 and not failures
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
 def test_skipped_audio_and_a_stop(corpus, tmp_path, workers, capfd):
     """With damaged files, even all of a batch, a run that was stopped within an epoch and resumed equals an
     uninterrupted one bit for bit; without skip the command names the file."""

@@ -145,6 +145,7 @@ def test_damaged_guidance_in_a_training(corpus, out, tmp_path, capfd, workers):
     assert f"{path}: damaged" in capfd.readouterr().err + (out / "hydra_train.log").read_text()
 
 
+@pytest.mark.slow
 def test_fairseqs_own_command(corpus, tmp_path):
     """``fairseq-hydra-train`` with common.user_dir trains under the plugin's names."""
     import s3prl_ofa

@@ -85,8 +85,7 @@ def reference(folder):
 @pytest.mark.parametrize(
     "make",
     [
-        plain_fairseq,
-        *(pytest.param(make, marks=pytest.mark.slow) for make in (hugging_face, safetensors, hubert)),
+        *(pytest.param(make, marks=pytest.mark.slow) for make in (plain_fairseq, hugging_face, safetensors, hubert)),
         reference,
     ],
 )

@@ -61,6 +61,7 @@ def copy_fifth_update(through: pathlib.Path, stopped: pathlib.Path, name: str) -
     shutil.copy(through / "checkpoints" / name, stopped / "checkpoints" / "checkpoint_last.pt")
 
 
+@pytest.mark.slow
 def test_killed_equals_never_stopped(corpus, tmp_path):
     """Resumed in the middle of an epoch with update_freq 1, killed with SIGKILL at update_freq 2 and resumed
     again: every bit as if it had never stopped, with a different number of data workers too."""

@@ -37,10 +37,8 @@ def test_the_hub_lists_the_entries():
     assert upstream.get_downsample_rates("hidden_states") == 320
 
 
-@pytest.mark.parametrize(
-    "first",
-    ["s3prl.hub, s3prl.nn, s3prl.downstream.runner", pytest.param("s3prl_ofa.superb", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["s3prl.hub, s3prl.nn, s3prl.downstream.runner", "s3prl_ofa.superb"])
 def test_the_order_of_imports_does_not_matter(first):
     """S3PRL imported before or after s3prl_ofa.superb, or once more: the same registration."""
     code = f"""

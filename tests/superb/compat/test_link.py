@@ -153,6 +153,7 @@ def test_the_commands_say_what_they_did(bare, capsys):
         linking.unlink(bare)
 
 
+@pytest.mark.slow
 def test_a_linked_checkout_runs_by_itself(checkout, tmp_path):
     """In a linked checkout its own run_downstream.py takes -u ofa_wav2vec2 -k REF_TINY, here SID on native frames.
 

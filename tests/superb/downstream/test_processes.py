@@ -54,6 +54,7 @@ def same(first: dict, second: dict) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(trained):
     """torchrun's processes share the data, average their gradients and end with the same weights, those that are saved
     in the one folder, which the leader alone writes."""
