@@ -54,11 +54,10 @@ def what_was_run() -> str:
     for task, settings in evidence().settings.groupby("task", sort=False):
         seeds = int(settings["seeds"].map(len).max())
         tasks.append(f"{task} {seeds} seed{'s' * (seeds > 1)} and {settings['steps'].max():.0f} updates")
-    devices = sorted(set(evidence().settings["devices"].sum()))
     return (
         f"{len(evidence().finished)} points: {'; '.join(tasks)}. Scores are means and standard deviations over seeds. "
         f"{tables.about_intervals(evidence())}GMACs are the upstream's, per second of audio; x2 says that CTC had to "
-        f"see each frame twice. Computed on {', '.join(devices)}."
+        f"see each frame twice. Computed on {tables.devices(evidence())}."
     )
 
 

@@ -12,7 +12,7 @@ from s3prl_ofa import cli
 from s3prl_ofa.sweep.report.aggregation import summarize
 from s3prl_ofa.sweep.report.plots import PLOTS, REPEATED, draw, draw_all
 from s3prl_ofa.sweep.report.settings import Kind
-from s3prl_ofa.sweep.report.tables import overview
+from s3prl_ofa.sweep.report.tables import devices, overview
 from s3prl_ofa.sweep.results import collect
 
 STEMS = ("score_frame_period", "score_macs", "score_speed")
@@ -69,6 +69,15 @@ def test_page_needs_nothing_else(sweep):
     text = (sweep / "report" / "report.html").read_text()
     assert text.count("data:image/svg+xml;base64,") == 3
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:)|url\(|@import|<script""", text)
+
+
+def test_devices(tmp_path):
+    """What the points ran on; the tasks of each only if there are several."""
+    rows = [row(task, "lambd", 0.5, seed) for task in ("pr", "asr") for seed in (1, 2)]
+    assert devices(summarize(write_sweep(tmp_path / "one", rows), 0.05)) == "AMD EPYC"
+    rows += [row("sid", "lambd", 0.5, 1), row("sid", "lambd", 0.5, 2, device="Xeon")]
+    found = devices(summarize(write_sweep(tmp_path / "two", rows), 0.05))
+    assert found == "AMD EPYC for pr, asr, sid; Xeon for sid"
 
 
 def test_overview(tmp_path):

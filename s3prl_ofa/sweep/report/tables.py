@@ -167,13 +167,23 @@ def about_intervals(summary: Summary) -> str:
     return text + (f"Without outcomes of the same utterances, and so without: {names}. " if names else "")
 
 
+def devices(summary: Summary) -> str:
+    """What the points ran on; if on several devices, with the tasks of each."""
+    tasks: dict[str, dict[str, None]] = {}
+    for setting in summary.settings.itertuples():
+        for device in setting.devices:
+            tasks.setdefault(device, {})[setting.task] = None
+    if len(tasks) < 2:
+        return next(iter(tasks), "unknown devices")
+    return "; ".join(f"{device} for {', '.join(of_device)}" for device, of_device in sorted(tasks.items()))
+
+
 def notes(summary: Summary) -> str:
-    devices = sorted(set(summary.settings["devices"].sum() or ()))
     return (
         "Scores: mean and standard deviation over seeds, on the test split, at the learning rate that is best on dev. "
         f"{about_intervals(summary)}"
         "Frame period and speed as measured there, memory the peak of training and evaluation; GMACs of the upstream "
         "and wall times per second of audio. The first table has their means over tasks, or the range; x2 there means "
         "that CTC had to see each frame twice. "
-        f"Measured on {', '.join(devices) or 'unknown devices'}."
+        f"Measured on {devices(summary)}."
     )
