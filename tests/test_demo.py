@@ -30,6 +30,8 @@ def test_demo(tmp_path, golden_checkpoint, capsys):
         assert time == f"{1000 * seconds:.1f}" and memory == f"{float(row['peak_memory_mb']):.0f}"
     assert 20 < float(table[0][1]) < 20.2 and 79 < float(table[1][1]) < 81
     assert "chance is 0.125" in printed
+    assert "does not use the feature cache" not in "".join(path.read_text() for path in out.rglob("run.log"))
+    assert not (out / "features").exists()
     assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert re.search(rf"cp {re.escape(str(out / 'grid.yaml'))} grid.yaml", printed)
     assert list(yaml.safe_load((out / "grid.yaml").read_text())["checkpoints"].values()) == [str(golden_checkpoint)]

@@ -7,11 +7,11 @@ import argparse
 import os
 import pathlib
 import shlex
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from shutil import which
 
 import yaml
 
@@ -24,11 +24,13 @@ from s3prl_ofa.io.audio import find_audio
 from s3prl_ofa.io.files import atomic_path
 from s3prl_ofa.resources import AUDIO
 from s3prl_ofa.sweep.job import FINISHED, Row
-from s3prl_ofa.sweep.results import collect
+from s3prl_ofa.sweep.results import FEATURES, collect
 
 LAMBDS = (0.0, 0.5, 1.0)
 STEPS = 80
 LEARNING_RATE = 0.02  # high, because there are few steps
+CACHE_GB = 1.0
+WHOLE_UTTERANCES = {"downstream_expert.datarc.max_timestep": None}  # so that their features can be cached
 PICTURE = "demo.png"
 COLUMNS = {
     "lambd": lambda row: f"{row['value']:g}",
@@ -70,8 +72,9 @@ def run(args: argparse.Namespace) -> int:
     grid = {
         "checkpoints": {"model": str(checkpoint_path(args.ckpt).absolute())},
         "data": {"voxceleb1": str(AUDIO)},
-        "tasks": {"sid": {"steps": args.steps, "learning_rates": [LEARNING_RATE]}},
+        "tasks": {"sid": {"steps": args.steps, "learning_rates": [LEARNING_RATE], "overrides": WHOLE_UTTERANCES}},
         "rates": {"lambd": list(args.lambds)},
+        "cache_gb": CACHE_GB,
         "mini": True,
         "device": args.device,
         "executor": {"parallel": 2, "cpus": 1},
@@ -82,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         status = s3prl_ofa(["sweep", str(path), "--out", str(out)])
     if status:
         return status
+    shutil.rmtree(out / FEATURES, ignore_errors=True)
     if status := s3prl_ofa(["report", str(out)]):
         return status
     rows = sorted((row for row in collect(out).values() if row["state"] == FINISHED), key=lambda row: row["value"])
@@ -89,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"\nSpeaker identification, bundled synthetic speech, {args.ckpt}; chance is {chance():.3f}\n")
     print(f"{as_text(rows)}\n\npicture: {out / PICTURE}")
     here = os.path.relpath(pathlib.Path(sys.executable).with_name("s3prl-ofa"))
-    print(NEXT.format(grid=shlex.quote(str(out / "grid.yaml")), command="s3prl-ofa" if which("s3prl-ofa") else here))
+    command = "s3prl-ofa" if shutil.which("s3prl-ofa") else here
+    print(NEXT.format(grid=shlex.quote(str(out / "grid.yaml")), command=command))
     return 0
 
 

@@ -12,6 +12,7 @@ from s3prl_ofa.sweep.job import Job, Row
 logger = logging.getLogger(__name__)
 
 POINTS = "points"  # the folder of the points' folders
+FEATURES = "features"  # the feature cache, beside POINTS
 RESULTS = "results.jsonl"
 TAIL = 5  # lines of a log that are shown
 

@@ -8,8 +8,8 @@ from s3prl_ofa import cli
 from s3prl_ofa.sweep.grid.jobs import prepare
 from s3prl_ofa.sweep.grid.schema import grid_from
 from s3prl_ofa.sweep.job import Point
-from s3prl_ofa.sweep.results import PointFolder, collect
-from s3prl_ofa.sweep.run.point import FEATURES, cache_arguments
+from s3prl_ofa.sweep.results import FEATURES, PointFolder, collect
+from s3prl_ofa.sweep.run.point import cache_arguments
 
 DATARC = "downstream_expert.datarc"
 

@@ -17,8 +17,7 @@ from s3prl_ofa import cli
 from s3prl_ofa.io import locks
 from s3prl_ofa.io.locks import locked
 from s3prl_ofa.io.output_folder import LOCK
-from s3prl_ofa.sweep.results import collect, numbered_lines
-from s3prl_ofa.sweep.run.point import FEATURES
+from s3prl_ofa.sweep.results import FEATURES, collect, numbered_lines
 
 CKPT = str(ROOT / "tests" / "golden" / "ref_tiny.pt")
 KILLER = pathlib.Path(__file__).parent / "killer"

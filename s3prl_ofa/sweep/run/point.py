@@ -35,12 +35,11 @@ from s3prl_ofa.signals import wait_for
 from s3prl_ofa.superb.downstream.metrics import measured_path, utterances_path
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
 from s3prl_ofa.sweep.job import FAILED, FINISHED, OFA, SEARCH_LAYERS, Job, Row
-from s3prl_ofa.sweep.results import PointFolder
+from s3prl_ofa.sweep.results import FEATURES, PointFolder
 from s3prl_ofa.version import __version__
 
 COMMAND = "s3prl-ofa run_downstream"
 TRAIN = f"{COMMAND} -a -m train"  # the start of a training in the log
-FEATURES = "features"  # the feature cache, beside the folder of the points
 CACHE_GB = "--cache-gb"  # of this process and of run_downstream
 DISK_FULL = 74  # exit status, as in sysexits.h; the point can be resumed
 # with the last three Slurm and submitit announce the end of a job
