@@ -1,7 +1,9 @@
 """``make demo``: the table and the picture of score, time and memory against frame period."""
 
 import csv
+import pathlib
 import re
+import shutil
 
 import yaml
 
@@ -11,8 +13,17 @@ NUMBERS = ["value", "score", "frame_period_ms", "macs_per_second", "peak_memory_
 NUMBERS += ["upstream_seconds_per_second", "downstream_seconds_per_second"]
 
 
-def test_demo(tmp_path, golden_checkpoint, capsys):
-    """Two rates through a real sweep: a table, a picture, a report, and what to type next with one's own data."""
+def test_demo(tmp_path, golden_checkpoint, capsys, monkeypatch):
+    """Two rates through a real sweep: a table, a picture, a report, and what to type next with one's own data. Features
+    are cached, and removed at the end."""
+    cached, rmtree = [], shutil.rmtree
+
+    def counted(folder, *args, **options):
+        if pathlib.Path(folder).name == "features":
+            cached.append(len(list(folder.rglob("*.safetensors"))))
+        rmtree(folder, *args, **options)
+
+    monkeypatch.setattr(demo.shutil, "rmtree", counted)
     arguments = ["--ckpt", str(golden_checkpoint), "--lambds", "0", "1", "--steps", "3", "--out", str(tmp_path)]
     assert demo.main(arguments) == 0
     printed = capsys.readouterr().out
@@ -30,8 +41,8 @@ def test_demo(tmp_path, golden_checkpoint, capsys):
         assert time == f"{1000 * seconds:.1f}" and memory == f"{float(row['peak_memory_mb']):.0f}"
     assert 20 < float(table[0][1]) < 20.2 and 79 < float(table[1][1]) < 81
     assert "chance is 0.125" in printed
-    assert "does not use the feature cache" not in "".join(path.read_text() for path in out.rglob("run.log"))
-    assert not (out / "features").exists()
+    # of each rate: 16 utterances of dev, 24 of test, and what three batches of 16 took from those of train
+    assert cached == [2 * (16 + 24 + 48)] and not (out / "features").exists()
     assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert re.search(rf"cp {re.escape(str(out / 'grid.yaml'))} grid.yaml", printed)
     assert list(yaml.safe_load((out / "grid.yaml").read_text())["checkpoints"].values()) == [str(golden_checkpoint)]
