@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from s3prl.upstream.interfaces import Featurizer
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 MIN_SAMPLES = 800  # S3PRL pads waves to 0.05 s before an upstream sees them
 
@@ -21,22 +22,49 @@ class LengthAwareFeaturizer(Featurizer):
         if lengths is None:
             return super().forward(paired_wavs, paired_features)
         feature = self._select_feature(paired_features)
-        if isinstance(feature, list | tuple):
-            feature = self._weighted_sum(feature)
-        return [row[:length] for row, length in zip(feature, lengths.tolist(), strict=True)]
-
-    def _weighted_sum(self, feature: list[Tensor]) -> Tensor:
-        """S3PRL's sum over layers, layer by layer. S3PRL first makes two copies of all layers together, which on a CPU
-        takes longer than most downstream models."""
+        if not isinstance(feature, list | tuple):
+            return [row[:length] for row, length in zip(feature, lengths.tolist(), strict=True)]
         if len(feature) != self.layer_num:
-            return super()._weighted_sum(feature)  # which says what is wrong
+            self._weighted_sum(feature)  # which says what is wrong
         if self.normalize:
             feature = [F.layer_norm(state, state.shape[-1:]) for state in feature]
-        weights = F.softmax(self.weights, dim=-1).split(1)  # not scalars, so that a sum of 16-bit states is in float32
-        weighted = weights[0] * feature[0]
-        for weight, state in zip(weights[1:], feature[1:], strict=True):
-            weighted += weight * state
-        return weighted
+        return list(WeightedSums.apply(F.softmax(self.weights, dim=-1), lengths.tolist(), *feature))
+
+
+class WeightedSums(torch.autograd.Function):
+    """The sum over layers of each utterance without its padding.
+
+    The same operations one after the other, and their gradients, write several copies of all layers to memory, which on
+    a CPU takes longer than most downstream models.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, lengths: list[int], *states: Tensor) -> tuple[Tensor, ...]:
+        """weights: (layers,). lengths: frames per utterance. states: (batch, frames, dim) per layer."""
+        ctx.save_for_backward(weights, *states)
+        ctx.lengths = lengths
+        first, *others = weights.split(1)  # not scalars, so that a sum of 16-bit states is in float32
+        rows = []
+        for index, length in enumerate(lengths):
+            row = first * states[0][index, :length]
+            for weight, state in zip(others, states[1:], strict=True):
+                row += weight * state[index, :length]
+            rows.append(row)
+        return tuple(rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weights, *states = ctx.saved_tensors
+        trained = any(ctx.needs_input_grad[2:])  # in fine-tuning
+        of_weights = torch.zeros_like(weights)
+        of_states = [torch.zeros_like(state) if trained else None for state in states]
+        for index, (length, gradient) in enumerate(zip(ctx.lengths, gradients, strict=True)):
+            for layer, state in enumerate(states):
+                of_weights[layer] += torch.dot(gradient.flatten(), state[index, :length].flatten().to(gradient.dtype))
+                if trained:
+                    of_states[layer][index, :length] = weights[layer] * gradient
+        return of_weights, None, *of_states
 
 
 def with_native_lengths(forward: Callable) -> Callable:
