@@ -224,6 +224,16 @@ def opened(tmp_path, golden_model):
 
 
 @pytest.fixture
+def decoded(monkeypatch) -> list[pathlib.Path]:
+    """The audio files that a feature cache has decoded."""
+    from s3prl_ofa.superb.feature_cache import audio
+
+    found, load = [], audio.load_speech
+    monkeypatch.setattr(audio, "load_speech", lambda path: found.append(pathlib.Path(path)) or load(path))
+    return found
+
+
+@pytest.fixture
 def closed_folders(monkeypatch) -> None:
     """Every folder called closed cannot be searched, as without permission, which root always has."""
     scandir = os.scandir

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from s3prl_ofa.checkpoint.safe_loading import namespace_in_checkpoints
 from s3prl_ofa.io import audio
+from s3prl_ofa.io.audio import load_speech  # which a run with a feature cache replaces here
 from s3prl_ofa.io.files import printable
 from s3prl_ofa.superb.compat.sox_effects import EFFECTS, apply_effects_file, apply_effects_tensor
 
@@ -273,7 +274,7 @@ def read_piece(_: Any, path: str, start: int = 0, end: int | None = None) -> tup
 def load_checked(path: str | os.PathLike) -> tuple[Tensor, int]:
     """A wave (1, samples), float32, and 16,000. Raises AudioError naming the file unless it is 16 kHz mono, has 400
     samples or more and can be read to its end."""
-    return torch.from_numpy(audio.load_speech(path))[None], audio.SAMPLE_RATE
+    return torch.from_numpy(load_speech(path))[None], audio.SAMPLE_RATE
 
 
 def audio_info(uri: str | os.PathLike | BinaryIO, *args: Any, **kwargs: Any) -> AudioInfo:

@@ -16,14 +16,15 @@ from torch import nn
 
 from s3prl_ofa.checkpoint.safe_loading import patched_attributes
 from s3prl_ofa.errors import CheckpointError, UsageError
+from s3prl_ofa.superb.compat import shims
 from s3prl_ofa.superb.compat.packed_lstm import packed_lstm_in_asr
-from s3prl_ofa.superb.compat.shims import ModuleOverlay
 from s3prl_ofa.superb.downstream import processes
 from s3prl_ofa.superb.downstream.checkpoints import SafeSaves, bounded_weights
 from s3prl_ofa.superb.downstream.fine_tuning import FineTuning
 from s3prl_ofa.superb.downstream.metrics import Meter, keeping_scores
 from s3prl_ofa.superb.downstream.resume import KEY as POSITION
 from s3prl_ofa.superb.downstream.resume import Position
+from s3prl_ofa.superb.feature_cache.audio import AudioCache
 from s3prl_ofa.superb.feature_cache.cache import cache_for
 from s3prl_ofa.superb.learned_rate.rate import AdaptiveRate
 from s3prl_ofa.superb.learned_rate.training import train_rate
@@ -65,7 +66,10 @@ class DownstreamRunner(s3prl_runner.Runner):
             train_rate(self, self.learned_rate)
         if cache is not None:
             feature_cache = cache_for(self, *cache)
-            self.upstream.model.cache = feature_cache and stack.enter_context(feature_cache)
+            if feature_cache:
+                self.upstream.model.cache = stack.enter_context(feature_cache)
+                decoded = stack.enter_context(AudioCache(*cache))
+                stack.enter_context(patched_attributes(shims, load_speech=decoded.load))
         self.meter = Meter(self, self.scores)
         if args.local_rank is not None:
             self.intercept_training_loader(functools.partial(processes.divided_loader, args.downstream))
@@ -78,8 +82,8 @@ class DownstreamRunner(s3prl_runner.Runner):
         return patched_attributes(
             s3prl_runner,
             # A checkpoint is written completely before it gets its name, and older ones are removed only afterwards.
-            torch=ModuleOverlay(s3prl_runner.torch, save=self.saves.save),
-            os=ModuleOverlay(s3prl_runner.os, remove=self.saves.remove),
+            torch=shims.ModuleOverlay(s3prl_runner.torch, save=self.saves.save),
+            os=shims.ModuleOverlay(s3prl_runner.os, remove=self.saves.remove),
             # What a task logs is also kept, for measured_<split>.json.
             SummaryWriter=keeping_scores(s3prl_runner.SummaryWriter, self.scores),
             # Processes on CPUs train together too, and the leader evaluates alone.

@@ -6,12 +6,11 @@ same audio and rate does not run the upstream again.
     FOLDER/KEY/AB/DIGEST.safetensors    one utterance, by the SHA-256 of its samples
 
 The output is cached before pooling, repeating and upsampling, which therefore share it. An utterance is identified by
-its samples, not by its file: the same speech is found under another name, and a file that has changed is not.
+its samples, not by its file: the same speech is found under another name, and a file that has changed is not. One of the
+sections has the decoded audio (``audio.py``).
 """
 
-import contextlib
 import hashlib
-import json
 import logging
 import math
 import os
@@ -19,42 +18,32 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ofa.device import now
-from s3prl_ofa.errors import UsageError
-from s3prl_ofa.io.files import atomic_write, cache_folder
-from s3prl_ofa.io.locks import locked
+from s3prl_ofa.io.files import cache_folder
 from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.model.ofa import ExtractOutput, OFAWav2Vec2
 from s3prl_ofa.model.products import is_int8
 from s3prl_ofa.model.waves import check_waves
-from s3prl_ofa.superb.feature_cache.quota import KEY, LOCK, SUFFIX, Quota
+from s3prl_ofa.superb.feature_cache.section import Entry, Section
 from s3prl_ofa.version import __version__
 
 logger = logging.getLogger(__name__)
 
-GB = 10**9
 FORMAT = 1  # increase when the same weights give other features
 ENTRY = {"hidden_states", "times", "frame_index", "lambd"}
 
-Entry = dict[str, Tensor]  # of one utterance
 Compute = Callable[[list[Tensor]], ExtractOutput]
 
 
-class FeatureCache(contextlib.ExitStack):
-    """The outputs of one model at one rate: a section of a cache's folder, which other models and rates share.
+class FeatureCache(Section):
+    """The outputs of one model at one rate, in a section of a cache's folder.
 
     model, rate: as in ``model.extract(waves, **rate)``. layers: the hidden states to cache, from 0 to the number of
-    layers; in a cached output all others are NaN. limit_gb: the size limit of the whole folder in 10^9 bytes, for all
-    processes together; when it is reached, sections that are not in use are deleted, least recently opened first, and
-    after that nothing more is cached.
-
-    Raises UsageError if the folder cannot be used. The folder is locked until the cache is closed.
+    layers; in a cached output all others are NaN. folder, limit_gb: see Section.
     """
 
     def __init__(
@@ -65,26 +54,12 @@ class FeatureCache(contextlib.ExitStack):
         rate: dict[str, Any],
         layers: Sequence[int],
     ) -> None:
-        super().__init__()
+        super().__init__(folder, limit_gb, key_of(model, rate, tuple(layers)), ENTRY)
         self.layers, self.count = tuple(layers), rate.get("layers", model.config.layers) + 1
         self.device, self.receptive_field = model.device, model.config.receptive_field
-        self.recompute, self.full = False, False
+        self.recompute = False
         # seconds of the last batch that were not spent in the model; NaN unless the whole batch was computed
         self.overhead = math.nan
-        key = json.dumps(key_of(model, rate, self.layers), indent=1, sort_keys=True)
-        self.section = pathlib.Path(folder, hashlib.sha256(key.encode()).hexdigest()[:32])
-        try:
-            self.quota = Quota(pathlib.Path(folder), round(limit_gb * GB), self)
-            with locked(self.quota.lock, wait=True):
-                self.enter_context(locked(self.section / LOCK, wait=True, shared=True))
-                atomic_write(self.section / KEY, key + "\n")  # its time is when the section was last opened
-            self.quota.reserve(0, self.section)  # the limit may be lower than last time
-        except OSError as error:
-            self.close()
-            raise UsageError(
-                f"the feature cache {folder} cannot be written ({error.strerror}); "
-                "choose another folder, or leave out --cache-gb"
-            ) from error
 
     def extract(self, waves: list[Tensor], compute: Compute) -> ExtractOutput:
         """The output of ``compute(waves)``, which is called with the missing utterances only.
@@ -95,7 +70,7 @@ class FeatureCache(contextlib.ExitStack):
         start, self.overhead = now(self.device), math.nan
         check_waves(waves, self.receptive_field, self.device)  # all, so that errors name the index in the batch
         paths = [self.path(wave) for wave in waves]
-        entries = [None if self.recompute else read(path) for path in paths]
+        entries = [None if self.recompute else self.read(path) for path in paths]
         missing = [index for index, entry in enumerate(entries) if entry is None]
         if missing:
             before = now(self.device)
@@ -115,25 +90,7 @@ class FeatureCache(contextlib.ExitStack):
         samples = hashlib.sha256(wave.detach().to("cpu", torch.float32).contiguous().numpy())
         if torch.is_autocast_enabled(self.device.type):  # S3PRL's fp16, which can change from run to run
             samples.update(str(torch.get_autocast_dtype(self.device.type)).encode())
-        digest = samples.hexdigest()
-        return self.section / digest[:2] / (digest + SUFFIX)
-
-    def store(self, path: pathlib.Path, entry: Entry) -> None:
-        """Writes the entry if it is missing and there is room; once the disk is full, nothing more is written."""
-        if self.full or path.exists():
-            return
-        content = safetensors.torch.save(entry)
-        try:
-            if not self.quota.reserve(len(content), self.section):
-                self.full = True
-                logger.info("the feature cache %s is full: what is missing is computed every time", self.quota.folder)
-                return
-            atomic_write(path, content, sync=True)
-        except (OSError, ValueError) as error:
-            # what was reserved stays reserved until a process that has the folder to itself recounts
-            self.full = True
-            reason = getattr(error, "strerror", None) or error
-            logger.warning("nothing more is stored in the feature cache: %s: %s", path.parent, reason)
+        return self.file(samples.hexdigest())
 
     def collate(self, entries: list[Entry], waves: list[Tensor]) -> ExtractOutput:
         """The batch of these utterances, padded as in ``extract``."""
@@ -214,21 +171,3 @@ def entry_of(out: ExtractOutput, row: int, layers: tuple[int, ...]) -> Entry:
         "lambd": out.lambd[row : row + 1],
     }
     return {name: tensor.detach().cpu().contiguous() for name, tensor in entry.items()}
-
-
-def read(path: pathlib.Path) -> Entry | None:
-    """An entry, memory-mapped; None if there is none. A broken one is deleted."""
-    try:
-        entry = safetensors.torch.load_file(path)
-        if entry.keys() == ENTRY:
-            return entry
-        error = f"it holds {', '.join(sorted(entry))}"
-    except FileNotFoundError:
-        return None
-    except (safetensors.SafetensorError, OSError) as found:
-        error = found
-    logger.warning("%s in the feature cache cannot be read and is computed again: %s", path, error)
-    if not isinstance(error, OSError):
-        with contextlib.suppress(OSError):
-            path.unlink()
-    return None

@@ -111,15 +111,16 @@ def stored(folder) -> dict:
     return torch.load(pathlib.Path(folder, "states-6.ckpt"), map_location="cpu", weights_only=True)
 
 
-def test_training_is_the_same_with_a_cache(call, tmp_path, ran):
+def test_training_is_the_same_with_a_cache(call, tmp_path, ran, decoded):
     """Training and evaluation end with the weights and scores of a run without a cache, the weighted sum having been
-    trained; each utterance goes through the upstream once, and for another learning rate none does."""
+    trained; each utterance is decoded and goes through the upstream once, and for another learning rate none does."""
     probe = [16_000]  # S3PRL runs a second of noise to learn the upstream's width
     assert call("plain", "--lambd", "0.5") == 0
     ran.clear()
     cache = ["--cache-gb", "0.1", "--feature-cache", "features"]
     assert call("cached", "--lambd", "0.5", *cache) == 0
     assert len(ran) == len(set(ran)) and len(ran) == 1 + 4 + 2  # noise, training, dev
+    assert len(decoded) == len(set(decoded)) == 4 + 2
     plain, cached = stored("plain"), stored("cached")
     for part in ("Downstream", "Featurizer"):
         assert plain[part].keys() == cached[part].keys()
@@ -133,8 +134,9 @@ def test_training_is_the_same_with_a_cache(call, tmp_path, ran):
         assert found["upstream_seconds_per_second"] > 0
         assert found["frames"] == expected["frames"] and found["macs_per_second"] == expected["macs_per_second"]
     ran.clear()
+    decoded.clear()
     assert call("other", "--lambd", "0.5", *cache, lr=1e-3) == 0
-    assert ran == probe
+    assert ran == probe and not decoded
     assert not torch.equal(stored("other")["Featurizer"]["weights"], cached["Featurizer"]["weights"])
     assert not (tmp_path / "cache" / "s3prl_ofa" / "features").exists() and counted("features") == on_disk("features")
     assert call("again", "--lambd", "0.5", "--cache-gb", "0.1", "-a") == 0
