@@ -115,8 +115,12 @@ def score_cost(figure: Figure) -> None:
     settings = summarize(EVIDENCE, tolerance=0.05).settings
     # where CTC had to see each frame twice, the downstream model decides the score rather than the rate
     settings = settings[settings["repeats"].map(lambda repeats: max(repeats, default=1) == 1)]
-    figure.set_size_inches(7.5, 3.3)
-    panels = {"pr": "phoneme recognition\nphone error rate (%) ↓", "sid": "speaker identification\naccuracy (%) ↑"}
+    figure.set_size_inches(9.6, 3.3)
+    panels = {
+        "pr": "phoneme recognition\nphone error rate (%) ↓",
+        "asr": "speech recognition\ncharacter error rate (%) ↓",
+        "sid": "speaker identification\naccuracy (%) ↑",
+    }
     run = [(task, text) for task, text in panels.items() if task in set(settings["task"])]
     for axes, (task, text) in zip(figure.subplots(1, len(run), squeeze=False)[0], run, strict=True):
         of_task = settings[settings["task"] == task]
