@@ -6,8 +6,8 @@ same audio and rate does not run the upstream again.
     FOLDER/KEY/AB/DIGEST.safetensors    one utterance, by the SHA-256 of its samples
 
 The output is cached before pooling, repeating and upsampling, which therefore share it. An utterance is identified by
-its samples, not by its file: the same speech is found under another name, and a file that has changed is not. One of the
-sections has the decoded audio (``audio.py``).
+its samples, not by its file: the same speech is found under another name, and a file that has changed is not. Decoded
+audio has a section of its own (``audio.py``).
 """
 
 import hashlib

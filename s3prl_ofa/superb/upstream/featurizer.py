@@ -42,28 +42,26 @@ class WeightedSums(torch.autograd.Function):
     def forward(ctx: Any, weights: Tensor, lengths: list[int], *states: Tensor) -> tuple[Tensor, ...]:
         """weights: (layers,). lengths: frames per utterance. states: (batch, frames, dim) per layer."""
         ctx.save_for_backward(weights, *states)
-        ctx.lengths = lengths
         first, *others = weights.split(1)  # not scalars, so that a sum of 16-bit states is in float32
-        rows = []
-        for index, length in enumerate(lengths):
-            row = first * states[0][index, :length]
-            for weight, state in zip(others, states[1:], strict=True):
-                row += weight * state[index, :length]
-            rows.append(row)
-        return tuple(rows)
+        weighted = first * states[0]
+        for weight, state in zip(others, states[1:], strict=True):
+            weighted += weight * state
+        return tuple(row[:length] for row, length in zip(weighted, lengths, strict=True))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weights, *states = ctx.saved_tensors
-        trained = any(ctx.needs_input_grad[2:])  # in fine-tuning
-        of_weights = torch.zeros_like(weights)
-        of_states = [torch.zeros_like(state) if trained else None for state in states]
-        for index, (length, gradient) in enumerate(zip(ctx.lengths, gradients, strict=True)):
-            for layer, state in enumerate(states):
-                of_weights[layer] += torch.dot(gradient.flatten(), state[index, :length].flatten().to(gradient.dtype))
-                if trained:
-                    of_states[layer][index, :length] = weights[layer] * gradient
+        padded = torch.zeros_like(states[0], dtype=gradients[0].dtype)
+        for row, gradient in zip(padded, gradients, strict=True):
+            row[: len(gradient)] = gradient
+        flat = padded.flatten()
+        of_weights = torch.stack([torch.dot(flat, state.flatten().to(flat.dtype)) for state in states])
+        trained = ctx.needs_input_grad[2:]  # in fine-tuning
+        of_states = (
+            (weight * padded).to(state.dtype) if needed else None
+            for weight, state, needed in zip(weights.split(1), states, trained, strict=True)
+        )
         return of_weights, None, *of_states
 
 
