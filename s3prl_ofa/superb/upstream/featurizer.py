@@ -1,7 +1,7 @@
 """Counterparts of the two S3PRL classes that assume a constant frame rate; they read the true lengths."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,46 +22,63 @@ class LengthAwareFeaturizer(Featurizer):
         if lengths is None:
             return super().forward(paired_wavs, paired_features)
         feature = self._select_feature(paired_features)
-        if not isinstance(feature, list | tuple):
-            return [row[:length] for row, length in zip(feature, lengths.tolist(), strict=True)]
+        if isinstance(feature, list | tuple):
+            if feature[0].device.type == "cpu" and len(feature) == self.layer_num:
+                return list(WeightedSums.apply(self.shares(), lengths.tolist(), *self.normalized(feature)))
+            feature = self._weighted_sum(feature)
+        return [row[:length] for row, length in zip(feature, lengths.tolist(), strict=True)]
+
+    def _weighted_sum(self, feature: Sequence[Tensor]) -> Tensor:
+        """S3PRL's sum over layers, layer by layer; S3PRL first makes two copies of all layers together."""
         if len(feature) != self.layer_num:
-            self._weighted_sum(feature)  # which says what is wrong
-        if self.normalize:
-            feature = [F.layer_norm(state, state.shape[-1:]) for state in feature]
-        return list(WeightedSums.apply(F.softmax(self.weights, dim=-1), lengths.tolist(), *feature))
+            return super()._weighted_sum(feature)  # which says what is wrong
+        first, *others = self.normalized(feature)
+        weight, *weights = self.shares().split(1)  # not scalars, so that a sum of 16-bit states is in float32
+        weighted = weight * first
+        for weight, state in zip(weights, others, strict=True):
+            weighted += weight * state
+        return weighted
+
+    def shares(self) -> Tensor:
+        return F.softmax(self.weights, dim=-1)
+
+    def normalized(self, feature: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [F.layer_norm(state, state.shape[-1:]) for state in feature] if self.normalize else feature
 
 
 class WeightedSums(torch.autograd.Function):
-    """The sum over layers of each utterance without its padding.
+    """The sum over layers of each utterance without its padding, for a CPU.
 
-    The same operations one after the other, and their gradients, write several copies of all layers to memory, which on
-    a CPU takes longer than most downstream models.
+    Whole batches, and a product of each layer and the gradient, would come from fresh memory, which takes several times
+    as long as the arithmetic.
     """
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, lengths: list[int], *states: Tensor) -> tuple[Tensor, ...]:
         """weights: (layers,). lengths: frames per utterance. states: (batch, frames, dim) per layer."""
         ctx.save_for_backward(weights, *states)
-        first, *others = weights.split(1)  # not scalars, so that a sum of 16-bit states is in float32
-        weighted = first * states[0]
-        for weight, state in zip(others, states[1:], strict=True):
-            weighted += weight * state
-        return tuple(row[:length] for row, length in zip(weighted, lengths, strict=True))
+        first, *others = weights.split(1)
+        rows = []
+        for index, length in enumerate(lengths):
+            row = first * states[0][index, :length]
+            for weight, state in zip(others, states[1:], strict=True):
+                row += weight * state[index, :length]
+            rows.append(row)
+        return tuple(rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weights, *states = ctx.saved_tensors
-        padded = torch.zeros_like(states[0], dtype=gradients[0].dtype)
-        for row, gradient in zip(padded, gradients, strict=True):
-            row[: len(gradient)] = gradient
-        flat = padded.flatten()
-        of_weights = torch.stack([torch.dot(flat, state.flatten().to(flat.dtype)) for state in states])
-        trained = ctx.needs_input_grad[2:]  # in fine-tuning
-        of_states = (
-            (weight * padded).to(state.dtype) if needed else None
-            for weight, state, needed in zip(weights.split(1), states, trained, strict=True)
-        )
+        trained = any(ctx.needs_input_grad[2:])  # in fine-tuning
+        of_weights = torch.zeros_like(weights)
+        of_states = [torch.zeros_like(state) if trained else None for state in states]
+        for index, gradient in enumerate(gradients):
+            flat = gradient.flatten()
+            for layer, state in enumerate(states):
+                of_weights[layer] += torch.dot(flat, state[index, : len(gradient)].flatten().to(flat.dtype))
+                if trained:
+                    of_states[layer][index, : len(gradient)] = weights[layer] * gradient
         return of_weights, None, *of_states
 
 

@@ -57,6 +57,8 @@ def test_weighted_sum_of_s3prl(normalize, trained):
     (sums, gradient), (expected, expected_gradient) = ours(layers, normalize), s3prls(theirs, normalize)
     assert all(map(torch.equal, sums, expected))
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-5)
+    on_gpus = made(LengthAwareFeaturizer, normalize)._weighted_sum(states())
+    assert all(torch.equal(row[:length], other) for row, length, other in zip(on_gpus, LENGTHS, sums, strict=True))
     for layer, other in zip(layers, theirs, strict=True):
         torch.testing.assert_close(layer.grad, other.grad)
 
