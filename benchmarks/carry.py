@@ -17,7 +17,7 @@ import tarfile
 import tempfile
 import zipfile
 
-COMPILED = ("bitarray", "cffi", "soundfile", "soxr")
+COMPILED = ("bitarray", "cffi", "editdistance", "soundfile", "soxr")
 FAIRSEQ = "fairseq-fixed"
 OF_PRETRAINING = (FAIRSEQ, "antlr4-python3-runtime", "hydra-core", "omegaconf")
 OF_S3PRL = ("s3prl", "librosa", "audioread", "decorator", "platformdirs", "pooch", "tensorboardX")

@@ -4,14 +4,17 @@ Only the command line handles signals; used as a library, the package leaves the
 """
 
 import contextlib
+import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 SIGNAL_STATUS = 128  # plus the signal's number: a shell's exit status of a process that the signal ended
+AGAIN_SECONDS = 0.1
 
 
 class Terminated(KeyboardInterrupt):
@@ -27,22 +30,35 @@ def in_main_thread() -> bool:
 def termination() -> Iterator[list[int]]:
     """Raises Terminated for every SIGTERM within the block; yields the list of the signals received so far.
 
-    A handler that is already set, as by submitit on a cluster, is kept.
+    A handler that is already set, as by submitit on a cluster, is kept. Python drops an exception that is raised in the
+    callback of a weak reference or in ``__del__``, of which there are many when a model is freed: then the signal is
+    sent again.
     """
     seen: list[int] = []
+    timers: list[threading.Timer] = []
 
     def end(number: int, frame: FrameType | None) -> None:
         seen.append(number)
         raise Terminated
 
-    before = signal.getsignal(signal.SIGTERM)
+    def dropped(found: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(found.exc_value, Terminated):
+            return hook(found)
+        timers.append(threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGTERM)))
+        timers[-1].start()
+
+    before, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
     if not in_main_thread() or before is not signal.SIG_DFL:
         yield seen
         return
     signal.signal(signal.SIGTERM, end)
+    sys.unraisablehook = dropped
     try:
         yield seen
     finally:
+        for timer in timers:
+            timer.cancel()
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 import types
 import uuid
+import weakref
 
 import pytest
 import soundfile
@@ -219,3 +220,28 @@ def test_a_signal_while_a_process_is_started():
         os.kill(os.getpid(), signal.SIGTERM)
         known.append("started")
     assert known == ["started"]
+
+
+def test_a_signal_that_python_drops(fake, capsys):
+    """An exception in the callback of a weak reference is dropped, as when a model is freed: the signal counts all the
+    same, and nothing but the usual line is printed."""
+    hook = sys.unraisablehook
+
+    class Model:
+        pass
+
+    def run(arguments):
+        model, times = Model(), []
+
+        def freed(reference):
+            times.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        reference = weakref.ref(model, freed)
+        del model
+        assert reference() is None and len(times) == 1  # the exception of the first signal did not get here
+        time.sleep(PATIENCE)
+        return 0
+
+    assert fake(run)() == 143
+    assert capsys.readouterr().err == "s3prl-ofa fake: terminated\n" and sys.unraisablehook is hook

@@ -331,8 +331,8 @@ class Run:
         return found | {"ends_f1": round(boundary_scores(seconds, wanted, TOLERANCE).f1, 4)}
 
     def step(self) -> dict[str, Tensor]:
-        """One update, whose learning rate falls to zero at the end of the planned time."""
-        left = max(0.0, 1.0 - self.seconds / (60.0 * self.args.minutes))
+        """One update, whose learning rate falls to zero at the end."""
+        left = 1.0 - self.done
         for group in self.optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (self.update + 1) / WARM_UP) * left
         self.model.network.set_num_updates(self.update)
@@ -345,7 +345,7 @@ class Run:
         return {name: value.detach() for name, value in losses.items()}
 
     def train(self) -> None:
-        """Trains for the planned minutes, counted over all launches."""
+        """Trains until the planned minutes or updates are over, counted over all launches."""
         steps, logged, saved = [], time.monotonic(), time.monotonic()
         while not self.finished:
             steps.append(self.step())
@@ -362,8 +362,14 @@ class Run:
         self.save()
 
     @property
+    def done(self) -> float:
+        """The part of the training that is over, from 0 to 1."""
+        updates = self.args.updates or math.inf
+        return min(1.0, max(self.seconds / (60.0 * self.args.minutes), self.update / updates))
+
+    @property
     def finished(self) -> bool:
-        return self.seconds >= 60.0 * self.args.minutes
+        return self.done == 1.0
 
     def log(self, row: dict[str, float]) -> None:
         """Prints a row and adds it to the log, whose columns are those of a row with an evaluation."""
@@ -381,6 +387,7 @@ def main() -> None:
     parser.add_argument("corpus", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--minutes", type=float, required=True, help="of loading and training, over all launches")
+    parser.add_argument("--updates", type=int, help="to stop after, if that is earlier")
     add_network_arguments(parser)
     parser.add_argument("--pooling", type=int, default=1, help="frames to average, in place of the compressor")
     parser.add_argument("--batch", type=int, default=64, help="crops per update, an even number")
