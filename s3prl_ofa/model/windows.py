@@ -52,12 +52,16 @@ def encode_in_windows(
 ) -> list[Tensor]:
     """``encoder(rows, lengths, states)`` with attention within windows. window, overlap: as in ``cut``."""
     starts, sizes, given_starts, given_sizes = cut(lengths, window, overlap)
-    parts: list[list[Tensor]] = []
+    outputs: list[Tensor] = []
     group = torch.div(torch.cumsum(sizes, 0) - 1, ROWS_AT_A_TIME, rounding_mode="floor")
     for number in group.unique().tolist():
         chosen = group == number
         size, read = sizes[chosen], starts[chosen]
         encoded = encoder(rows[positions_of(size, read).to(rows.device, non_blocking=True)], size, states)
         keep = positions_of(given_sizes[chosen], starts_of(size) + given_starts[chosen] - read).to(rows.device)
-        parts.append([state[keep] for state in encoded])
-    return [torch.cat(state) for state in zip(*parts, strict=True)]
+        # filled part by part: at the end torch.cat would need the memory of all parts twice
+        outputs = outputs or [state.new_empty(len(rows), state.shape[1]) for state in encoded]
+        begin = int(given_starts[chosen][0])
+        for output, state in zip(outputs, encoded, strict=True):
+            output[begin : begin + len(keep)] = state[keep]
+    return outputs
