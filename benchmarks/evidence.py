@@ -62,10 +62,11 @@ def what_was_run() -> str:
 
 
 def headline() -> str:
-    """A line per task: the score and the cost at 20 ms and at each compressed rate at which CTC sees frames once."""
+    """A line per task: the score and the cost at 20 ms and at each larger lambd at which CTC sees frames once."""
     lines = []
     for task, settings in evidence().settings.groupby("task", sort=False):
-        curve = settings[(settings["kind"] == Kind.VARIABLE) & frames_once(settings)].sort_values("frame_period_ms")
+        curve = settings[(settings["rate"] == "lambd") & (settings["kind"] == Kind.VARIABLE) & frames_once(settings)]
+        curve = curve.sort_values("frame_period_ms")
         if (base := base_of(settings)) is None or len(curve) < 2:
             continue
         parts = [f"{base.metric_name.removesuffix(' (%)')} {base.score:.1f}% at 20 ms per frame"]
