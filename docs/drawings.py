@@ -26,10 +26,11 @@ UTTERANCE = "test/wav/id10001/test/00001.opus"
 EXCERPT = (0.6, 1.4)  # seconds
 SAMPLE_RATE = 16_000  # Hz
 LAMBDS = (0.0, 0.5, 1.0)
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#9aa0a6"
+BLUE, ORANGE, GREEN, PURPLE, BLACK, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#9aa0a6"
 ALTERNATIVES = {  # colour, marker and label of each kind of setting
     Kind.VARIABLE: (BLUE, "o-", "once-for-all, one checkpoint"),
     Kind.EQUAL: (GREEN, "v:", "the same, frames of equal length"),
+    Kind.SPECIALIST: (BLACK, "D--", "models trained for one rate each"),
     Kind.EXIT: (PURPLE, "P:", "20 ms model, first layers only"),
     Kind.POOLED: (ORANGE, "s--", "20 ms model, outputs averaged"),
 }
@@ -121,7 +122,7 @@ def score_cost(figure: Figure) -> None:
         "asr": "speech recognition\ncharacter error rate (%) ↓",
         "sid": "speaker identification\naccuracy (%) ↑",
     }
-    run = [(task, text) for task, text in panels.items() if task in set(settings["task"])]
+    run, drawn = [(task, text) for task, text in panels.items() if task in set(settings["task"])], {}
     for axes, (task, text) in zip(figure.subplots(1, len(run), squeeze=False)[0], run, strict=True):
         of_task = settings[settings["task"] == task]
         for kind, (color, marker, label) in ALTERNATIVES.items():
@@ -130,13 +131,14 @@ def score_cost(figure: Figure) -> None:
                 continue
             score, spread = chosen["score"], chosen["deviation"].fillna(0.0)
             errors = [abs(score - chosen[end]).fillna(spread) for end in ("low", "high")]
-            axes.errorbar(chosen["gmacs"], score, errors, fmt=marker, color=color, capsize=2, markersize=4, label=label)
+            line = axes.errorbar(chosen["gmacs"], score, errors, fmt=marker, color=color, capsize=2, markersize=4)
+            drawn.setdefault(label, line)
         title, ylabel = text.split("\n")
         axes.set_title(title, fontsize=10)
         axes.set(xlabel="upstream GMACs per second of audio", ylabel=ylabel, xlim=(0, 1.1 * of_task["gmacs"].max()))
         if task == "sid":
             axes.set_ylim(0, 105)
-    axes.legend(frameon=False, fontsize=8, loc="lower center")
+    axes.legend(drawn.values(), drawn.keys(), frameon=False, fontsize=8, loc="lower center")
 
 
 DRAWINGS: dict[str, Callable[[Figure], None]] = {
