@@ -332,9 +332,8 @@ class Run:
 
     def step(self) -> dict[str, Tensor]:
         """One update, whose learning rate falls to zero at the end."""
-        left = 1.0 - self.done
         for group in self.optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (self.update + 1) / WARM_UP) * left
+            group["lr"] = LEARNING_RATE * min(1.0, (self.update + 1) / WARM_UP) * (1.0 - self.done)
         self.model.network.set_num_updates(self.update)
         losses = self.losses()
         self.optimizer.zero_grad(set_to_none=True)
@@ -346,14 +345,15 @@ class Run:
 
     def train(self) -> None:
         """Trains until the planned minutes or updates are over, counted over all launches."""
-        steps, logged, saved = [], time.monotonic(), time.monotonic()
-        while not self.finished:
+        steps, logged, saved, finished = [], time.monotonic(), time.monotonic(), self.done == 1.0
+        while not finished:
             steps.append(self.step())
-            if self.update % LOG_UPDATES == 0 or self.finished:
+            finished = self.done == 1.0
+            if self.update % LOG_UPDATES == 0 or finished:
                 # The only wait for the device, and so the only accurate time.
                 row = {name: round(torch.stack([step[name] for step in steps]).mean().item(), 4) for name in steps[0]}
                 speed = round(len(steps) / (time.monotonic() - logged), 2)
-                evaluated = self.finished or self.update % EVALUATION_UPDATES == 0
+                evaluated = finished or self.update % EVALUATION_UPDATES == 0
                 self.log({"updates_per_s": speed} | row | (self.evaluate() if evaluated else {}))
                 steps, logged = [], time.monotonic()
             if time.monotonic() - saved > SAVE_SECONDS:
@@ -364,12 +364,7 @@ class Run:
     @property
     def done(self) -> float:
         """The part of the training that is over, from 0 to 1."""
-        updates = self.args.updates or math.inf
-        return min(1.0, max(self.seconds / (60.0 * self.args.minutes), self.update / updates))
-
-    @property
-    def finished(self) -> bool:
-        return self.done == 1.0
+        return min(1.0, max(self.seconds / 60.0 / self.args.minutes, self.update / (self.args.updates or math.inf)))
 
     def log(self, row: dict[str, float]) -> None:
         """Prints a row and adds it to the log, whose columns are those of a row with an evaluation."""
