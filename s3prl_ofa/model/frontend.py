@@ -66,11 +66,12 @@ class FrontEnd(nn.Module):
 
         frames = int(blocks.sum()) * BLOCK
         chunk = CHUNK.get(wave.device.type, CHUNK["cuda"]) * 4 // self.weights[0].element_size()
-        pieces = [
-            self.convolve(wave, start, min(start + chunk, frames), kernels, biases, owners)
-            for start in range(0, frames, chunk)
-        ]
-        rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        rows = None
+        for start in range(0, frames, chunk):
+            piece = self.convolve(wave, start, min(start + chunk, frames), kernels, biases, owners)
+            # filled piece by piece: many small pieces, joined at the end, would stay in malloc's heap
+            rows = piece.new_empty(frames, config.conv_dim) if rows is None else rows
+            rows[start : start + len(piece)] = piece
         if len(waves) == 1:
             return rows[: int(lengths[0])], lengths
         return rows[positions_of(lengths, starts_of(blocks * BLOCK)).to(rows.device, non_blocking=True)], lengths
