@@ -7,29 +7,32 @@ probes and the training. Tables are between marks, as in report.py; a test check
 """
 
 import csv
+import dataclasses
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.report import table, with_tables
-from benchmarks.rows import RESULTS
+from benchmarks.report import table, title, with_tables
+from benchmarks.rows import RESULTS, Row, read
+from benchmarks.upstreams import name_of
 from s3prl_ofa.sweep.report import tables
 from s3prl_ofa.sweep.report.aggregation import Summary, summarize
 from s3prl_ofa.sweep.report.bootstrap import resampled_scores
-from s3prl_ofa.sweep.report.front import choice
+from s3prl_ofa.sweep.report.front import COSTS, choice, on_the_front
 from s3prl_ofa.sweep.report.settings import Kind, base_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "MODEL_CARD.md", ROOT / "docs" / "results.md"]
 EVIDENCE = RESULTS / "evidence"
+UPSTREAMS = RESULTS / "upstreams.csv"  # made by benchmarks.upstreams
 CURVES = ROOT / "s3prl_ofa" / "demo" / "tiny.csv"
 TOLERANCE = 0.05
 TASKS = {"pr": "Phonemes", "sid": "Speakers", "asr": "Characters"}
 # The column in which the compressed setting that is compared with one of each kind has to be nearest
 ALIKE = {Kind.EQUAL: "value", Kind.EXIT: "gmacs", Kind.POOLED: "frame_period_ms", Kind.SPECIALIST: "frame_period_ms"}
-TIMES = ("faster than 20 ms", "upstream (ms / s)", "downstream (ms / s)")
 PROBED = ("phone_accuracy", "speaker_accuracy")
 VALIDATED = {  # text and digits of columns of the curves
     "dev_accuracy": ("phone accuracy", 3),
@@ -45,7 +48,21 @@ def evidence() -> Summary:
 
 @functools.cache
 def summary_of(folder: pathlib.Path) -> Summary:
-    return summarize(folder, TOLERANCE)
+    """The report, with upstreams timed on a quiet machine instead of in points that ran side by side."""
+    found = summarize(folder, TOLERANCE)
+    times = {row.contender: 1000 * row.median_s / row.audio_s for row in timed()}
+    rates = zip(found.settings["model"], found.settings["rate"], found.settings["value"], strict=True)
+    settings = found.settings.assign(upstream_ms=[times.get(name_of(*each), math.nan) for each in rates])
+    settings["total_ms"] = settings["upstream_ms"] + settings["downstream_ms"]
+    scores = resampled_scores(folder, settings)
+    fronts = {cost: on_the_front(settings, scores, cost) for cost in COSTS}
+    return dataclasses.replace(found, settings=settings, fronts=fronts)
+
+
+def timed() -> list[Row]:
+    """The last run of benchmarks.upstreams."""
+    rows = read(UPSTREAMS)
+    return [row for row in rows if row.run == max(each.run for each in rows)]
 
 
 def what_was_run() -> str:
@@ -87,17 +104,12 @@ def overview() -> str:
 
 
 def all_settings() -> str:
-    return table(*tables.table(without(tables.SETTING_COLUMNS), evidence().settings.itertuples()))
+    return table(*tables.all_settings(evidence()))
 
 
 def fronts() -> str:
-    """The best setting within each cost in multiply-accumulates."""
-    return table(*tables.table(without(tables.CHOICE_COLUMNS), evidence().fronts["gmacs"]))
-
-
-def without(columns: dict[str, Callable[[Any], str]]) -> dict[str, Callable[[Any], str]]:
-    """The columns except those of time, because several points ran at once."""
-    return {name: cell for name, cell in columns.items() if name not in TIMES}
+    """The best setting within each cost, in multiply-accumulates and in time."""
+    return table(*tables.fronts(evidence()))
 
 
 def beside(kind: Kind) -> str | None:
@@ -178,6 +190,7 @@ TABLES: dict[str, Callable[[], str | None]] = {
     "headline": headline,
     "overview": overview,
     "fronts": fronts,
+    "timed on": lambda: title(timed()),
     "equal lengths": lambda: beside(Kind.EQUAL),
     "specialists": lambda: beside(Kind.SPECIALIST),
     "early exit": lambda: beside(Kind.EXIT),

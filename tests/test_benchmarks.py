@@ -10,8 +10,10 @@ import time
 import pytest
 import torch
 from paths import ROOT
+from sweep_rows import row as point_row
+from sweep_rows import write_sweep
 
-from benchmarks import corpus, cost_curve, downstream, extract, long, report, rows, targets
+from benchmarks import corpus, cost_curve, downstream, evidence, extract, long, report, rows, targets, upstreams
 from benchmarks.peers import PEERS, RUNTIMES, Batch, can_run
 from s3prl_ofa.superb.compat.shims import apply_shims
 
@@ -149,6 +151,27 @@ def test_a_warm_cache_beside_the_downstream_model_alone(monkeypatch, corpora, go
     warm, alone = rows.read(tmp_path / "rows.csv")
     assert (warm.contender, warm.rounds) == ("run_downstream, warm cache", 2)
     assert (alone.contender, alone.rounds) == ("downstream model alone", 3)
+
+
+def test_upstreams_of_the_evidence(tmp_path, monkeypatch):
+    """Promise: each upstream and rate that a sweep did not learn is timed once, and the evidence shows this time."""
+    tiny = str(ROOT / "s3prl_ofa" / "demo" / "tiny.safetensors")
+    points = [point_row("sid", "lambd", value, seed, checkpoint=tiny) for value, seed in ((0.5, 1), (0.5, 2), (0.0, 1))]
+    for rate, value in (("uniform", 0.5), ("layers", 3), ("pool", 3), ("adaptive", 1)):
+        points.append(points[0] | {"rate": rate, "value": value, "point": rate})
+    points.append(point_row("sid", None, None, 1, "mfcc"))
+    folder, out = write_sweep(tmp_path / "sweep", points), tmp_path / "upstreams.csv"
+    options = ["--utterances", "1", "--rounds", "1", "--results", str(folder / "results.jsonl"), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["upstreams", str(ROOT / "s3prl_ofa" / "demo" / "audio"), *options])
+    upstreams.main()
+    found = {each.contender: 1000 * each.median_s / each.audio_s for each in rows.read(out)}
+    rates = ["lambd 0.5", "lambd 0", "uniform 0.5", "layers 3", "pool 3"]
+    assert list(found) == [*(f"tiny, {rate}" for rate in rates), "mfcc"]
+    monkeypatch.setattr(evidence, "UPSTREAMS", out)
+    shown = {each.label: each for each in evidence.summary_of(folder).settings.itertuples()}
+    assert [shown[rate].upstream_ms for rate in rates] == pytest.approx([found[f"tiny, {rate}"] for rate in rates])
+    assert shown["mfcc"].total_ms == pytest.approx(found["mfcc"] + shown["mfcc"].downstream_ms)
+    assert shown["adaptive 1"].total_ms != shown["adaptive 1"].total_ms  # NaN: unknown
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem)
