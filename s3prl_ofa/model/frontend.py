@@ -5,6 +5,9 @@ convolution is a matrix product over the whole batch, time first, without paddin
 frames that would span two utterances are dropped at the end.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,12 +69,11 @@ class FrontEnd(nn.Module):
 
         frames = int(blocks.sum()) * BLOCK
         chunk = CHUNK.get(wave.device.type, CHUNK["cuda"]) * 4 // self.weights[0].element_size()
-        rows = None
-        for start in range(0, frames, chunk):
-            piece = self.convolve(wave, start, min(start + chunk, frames), kernels, biases, owners)
-            # filled piece by piece: many small pieces, joined at the end, would stay in malloc's heap
-            rows = piece.new_empty(frames, config.conv_dim) if rows is None else rows
-            rows[start : start + len(piece)] = piece
+        pieces = (
+            self.convolve(wave, start, min(start + chunk, frames), kernels, biases, owners)
+            for start in range(0, frames, chunk)
+        )
+        rows = concatenated(pieces, frames)
         if len(waves) == 1:
             return rows[: int(lengths[0])], lengths
         return rows[positions_of(lengths, starts_of(blocks * BLOCK)).to(rows.device, non_blocking=True)], lengths
@@ -166,6 +168,22 @@ class FrontEnd(nn.Module):
         hidden = products(windows, weight, bias, False, owners)
         norm = self.norm_weights[index], self.norm_biases[index]
         return F.gelu(F.layer_norm(hidden, hidden.shape[1:], *norm, NORM_EPS))
+
+
+def concatenated(pieces: Iterator[Tensor], frames: int) -> Tensor:
+    """(frames, channels) of pieces (some of the frames, channels); the end is undefined if they are fewer.
+
+    Without gradients, which would make it slower, one tensor is filled piece by piece: small pieces that wait for each
+    other would stay in malloc's heap.
+    """
+    piece = next(pieces)
+    if piece.requires_grad:
+        return torch.cat([piece, *pieces])
+    rows, end = piece.new_empty(frames, piece.shape[1]), 0
+    for each in itertools.chain([piece], pieces):
+        rows[end : end + len(each)] = each
+        end += len(each)
+    return rows
 
 
 def products(windows: Tensor, weights: Tensor, biases: Tensor | None, gelu: bool, owners: Tensor | None) -> Tensor:
