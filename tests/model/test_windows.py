@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from s3prl_ofa.model.packing import positions_of
-from s3prl_ofa.model.windows import cut
+from s3prl_ofa.model.windows import ROWS_AT_A_TIME, cut
 
 
 @pytest.mark.parametrize(("window", "overlap"), [(1, 0), (4, 0), (4, 3), (7, 2), (10, 5), (100, 20)])
@@ -69,6 +69,17 @@ def test_short_ones_stay_whole(bundled, minute):
         state = out.hidden_states[0][index, : int(out.lengths[index])]
         torch.testing.assert_close(state, alone.hidden_states[0][0], atol=1e-4, rtol=0)
     assert float(out.hidden_states[0][0, int(out.lengths[0]) :].abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("frames", [1, 500])
+def test_how_many_windows_the_encoder_gets_at_once(bundled, minute, frames, monkeypatch):
+    """It bounds memory and changes nothing: one window, some windows and all windows at once are the same."""
+    waves = [minute[:400_000], minute[5000:200_000]]
+    monkeypatch.setitem(ROWS_AT_A_TIME, "cpu", 10**9)
+    expected = bundled.extract(waves, lambd=0.5, layers=[0, 6], window_s=5.0, overlap_s=2.0)
+    monkeypatch.setitem(ROWS_AT_A_TIME, "cpu", frames)
+    out = bundled.extract(waves, lambd=0.5, layers=[0, 6], window_s=5.0, overlap_s=2.0)
+    torch.testing.assert_close(out.hidden_states, expected.hidden_states, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("window_s", "overlap_s"), [(0.0, 0.0), (4.0, 4.0), (10.0, -1.0), (float("inf"), 4.0)])
