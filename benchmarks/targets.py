@@ -135,7 +135,7 @@ class Target(NamedTuple):
         if value is None:
             return "not measured"
         reached = value <= self.goal if self.at_most else value >= self.goal
-        return f"{value:.2f}, {'reached' if reached else 'not reached'}"
+        return f"{value:z.2f}, {'reached' if reached else 'not reached'}"
 
 
 OURS_20, OURS_90 = OURS.format(20), OURS.format(90)
