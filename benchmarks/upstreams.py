@@ -23,7 +23,7 @@ from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
 from s3prl_ofa.sweep.job import RATE_NAMES, Point, exact
 
 PACKAGES = ("s3prl-ofa", "torch", "s3prl")
-TIMED_APART = ("output_frames", "repeat", "lambd_start", "lambd_max")  # options that leave the upstream's work as it is
+WITHOUT_EFFECT = ("output_frames", "repeat", "lambd_start", "lambd_max")  # on the work of the encoder
 
 
 def name_of(model: str, rate: str | None, value: float | None) -> str:
@@ -42,7 +42,7 @@ def points(results: pathlib.Path) -> dict[str, Point]:
 def contender(name: str, point: Point, waves: list[torch.Tensor]) -> Contender:
     from s3prl import hub  # as s3prl_set_up leaves it
 
-    options = {key: value for key, value in point.rate_options.items() if key not in TIMED_APART}
+    options = {key: value for key, value in point.rate_options.items() if key not in WITHOUT_EFFECT}
     upstream = getattr(hub, point.upstream)(ckpt=point.checkpoint, **options).eval()
     run = functools.partial(torch.no_grad()(upstream), waves)
     return Contender("upstream", name, run, sum(map(len, waves)) / SAMPLE_RATE)
