@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import signal
 import sys
 import threading
 
@@ -51,6 +52,12 @@ def no_quiet_of_other_tests():
 def one_thread():
     """The tests run in several processes; more threads in each would only get in the way."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """A shell's background job, as these tests may be, ignores SIGINT, and so would the commands that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

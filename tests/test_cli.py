@@ -313,8 +313,6 @@ def test_interrupt_of_a_process(golden_checkpoint, tmp_path, make_wave):
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        # A shell's background job, as these tests may be, ignores the signal, and so would what it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     index = out / "index.jsonl"
     while process.poll() is None and not (index.exists() and index.stat().st_size):
