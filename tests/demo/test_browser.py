@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium"),
 ]
 
-SECONDS = 60  # timeout of every wait; generous, for a busy machine
+SECONDS = 300  # timeout of every wait; generous, for a busy machine
 LOCAL = re.compile(r"(http://127\.0\.0\.1:\d+/|data:|blob:http://127\.0\.0\.1)")
 # Logs every connection and name lookup of the process to a file.
 SERVER = """
