@@ -62,6 +62,25 @@ def test_an_utterance_is_the_same_alone_and_in_a_batch(model, waves, rate):
         assert_same_utterance(out, row, model.extract([wave], **{name: value}))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_any_number_of_threads(threads, dtype):
+    """Promise: lengths are the same, and features to 1e-4 in float32, to 2% in bfloat16."""
+    model = random_model(BASE).to(dtype)
+    waves = noise_waves([16_001, 80_003, 400], seed=1)  # some in several pieces
+    expected = model.extract(waves, lambd=0.5)
+    torch.set_num_threads(threads)
+    try:
+        out = model.extract(waves, lambd=0.5)
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(out.lengths, expected.lengths)
+    for state, alone in zip(out.hidden_states, expected.hidden_states, strict=True):
+        if dtype == torch.float32:
+            torch.testing.assert_close(state, alone, rtol=0, atol=1e-4)
+        assert float((state - alone).norm() / alone.norm()) < 2e-2
+
+
 def test_order_in_the_batch_does_not_matter(model, waves):
     """Promise: an utterance's features follow it through any order of the batch and any part of it."""
     out = model.extract(waves, lambd=LAMBDS)
