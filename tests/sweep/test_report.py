@@ -113,6 +113,15 @@ def test_mean_and_spread_over_seeds(sweep):
     assert [item.label for item in sid][4:] == ["lambd 1", "pool 2", "pool 3", "pool 4", "mfcc"]
 
 
+def test_times_of_a_busy_machine(tmp_path):
+    """Promise: a seed that ran beside other work does not make its setting look slow."""
+    quiet = {"upstream_seconds_per_second": 0.02, "downstream_seconds_per_second": 0.002}
+    busy = [quiet | {"upstream_seconds_per_second": 0.5}, quiet | {"downstream_seconds_per_second": 0.3}]
+    rows = [row("asr", "lambd", 0.5, seed, **times) for seed, times in enumerate(busy)]
+    (setting,) = summarize(write_sweep(tmp_path, rows), 0.05).settings.itertuples()
+    assert (setting.upstream_ms, setting.downstream_ms, setting.total_ms) == pytest.approx((20, 2, 22))
+
+
 @pytest.mark.parametrize(("task", "best"), [("asr", 0.001), ("sid", 0.1)])
 def test_learning_rate_is_chosen_on_dev(task, best, tmp_path):
     """The best mean on dev wins, whatever test says; the lower is better for errors, the higher for accuracies."""
