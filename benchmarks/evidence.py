@@ -51,8 +51,8 @@ def summary_of(folder: pathlib.Path) -> Summary:
     """The report, with upstreams timed on a quiet machine instead of in points that ran side by side."""
     found = summarize(folder, TOLERANCE)
     times = {row.contender: 1000 * row.median_s / row.audio_s for row in timed()}
-    rates = zip(found.settings["model"], found.settings["rate"], found.settings["value"], strict=True)
-    settings = found.settings.assign(upstream_ms=[times.get(name_of(*each), math.nan) for each in rates])
+    upstream_ms = [times.get(name_of(each), math.nan) for each in found.settings.itertuples()]
+    settings = found.settings.assign(upstream_ms=upstream_ms)
     settings["total_ms"] = settings["upstream_ms"] + settings["downstream_ms"]
     scores = resampled_scores(folder, settings)
     fronts = {cost: on_the_front(settings, scores, cost) for cost in COSTS}

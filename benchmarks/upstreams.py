@@ -3,10 +3,12 @@
     python -m benchmarks.upstreams AUDIO --threads 1
 
 The times in the rows of a sweep come from points that run side by side, some of them on another day. Here all settings
-take turns at the same utterances, as S3PRL's upstreams. Checkpoints are where the rows say, from the project's folder.
+take turns at the same utterances, as S3PRL's upstreams; a learned rate is where the last seed's ended. Checkpoints are
+where the rows say, from the project's folder.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import math
@@ -26,17 +28,25 @@ PACKAGES = ("s3prl-ofa", "torch", "s3prl")
 WITHOUT_EFFECT = ("output_frames", "repeat", "lambd_start", "lambd_max")  # on the work of the encoder
 
 
-def name_of(model: str, rate: str | None, value: float | None) -> str:
-    """What the upstream of a setting is called in a row: ``tiny, lambd 0.5``, or the model's name for a baseline."""
-    return f"{model}, {RATE_NAMES[rate].format(exact(value))}" if rate else model
+def name_of(each: Any) -> str:
+    """What the upstream of a point or setting is called in a row: ``tiny, lambd 0.5``, for a learned rate
+    ``tiny, adaptive 1 from 0.1, pr``, for a baseline the model's name."""
+    if not each.rate:
+        return each.model
+    name = f"{each.model}, {RATE_NAMES[each.rate].format(exact(each.value))}"
+    return f"{name} from {exact(each.lambd_start)}, {each.task}" if each.rate == ADAPTIVE else name
 
 
 def points(results: pathlib.Path) -> dict[str, Point]:
-    """One point of each upstream and fixed rate in a sweep's results, by its name."""
-    rows: list[dict[str, Any]] = [json.loads(line) for line in results.read_text("utf-8").splitlines()]
-    fields = Point.__dataclass_fields__
-    found = [Point(**{key: value for key, value in row.items() if key in fields}) for row in rows]
-    return {name_of(each.model, each.rate, each.value): each for each in found if each.rate != ADAPTIVE}
+    """A point that has the upstream and rate of each setting in a sweep's results, by its name."""
+    found = {}
+    for row in map(json.loads, results.read_text("utf-8").splitlines()):
+        point = Point(**{key: value for key, value in row.items() if key in Point.__dataclass_fields__})
+        name = name_of(point)
+        if point.rate == ADAPTIVE:
+            point = dataclasses.replace(point, rate="lambd", value=row["learnt_lambd"])
+        found[name] = point
+    return found
 
 
 def contender(name: str, point: Point, waves: list[torch.Tensor]) -> Contender:

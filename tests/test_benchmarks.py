@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import math
 import runpy
 import subprocess
 import sys
@@ -155,11 +154,13 @@ def test_a_warm_cache_beside_the_downstream_model_alone(monkeypatch, corpora, go
 
 
 def test_upstreams_of_the_evidence(tmp_path, monkeypatch):
-    """Promise: each upstream and rate that a sweep did not learn is timed once, and the evidence shows this time."""
+    """Promise: each upstream and rate is timed once, a learned one where it ended, and the evidence shows this time."""
     tiny = str(ROOT / "s3prl_ofa" / "demo" / "tiny.safetensors")
     points = [point_row("sid", "lambd", value, seed, checkpoint=tiny) for value, seed in ((0.5, 1), (0.5, 2), (0.0, 1))]
-    for rate, value in (("uniform", 0.5), ("layers", 3), ("pool", 3), ("adaptive", 1)):
+    for rate, value in (("uniform", 0.5), ("layers", 3), ("pool", 3)):
         points.append(points[0] | {"rate": rate, "value": value, "point": rate})
+    learned = {"rate": "adaptive", "value": 1, "lambd_start": 0.1, "learnt_lambd": 1.0, "point": "adaptive"}
+    points.append(points[0] | learned)
     points.append(point_row("sid", None, None, 1, "mfcc"))
     folder, out = write_sweep(tmp_path / "sweep", points), tmp_path / "upstreams.csv"
     options = ["--utterances", "1", "--rounds", "1", "--results", str(folder / "results.jsonl"), "--out", str(out)]
@@ -167,12 +168,14 @@ def test_upstreams_of_the_evidence(tmp_path, monkeypatch):
     upstreams.main()
     found = {each.contender: 1000 * each.median_s / each.audio_s for each in rows.read(out)}
     rates = ["lambd 0.5", "lambd 0", "uniform 0.5", "layers 3", "pool 3"]
-    assert list(found) == [*(f"tiny, {rate}" for rate in rates), "mfcc"]
+    learned = "adaptive 1 from 0.1"
+    assert list(found) == [*(f"tiny, {rate}" for rate in rates), f"tiny, {learned}, sid", "mfcc"]
     monkeypatch.setattr(evidence, "UPSTREAMS", out)
     shown = {each.label: each for each in evidence.summary_of(folder).settings.itertuples()}
     assert [shown[rate].upstream_ms for rate in rates] == pytest.approx([found[f"tiny, {rate}"] for rate in rates])
     assert shown["mfcc"].total_ms == pytest.approx(found["mfcc"] + shown["mfcc"].downstream_ms)
-    assert math.isnan(shown["adaptive 1"].total_ms)
+    assert shown[learned].upstream_ms == pytest.approx(found[f"tiny, {learned}, sid"])
+    assert found[f"tiny, {learned}, sid"] < found["tiny, lambd 0"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem)
