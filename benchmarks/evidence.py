@@ -21,7 +21,7 @@ from benchmarks.upstreams import name_of
 from s3prl_ofa.sweep.report import tables
 from s3prl_ofa.sweep.report.aggregation import Summary, summarize
 from s3prl_ofa.sweep.report.bootstrap import resampled_scores
-from s3prl_ofa.sweep.report.front import COSTS, choice, on_the_front
+from s3prl_ofa.sweep.report.front import COSTS, Choice, choice, on_the_front
 from s3prl_ofa.sweep.report.settings import Kind, base_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -79,17 +79,16 @@ def what_was_run() -> str:
 
 
 def headline() -> str:
-    """A line per task: the score and the cost at 20 ms and at each larger lambd at which CTC sees frames once."""
+    """A line per task: the score at 20 ms, and score and speed at each other rate at which CTC sees frames once."""
     lines = []
     for task, settings in evidence().settings.groupby("task", sort=False):
-        curve = settings[(settings["rate"] == "lambd") & (settings["kind"] == Kind.VARIABLE) & frames_once(settings)]
-        curve = curve.sort_values("frame_period_ms")
+        curve = settings[(settings["kind"] == Kind.VARIABLE) & frames_once(settings)].sort_values("frame_period_ms")
         if (base := base_of(settings)) is None or len(curve) < 2:
             continue
         parts = [f"{base.metric_name.removesuffix(' (%)')} {base.score:.1f}% at 20 ms per frame"]
         for one in curve[curve.index != base.Index].itertuples():
-            of_the = "" if len(parts) > 1 else " of the arithmetic"
-            parts.append(f"{one.score:.1f}% at {one.frame_period_ms:.0f} ms ({one.gmacs / base.gmacs:.2f}{of_the})")
+            faster = f"{base.total_ms / one.total_ms:.1f}x" + (" faster" if len(parts) == 1 else "")
+            parts.append(f"{one.score:.1f}% at {one.frame_period_ms:.0f} ms ({faster})")
         lines.append(f"* **{TASKS[task]}**: {', '.join(parts)}")
     return "\n".join(lines)
 
@@ -107,16 +106,23 @@ def all_settings() -> str:
     return table(*tables.all_settings(evidence()))
 
 
-def fronts() -> str:
-    """The best setting within each cost, in multiply-accumulates and in time."""
-    return table(*tables.fronts(evidence()))
-
-
-def beside(kind: Kind) -> str | None:
-    """Each setting of a kind, beside the most similar compressed one, or the one with the same number of frames."""
+def best_of_one_checkpoint() -> str:
+    """The best setting of the once-for-all checkpoint within each cost."""
     settings = evidence().settings
-    scores, lines = resampled_scores(EVIDENCE, settings), []
-    for task, of_task in settings.groupby("task", sort=False):
+    ours = settings[~settings["kind"].isin((Kind.SPECIALIST, Kind.BASELINE))]
+    return choices(on_the_front(ours, resampled_scores(EVIDENCE, settings), "gmacs"))
+
+
+def choices(found: list[Choice]) -> str:
+    return table(*tables.table(tables.CHOICE_COLUMNS, found))
+
+
+def compared(kind: Kind) -> list[Choice]:
+    """The compressed setting that is most similar to each setting of a kind, or has the same number of frames, with
+    that one as its rival."""
+    settings = evidence().settings
+    scores, found = resampled_scores(EVIDENCE, settings), []
+    for _, of_task in settings.groupby("task", sort=False):
         ours = of_task[(of_task["kind"] == Kind.VARIABLE) & frames_once(of_task)]
         rivals = of_task[(of_task["kind"] == kind) & frames_once(of_task)]
         for rival in rivals.itertuples():
@@ -124,12 +130,41 @@ def beside(kind: Kind) -> str | None:
             if not len(ours) or kind == Kind.EQUAL and distance.min() > 0:
                 continue
             nearest = next(ours.loc[[distance.idxmin()]].itertuples())
-            found = choice(nearest, rival, of_task, scores, "")
-            ends = "" if found.interval is None else f" [{found.interval.low:.2f}, {found.interval.high:.2f}]"
-            both = [cell for setting in (rival, nearest) for cell in cells(setting)]
-            lines.append([task, *both, f"{found.gain:+.2f}{ends}", tables.p_text(found)])
+            found.append(choice(nearest, rival, of_task, scores, ""))
+    return found
+
+
+def beside(kind: Kind) -> str | None:
+    """The table of ``compared``."""
+    lines = []
+    for found in compared(kind):
+        ends = "" if found.interval is None else f" [{found.interval.low:.2f}, {found.interval.high:.2f}]"
+        both = [cell for setting in (found.rival, found.setting) for cell in cells(setting)]
+        lines.append([found.setting.task, *both, f"{found.gain:+.2f}{ends}", tables.p_text(found)])
     head = ["task", "alternative", "ms", "GMACs / s", "score", "compressed", "ms", "GMACs / s", "score"]
     return table([*head, "compressed better by", "p"], lines) if lines else None
+
+
+def where_it_pays() -> str:
+    """The comparisons for phonemes in words."""
+
+    def points(kind: Kind, sign: int) -> str:
+        """From the smallest to the largest gain, which all have this sign; else the words are wrong."""
+        gains = sorted(sign * found.gain for found in compared(kind) if found.setting.task == "pr")
+        assert gains[0] > 0, kind
+        ends = dict.fromkeys(f"{gain:.0f}" for gain in (gains[0], gains[-1]))
+        return " to ".join(ends)
+
+    curves = evidence().settings[evidence().settings["kind"] == Kind.VARIABLE].groupby("task")
+    fastest = max(base_of(curve).total_ms / curve["total_ms"].min() for _, curve in curves)
+    return (
+        f"**Compression pays** in time, up to {fastest:.1f} times, in the size of stored features, and wherever one "
+        "checkpoint has to serve several rates: the phone error rate (PER) is "
+        f"{points(Kind.EXIT, 1)} points lower than with only the first layers of the same model at equal cost. "
+        "**It does not pay** if one rate is enough, because a model trained for that rate alone is "
+        f"{points(Kind.SPECIALIST, -1)} points better, or if you can afford the whole encoder: averaging its outputs "
+        f"is {points(Kind.POOLED, -1)} points better at the same frame period. Memory is not saved."
+    )
 
 
 def cells(setting: Any) -> list[str]:
@@ -188,8 +223,11 @@ def validation() -> str:
 TABLES: dict[str, Callable[[], str | None]] = {
     "what was run": what_was_run,
     "headline": headline,
+    "where it pays": where_it_pays,
     "overview": overview,
-    "fronts": fronts,
+    "one checkpoint": best_of_one_checkpoint,
+    "all models": lambda: choices(evidence().fronts["gmacs"]),
+    "by time": lambda: choices(evidence().fronts["total_ms"]),
     "timed on": lambda: title(timed()),
     "equal lengths": lambda: beside(Kind.EQUAL),
     "specialists": lambda: beside(Kind.SPECIALIST),

@@ -28,7 +28,7 @@ SAMPLE_RATE = 16_000  # Hz
 LAMBDS = (0.0, 0.5, 1.0)
 BLUE, ORANGE, GREEN, PURPLE, BLACK, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#9aa0a6"
 ALTERNATIVES = {  # colour, marker and label of each kind of setting
-    Kind.VARIABLE: (BLUE, "o-", "once-for-all, one checkpoint"),
+    Kind.VARIABLE: (BLUE, "o-", "once-for-all, one checkpoint (ms per frame)"),
     Kind.EQUAL: (GREEN, "v:", "the same, frames of equal length"),
     Kind.SPECIALIST: (BLACK, "D--", "models trained for one rate each"),
     Kind.EXIT: (PURPLE, "P:", "20 ms model, first layers only"),
@@ -112,11 +112,11 @@ def rate(figure: Figure) -> None:
 
 def score_cost(figure: Figure) -> None:
     """Score against the upstream's cost for all alternatives: the mean over seeds with its interval, or else the
-    standard deviation."""
+    standard deviation. Numbers are frame periods in ms."""
     settings = summarize(EVIDENCE, tolerance=0.05).settings
     # where CTC had to see each frame twice, the downstream model decides the score rather than the rate
     settings = settings[settings["repeats"].map(lambda repeats: max(repeats, default=1) == 1)]
-    figure.set_size_inches(9.6, 3.3)
+    figure.set_size_inches(9.6, 3.7)
     panels = {
         "pr": "phoneme recognition\nphone error rate (%) ↓",
         "asr": "speech recognition\ncharacter error rate (%) ↓",
@@ -133,12 +133,15 @@ def score_cost(figure: Figure) -> None:
             errors = [abs(score - chosen[end]).fillna(spread) for end in ("low", "high")]
             line = axes.errorbar(chosen["gmacs"], score, errors, fmt=marker, color=color, capsize=2, markersize=4)
             drawn.setdefault(label, line)
+            for one in chosen.itertuples() if kind == Kind.VARIABLE else ():
+                period, place, below = f"{one.frame_period_ms:.0f} ", (one.gmacs, one.score), {"xytext": (-1, -9)}
+                axes.annotate(period, place, **below, textcoords="offset points", ha="right", fontsize=7, color=color)
         title, ylabel = text.split("\n")
         axes.set_title(title, fontsize=10)
         axes.set(xlabel="upstream GMACs per second of audio", ylabel=ylabel, xlim=(0, 1.1 * of_task["gmacs"].max()))
         if task == "sid":
-            axes.set_ylim(0, 105)
-    axes.legend(drawn.values(), drawn.keys(), frameon=False, fontsize=8, loc="lower center")
+            axes.set_ylim(min(90, of_task.loc[of_task["kind"] != Kind.BASELINE, "low"].min() - 1), 100.5)
+    figure.legend(drawn.values(), drawn.keys(), frameon=False, fontsize=8, ncols=3, loc="outside lower center")
 
 
 DRAWINGS: dict[str, Callable[[Figure], None]] = {

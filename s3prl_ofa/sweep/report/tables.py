@@ -38,7 +38,7 @@ CHOICE_COLUMNS: dict[str, Callable[[Choice], str]] = {  # of the table of what i
     "at most": lambda choice: choice.limit,
     "best": lambda choice: choice.setting.name,
     "frame period (ms)": lambda choice: number(choice.setting.frame_period_ms, ".1f"),
-    "score": lambda choice: score_text(choice.setting),
+    "score": lambda choice: score_text(choice.setting) + repeated(choice.setting, " (frames x{})"),
     "faster than 20 ms": lambda choice: "" if math.isnan(choice.faster) else f"{choice.faster:.2f}x",
     "next best": lambda choice: "" if choice.rival is None else f"{choice.rival.name}, {choice.rival.score:.2f}",
     "better by": lambda choice: gain_text(choice),
