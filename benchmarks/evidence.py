@@ -18,11 +18,13 @@ from typing import Any
 from benchmarks.report import table, title, with_tables
 from benchmarks.rows import RESULTS, Row, read
 from benchmarks.upstreams import name_of
+from s3prl_ofa.io.files import read_json
 from s3prl_ofa.sweep.report import tables
 from s3prl_ofa.sweep.report.aggregation import Summary, summarize
 from s3prl_ofa.sweep.report.bootstrap import resampled_scores
 from s3prl_ofa.sweep.report.front import COSTS, Choice, choice, on_the_front
 from s3prl_ofa.sweep.report.settings import Kind, base_of
+from s3prl_ofa.sweep.results import POINTS, PointFolder
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "MODEL_CARD.md", ROOT / "docs" / "results.md"]
@@ -30,6 +32,7 @@ EVIDENCE = RESULTS / "evidence"
 UPSTREAMS = RESULTS / "upstreams.csv"  # made by benchmarks.upstreams
 CURVES = ROOT / "s3prl_ofa" / "demo" / "tiny.csv"
 TOLERANCE = 0.05
+HELD_OUT = {"1088", "3947", "7367", "8629"}  # speakers of LibriSpeech that pretraining did not hear
 TASKS = {"pr": "Phonemes", "sid": "Speakers", "asr": "Characters"}
 # The column in which the compressed setting that is compared with one of each kind has to be nearest
 ALIKE = {Kind.EQUAL: "value", Kind.EXIT: "gmacs", Kind.POOLED: "frame_period_ms", Kind.SPECIALIST: "frame_period_ms"}
@@ -182,6 +185,22 @@ def s3prl_scores() -> str:
     return table(["task", "seeds", "rate", "frame period (ms)", "GMACs / s", "score", "frames repeated"], lines)
 
 
+def held_out_speakers() -> str:
+    """The accuracy of sid on speakers whose audio was not used in pretraining."""
+    settings = evidence().settings
+    accuracies = []
+    for setting in settings[(settings["task"] == "sid") & (settings["kind"] == Kind.VARIABLE)].itertuples():
+        of_points = [read_json(PointFolder(EVIDENCE / POINTS / point).utterances) for point in setting.points]
+        unheard = [index for index, name in enumerate(of_points[0]["utterances"]) if name.split("-")[2] in HELD_OUT]
+        correct = [found["sums"][index] for found in of_points for index in unheard]
+        accuracies.append(f"{100 * sum(correct) / len(correct):.1f}% at {setting.label}")
+    count = len(of_points[0]["utterances"])
+    return (
+        f"Speaker identification has all 28 speakers: {count - len(unheard)} of its {count} test utterances were heard "
+        f"in training, without labels. On the {len(unheard)} others, accuracy is {', '.join(accuracies)}."
+    )
+
+
 def probes() -> str:
     """The best layer for each kind of features and rate."""
     best: dict[tuple[str, float], dict[str, Any]] = {}
@@ -235,6 +254,7 @@ TABLES: dict[str, Callable[[], str | None]] = {
     "pooling": lambda: beside(Kind.POOLED),
     "all settings": all_settings,
     "scores": s3prl_scores,
+    "held out speakers": held_out_speakers,
     "probes": probes,
     "boundaries": boundaries,
     "validation": validation,
