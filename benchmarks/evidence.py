@@ -143,7 +143,7 @@ def beside(kind: Kind) -> str | None:
     for found in compared(kind):
         ends = "" if found.interval is None else f" [{found.interval.low:.2f}, {found.interval.high:.2f}]"
         both = [cell for setting in (found.rival, found.setting) for cell in cells(setting)]
-        lines.append([found.setting.task, *both, f"{found.gain:+.2f}{ends}", tables.p_text(found)])
+        lines.append([found.setting.task, *both, f"{round(found.gain, 2) + 0.0:+.2f}{ends}", tables.p_text(found)])
     head = ["task", "alternative", "ms", "GMACs / s", "score", "compressed", "ms", "GMACs / s", "score"]
     return table([*head, "compressed better by", "p"], lines) if lines else None
 
