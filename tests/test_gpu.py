@@ -181,7 +181,7 @@ def test_fast_paths(dtype, lowered, rate, monkeypatch):
 
         monkeypatch.setattr(module, name, run)
 
-    spy(attention, "varlen_attn")
+    spy(attention, "attend_varlen")
     spy(convolution, "product_of_windows")
     spy(frontend, "windows_product")
     spy(products.torch, "_addmm_activation")
@@ -199,7 +199,7 @@ def test_fast_paths(dtype, lowered, rate, monkeypatch):
     value, reference = (torch.cat(states) for states in zip(*pairs, strict=True))
     assert (value - reference).norm() < RELATIVE_ERROR * reference.norm()
     if DEVICE == "cuda":
-        everywhere = {"varlen_attn", "product_of_windows"}
+        everywhere = {"attend_varlen", "product_of_windows"}
         assert used == everywhere | ({"windows_product", "_addmm_activation"} if lowered else set())
 
 

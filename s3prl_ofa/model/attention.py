@@ -1,8 +1,8 @@
 """Self-attention within each utterance of a batch whose frames lie end to end."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+import importlib.util
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +11,7 @@ from torch import Tensor
 from s3prl_ofa.model.packing import pad, positions_of, similar_groups, starts_of, unpad, valid_mask
 from s3prl_ofa.model.products import differentiable
 
-varlen_attn: Callable[..., Any] | None
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # before torch 2.10
-    varlen_attn = None
-
+HAS_VARLEN = importlib.util.find_spec("torch.nn.attention.varlen") is not None  # not before torch 2.10
 # Without variable-length attention, attention is computed for groups of utterances, padded to the longest, which is at
 # most this many times the shortest.
 GROUP_RATIO = 1.3
@@ -24,9 +19,20 @@ GROUP_RATIO = 1.3
 
 def uses_varlen(qkv: Tensor, head_dim: int) -> bool:
     """Whether torch's variable-length attention can be used: in 16 bits on a GPU that has FlashAttention."""
-    if varlen_attn is None or qkv.device.type != "cuda" or qkv.dtype.itemsize != 2:
+    if qkv.device.type != "cuda" or qkv.dtype.itemsize != 2 or not HAS_VARLEN:
         return False
     return head_dim % 8 == 0 and head_dim <= 256 and torch.cuda.get_device_capability(qkv.device) >= (8, 0)
+
+
+def attend_varlen(qkv: Tensor, heads: int, bounds: Tensor, longest: int) -> Tensor:
+    """(frames of the batch, 3 * dim) to (frames of the batch, dim) by torch's variable-length attention.
+
+    bounds: (batch + 1,) int32, the first row of each utterance and the number of rows.
+    """
+    from torch.nn.attention.varlen import varlen_attn  # imports the compiler, which takes as long as all of torch
+
+    query, key, value = qkv.unflatten(1, (3, heads, -1)).unbind(1)
+    return cast(Tensor, varlen_attn(query, key, value, bounds, bounds, longest, longest)).flatten(1)
 
 
 # Scores that are computed at once as products, and the most frames of an utterance: beyond, they leave the caches.
@@ -126,10 +132,7 @@ class Attention:
         """
         width = qkv.shape[1] // 3
         if len(self.lengths) * self.longest > len(qkv) and uses_varlen(qkv, width // heads):
-            query, key, value = qkv.unflatten(1, (3, heads, -1)).unbind(1)
-            bounds, longest = self.bounds, self.longest
-            assert varlen_attn is not None
-            return varlen_attn(query, key, value, bounds, bounds, longest, longest).flatten(1)
+            return attend_varlen(qkv, heads, self.bounds, self.longest)
         if self.groups[0].rows is None:
             parts = qkv.split([int(group.lengths.sum()) for group in self.groups])
             pieces = [group.attend(part, heads) for part, group in zip(parts, self.groups, strict=True)]
