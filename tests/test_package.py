@@ -31,8 +31,8 @@ def test_import_is_light():
 
 
 def test_load_needs_no_s3prl(golden_checkpoint):
-    """Loading and running a model imports neither S3PRL nor fairseq nor torchaudio, nor torch's compiler, which takes as
-    long to import as all of torch."""
+    """Loading and running a model imports neither S3PRL nor fairseq nor torchaudio, nor torch's compiler, which would
+    double the time."""
     code = (
         "import s3prl_ofa, sys, numpy\n"
         f"model = s3prl_ofa.load({str(golden_checkpoint)!r})\n"
