@@ -18,7 +18,7 @@ from torch import Tensor
 
 from s3prl_ofa.checkpoint import checkpoint_path
 from s3prl_ofa.errors import UsageError
-from s3prl_ofa.superb.compat import shims
+from s3prl_ofa.superb.compat import late_experts, shims
 from s3prl_ofa.superb.compat.workers import register_in_workers
 from s3prl_ofa.superb.upstream.expert import UpstreamExpert, adapt_s3prl
 
@@ -119,6 +119,8 @@ AFTER_IMPORT: dict[str, tuple[Callable[[ModuleType], Any], ...]] = {
     "pandas": (shims.pandas_iteritems,),
     "s3prl": (lambda _: shims.apply_shims(),),
     "s3prl.hub": (lambda hub: vars(hub).update(ENTRIES),),
+    **dict.fromkeys(late_experts.UPSTREAMS, (late_experts.postpone_expert,)),
+    **{f"{name}.hubconf": (late_experts.restore_expert,) for name in late_experts.UPSTREAMS},
     "s3prl.nn.upstream": (lambda _: adapt_s3prl(),),
     "s3prl.downstream.runner": (lambda _: adapt_s3prl(), shims.cpu_beside_cuda),
     "s3prl.downstream.asr.expert": (replace_asr_dataset,),
