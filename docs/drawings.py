@@ -27,7 +27,7 @@ EXCERPT = (0.6, 1.4)  # seconds
 SAMPLE_RATE = 16_000  # Hz
 LAMBDS = (0.0, 0.5, 1.0)
 BLUE, ORANGE, GREEN, PURPLE, BLACK, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#9aa0a6"
-ALTERNATIVES = {  # colour, marker and label of each kind of setting
+ALTERNATIVES = {  # color, marker and label of each kind of setting
     Kind.VARIABLE: (BLUE, "o-", "once-for-all, one checkpoint (ms per frame)"),
     Kind.EQUAL: (GREEN, "v:", "the same, frames of equal length"),
     Kind.SPECIALIST: (BLACK, "D--", "models trained for one rate each"),

@@ -105,7 +105,7 @@ class OFAPreTrainedModel(PreTrainedModel):
     main_input_name = "input_values"
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialises a head; OFAWav2Vec2 initialises its own weights."""
+        """Initializes a head; OFAWav2Vec2 initializes its own weights."""
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)

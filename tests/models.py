@@ -41,7 +41,7 @@ BASE = ModelConfig(
     pos_conv_groups=16,
     compressor="cif",
 )
-# Large: LayerNorm on every convolution, with bias, LayerNorm before each block, the wave normalised.
+# Large: LayerNorm on every convolution, with bias, LayerNorm before each block, the wave normalized.
 LARGE = ModelConfig(
     conv_layers=conv_layers(24),
     conv_norm="layer",
@@ -114,7 +114,7 @@ def golden_wave(name: str) -> Tensor:
 
 
 def noise_waves(lengths: list[int], seed: int = 0) -> list[Tensor]:
-    """Coloured noise of varying loudness; (samples,) each."""
+    """Colored noise of varying loudness; (samples,) each."""
     generator = torch.Generator().manual_seed(seed)
     waves = []
     for samples in lengths:

@@ -84,7 +84,7 @@ def tiny_model(seed: int = 0, **settings: Any):
 
 
 def speechlike(samples: int, seed: int) -> np.ndarray:
-    """float32 (samples,): noise whose colour and loudness change about every tenth of a second."""
+    """float32 (samples,): noise whose color and loudness change about every tenth of a second."""
     random = np.random.default_rng(seed)
     parts, left = [], samples
     while left > 0:

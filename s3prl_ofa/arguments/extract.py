@@ -41,7 +41,7 @@ def add_arguments(parser: Parser) -> None:
         help="for long files: attention sees S seconds at a time, such as 30 (default: the whole file)",
     )
     parser.add_argument(
-        "--overlap-s", type=float, metavar="S", help="seconds that neighbouring windows share (default: 4)"
+        "--overlap-s", type=float, metavar="S", help="seconds that neighboring windows share (default: 4)"
     )
     parser.add_argument(
         "--batch-seconds", type=float, default=BATCH_SECONDS, metavar="S", help="audio per batch (default: 120)"

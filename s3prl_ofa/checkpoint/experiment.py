@@ -25,7 +25,7 @@ def states_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_layer_weights(path: pathlib.Path, layers: int) -> tuple[list[float], bool]:
-    """The weights of ``layers`` hidden states that an experiment learnt, and whether states are normalised first.
+    """The weights of ``layers`` hidden states that an experiment learnt, and whether states are normalized first.
 
     path: the experiment's folder or one of its checkpoints. Raises CheckpointError naming it.
     """

@@ -227,7 +227,7 @@ def inside_ctc(
         raise CheckpointError(f"unknown weights {named(unknown)}; expected {CTC_PREFIX}* and {CTC_HEAD}*")
     logger.info("the output layer of the CTC model (%s*) is left out", CTC_HEAD)
     kept = {name.removeprefix(CTC_PREFIX): weight for name, weight in weights.items() if name.startswith(CTC_PREFIX)}
-    # If fine-tuning and pretraining normalised waves differently, fine-tuning is right.
+    # If fine-tuning and pretraining normalized waves differently, fine-tuning is right.
     inner_task = inner_task | {key: task_cfg[key] for key in ("normalize",) if task_cfg.get(key) is not None}
     return inner_model, inner_task, as_weights(kept, f"its {CTC_PREFIX}* part")
 

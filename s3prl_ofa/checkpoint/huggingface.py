@@ -122,7 +122,7 @@ def rename(name: str, families: list[tuple[str, str]]) -> str | None:
 def read_folder(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Config and weights of a Wav2Vec2Model, also of one inside a model with a head.
 
-    The heads of fine-tuned models are dropped, those of pretraining kept. Whether waves are normalised is read from
+    The heads of fine-tuned models are dropped, those of pretraining kept. Whether waves are normalized is read from
     ``preprocessor_config.json`` or ``processor_config.json``; without either it is Hugging Face's default, true. Raises
     CheckpointError, without the folder's name.
     """
@@ -191,7 +191,7 @@ def reads_normalized(folder: pathlib.Path) -> bool:
         found = read_json(folder / PROCESSOR).get("feature_extractor")
         values = found if isinstance(found, dict) else {}
     else:
-        logger.warning("%s has no %s: waves are normalised, Hugging Face's default", folder, PREPROCESSOR)
+        logger.warning("%s has no %s: waves are normalized, Hugging Face's default", folder, PREPROCESSOR)
         return True
     value = values.get("do_normalize", True)
     if not isinstance(value, bool):

@@ -60,7 +60,7 @@ def load(
 
 
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """Configuration and weights of a checkpoint of any known format, which is recognised by its content.
+    """Configuration and weights of a checkpoint of any known format, which is recognized by its content.
 
     path: as in ``load``. Raises CheckpointError naming the file if it is missing, damaged, not safe to read, not a
     checkpoint or not of a supported model.

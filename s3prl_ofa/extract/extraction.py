@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 class Extraction:
     """The work of one process: what to compute, where to write it, and a tally of the results.
 
-    layer_weights: write the weighted sum of the hidden states, each layer-normalised first if normalize_layers is set.
+    layer_weights: write the weighted sum of the hidden states, each layer-normalized first if normalize_layers is set.
     """
 
     model: "OFAWav2Vec2"

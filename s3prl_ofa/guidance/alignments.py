@@ -157,7 +157,7 @@ def boundaries_of(intervals: Iterable[Interval], samples: int, silences: Collect
 
     Intervals with a label of ``silences`` and gaps between intervals are silence; adjacent silences are one segment.
     With ``merge`` silence becomes a part of the segment before it (at the start: after it). Segments that contain no
-    frame's centre vanish. Raises GuidanceError for an alignment that overlaps itself or exceeds the audio.
+    frame's center vanish. Raises GuidanceError for an alignment that overlaps itself or exceeds the audio.
     """
     ends: list[float] = []
     was_silent = only_silence = True
@@ -188,9 +188,9 @@ def cover(intervals: Iterable[Interval], seconds: float, silences: Collection[st
 
 
 def frames_of(ends: list[float], frames: int) -> Tensor:
-    """Boundaries (segments,) of segments that end at ``ends``, in seconds, by the centres of the frames."""
+    """Boundaries (segments,) of segments that end at ``ends``, in seconds, by the centers of the frames."""
     samples = (torch.tensor(ends, dtype=torch.float64) * SAMPLE_RATE).round()
-    # how many frames have their centre before each end
+    # how many frames have their center before each end
     before = torch.ceil((samples - FRAMES.receptive_field / 2) / FRAMES.hop).long()
     before[-1] = frames
     return torch.unique(before.clamp(0, frames)[before > 0])

@@ -20,7 +20,7 @@ CEPSTRA = 13
 
 
 class Mfcc:
-    """Kaldi's MFCCs by torchaudio, normalised to mean 0 and variance 1 per utterance.
+    """Kaldi's MFCCs by torchaudio, normalized to mean 0 and variance 1 per utterance.
 
     Not librosa's: Kaldi's windows start at the first sample and only whole ones count, so that windows of 25 ms every
     20 ms are exactly the frames of wav2vec 2.0.
@@ -128,7 +128,7 @@ class UpstreamHidden(Hidden):
 def beginning_with(frames: int, states: int, hop: int) -> np.ndarray:
     """Indices (frames,) of the hidden states that begin with each frame.
 
-    There are ``states`` hidden states, ``hop`` samples apart. Exact for convolutions and for Kaldi's windows; centred
+    There are ``states`` hidden states, ``hop`` samples apart. Exact for convolutions and for Kaldi's windows; centered
     windows come out 12.5 ms early.
     """
     return np.minimum(FRAMES.hop * np.arange(frames) // hop, states - 1)

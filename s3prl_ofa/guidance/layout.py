@@ -35,7 +35,7 @@ def num_frames(samples: int) -> int:
 
 
 def boundary_seconds(boundaries: Tensor) -> Tensor:
-    """Boundaries (segments,) in seconds: halfway between the centres of a segment's last frame and the next frame."""
+    """Boundaries (segments,) in seconds: halfway between the centers of a segment's last frame and the next frame."""
     return (FRAMES.hop * (boundaries.double() - 0.5) + FRAMES.receptive_field / 2) / SAMPLE_RATE
 
 

@@ -68,7 +68,7 @@ def read_entries(manifests: Sequence[pathlib.Path]) -> list[Entry]:
 
 
 def each(function: Callable[[Entry], Any], entries: Sequence[Entry], jobs: int, what: str) -> Iterator[Any]:
-    """Yields ``function`` of every utterance, in order, from ``jobs`` processes, with a progress bar labelled ``what``.
+    """Yields ``function`` of every utterance, in order, from ``jobs`` processes, with a progress bar labeled ``what``.
 
     The function is sent to every process once, so it may hold large data.
     """
@@ -96,7 +96,7 @@ call_function: Callable[[Entry], Any]  # of this worker process
 
 
 def start_process(function: Callable[[Any], Any]) -> None:
-    """Initialises a worker process."""
+    """Initializes a worker process."""
     import torch
 
     global call_function

@@ -26,7 +26,7 @@ class AlphaPredictor(nn.Module):
     def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
         """From rows (frames of the batch, dim) to alpha (frames of the batch,) in float64.
 
-        Each utterance is padded with zeros, so it does not see its neighbours in the batch.
+        Each utterance is padded with zeros, so it does not see its neighbors in the batch.
         """
         layout, positions = spread(rows, lengths, gap=KERNEL // 2)
         hidden = self.cnn(layout.t()[None])[0].t()

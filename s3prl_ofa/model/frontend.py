@@ -31,7 +31,7 @@ class FrontEnd(nn.Module):
     Weights are kept as matrices (kernel * channels in, channels out): row j * channels + c belongs to step j of the
     kernel. GroupNorm here has one channel per group. Its mean and variance over time are those of a single
     utterance and need no pass over the activations: for a linear convolution y = W u of windows u, mean(y) = W mean(u)
-    and var(y) = W cov(u) W^T, so normalising amounts to a set of weights for each utterance.
+    and var(y) = W cov(u) W^T, so normalizing amounts to a set of weights for each utterance.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -54,13 +54,13 @@ class FrontEnd(nn.Module):
         config = self.config
         samples = torch.tensor([len(wave) for wave in waves])
         lengths = config.num_frames(samples)
-        # Whole blocks for all samples, so that the normalisation sees every window of the utterance.
+        # Whole blocks for all samples, so that the normalization sees every window of the utterance.
         blocks = -(-samples // (config.hop * BLOCK))
         wave = self.lay_out(waves, blocks)
         owners = torch.repeat_interleave(torch.arange(len(waves)), blocks)  # the utterance of each block
         utterance = owners.to(wave.device, non_blocking=True)
         if config.conv_norm == "group":
-            # The normalisation removes any offset; removing it first keeps the float32 products precise. This also
+            # The normalization removes any offset; removing it first keeps the float32 products precise. This also
             # changes windows that reach into the padding, but those are not counted.
             means = torch.stack([wave.mean() for wave in waves])
             wave[: len(owners) * config.hop * BLOCK].view(len(owners), -1).sub_(means[utterance][:, None])
@@ -125,7 +125,7 @@ class FrontEnd(nn.Module):
         second, mean = moments[..., :-1], moments[..., -1]
         covariance = second - mean[:, :, None] * mean[:, None, :]
 
-        # A bias of the convolution shifts only the mean, which the normalisation removes.
+        # A bias of the convolution shifts only the mean, which the normalization removes.
         exact = weight.double()
         variance = torch.einsum("ck,bkj,cj->bc", exact, covariance, exact).clamp(min=0.0)
         scale = self.norm_weights[0].double() * torch.rsqrt(variance + NORM_EPS)

@@ -125,7 +125,7 @@ class OFAWav2Vec2(nn.Module):
         write_safetensors(path, self.config, self.weights())
 
     def front_end_rows(self, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The front end's normalised output: rows (frames of the batch, conv dim), and lengths (batch,) on the CPU.
+        """The front end's normalized output: rows (frames of the batch, conv dim), and lengths (batch,) on the CPU.
 
         Raises RuntimeError if a 16-bit kernel of this machine gives wrong results.
         """
@@ -193,7 +193,7 @@ class OFAWav2Vec2(nn.Module):
             or [0, 6], names the hidden states to return, which takes less memory than all of them.
         allow_beyond_one: let a frame period use lambd above 1 where lambd 1 gives too many frames. Otherwise the
             nearest reachable rate is used, with a warning in the log.
-        window_s, overlap_s: for long utterances. Attention sees windows of ``window_s`` seconds of which neighbours
+        window_s, overlap_s: for long utterances. Attention sees windows of ``window_s`` seconds of which neighbors
             share ``overlap_s``, so time is linear in the length and memory bounded. Frames, lengths and times stay the
             same, hidden states are close to those without windows (docs/how-to/long-audio.md). Utterances shorter than
             a window are processed whole.

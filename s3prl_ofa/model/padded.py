@@ -91,7 +91,7 @@ def padded_states(
 
 
 def front_end(model: "OFAWav2Vec2", waves: Tensor, lengths: Tensor) -> Tensor:
-    """(batch, 20 ms frames, conv dim), normalised. Frames beyond an utterance's end hold anything."""
+    """(batch, 20 ms frames, conv dim), normalized. Frames beyond an utterance's end hold anything."""
     config, weights = model.config, model.front_end
     inside = valid_mask(lengths, waves.shape[1])
     waves = torch.where(inside, waves, 0.0)
@@ -112,10 +112,10 @@ def front_end(model: "OFAWav2Vec2", waves: Tensor, lengths: Tensor) -> Tensor:
         elif index == 0:
             mask = valid_mask(counts, hidden.shape[2])[:, None]
             mean = torch.where(mask, hidden, 0.0).sum(2, keepdim=True) / counts[:, None, None]
-            centred = hidden - mean
-            variance = torch.where(mask, centred, 0.0).square().sum(2, keepdim=True) / counts[:, None, None]
+            centered = hidden - mean
+            variance = torch.where(mask, centered, 0.0).square().sum(2, keepdim=True) / counts[:, None, None]
             gain, shift = weights.norm_weights[0][:, None], weights.norm_biases[0][:, None]
-            hidden = centred * torch.rsqrt(variance + NORM_EPS) * gain + shift
+            hidden = centered * torch.rsqrt(variance + NORM_EPS) * gain + shift
         hidden = F.gelu(hidden)
     return model.feature_norm(hidden.transpose(1, 2))
 

@@ -1,4 +1,4 @@
-"""Checks the waves that come in and normalises them."""
+"""Checks the waves that come in and normalizes them."""
 
 from collections.abc import Sequence
 

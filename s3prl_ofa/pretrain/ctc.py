@@ -35,7 +35,7 @@ class OFACtcConfig(Wav2Vec2CtcConfig):
 class OFACtcModel(Wav2VecCtc):
     """A linear layer on the encoder's output, at the same rate in training and validation.
 
-    Raises UsageError for an impossible rate, or if waves are not normalised as in pretraining.
+    Raises UsageError for an impossible rate, or if waves are not normalized as in pretraining.
     """
 
     @classmethod

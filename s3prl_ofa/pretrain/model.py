@@ -335,9 +335,9 @@ def masked_group_norm(hidden: Tensor, counts: Tensor, norm: nn.GroupNorm) -> Ten
     counts = counts[:, None, None]
     wide = hidden.float()
     mean = (wide * valid).sum(2, keepdim=True) / counts
-    centred = wide - mean
-    variance = (centred.square() * valid).sum(2, keepdim=True) / counts
-    normed = centred * torch.rsqrt(variance + NORM_EPS)
+    centered = wide - mean
+    variance = (centered.square() * valid).sum(2, keepdim=True) / counts
+    normed = centered * torch.rsqrt(variance + NORM_EPS)
     return (normed * norm.weight.float()[:, None] + norm.bias.float()[:, None]).type_as(hidden)
 
 

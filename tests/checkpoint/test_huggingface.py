@@ -149,7 +149,7 @@ def test_whether_waves_are_normalised(transformers, folder, caplog):
     (path / "processor_config.json").unlink()
     with caplog.at_level(logging.WARNING):
         assert read_checkpoint(path).config.normalize
-    assert "normalised" in caplog.text
+    assert "normalized" in caplog.text
 
 
 # --- writing ---

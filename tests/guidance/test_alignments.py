@@ -25,14 +25,14 @@ def test_a_frame_belongs_to_the_segment_that_holds_its_centre():
     for _ in range(20):
         times = torch.rand(12, generator=random, dtype=torch.float64).mul(900).round().div(1000).sort().values.tolist()
         intervals = [(start, end, "A") for start, end in zip([0.0, *times], [*times, 1.0], strict=True)]
-        centres = [(320 * frame + 200) / SECOND for frame in range(num_frames(SECOND))]
-        owners = [max(i for i, (start, _, _) in enumerate(intervals) if start <= centre) for centre in centres]
+        centers = [(320 * frame + 200) / SECOND for frame in range(num_frames(SECOND))]
+        owners = [max(i for i, (start, _, _) in enumerate(intervals) if start <= center) for center in centers]
         expected = [i + 1 for i, owner in enumerate(owners) if i + 1 == len(owners) or owners[i + 1] != owner]
         assert boundaries(intervals) == expected
 
 
 def test_short_segments_vanish_and_the_last_boundary_is_the_last_frame():
-    """A segment without a frame's centre has no boundary, also at the start and the end."""
+    """A segment without a frame's center has no boundary, also at the start and the end."""
     intervals = [(0.0, 0.005, "A"), (0.005, 0.5, "B"), (0.5, 0.505, "C"), (0.505, 0.995, "D"), (0.995, 1.0, "E")]
     assert boundaries(intervals) == [25, 49]
     assert boundaries([(0.0, 0.5, "A")]) == [25, 49]  # the rest is silence
@@ -109,7 +109,7 @@ def test_bad_ctm_file(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_textgrid_long_and_short(tmp_path, encoding):
-    """Praat's long and short forms, in both of its encodings, give the labelled intervals; empty ones are gaps."""
+    """Praat's long and short forms, in both of its encodings, give the labeled intervals; empty ones are gaps."""
     from praatio import textgrid
 
     intervals = [(0.0, 0.2, ""), (0.2, 0.5, "é"), (0.5, 1.0, "Z")]

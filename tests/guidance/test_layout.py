@@ -105,10 +105,10 @@ def test_alpha_of_refuses(boundaries):
 
 
 def test_frames_and_times():
-    """Frames are the front end's; a boundary lies halfway between the centres of the frames beside it."""
+    """Frames are the front end's; a boundary lies halfway between the centers of the frames beside it."""
     assert [num_frames(samples) for samples in (0, 399, 400, 719, 720, 16_000)] == [0, 0, 1, 1, 2, 49]
-    centres = torch.tensor([200, 520, 840]).double() / 16_000
-    assert torch.allclose(boundary_seconds(torch.tensor([1, 2])), (centres[:-1] + centres[1:]) / 2)
+    centers = torch.tensor([200, 520, 840]).double() / 16_000
+    assert torch.allclose(boundary_seconds(torch.tensor([1, 2])), (centers[:-1] + centers[1:]) / 2)
 
 
 class Evil:

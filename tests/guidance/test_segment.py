@@ -80,7 +80,7 @@ def test_longer_penalty_longer_segments():
 
 
 def test_mfcc_frames_are_those_of_the_model():
-    """As many frames as the front end makes, whatever the length; a click is loudest in the frame centred on it."""
+    """As many frames as the front end makes, whatever the length; a click is loudest in the frame centered on it."""
     source = Mfcc()
     for samples in (400, 719, 720, 16_123):
         assert source(tones(2, 0)[0][:samples]).shape == (num_frames(samples), 13)

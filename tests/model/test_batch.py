@@ -1,4 +1,4 @@
-"""Features of an utterance do not depend on its neighbours, and are those of a plain model of torch's own layers."""
+"""Features of an utterance do not depend on its neighbors, and are those of a plain model of torch's own layers."""
 
 import dataclasses
 
@@ -95,13 +95,13 @@ def test_order_in_the_batch_does_not_matter(model, waves):
 
 
 def test_neighbours_of_any_loudness_do_not_leak(model, waves):
-    """Promise: an utterance's neighbours never affect it, however loud they are and whatever their offset."""
+    """Promise: an utterance's neighbors never affect it, however loud they are and whatever their offset."""
     alone = model.extract([waves[5]], lambd=0.6)
-    for neighbour in (1000 * waves[1], waves[1] + 50, torch.zeros(16_001), 1e-5 * waves[8]):
+    for neighbor in (1000 * waves[1], waves[1] + 50, torch.zeros(16_001), 1e-5 * waves[8]):
         for batch, row in (
-            ([neighbour, waves[5]], 1),
-            ([waves[5], neighbour], 0),
-            ([neighbour, waves[5], neighbour], 1),
+            ([neighbor, waves[5]], 1),
+            ([waves[5], neighbor], 0),
+            ([neighbor, waves[5], neighbor], 1),
         ):
             out = model.extract(batch, lambd=0.6)
             assert all(state.isfinite().all() for state in out.hidden_states)
@@ -145,7 +145,7 @@ def test_hidden_states_are_those_of_a_plain_model(config, model, waves, lambd):
 )
 @pytest.mark.parametrize("name", ["base", "large"])
 def test_front_end_on_difficult_waves_is_as_good_as_torch_s_layers(name, scale, offset):
-    """Promise: the statistics of GroupNorm (and of the normalised wave) are the utterance's own and exact: offsets,
+    """Promise: the statistics of GroupNorm (and of the normalized wave) are the utterance's own and exact: offsets,
     very loud, very quiet and constant waves cost hardly more precision than torch's layers do in float32."""
     config, lengths = CONFIGS[name], [8_000, 1_234, 400]
     waves = [scale * wave + offset for wave in noise_waves(lengths, seed=2)]

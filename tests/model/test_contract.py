@@ -257,7 +257,7 @@ def test_half_precision_waves_and_tuples_are_taken(model, waves):
 
 
 def test_waves_are_left_as_they_were(waves):
-    """Promise: a model reads its input and does not write to it, normalising or not."""
+    """Promise: a model reads its input and does not write to it, normalizing or not."""
     for config in (BASE, LARGE):
         copies = [wave.clone() for wave in waves]
         random_model(config).extract(waves, lambd=0.5)

@@ -133,7 +133,7 @@ def test_safetensors_of_others_are_refused(tmp_path, kind):
     changed = {
         "metadata": None,
         "json": metadata | {key: metadata[key][:-5]},
-        "key": metadata | {key: json.dumps(values | {"colour": "blue"})},
+        "key": metadata | {key: json.dumps(values | {"color": "blue"})},
         "value": metadata | {key: json.dumps(values | {"heads": 5})},
         "list": metadata | {key: "[1, 2]"},
         "format": {name: "of a later version" if name == "format" else text for name, text in metadata.items()},

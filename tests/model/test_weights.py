@@ -207,8 +207,8 @@ def test_configs_that_cannot_be_are_refused():
     ):
         with pytest.raises(ValueError, match=name):
             dataclasses.replace(BASE, **bad)
-    with pytest.raises(ValueError, match="colour"):
-        ModelConfig.from_dict({"colour": 1})
+    with pytest.raises(ValueError, match="color"):
+        ModelConfig.from_dict({"color": 1})
 
 
 @pytest.mark.parametrize("field", ["projection", "conv_bias", "pre_norm", "normalize"])

@@ -121,7 +121,7 @@ def test_skipped_audio_and_a_stop(corpus, tmp_path, workers, capfd):
     uninterrupted one bit for bit; without skip the command names the file."""
     lines = (corpus / "data" / "train.tsv").read_text().splitlines()[1:]
     longest = sorted(range(10), key=lambda number: -int(lines[number].split("\t")[1]))
-    for number in (*longest[:2], longest[5]):  # batches are of two neighbours in length
+    for number in (*longest[:2], longest[5]):  # batches are of two neighbors in length
         damage(wave_path(corpus, number))
     config = write_config(
         tmp_path / "tiny.yaml",

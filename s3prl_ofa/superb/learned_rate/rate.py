@@ -67,7 +67,7 @@ class LossCurve(nn.Module):
     def slope(self, lambd: float) -> float:
         """The slope of the curve at ``lambd``; 0 before the first batch.
 
-        A unit matrix in the normal equations favours a flat curve with the weight of one batch, which matters while
+        A unit matrix in the normal equations favors a flat curve with the weight of one batch, which matters while
         there are fewer batches than unknowns.
         """
         gram, moment = self.gram.cpu(), self.moment.cpu()

@@ -24,7 +24,7 @@ from s3prl_ofa.model.rate import mix, solve_lambd, wanted_frames
 from s3prl_ofa.progress import Progress
 from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
 from s3prl_ofa.superb.tasks.configs import CORPUS
-from s3prl_ofa.superb.tasks.labels import labelled
+from s3prl_ofa.superb.tasks.labels import labeled
 from s3prl_ofa.superb.upstream.rate_options import NATIVE, RateOptions
 
 MAX_INFEASIBLE = 0.01  # of the training utterances
@@ -86,7 +86,7 @@ def check_ctc(downstream: str, config: dict[str, Any], upstream: Any) -> CtcChec
     downstream = S3PRL_DOWNSTREAM.get(downstream, downstream)
     if downstream not in CORPUS:
         return None
-    labels = labelled(downstream, config, "train")
+    labels = labeled(downstream, config, "train")
     if not labels:
         raise UsageError("the training set is empty; expected utterances in the train split")
     # the dataset has verified them, so nothing is decoded here
@@ -120,7 +120,7 @@ def largest_lambd(
 
 
 def frames_needed(labels: Sequence[int]) -> int:
-    """Labels, and a blank between each two equal neighbours."""
+    """Labels, and a blank between each two equal neighbors."""
     return len(labels) + sum(first == second for first, second in zip(labels, labels[1:], strict=False))
 
 

@@ -110,12 +110,12 @@ def check_labels(args: argparse.Namespace, config: dict[str, Any], trained: dict
         )
     splits = splits_of(config, args.mode, args.evaluate_split)
     for split in (split for split in splits if split in data):
-        found = labelled(args.downstream, config, split)
+        found = labeled(args.downstream, config, split)
         if split == "train" and args.downstream == ASR and len(found) == 1 < data.get("batch_size", 1):
             raise UsageError(f"{found[0][0]} is the only utterance to train on; S3PRL skips a batch of one: give more")
     if args.mode == "train" and "test" in data and "test" not in splits:
         try:
-            labelled(args.downstream, config, "test")
+            labeled(args.downstream, config, "test")
         except UsageError as error:
             logger.warning("the test split cannot be scored with this training: %s", error)
 
@@ -134,7 +134,7 @@ def load_vocabulary(downstream: str, config: dict[str, Any]) -> Any:
         raise UsageError(f"{path}: expected lines of a symbol and a count, each symbol once ({error})") from None
 
 
-def labelled(downstream: str, config: dict[str, Any], split: str) -> list[tuple[str, list[int]]]:
+def labeled(downstream: str, config: dict[str, Any], split: str) -> list[tuple[str, list[int]]]:
     """(audio path, label ids) of each utterance of a split, from the dataset that S3PRL trains on.
 
     Raises UsageError as that dataset does.

@@ -20,9 +20,9 @@ try:
 except ImportError as error:
     raise UsageError(f"plots are drawn with matplotlib ({error}): pip install 's3prl-ofa[sweep]'") from None
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/)
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-BASELINE_COLOURS = ("#333333", "#777777", "#999999", "#555555")
+# Okabe and Ito's colors, which color-blind readers can tell apart (https://jfly.uni-koeln.de/color/)
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+BASELINE_COLORS = ("#333333", "#777777", "#999999", "#555555")
 BASELINE_MARKERS = ("*", "D", "^", "v", "P", "X")
 # name, line and marker of the settings of our models: ours solid, alternatives dashed, learned rates as marks
 DASHED, DOTTED = (0, (3, 2)), (0, (1, 1.5))
@@ -112,15 +112,15 @@ def draw(plot: Plot, summary: Summary) -> Figure:
 
 
 def styles_of(settings: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Line, marker and colour of each series; baselines are marks."""
-    colours, greys, marks = map(itertools.cycle, (COLOURS, BASELINE_COLOURS, BASELINE_MARKERS))
+    """Line, marker and color of each series; baselines are marks."""
+    colors, greys, marks = map(itertools.cycle, (COLORS, BASELINE_COLORS, BASELINE_MARKERS))
     styles: dict[str, dict[str, Any]] = {}
     for setting in settings.sort_values("kind", kind="stable").drop_duplicates("series").itertuples():
         if setting.kind == Kind.BASELINE:
             style = {"color": next(greys), "marker": next(marks), "linestyle": "none", "markersize": 6.5}
         else:
             _, line, marker = STYLES[setting.kind]
-            style = {"color": next(colours), "marker": marker, "linestyle": line}
+            style = {"color": next(colors), "marker": marker, "linestyle": line}
         styles[setting.series] = style
     return styles
 

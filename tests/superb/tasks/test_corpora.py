@@ -48,7 +48,7 @@ def config(task, root, **roots):
 
 def used_by(task, root, split="train") -> dict[str, list[int]]:
     """The label ids of a split of asr or pr, by the name of the audio file."""
-    found = labels.labelled(configs.S3PRL_DOWNSTREAM[task], config(task, root), split)
+    found = labels.labeled(configs.S3PRL_DOWNSTREAM[task], config(task, root), split)
     return {pathlib.Path(path).name: ids for path, ids in found}
 
 

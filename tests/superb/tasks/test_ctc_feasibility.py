@@ -19,7 +19,7 @@ from s3prl_ofa.superb.tasks.ctc_feasibility import (
     frames_needed,
     judge,
 )
-from s3prl_ofa.superb.tasks.labels import labelled
+from s3prl_ofa.superb.tasks.labels import labeled
 from s3prl_ofa.superb.upstream.expert import UpstreamExpert
 
 
@@ -51,7 +51,7 @@ def utterances(tmp_path):
 
 @pytest.mark.parametrize(("labels", "frames"), [([], 0), ([4], 1), ([4, 4], 3), ([4, 5, 4], 3), ([4, 4, 4, 5, 5], 8)])
 def test_frames_that_ctc_needs(labels, frames):
-    """A frame per label, and a blank between equal neighbours; PyTorch's CTC loss is finite from there on."""
+    """A frame per label, and a blank between equal neighbors; PyTorch's CTC loss is finite from there on."""
     assert frames_needed(labels) == frames
     if labels:
         for count, finite in ((frames, True), (frames - 1, False)):
@@ -129,7 +129,7 @@ def test_labels_are_those_that_s3prl_trains_on(task, roots, upstream):
     assert isinstance(check, CtcCheck) and not check.too_many
     assert check.utterances == check.checked == SPLITS["train-mini"] and 20 < check.frame_period_ms < 60
     # THE CAT: T H E | C A T | </s>; phones DH AH0 K AE1 T <eos>
-    labels = dict(labelled(configs.S3PRL_DOWNSTREAM[task], config, "train"))
+    labels = dict(labeled(configs.S3PRL_DOWNSTREAM[task], config, "train"))
     first = next(ids for path, ids in labels.items() if path.endswith("0000.flac"))
     assert len(first) == {"asr": len(SENTENCES[0]) + 2, "pr": 6}[task]
     assert all(path.startswith(roots["librispeech"]) for path in labels)

@@ -256,7 +256,7 @@ def test_bad_vocabularies(content, words, root):
     given = {"librispeech": str(root / "LibriSpeech"), "prepared": str(root / "prepared")}
     config = configs.resolve_config("asr", None, True, {**given, "vocabulary": str(root / "own.dict")})
     with pytest.raises(UsageError, match=words):
-        labels.labelled("asr", config, "train")
+        labels.labeled("asr", config, "train")
     with pytest.raises(UsageError, match="--vocabulary nowhere: there is no such file"):
         configs.resolve_config("asr", None, True, {**given, "vocabulary": "nowhere"})
 

@@ -17,7 +17,7 @@ class LibriDataset(Dataset):
 
     split: names of folders below ``path``; or, with ``csv_dir``, the name of a file in it with the columns wav_path and
     transcription, the other form that S3PRL's configs use. bucket_size: 1 gives (audio path, label ids) for an index,
-    more gives a list of that many neighbours from there on. file_list, text: all paths and all label ids, in order.
+    more gives a list of that many neighbors from there on. file_list, text: all paths and all label ids, in order.
     prepared: the output folder of ``prepare``, if there is one. Utterances that cannot be used are left out and logged.
     Raises UsageError if a split is missing or has none that can be used, and for labels that the tokenizer does not
     know.
@@ -32,10 +32,10 @@ class LibriDataset(Dataset):
         self.bucket_size = bucket_size
         utterances = self.read([split] if isinstance(split, str) else list(split), **corpus)
         self.check(utterances)
-        labelled = [(str(utterance.audio), self.labels(utterance.text)) for utterance in utterances]
-        labelled.sort(key=lambda item: len(item[1]), reverse=not ascending)
-        self.file_list = [audio for audio, _ in labelled]
-        self.text = [labels for _, labels in labelled]
+        labeled = [(str(utterance.audio), self.labels(utterance.text)) for utterance in utterances]
+        labeled.sort(key=lambda item: len(item[1]), reverse=not ascending)
+        self.file_list = [audio for audio, _ in labeled]
+        self.text = [labels for _, labels in labeled]
 
     def read(self, splits: list[str], path: str | None = None, csv_dir: str | None = None, **unused) -> list[Utterance]:
         """The usable utterances of these splits. Raises UsageError for a config that names no corpus."""
