@@ -140,7 +140,7 @@ def test_forms_of_the_weights(folder, form, old_names):
     assert set(found) == set(expected) and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_whether_waves_are_normalised(transformers, folder, caplog):
+def test_whether_waves_are_normalized(transformers, folder, caplog):
     """The processor's file counts too; without any file Hugging Face's default is used, with a warning."""
     path, _ = folder("base")
     (path / "preprocessor_config.json").unlink()

@@ -94,7 +94,7 @@ def test_order_in_the_batch_does_not_matter(model, waves):
                 torch.testing.assert_close(two[row, :length], one[index, :length], rtol=0, atol=INVARIANCE)
 
 
-def test_neighbours_of_any_loudness_do_not_leak(model, waves):
+def test_neighbors_of_any_loudness_do_not_leak(model, waves):
     """Promise: an utterance's neighbors never affect it, however loud they are and whatever their offset."""
     alone = model.extract([waves[5]], lambd=0.6)
     for neighbor in (1000 * waves[1], waves[1] + 50, torch.zeros(16_001), 1e-5 * waves[8]):
