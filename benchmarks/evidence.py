@@ -19,6 +19,7 @@ from benchmarks.report import table, title, with_tables
 from benchmarks.rows import RESULTS, Row, read
 from benchmarks.upstreams import name_of
 from s3prl_ofa.io.files import read_json
+from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
 from s3prl_ofa.sweep.report import tables
 from s3prl_ofa.sweep.report.aggregation import Summary, summarize
 from s3prl_ofa.sweep.report.bootstrap import resampled_scores
@@ -35,7 +36,8 @@ TOLERANCE = 0.05
 HELD_OUT = {"1088", "3947", "7367", "8629"}  # speakers of LibriSpeech that pretraining did not hear
 TASKS = {"pr": "Phonemes", "sid": "Speakers", "asr": "Characters"}
 # The column in which the compressed setting that is compared with one of each kind has to be nearest
-ALIKE = {Kind.EQUAL: "value", Kind.EXIT: "gmacs", Kind.POOLED: "frame_period_ms", Kind.SPECIALIST: "frame_period_ms"}
+ALIKE = dict.fromkeys((Kind.POOLED, Kind.SPECIALIST, Kind.LEARNED), "frame_period_ms")
+ALIKE |= {Kind.EQUAL: "value", Kind.EXIT: "gmacs"}
 PROBED = ("phone_accuracy", "speaker_accuracy")
 VALIDATED = {  # text and digits of columns of the curves
     "dev_accuracy": ("phone accuracy", 3),
@@ -92,8 +94,15 @@ def headline() -> str:
         for one in curve[curve.index != base.Index].itertuples():
             faster = f"{base.total_ms / one.total_ms:.1f}x" + (" faster" if len(parts) == 1 else "")
             parts.append(f"{one.score:.1f}% at {one.frame_period_ms:.0f} ms ({faster})")
-        lines.append(f"* **{TASKS[task]}**: {', '.join(parts)}")
+        lines.append(f"* **{TASKS[task]}**: {', '.join(parts)}{why_not_words(base)}")
     return "\n".join(lines)
+
+
+def why_not_words(setting: Any) -> str:
+    """For a task that is scored by characters, how many words are wrong."""
+    rows = [row["scores"] for row in evidence().finished if row["point"] in setting.points]
+    rates = [scores["wer"] for scores in rows if "wer" in scores and setting.metric != "wer"]
+    return f"; words need more training (WER {sum(rates) / len(rates):.0f}% at 20 ms)" if rates else ""
 
 
 def frames_once(settings: Any) -> Any:
@@ -146,6 +155,22 @@ def beside(kind: Kind) -> str | None:
         lines.append([found.setting.task, *both, f"{round(found.gain, 2) + 0.0:+.2f}{ends}", tables.p_text(found)])
     head = ["task", "alternative", "ms", "GMACs / s", "score", "compressed", "ms", "GMACs / s", "score"]
     return table([*head, "compressed better by", "p"], lines) if lines else None
+
+
+def where_rates_settled() -> str | None:
+    """The learned rate of each start and seed, and how far the frame periods of a task lie apart."""
+    rows = [row for row in evidence().finished if row["rate"] == ADAPTIVE]
+    lines, sentences = [], []
+    for row in sorted(rows, key=lambda row: (row["task"], row["value"], row["lambd_start"], row["seed"])):
+        numbers = [f"{row[key]:.{digits}f}" for key, digits in (("learnt_lambd", 2), ("frame_period_ms", 1))]
+        score = f"{row['metric'].upper()} {row['unit'] * row['score']:.1f}%"
+        lines.append([row["task"], *(f"{row[key]:g}" for key in ("value", "lambd_start", "seed")), *numbers, score])
+    for task in dict.fromkeys(line[0] for line in lines):
+        periods = [row["frame_period_ms"] for row in rows if row["task"] == task]
+        apart = f"{max(periods) / min(periods) - 1:.0%}"
+        sentences.append(f"{task}: {min(periods):.1f} to {max(periods):.1f} ms, {apart} apart.")
+    head = ["task", "rate weight", "start (lambd)", "seed", "settled at (lambd)", "frame period (ms)", "score"]
+    return "\n\n".join([table(head, lines), *sentences]) if lines else None
 
 
 def where_it_pays() -> str:
@@ -252,6 +277,8 @@ TABLES: dict[str, Callable[[], str | None]] = {
     "specialists": lambda: beside(Kind.SPECIALIST),
     "early exit": lambda: beside(Kind.EXIT),
     "pooling": lambda: beside(Kind.POOLED),
+    "learned rates": lambda: beside(Kind.LEARNED),
+    "where rates settled": where_rates_settled,
     "all settings": all_settings,
     "scores": s3prl_scores,
     "held out speakers": held_out_speakers,
