@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import soundfile
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 import s3prl_ofa
@@ -112,10 +113,8 @@ def rate(figure: Figure) -> None:
 
 def score_cost(figure: Figure) -> None:
     """Score against the upstream's cost for all alternatives: the mean over seeds with its interval, or else the
-    standard deviation. Numbers are frame periods in ms."""
+    standard deviation. Numbers are frame periods in ms; open markers say that CTC had to see each frame twice."""
     settings = summarize(EVIDENCE, tolerance=0.05).settings
-    # where CTC had to see each frame twice, the downstream model decides the score rather than the rate
-    settings = settings[settings["repeats"].map(lambda repeats: max(repeats, default=1) == 1)]
     figure.set_size_inches(9.6, 3.7)
     panels = {
         "pr": "phoneme recognition\nphone error rate (%) ↓",
@@ -133,6 +132,10 @@ def score_cost(figure: Figure) -> None:
             errors = [abs(score - chosen[end]).fillna(spread) for end in ("low", "high")]
             line = axes.errorbar(chosen["gmacs"], score, errors, fmt=marker, color=color, capsize=2, markersize=4)
             drawn.setdefault(label, line)
+            twice = chosen[chosen["repeats"].map(lambda repeats: max(repeats, default=1) > 1)]
+            if len(twice):
+                open_markers = {"color": color, "markerfacecolor": "white", "markersize": 4, "zorder": 4}
+                axes.plot(twice["gmacs"], twice["score"], marker[0], **open_markers)
             for one in chosen.itertuples() if kind == Kind.VARIABLE else ():
                 period, place, below = f"{one.frame_period_ms:.0f} ", (one.gmacs, one.score), {"xytext": (-1, -9)}
                 axes.annotate(period, place, **below, textcoords="offset points", ha="right", fontsize=7, color=color)
@@ -141,6 +144,7 @@ def score_cost(figure: Figure) -> None:
         axes.set(xlabel="upstream GMACs per second of audio", ylabel=ylabel, xlim=(0, 1.1 * of_task["gmacs"].max()))
         if task == "sid":
             axes.set_ylim(min(90, of_task.loc[of_task["kind"] != Kind.BASELINE, "low"].min() - 1), 100.5)
+    drawn["each frame repeated for CTC"] = Line2D([], [], linestyle="", marker="o", color=GREY, markerfacecolor="white")
     figure.legend(drawn.values(), drawn.keys(), frameon=False, fontsize=8, ncols=3, loc="outside lower center")
 
 
