@@ -168,7 +168,7 @@ def where_rates_settled() -> str | None:
     for task in dict.fromkeys(line[0] for line in lines):
         periods = [row["frame_period_ms"] for row in rows if row["task"] == task]
         apart = f"{max(periods) / min(periods) - 1:.0%}"
-        sentences.append(f"{task}: {min(periods):.1f} to {max(periods):.1f} ms, {apart} apart.")
+        sentences.append(f"The frame periods of {task} are {min(periods):.1f} to {max(periods):.1f} ms, {apart} apart.")
     head = ["task", "rate weight", "start (lambd)", "seed", "settled at (lambd)", "frame period (ms)", "score"]
     return "\n\n".join([table(head, lines), *sentences]) if lines else None
 

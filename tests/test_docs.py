@@ -20,7 +20,6 @@ from benchmarks import evidence, report, superb_small
 from s3prl_ofa.cli import COMMANDS
 from s3prl_ofa.superb.upstream.output_frames import usual_output_frames
 from s3prl_ofa.sweep.grid.schema import KNOWN
-from s3prl_ofa.sweep.results import collect
 
 DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -102,18 +101,18 @@ def test_what_the_evidence_compares(tmp_path, monkeypatch):
     assert f"{100 * rows[2]['score']:.1f}% at 46 ms (" in evidence.headline()
 
 
-def test_published_rates_that_were_learnt():
-    """The table of learned rates is what the published rows give."""
-    page = " ".join((DOCS / "results.md").read_text("utf-8").split())
-    lines = (DOCS / "results.md").read_text("utf-8").splitlines()
-    for found in collect(ROOT / "benchmarks" / "results" / "learned_rates").values():
-        score = f"{'PER' if found['task'] == 'pr' else 'accuracy'} {100 * found['score']:.1f}%"
-        if found["seed"] != 1:
-            assert f"{found['frame_period_ms']:.1f} ms, {score}" in page
-            continue
-        cell = f"{found['frame_period_ms']:.1f} ms (lambd {found['learnt_lambd']:.2f}), {score}"
-        (line,) = [line for line in lines if line.startswith(f"| {found['task']}, {found['value']:g} |")]
-        assert cell in line.split("|")[2 if found["lambd_start"] == 0.1 else 3]
+def test_where_rates_settled(tmp_path, monkeypatch):
+    """A line per start and seed of a learned rate, how far their periods lie apart, and the nearest fixed rate."""
+    rows = [row("pr", "lambd", value, 1) for value in (0.0, 0.5, 0.75)]
+    for start, period in ((0.9, 44.0), (0.1, 40.0)):
+        learned = {"rate": "adaptive", "value": 1, "lambd_start": start, "learnt_lambd": 0.7, "frame_period_ms": period}
+        rows.append(rows[0] | learned | {"point": f"from {start}", "score": 0.25})
+    monkeypatch.setattr(evidence, "EVIDENCE", write_sweep(tmp_path / "sweep", rows))
+    *lines, _, apart = evidence.TABLES["where rates settled"]().splitlines()[2:]
+    assert lines == ["| pr | 1 | 0.1 | 1 | 0.70 | 40.0 | PER 25.0% |", "| pr | 1 | 0.9 | 1 | 0.70 | 44.0 | PER 25.0% |"]
+    assert apart == "The frame periods of pr are 40.0 to 44.0 ms, 10% apart."
+    nearest = [line for line in evidence.TABLES["learned rates"]().splitlines() if "| lambd 0.75 |" in line]
+    assert len(nearest) == 2
 
 
 def rows_of(file: str, **chosen: str) -> list[dict[str, str]]:
