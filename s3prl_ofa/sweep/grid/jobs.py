@@ -54,6 +54,7 @@ def task_points(grid: Grid, name: str, task: Task) -> Iterator[Point]:
         systems = [
             (model, item.path, *pair)
             for model, item in grid.checkpoints.items()
+            if item.is_for(name)
             for pair in (item.rates or task.rates).pairs()
         ]
         for (model, path, rate, value), frames, dtype in itertools.product(systems, task.output_frames, task.dtype):

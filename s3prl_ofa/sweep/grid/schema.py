@@ -186,10 +186,14 @@ class Task(Axes):
 
 
 class OFACheckpoint(Section):
-    """A once-for-all checkpoint. rates: those it runs at, if not the task's."""
+    """A once-for-all checkpoint. rates: those it runs at, if not the task's. tasks: those it is for, if not all."""
 
     path: Text
     rates: Rates | None = None
+    tasks: OneOrMore[Text] = ()
+
+    def is_for(self, task: str) -> bool:
+        return not self.tasks or task in self.tasks
 
     @model_validator(mode="before")
     @classmethod
@@ -262,6 +266,9 @@ def grid_from(loaded: Any) -> Grid:
     for name in taken:
         if taken.count(name) > 1:
             raise UsageError(f"baselines: the name {name} is used twice; rename one")
+    for name, checkpoint in grid.checkpoints.items():
+        if unknown := set(checkpoint.tasks) - set(grid.tasks):
+            raise UsageError(f"checkpoints.{name}.tasks: {min(unknown)} is none of {', '.join(grid.tasks)}")
     return grid.model_copy(update={"tasks": {name: filled(name, task, grid) for name, task in grid.tasks.items()}})
 
 
@@ -294,7 +301,9 @@ def filled(name: str, task: Task, grid: Grid) -> Task:
     if not is_trained(name):  # what the grid says about trainings is for its other tasks
         shared_training = {key: value for key, value in OF_TRAINING.items() if key not in own}
         filled_in = filled_in.model_copy(update={**shared_training, "seeds": filled_in.seeds[:1]})
-    rates = [checkpoint.rates or filled_in.rates for checkpoint in grid.checkpoints.values()]
+    rates = [item.rates or filled_in.rates for item in grid.checkpoints.values() if item.is_for(name)]
+    if not rates and not grid.baselines:
+        raise UsageError(f"tasks.{name}: no checkpoint is for it; give it one, or leave it out")
     check_task(name, filled_in, own, any(item.adaptive for item in [filled_in.rates, *rates]))
     if not all(item.pairs() for item in rates):
         raise UsageError(f"tasks.{name}.rates is missing: at least one of {', '.join(Rates.model_fields)} is expected")
