@@ -74,8 +74,9 @@ def what_was_run() -> str:
     """How many points, seeds and updates, and on what."""
     tasks = []
     for task, settings in evidence().settings.groupby("task", sort=False):
-        seeds = int(settings["seeds"].map(len).max())
-        tasks.append(f"{task} {seeds} seed{'s' * (seeds > 1)} and {settings['steps'].max():.0f} updates")
+        counts = settings["seeds"].map(len).tolist()
+        seeds = " to ".join(dict.fromkeys(map(str, (min(counts), max(counts)))))
+        tasks.append(f"{task} {seeds} seed{'s' * (max(counts) > 1)} and {settings['steps'].max():.0f} updates")
     return (
         f"{len(evidence().finished)} points: {'; '.join(tasks)}. Scores are means and standard deviations over seeds. "
         f"{tables.about_intervals(evidence())}GMACs are the upstream's, per second of audio; x2 says that CTC had to "
