@@ -27,10 +27,12 @@ UTTERANCE = "test/wav/id10001/test/00001.opus"
 EXCERPT = (0.6, 1.4)  # seconds
 SAMPLE_RATE = 16_000  # Hz
 LAMBDS = (0.0, 0.5, 1.0)
-BLUE, ORANGE, GREEN, PURPLE, BLACK, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#9aa0a6"
+BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+SKY, BLACK, GREY = "#56b4e9", "#000000", "#9aa0a6"
 ALTERNATIVES = {  # color, marker and label of each kind of setting
     Kind.VARIABLE: (BLUE, "o-", "once-for-all, one checkpoint (ms per frame)"),
     Kind.EQUAL: (GREEN, "v:", "the same, frames of equal length"),
+    Kind.LEARNED: (SKY, "*", "the same, at a rate learned by the task"),
     Kind.SPECIALIST: (BLACK, "D--", "models trained for one rate each"),
     Kind.EXIT: (PURPLE, "P:", "20 ms model, first layers only"),
     Kind.POOLED: (ORANGE, "s--", "20 ms model, outputs averaged"),
