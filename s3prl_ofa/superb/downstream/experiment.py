@@ -34,7 +34,7 @@ from s3prl_ofa.superb.tasks import configs, experiment_data, speakers
 from s3prl_ofa.superb.tasks.ctc_feasibility import check_ctc
 from s3prl_ofa.superb.tasks.labels import settle_labels
 from s3prl_ofa.superb.upstream.output_frames import check_trained, options_for
-from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE, FLOAT32, NATIVE, RateOptions, read_model_config
+from s3prl_ofa.superb.upstream.rate_options import FLOAT32, NATIVE, RateOptions, read_model_config
 
 logger = logging.getLogger(__name__)
 
@@ -186,9 +186,8 @@ def settle(args: argparse.Namespace, ours: OurOptions, config: Config, trained: 
             raise UsageError("lambd adaptive trains the rate of an upstream that itself stays as it is: leave out -f")
         if options.dtype != FLOAT32 and args.upstream_trainable:
             raise UsageError(f"an upstream that is trained (-f) runs in float32, found dtype {options.dtype}")
-        if ours.cache_gb is not None and (options.adaptive or args.upstream_trainable):
-            cause = "-f" if args.upstream_trainable else f"lambd {ADAPTIVE}"
-            raise UsageError(f"--cache-gb needs features that do not change: leave it out with {cause}")
+        if ours.cache_gb is not None and args.upstream_trainable:
+            raise UsageError("--cache-gb needs features that do not change: leave it out with -f")
         if args.mode == "train" and args.past_exp is None:
             if is_leader_process():
                 options = check_training(args, ours, config, options)

@@ -55,7 +55,8 @@ class Meter:
         self.upstream = unwrapped(runner.upstream.model)
         if hasattr(self.upstream, "measured"):
             self.upstream.measured = Measured()  # without the second of noise with which the featurizer finds its width
-        self.cache = getattr(self.upstream, "cache", None)
+        caches = (getattr(self.upstream, name, None) for name in ("cache", "front_end_cache"))
+        self.caches = [cache for cache in caches if cache is not None]
         upstream, downstream = runner.upstream.model, runner.downstream.model
         self.hooks = []
         if runner.args.mode == "evaluate":
@@ -80,8 +81,8 @@ class Meter:
         downstream.log_records = log
 
     def before_upstream(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self.cache is not None:
-            self.cache.recompute = len(self.batches) < 2 or len(self.batches) % COMPUTED_EVERY == 0
+        for cache in self.caches:
+            cache.recompute = len(self.batches) < 2 or len(self.batches) % COMPUTED_EVERY == 0
         self.moments = [now(self.device)]
 
     def after_upstream(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -97,7 +98,7 @@ class Meter:
 
     def after_downstream(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         before, between = self.moments
-        overhead = 0.0 if self.cache is None else self.cache.overhead
+        overhead = sum(cache.overhead for cache in self.caches)
         self.batches[-1] += [between - before - overhead, now(self.device) - between]
 
     def after_training_batch(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

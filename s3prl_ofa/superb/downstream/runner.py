@@ -24,8 +24,7 @@ from s3prl_ofa.superb.downstream.fine_tuning import FineTuning
 from s3prl_ofa.superb.downstream.metrics import Meter, keeping_scores
 from s3prl_ofa.superb.downstream.resume import KEY as POSITION
 from s3prl_ofa.superb.downstream.resume import Position
-from s3prl_ofa.superb.feature_cache.audio import AudioCache
-from s3prl_ofa.superb.feature_cache.cache import cache_for
+from s3prl_ofa.superb.feature_cache.caches import open_caches
 from s3prl_ofa.superb.learned_rate.rate import AdaptiveRate
 from s3prl_ofa.superb.learned_rate.training import train_rate
 from s3prl_ofa.superb.upstream.expert import UpstreamExpert, unwrapped
@@ -65,11 +64,7 @@ class DownstreamRunner(s3prl_runner.Runner):
         if self.learned_rate:
             train_rate(self, self.learned_rate)
         if cache is not None:
-            feature_cache = cache_for(self, *cache)
-            if feature_cache:
-                self.upstream.model.cache = stack.enter_context(feature_cache)
-                decoded = stack.enter_context(AudioCache(*cache))
-                stack.enter_context(patched_attributes(shims, load_speech=decoded.load))
+            open_caches(self, *cache, stack)
         self.meter = Meter(self, self.scores)
         if args.local_rank is not None:
             self.intercept_training_loader(functools.partial(processes.divided_loader, args.downstream))

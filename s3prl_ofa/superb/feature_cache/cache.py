@@ -7,11 +7,9 @@ same audio and rate does not run the upstream again.
 
 The output is cached before pooling, repeating and upsampling, which therefore share it. An utterance is identified by
 its samples, not by its file: the same speech is found under another name, and a file that has changed is not. Decoded
-audio has a section of its own (``audio.py``).
+audio (``audio.py``) and the front end's output (``front_end.py``) have sections of their own.
 """
 
-import hashlib
-import logging
 import math
 import os
 import pathlib
@@ -26,14 +24,10 @@ from s3prl_ofa.device import now
 from s3prl_ofa.io.files import cache_folder
 from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.model.ofa import ExtractOutput, OFAWav2Vec2
-from s3prl_ofa.model.products import is_int8
 from s3prl_ofa.model.waves import check_waves
+from s3prl_ofa.superb.feature_cache.keys import digest_of, model_key
 from s3prl_ofa.superb.feature_cache.section import Entry, Section
-from s3prl_ofa.version import __version__
 
-logger = logging.getLogger(__name__)
-
-FORMAT = 1  # increase when the same weights give other features
 ENTRY = {"hidden_states", "times", "frame_index", "lambd"}
 
 Compute = Callable[[list[Tensor]], ExtractOutput]
@@ -87,10 +81,7 @@ class FeatureCache(Section):
         return self.collate(entries, waves)
 
     def path(self, wave: Tensor) -> pathlib.Path:
-        samples = hashlib.sha256(wave.detach().to("cpu", torch.float32).contiguous().numpy())
-        if torch.is_autocast_enabled(self.device.type):  # S3PRL's fp16, which can change from run to run
-            samples.update(str(torch.get_autocast_dtype(self.device.type)).encode())
-        return self.file(samples.hexdigest())
+        return self.file(digest_of(wave, self.device))
 
     def collate(self, entries: list[Entry], waves: list[Tensor]) -> ExtractOutput:
         """The batch of these utterances, padded as in ``extract``."""
@@ -116,35 +107,10 @@ class FeatureCache(Section):
         )
 
 
-def cache_for(runner: Any, folder: str | os.PathLike, limit_gb: float) -> FeatureCache | None:
-    """The cache of our upstream in an S3PRL runner, for the layers that the runner selects.
-
-    None for a training that cuts utterances at random: it would fill the cache and rarely find a cut in it again.
-    """
-    args, upstream = runner.args, runner.upstream.model
-    if args.mode == "train" and runner.config.get("downstream_expert", {}).get("datarc", {}).get("max_timestep"):
-        logger.warning(
-            "training does not use the feature cache, because longer utterances are cut at random "
-            "(-o config.downstream_expert.datarc.max_timestep=None trains on whole ones)"
-        )
-        return None
-    last = upstream.config.layers
-    layers = wanted_layers(args.upstream_feature_selection, args.upstream_layer_selection, last)
-    return FeatureCache(folder, limit_gb, upstream.model, upstream.options.extract_rate, layers)
-
-
 def key_of(model: OFAWav2Vec2, rate: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
-    """Weights, rate and layers, and because they affect rounding also dtype, versions and the type of the device."""
-    dtype = str(next(model.parameters()).dtype)
-    return {
-        "format": FORMAT,
-        "weights": model.fingerprint(),
-        "rate": {name: value for name, value in rate.items() if value is not None} or {"lambd": 0.0},
-        "layers": list(layers),
-        "dtype": f"{dtype} and int8" if is_int8(model) else dtype,
-        "device": model.device.type,
-        "versions": {"s3prl_ofa": __version__, "torch": torch.__version__},
-    }
+    """That of the model, with rate and layers."""
+    rate = {name: value for name, value in rate.items() if value is not None} or {"lambd": 0.0}
+    return model_key(model) | {"rate": rate, "layers": list(layers)}
 
 
 def wanted_layers(selection: str, layer: int | None, last: int) -> tuple[int, ...]:

@@ -80,6 +80,7 @@ class UpstreamExpert(nn.Module):
         self.model = load(ckpt, dtype=self.options.dtype).requires_grad_(trainable)
         self.rate: Any = None  # an AdaptiveRate
         self.cache: Any = None  # a FeatureCache
+        self.front_end_cache: Any = None  # a FrontEndCache
         self.frozen = False  # during the first updates of fine-tuning
         check_options(ckpt, self.model.config, self.options)
         layers = self.options.layers or self.model.config.layers

@@ -13,6 +13,7 @@ from paths import CKPT
 from torch import nn
 
 from s3prl_ofa import cli
+from s3prl_ofa.model.frontend import FrontEnd
 from s3prl_ofa.superb.downstream.metrics import Meter, measured_path
 from s3prl_ofa.superb.feature_cache.cache import FeatureCache
 from s3prl_ofa.superb.upstream.expert import UpstreamExpert
@@ -143,6 +144,25 @@ def test_training_is_the_same_with_a_cache(call, tmp_path, ran, decoded):
     assert on_disk(tmp_path / "cache" / "s3prl_ofa" / "features") > 0
 
 
+def test_a_learned_rate_with_a_cache(call, monkeypatch):
+    """A learned rate ends where it does without a cache, with the same weights and scores; the front end runs on each
+    utterance once, and again only where the upstream is timed."""
+    convolved, forward = [], FrontEnd.forward
+    monkeypatch.setattr(FrontEnd, "forward", lambda *args: (convolved.extend(map(len, args[1])), forward(*args))[1])
+    rate, cache = ["--lambd", "adaptive", "--rate-weight", "1"], ["--cache-gb", "0.1", "--feature-cache", "features"]
+    assert call("plain", *rate) == 0
+    convolved.clear()
+    assert call("cached", *rate, *cache) == 0
+    assert len(convolved) == len(set(convolved)) == 1 + 4 + 2  # noise, training, dev
+    plain, cached = stored("plain"), stored("cached")
+    for part in ("Downstream", "Rate"):
+        for name, value in plain[part].items():
+            torch.testing.assert_close(cached[part][name], value, **CLOSE)
+    expected, found = evaluate("plain"), evaluate("cached", *cache)
+    assert found["scores"] == pytest.approx(expected["scores"], abs=1e-5)
+    assert found["frames"] == expected["frames"] and found["upstream_seconds_per_second"] > 0
+
+
 def test_random_pieces(call, caplog):
     """Training on random pieces does without a cache, and says so; on whole utterances it uses one."""
     for whole in (False, True):
@@ -157,7 +177,6 @@ def test_random_pieces(call, caplog):
 MISUSE = [
     (["--feature-cache", "features"], "--feature-cache needs --cache-gb"),
     (["--cache-gb", "1", "-f"], "leave it out with -f"),
-    (["--cache-gb", "1", "--lambd", "adaptive"], "leave it out with lambd adaptive"),
     *(
         (["--cache-gb", value], f"--cache-gb must be a number above 0, found {value}")
         for value in ("0", "-1", "nan", "inf")
