@@ -90,7 +90,7 @@ def how_long() -> str:
     settings = evidence().settings["points"]
     hours = sum(min(map(durations.__getitem__, points)) * len(points) for points in settings) / 3600
     return (
-        f"The points took {hours:.1f} hours of a core, two at a time {hours / 2:.1f} hours, if each takes as long as the "
+        f"The points took {hours:.1f} hours of a core, or {hours / 2:.1f} hours two at a time, counting for each the "
         "fastest seed of its setting, which finds its features in the cache."
     )
 
