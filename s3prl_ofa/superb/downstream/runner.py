@@ -19,12 +19,12 @@ from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.superb.compat import shims
 from s3prl_ofa.superb.compat.packed_lstm import packed_lstm_in_asr
 from s3prl_ofa.superb.downstream import processes
+from s3prl_ofa.superb.downstream.caches import open_caches
 from s3prl_ofa.superb.downstream.checkpoints import SafeSaves, bounded_weights
 from s3prl_ofa.superb.downstream.fine_tuning import FineTuning
 from s3prl_ofa.superb.downstream.metrics import Meter, keeping_scores
 from s3prl_ofa.superb.downstream.resume import KEY as POSITION
 from s3prl_ofa.superb.downstream.resume import Position
-from s3prl_ofa.superb.feature_cache.caches import open_caches
 from s3prl_ofa.superb.learned_rate.rate import AdaptiveRate
 from s3prl_ofa.superb.learned_rate.training import train_rate
 from s3prl_ofa.superb.upstream.expert import UpstreamExpert, unwrapped
