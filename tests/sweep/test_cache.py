@@ -55,7 +55,7 @@ def test_points_share_it(grid, corpora, tmp_path):
     ],
 )
 def test_who_uses_it(upstream, rate, uses, tmp_path):
-    """OFA checkpoints at a given rate use it; a learned rate has features that change, and baselines have no cache."""
+    """OFA checkpoints use it, at a learned rate for the front end; baselines have no cache."""
     point = Point(task="sid", model="x", upstream=upstream, checkpoint=None, rate=rate, learning_rate=None, seed=1)
     folder = PointFolder(tmp_path / "points" / "a")
     arguments = cache_arguments(folder, point, ["--cache-gb", "2"])

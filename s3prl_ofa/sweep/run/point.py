@@ -124,7 +124,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def cache_arguments(folder: PointFolder, job: Job, given: Sequence[str]) -> list[str]:
-    """The options of run_downstream for the sweep's feature cache; none for a point that cannot use one."""
+    """The options of run_downstream for the sweep's feature cache; none for a baseline."""
     if not given or job.upstream != OFA:
         return []
     return [*given, "--feature-cache", str(folder.path.parents[1] / FEATURES)]
