@@ -41,10 +41,9 @@ def test_demo(tmp_path, golden_checkpoint, capsys, monkeypatch):
         assert time == f"{1000 * seconds:.1f}" and memory == f"{float(row['peak_memory_mb']):.0f}"
     assert 20 < float(table[0][1]) < 20.2 and 79 < float(table[1][1]) < 81
     assert "chance is 0.125" in printed
-    # of each rate: 16 utterances of dev, 24 of test, and what three batches of 16 took from those of train; of the
-    # front end all of these but four of test, which timing computes at each rate; the decoded audio of these and of one
-    # more batch, which S3PRL loads and does not use
-    assert cached == [2 * (16 + 24 + 48) + (16 + 20 + 48) + (16 + 24 + 64)] and not (out / "features").exists()
+    # of each rate and of the front end: 16 utterances of dev, 24 of test, and what three batches of 16 took from those
+    # of train; the decoded audio of these and of one more batch, which S3PRL loads and does not use
+    assert cached == [3 * (16 + 24 + 48) + (16 + 24 + 64)] and not (out / "features").exists()
     assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert re.search(rf"cp {re.escape(str(out / 'grid.yaml'))} grid.yaml", printed)
     assert list(yaml.safe_load((out / "grid.yaml").read_text())["checkpoints"].values()) == [str(golden_checkpoint)]

@@ -26,12 +26,13 @@ def open_caches(runner: Any, folder: str, limit_gb: float, stack: contextlib.Exi
             "(-o config.downstream_expert.datarc.max_timestep=None trains on whole ones)"
         )
         return
-    audio = stack.enter_context(AudioCache(folder, limit_gb))
-    stack.enter_context(patched_attributes(shims, load_speech=audio.load))
-    front_end = stack.enter_context(FrontEndCache(folder, limit_gb, expert.model))
-    stack.enter_context(patched_attributes(expert.model, front_end_rows=front_end.front_end_rows))
-    expert.front_end_cache = front_end
+    # What is worth most comes first: opening a section may delete others, if the limit is lower than last time.
     if not expert.options.adaptive:
         layers = wanted_layers(args.upstream_feature_selection, args.upstream_layer_selection, expert.config.layers)
         cache = FeatureCache(folder, limit_gb, expert.model, expert.options.extract_rate, layers)
         expert.cache = stack.enter_context(cache)
+    front_end = stack.enter_context(FrontEndCache(folder, limit_gb, expert.model))
+    stack.enter_context(patched_attributes(expert.model, front_end_rows=front_end.front_end_rows))
+    expert.front_end_cache = front_end
+    audio = stack.enter_context(AudioCache(folder, limit_gb))
+    stack.enter_context(patched_attributes(shims, load_speech=audio.load))

@@ -6,11 +6,11 @@ same audio and rate does not run the upstream again.
     FOLDER/KEY/AB/DIGEST.safetensors    one utterance, by the SHA-256 of its samples
 
 The output is cached before pooling, repeating and upsampling, which therefore share it. An utterance is identified by
-its samples, not by its file: the same speech is found under another name, and a file that has changed is not. Decoded
-audio (``audio.py``) and the front end's output (``front_end.py``) have sections of their own.
+its samples, not by its file: the same speech is found under another name, and a file that has changed is not. The
+front end's output (``front_end.py``) has a section of its own, and so has decoded audio (``audio.py``), which is
+identified by the name, size and times of its file.
 """
 
-import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
@@ -20,20 +20,20 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from s3prl_ofa.device import now
 from s3prl_ofa.io.files import cache_folder
 from s3prl_ofa.model.config import SAMPLE_RATE
 from s3prl_ofa.model.ofa import ExtractOutput, OFAWav2Vec2
 from s3prl_ofa.model.waves import check_waves
-from s3prl_ofa.superb.feature_cache.keys import digest_of, model_key
-from s3prl_ofa.superb.feature_cache.section import Entry, Section
+from s3prl_ofa.superb.feature_cache.keys import model_key
+from s3prl_ofa.superb.feature_cache.outputs import OutputCache
+from s3prl_ofa.superb.feature_cache.section import Entry
 
 ENTRY = {"hidden_states", "times", "frame_index", "lambd"}
 
 Compute = Callable[[list[Tensor]], ExtractOutput]
 
 
-class FeatureCache(Section):
+class FeatureCache(OutputCache[ExtractOutput]):
     """The outputs of one model at one rate, in a section of a cache's folder.
 
     model, rate: as in ``model.extract(waves, **rate)``. layers: the hidden states to cache, from 0 to the number of
@@ -48,43 +48,29 @@ class FeatureCache(Section):
         rate: dict[str, Any],
         layers: Sequence[int],
     ) -> None:
-        super().__init__(folder, limit_gb, key_of(model, rate, tuple(layers)), ENTRY)
+        super().__init__(folder, limit_gb, key_of(model, rate, tuple(layers)), ENTRY, model.device)
         self.layers, self.count = tuple(layers), rate.get("layers", model.config.layers) + 1
-        self.device, self.receptive_field = model.device, model.config.receptive_field
-        self.recompute = False
-        # seconds of the last batch that were not spent in the model; NaN unless the whole batch was computed
-        self.overhead = math.nan
+        self.receptive_field = model.config.receptive_field
 
     def extract(self, waves: list[Tensor], compute: Compute) -> ExtractOutput:
-        """The output of ``compute(waves)``, which is called with the missing utterances only.
-
-        A batch of which nothing is cached, or any batch while ``recompute`` is set, is returned as computed. Otherwise
-        some utterances were computed in other batches, which changes their features only by rounding.
-        """
-        start, self.overhead = now(self.device), math.nan
+        """See ``through``."""
         check_waves(waves, self.receptive_field, self.device)  # all, so that errors name the index in the batch
-        paths = [self.path(wave) for wave in waves]
-        entries = [None if self.recompute else self.read(path) for path in paths]
-        missing = [index for index, entry in enumerate(entries) if entry is None]
-        if missing:
-            before = now(self.device)
-            out = compute([waves[index] for index in missing])
-            after = now(self.device)
-            mixed = len(missing) < len(waves)
-            for row, index in enumerate(missing):
-                if mixed or not (self.full or paths[index].exists()):
-                    entries[index] = entry_of(out, row, self.layers)
-                    self.store(paths[index], entries[index])
-            if not mixed:
-                self.overhead = now(self.device) - after + before - start
-                return out
-        return self.collate(entries, waves)
+        return self.through(waves, compute)
 
-    def path(self, wave: Tensor) -> pathlib.Path:
-        return self.file(digest_of(wave, self.device))
+    def entry(self, output: ExtractOutput, row: int) -> Entry:
+        """Frames come first; hidden_states is (frames, layers, dim)."""
+        frames, input_frames = int(output.lengths[row]), int(output.input_lengths[row])
+        states = torch.stack([output.hidden_states[layer][row, :frames] for layer in self.layers], 1)
+        entry = {
+            "hidden_states": states,
+            "times": output.times[row, :frames],
+            "frame_index": output.frame_index[row, :input_frames].int(),
+            "lambd": output.lambd[row : row + 1],
+        }
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in entry.items()}
 
-    def collate(self, entries: list[Entry], waves: list[Tensor]) -> ExtractOutput:
-        """The batch of these utterances, padded as in ``extract``."""
+    def join(self, entries: list[Entry], waves: Sequence[Tensor]) -> ExtractOutput:
+        """Padded as in ``extract``."""
 
         def padded(rows: Iterable[Tensor]) -> Tensor:
             return pad_sequence(list(rows), batch_first=True).to(self.device)
@@ -124,16 +110,3 @@ def wanted_layers(selection: str, layer: int | None, last: int) -> tuple[int, ..
 
 def default_folder() -> pathlib.Path:
     return cache_folder() / "features"
-
-
-def entry_of(out: ExtractOutput, row: int, layers: tuple[int, ...]) -> Entry:
-    """One utterance of a batch, without its padding; frames come first, hidden_states is (frames, layers, dim)."""
-    frames, input_frames = int(out.lengths[row]), int(out.input_lengths[row])
-    states = torch.stack([out.hidden_states[layer][row, :frames] for layer in layers], 1)
-    entry = {
-        "hidden_states": states,
-        "times": out.times[row, :frames],
-        "frame_index": out.frame_index[row, :input_frames].int(),
-        "lambd": out.lambd[row : row + 1],
-    }
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in entry.items()}

@@ -2,46 +2,38 @@
 runs only the compressor and the encoder."""
 
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from s3prl_ofa.model.kernels import check_kernels
 from s3prl_ofa.model.ofa import OFAWav2Vec2
-from s3prl_ofa.superb.feature_cache.keys import digest_of, model_key
-from s3prl_ofa.superb.feature_cache.section import Section
+from s3prl_ofa.superb.feature_cache.keys import model_key
+from s3prl_ofa.superb.feature_cache.outputs import OutputCache
+from s3prl_ofa.superb.feature_cache.section import Entry
 
 ROWS = "rows"
 
+Rows = tuple[Tensor, Tensor]  # (frames of all utterances, dim), and how many each has
 
-class FrontEndCache(Section):
+
+class FrontEndCache(OutputCache[Rows]):
     """The normalized frames of one model's front end. folder, limit_gb: see Section."""
 
     def __init__(self, folder: str | os.PathLike, limit_gb: float, model: OFAWav2Vec2) -> None:
-        super().__init__(folder, limit_gb, model_key(model) | {"part": "front end"}, {ROWS})
+        super().__init__(folder, limit_gb, model_key(model) | {"part": "front end"}, {ROWS}, model.device)
         self.model, self.compute = model, model.front_end_rows
-        self.recompute = False
 
-    @property
-    def overhead(self) -> float:
-        """0 while the front end runs on every batch; NaN if its time is not in that of the model."""
-        return 0.0 if self.recompute else torch.nan
-
-    def front_end_rows(self, waves: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """What the model's own ``front_end_rows`` returns, which is called with the missing utterances only, or with
-        all of them while ``recompute`` is set. Rows from other batches differ by rounding."""
-        if self.recompute:
-            return self.compute(waves)
+    def front_end_rows(self, waves: list[Tensor]) -> Rows:
+        """In place of the model's own: see ``through``."""
         check_kernels(self.model)  # those of the encoder run even if the front end does not
-        device = self.model.device
-        paths = [self.file(digest_of(wave, device)) for wave in waves]
-        entries = [self.read(path) for path in paths]
-        missing = [index for index, entry in enumerate(entries) if entry is None]
-        if missing:
-            rows, lengths = self.compute([waves[index] for index in missing])
-            for index, part in zip(missing, rows.detach().split(lengths.tolist()), strict=True):
-                entries[index] = {ROWS: part}
-                if not self.full and not paths[index].exists():
-                    self.store(paths[index], {ROWS: part.cpu().clone()})
-        parts = [entry[ROWS] for entry in entries if entry is not None]
-        return torch.cat([part.to(device) for part in parts]), torch.tensor([len(part) for part in parts])
+        return self.through(waves, self.compute)
+
+    def entry(self, output: Rows, row: int) -> Entry:
+        rows, lengths = output
+        return {ROWS: rows.split(lengths.tolist())[row].detach().cpu()}
+
+    def join(self, entries: list[Entry], waves: Sequence[Tensor]) -> Rows:
+        rows = [entry[ROWS] for entry in entries]
+        return torch.cat(rows).to(self.device), torch.tensor(list(map(len, rows)))

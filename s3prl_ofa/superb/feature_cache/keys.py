@@ -7,19 +7,20 @@ import torch
 from torch import Tensor
 
 from s3prl_ofa.model.ofa import OFAWav2Vec2
-from s3prl_ofa.model.products import is_int8
+from s3prl_ofa.model.products import is_int8, largest_level
 from s3prl_ofa.version import __version__
 
 FORMAT = 1  # increase when the same weights give other features
 
 
 def model_key(model: OFAWav2Vec2) -> dict[str, Any]:
-    """The weights, and because they affect rounding also dtype, versions and the type of the device."""
+    """The weights, and because they affect rounding also dtype, versions and the type of the device. Integers of 8 bits
+    are not the same on all processors."""
     dtype = str(next(model.parameters()).dtype)
     return {
         "format": FORMAT,
         "weights": model.fingerprint(),
-        "dtype": f"{dtype} and int8" if is_int8(model) else dtype,
+        "dtype": f"{dtype} and int8 up to {largest_level()}" if is_int8(model) else dtype,
         "device": model.device.type,
         "versions": {"s3prl_ofa": __version__, "torch": torch.__version__},
     }

@@ -7,7 +7,7 @@ import shutil
 from s3prl_ofa.io.files import atomic_write
 from s3prl_ofa.io.locks import InUse, locked
 
-LOCK, USERS, USED, KEY = ".lock", ".users", "bytes", "key.json"
+LOCK, USERS, USED, KEY, WRITING = ".lock", ".users", "bytes", "key.json", ".writing"
 SUFFIX = ".safetensors"
 HALF_WRITTEN = (f".{USED}.*", f"*/.{pathlib.Path(KEY).stem}.*", f"*/*/.*{SUFFIX}")  # what a killed process leaves
 
@@ -15,8 +15,8 @@ HALF_WRITTEN = (f".{USED}.*", f"*/.{pathlib.Path(KEY).stem}.*", f"*/*/.*{SUFFIX}
 class Quota:
     """Counts the bytes of all entries below ``folder`` in its file ``bytes``, and keeps them within ``limit``.
 
-    Entries are in sections, one subfolder per model and rate. A killed process, or two that write the same entry, may
-    leave the count too high; the first process to open the folder recounts and removes half-written files.
+    Entries are in sections, subfolders that may be deleted. A killed process may leave the count too high; the first
+    process to open the folder recounts and removes half-written files.
 
     locks: keeps the folder in use until it is closed.
     """

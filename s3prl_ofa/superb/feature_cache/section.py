@@ -15,7 +15,7 @@ from torch import Tensor
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.io.files import atomic_write
 from s3prl_ofa.io.locks import locked
-from s3prl_ofa.superb.feature_cache.quota import KEY, LOCK, SUFFIX, Quota
+from s3prl_ofa.superb.feature_cache.quota import KEY, LOCK, SUFFIX, WRITING, Quota
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +79,17 @@ class Section(contextlib.ExitStack):
             return
         content = safetensors.torch.save(entry)
         try:
-            if not self.quota.reserve(len(content), self.section):
-                self.full = True
-                logger.info("the feature cache %s is full: what is missing is computed every time", self.quota.folder)
-                return
-            atomic_write(path, content, sync=True)
+            # Points of a sweep hear the same utterances in the same order: of two with one entry, the second must see
+            # that it is there, instead of counting its size again.
+            with locked(self.section / WRITING, wait=True):
+                if path.exists():
+                    return
+                if not self.quota.reserve(len(content), self.section):
+                    self.full = True
+                    text = "the feature cache %s is full: what is missing is computed every time"
+                    logger.info(text, self.quota.folder)
+                    return
+                atomic_write(path, content, sync=True)
         except (OSError, ValueError) as error:
             # what was reserved stays reserved until a process that has the folder to itself recounts
             self.full = True

@@ -6,6 +6,7 @@ from cached import ALL, CLOSE, RATES, ask, assert_same
 from paths import CKPT
 
 import s3prl_ofa
+from s3prl_ofa.superb.feature_cache import keys
 from s3prl_ofa.superb.feature_cache.cache import default_folder, wanted_layers
 from s3prl_ofa.superb.upstream.expert import UpstreamExpert
 
@@ -123,6 +124,16 @@ def test_each_model_and_rate_has_its_own_section(waves, golden_model, opened, ra
             assert_same(ask(cache, waves[:2], model, **rate), expected, layers if known else ALL)
             assert bool(ran) != known
     assert len(list(cache.quota.folder.glob("*/key.json"))) == len(others)
+
+
+def test_int8_of_another_processor(waves, opened, monkeypatch, ran):
+    """Where weights are rounded to other integers, features in 8 bits are not taken for those of this processor."""
+    model = s3prl_ofa.load(CKPT, dtype="int8")
+    for level in (63, 127):
+        monkeypatch.setattr(keys, "largest_level", lambda level=level: level)
+        ran.clear()
+        ask(opened(model=model), waves[:1], model)
+        assert ran == [len(waves[0])]
 
 
 def test_audio_is_known_by_its_samples(waves, golden_model, opened, ran):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -17,6 +18,7 @@ from cached import ALL, ask, assert_same, counted, on_disk
 from paths import CKPT, ROOT
 
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.superb.feature_cache import section
 from s3prl_ofa.superb.feature_cache.cache import FeatureCache
 
 
@@ -225,6 +227,25 @@ def test_killed_while_writing(golden_model, opened, tmp_path, ran):
         assert counted(folder) == on_disk(folder)
 
 
+def test_two_writers_of_one_entry(waves, golden_model, opened, tmp_path, monkeypatch):
+    """Of two that store the same utterance at the same time one writes it, and its size counts once."""
+    first, second, written, write = opened(), opened(), [], section.atomic_write
+    other = threading.Thread(target=ask, args=(second, waves[:1], golden_model))
+
+    def write_beside_the_other(path, content, sync):
+        written.append(path)
+        if len(written) == 1:
+            other.start()
+            other.join(0.5)  # it ends, unless it waits until this entry is there
+        write(path, content, sync)
+
+    monkeypatch.setattr(section, "atomic_write", write_beside_the_other)
+    ask(first, waves[:1], golden_model)
+    other.join()
+    assert len(written) == 1
+    assert counted(tmp_path / "features") == on_disk(tmp_path / "features")
+
+
 @pytest.mark.slow
 def test_several_processes_at_once(golden_model, opened, tmp_path, ran):
     """Two processes that fill the same section, and one of another rate, get correct features, never exceed the limit
@@ -247,7 +268,7 @@ def test_several_processes_at_once(golden_model, opened, tmp_path, ran):
         for child in children:
             child.kill()
             child.communicate()
-    assert on_disk(folder) <= counted(folder) <= limit
+    assert on_disk(folder) == counted(folder) <= limit
     ran.clear()
     with opened(limit=limit) as cache:
         assert counted(folder) == on_disk(folder)
