@@ -23,7 +23,7 @@ from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
 from s3prl_ofa.sweep.report import tables
 from s3prl_ofa.sweep.report.aggregation import Summary, summarize
 from s3prl_ofa.sweep.report.bootstrap import resampled_scores
-from s3prl_ofa.sweep.report.front import COSTS, Choice, choice, on_the_front
+from s3prl_ofa.sweep.report.front import COSTS, Choice, choice, front, on_the_front
 from s3prl_ofa.sweep.report.settings import Kind, base_of
 from s3prl_ofa.sweep.results import POINTS, PointFolder
 
@@ -31,6 +31,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "MODEL_CARD.md", ROOT / "docs" / "results.md"]
 EVIDENCE = RESULTS / "evidence"
 UPSTREAMS = RESULTS / "upstreams.csv"  # made by benchmarks.upstreams
+MEMORY = RESULTS / "memory.csv"  # made by benchmarks.memory
 CURVES = ROOT / "s3prl_ofa" / "demo" / "tiny.csv"
 TOLERANCE = 0.05
 HELD_OUT = {"1088", "3947", "7367", "8629"}  # speakers of LibriSpeech that pretraining did not hear
@@ -79,8 +80,8 @@ def what_was_run() -> str:
         tasks.append(f"{task} {seeds} seed{'s' * (max(counts) > 1)} and {settings['steps'].max():.0f} updates")
     return (
         f"{len(evidence().finished)} points: {'; '.join(tasks)}. Scores are means and standard deviations over seeds. "
-        f"{tables.about_intervals(evidence())}GMACs are the upstream's, per second of audio; x2 says that CTC had to "
-        f"see each frame twice. Computed on {tables.devices(evidence())}."
+        f"{tables.about_intervals(evidence())}GMACs are the upstream's, per second of audio; x2: each frame was "
+        f"repeated for CTC. Computed on {tables.devices(evidence())}."
     )
 
 
@@ -105,7 +106,8 @@ def headline() -> str:
         parts = [f"{base.metric_name.removesuffix(' (%)')} {base.score:.1f}% at 20 ms per frame"]
         for one in curve[curve.index != base.Index].itertuples():
             faster = f"{base.total_ms / one.total_ms:.1f}x" + (" faster" if len(parts) == 1 else "")
-            parts.append(f"{one.score:.1f}% at {one.frame_period_ms:.0f} ms ({faster})")
+            period = f"{one.frame_period_ms:.1f}".removesuffix(".0")
+            parts.append(f"{one.score:.1f}% at {period} ms ({faster})")
         lines.append(f"* **{TASKS[task]}**: {', '.join(parts)}{why_not_words(base)}")
     return "\n".join(lines)
 
@@ -127,14 +129,31 @@ def overview() -> str:
 
 
 def all_settings() -> str:
-    return table(*tables.all_settings(evidence()))
+    """Without memory: what a point needs depends on whether another one has filled the cache."""
+    columns = {name: cell for name, cell in tables.SETTING_COLUMNS.items() if not name.startswith("memory")}
+    return table(*tables.table(columns, evidence().settings.itertuples()))
 
 
 def best_of_one_checkpoint() -> str:
-    """The best setting of the once-for-all checkpoint within each cost."""
+    """The best setting of the once-for-all checkpoint within each cost, and which dev would have chosen."""
     settings = evidence().settings
     ours = settings[~settings["kind"].isin((Kind.SPECIALIST, Kind.BASELINE))]
-    return choices(on_the_front(ours, resampled_scores(EVIDENCE, settings), "gmacs"))
+    rows = {row["point"]: row for row in evidence().finished}
+    dev = [sum(rows[point]["dev_score"] for point in points) / len(points) for points in ours["points"]]
+    signs = ours["higher_is_better"].map({True: 1, False: -1})
+    on_dev = ours.assign(merit=signs * dev)
+    names = [
+        f"{task} {', '.join(front(of_task, 'gmacs')['label'] + front(of_task, 'gmacs')['detail'])}"
+        for task, of_task in on_dev.groupby("task", sort=False)
+    ]
+    chosen = choices(on_the_front(ours, resampled_scores(EVIDENCE, settings), "gmacs"))
+    return f"{chosen}\n\nChosen on dev, the settings would be: {'; '.join(names)}."
+
+
+def best_of_all(cost: str) -> str:
+    """The same of all models, for the tasks that have others."""
+    kinds = evidence().settings.groupby("task")["kind"].agg(set)
+    return choices([each for each in evidence().fronts[cost] if Kind.SPECIALIST in kinds[each.setting.task]])
 
 
 def choices(found: list[Choice]) -> str:
@@ -162,11 +181,29 @@ def beside(kind: Kind) -> str | None:
     """The table of ``compared``."""
     lines = []
     for found in compared(kind):
-        ends = "" if found.interval is None else f" [{found.interval.low:.2f}, {found.interval.high:.2f}]"
         both = [cell for setting in (found.rival, found.setting) for cell in cells(setting)]
-        lines.append([found.setting.task, *both, f"{round(found.gain, 2) + 0.0:+.2f}{ends}", tables.p_text(found)])
+        lines.append([found.setting.task, *both, better(found), tables.p_text(found)])
     head = ["task", "alternative", "ms", "GMACs / s", "score", "compressed", "ms", "GMACs / s", "score"]
     return table([*head, "compressed better by", "p"], lines) if lines else None
+
+
+def beside_20_ms() -> str:
+    """Each compressed setting in which CTC sees frames once, compared with no compression."""
+    settings = evidence().settings
+    scores, lines = resampled_scores(EVIDENCE, settings), []
+    for task, of_task in settings.groupby("task", sort=False):
+        base = base_of(of_task)
+        curve = of_task[(of_task["kind"] == Kind.VARIABLE) & frames_once(of_task)].sort_values("frame_period_ms")
+        for one in curve[curve.index != base.Index].itertuples():
+            found = choice(one, base, of_task, scores, "")
+            lines.append([task, *cells(one), f"{found.faster:.2f}x", better(found), tables.p_text(found)])
+    return table(["task", "rate", "ms", "GMACs / s", "score", "faster", "better than 20 ms by", "p"], lines)
+
+
+def better(found: Choice) -> str:
+    """By how much, with its interval."""
+    ends = "" if found.interval is None else f" [{found.interval.low:.2f}, {found.interval.high:.2f}]"
+    return f"{round(found.gain, 2) + 0.0:+.2f}{ends}"
 
 
 def where_rates_settled() -> str | None:
@@ -188,22 +225,38 @@ def where_rates_settled() -> str | None:
 def where_it_pays() -> str:
     """The comparisons for phonemes in words."""
 
+    def of_phonemes(kind: Kind) -> list[Choice]:
+        return [found for found in compared(kind) if found.setting.task == "pr"]
+
     def points(kind: Kind, sign: int) -> str:
         """From the smallest to the largest gain, which all have this sign; else the words are wrong."""
-        gains = sorted(sign * found.gain for found in compared(kind) if found.setting.task == "pr")
+        gains = sorted(sign * found.gain for found in of_phonemes(kind))
         assert gains[0] > 0, kind
         ends = dict.fromkeys(f"{gain:.0f}" for gain in (gains[0], gains[-1]))
         return " to ".join(ends)
 
     curves = evidence().settings[evidence().settings["kind"] == Kind.VARIABLE].groupby("task")
     fastest = max(base_of(curve).total_ms / curve["total_ms"].min() for _, curve in curves)
+    memory = [row.peak_mib for row in read(MEMORY)]
+    trained_for = " and ".join(f"{found.rival.frame_period_ms:.0f}" for found in of_phonemes(Kind.SPECIALIST))
     return (
-        f"**Compression pays** in time, up to {fastest:.1f} times, in the size of stored features, and wherever one "
-        "checkpoint has to serve several rates: the phone error rate (PER) is "
-        f"{points(Kind.EXIT, 1)} points lower than with only the first layers of the same model at equal cost. "
-        "**It does not pay** if one rate is enough, because a model trained for that rate alone is "
-        f"{points(Kind.SPECIALIST, -1)} points better, or if you can afford the whole encoder: averaging its outputs "
-        f"is {points(Kind.POOLED, -1)} points better at the same frame period. Memory is not saved."
+        f"**Compression saves** time (up to {fastest:.1f} times faster), memory (a batch takes up to "
+        f"{max(memory) / min(memory):.1f} times less) and storage, and lets one checkpoint serve several rates. For "
+        f"phonemes, it is {points(Kind.EXIT, 1)} points of the phone error rate (PER) better than the first layers "
+        "alone at equal cost, though the model was not trained for early exit. **It does not pay** if one rate is "
+        f"enough, because a model trained for that rate alone is {points(Kind.SPECIALIST, -1)} points better (at "
+        f"{trained_for} ms), or if you can afford the whole encoder: averaging its outputs is "
+        f"{points(Kind.POOLED, -1)} points better at the same frame period."
+    )
+
+
+def memory() -> str:
+    """What a batch takes at each lambd, in words."""
+    rows = read(MEMORY)
+    parts = [f"{row.peak_mib} MiB at {row.contender}" for row in rows]
+    return (
+        f"Beyond the loaded model, a batch of {rows[0].audio_s / 60:.0f} minutes of speech with all its hidden states "
+        f"takes {', '.join(parts)} (`python -m benchmarks.memory`)."
     )
 
 
@@ -283,9 +336,11 @@ TABLES: dict[str, Callable[[], str | None]] = {
     "where it pays": where_it_pays,
     "overview": overview,
     "one checkpoint": best_of_one_checkpoint,
-    "all models": lambda: choices(evidence().fronts["gmacs"]),
-    "by time": lambda: choices(evidence().fronts["total_ms"]),
+    "all models": lambda: best_of_all("gmacs"),
+    "by time": lambda: best_of_all("total_ms"),
     "timed on": lambda: title(timed()),
+    "memory": memory,
+    "beside 20 ms": beside_20_ms,
     "equal lengths": lambda: beside(Kind.EQUAL),
     "specialists": lambda: beside(Kind.SPECIALIST),
     "early exit": lambda: beside(Kind.EXIT),

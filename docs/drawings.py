@@ -34,8 +34,8 @@ ALTERNATIVES = {  # color, marker and label of each kind of setting
     Kind.EQUAL: (GREEN, "v:", "the same, frames of equal length"),
     Kind.LEARNED: (SKY, "*", "the same, at a rate learned by the task"),
     Kind.SPECIALIST: (BLACK, "D--", "models trained for one rate each"),
-    Kind.EXIT: (PURPLE, "P:", "20 ms model, first layers only"),
-    Kind.POOLED: (ORANGE, "s--", "20 ms model, outputs averaged"),
+    Kind.EXIT: (PURPLE, "P:", "the same at 20 ms, first layers only"),
+    Kind.POOLED: (ORANGE, "s--", "the same at 20 ms, outputs averaged"),
 }
 STYLE = {
     "svg.hashsalt": "s3prl-ofa",  # the same names inside the file on every run

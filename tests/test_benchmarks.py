@@ -13,7 +13,7 @@ from paths import ROOT
 from sweep_rows import row as point_row
 from sweep_rows import write_sweep
 
-from benchmarks import corpus, cost_curve, downstream, evidence, extract, long, report, rows, targets, upstreams
+from benchmarks import corpus, cost_curve, downstream, evidence, extract, long, memory, report, rows, targets, upstreams
 from benchmarks.peers import PEERS, RUNTIMES, Batch, can_run
 from s3prl_ofa.superb.compat.shims import apply_shims
 
@@ -177,6 +177,18 @@ def test_upstreams_of_the_evidence(tmp_path, monkeypatch):
     assert shown[learned].upstream_ms == pytest.approx(found[f"tiny, {learned}, sid"])
     timed = upstreams.points(folder / "results.jsonl")[f"tiny, {learned}, sid"]
     assert (timed.rate, timed.value) == ("lambd", 1.0)
+
+
+def test_memory_of_each_rate(tmp_path, monkeypatch):
+    """Promise: each lambd is measured alone and has a row, with fewer frames and no more memory at the larger one."""
+    options = ["--utterances", "8", "--threads", "1", "--out", str(tmp_path / "rows.csv")]
+    demo = ROOT / "s3prl_ofa" / "demo"
+    monkeypatch.setattr(sys, "argv", ["memory", str(demo / "tiny.safetensors"), str(demo / "audio"), *options])
+    monkeypatch.setattr(memory, "LAMBDS", (0.0, 1.0))
+    memory.main()
+    first, second = rows.read(tmp_path / "rows.csv")
+    assert (first.contender, second.contender, first.run) == ("lambd 0", "lambd 1", second.run)
+    assert first.frames > 3 * second.frames and first.peak_mib > second.peak_mib > 0
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem)

@@ -98,7 +98,23 @@ def test_what_the_evidence_compares(tmp_path, monkeypatch):
         if nearest == "lambd 0.5":
             assert line.endswith(f"| {gain:+.2f} [{gain:.2f}, {gain:.2f}] | < 0.001 |")
     assert f"at 20 ms per frame, {100 * rows[1]['score']:.1f}% at" in evidence.headline()
-    assert f"{100 * rows[2]['score']:.1f}% at 46 ms (" in evidence.headline()
+    assert f"{100 * rows[2]['score']:.1f}% at 46.2 ms (" in evidence.headline()
+    gains = [100 * (rows[0]["score"] - each["score"]) for each in rows[1:3]]
+    for line, label, gain in zip(evidence.beside_20_ms().splitlines()[2:], ("0.5", "0.75"), gains, strict=True):
+        assert f"| lambd {label} |" in line and f"| {gain:+.2f} [{gain:.2f}, {gain:.2f}] |" in line
+
+
+def test_what_dev_would_have_chosen(tmp_path, monkeypatch):
+    """The page names the settings that are best on dev at their cost, beside those that are best on test, and compares
+    all models only where there are others."""
+    rows = [row("pr", "lambd", value, 1) for value in (0.0, 0.5, 1.0)]
+    rows[1]["dev_score"] = rows[2]["dev_score"] + 0.1  # best at its cost on test alone
+    folder = write_sweep(tmp_path / "sweep", [*rows, row("sid", "lambd", 0.0, 1)])
+    monkeypatch.setattr(evidence, "EVIDENCE", folder)
+    shown = evidence.best_of_one_checkpoint()
+    assert [f"| lambd {label} |" in shown for label in ("0", "0.5", "1")] == [True] * 3
+    assert shown.endswith("Chosen on dev, the settings would be: pr lambd 1, lambd 0; sid lambd 0.")
+    assert "lambd" not in evidence.best_of_all("gmacs")
 
 
 def test_where_rates_settled(tmp_path, monkeypatch):

@@ -122,6 +122,13 @@ def test_times_of_a_busy_machine(tmp_path):
     assert (setting.upstream_ms, setting.downstream_ms, setting.total_ms) == pytest.approx((20, 2, 22))
 
 
+def test_memory_of_a_warm_cache(tmp_path):
+    """A setting needs as much memory as its first seed, which fills the cache that the others read."""
+    rows = [row("pr", "lambd", 0.0, seed, peak_memory_mb=memory) for seed, memory in enumerate((1900.0, 800.0), 1)]
+    (setting,) = summarize(write_sweep(tmp_path, rows), 0.05).settings.itertuples()
+    assert setting.peak_memory_mb == 1900.0
+
+
 @pytest.mark.parametrize(("task", "best"), [("asr", 0.001), ("sid", 0.1)])
 def test_learning_rate_is_chosen_on_dev(task, best, tmp_path):
     """The best mean on dev wins, whatever test says; the lower is better for errors, the higher for accuracies."""

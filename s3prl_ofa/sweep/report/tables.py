@@ -182,8 +182,8 @@ def notes(summary: Summary) -> str:
     return (
         "Scores: mean and standard deviation over seeds, on the test split, at the learning rate that is best on dev. "
         f"{about_intervals(summary)}"
-        "Frame period and speed as measured there, memory the peak of training and evaluation; GMACs of the upstream "
-        "and wall times per second of audio, the least over seeds: other work on the machine only adds to them. "
-        "The first table has means over tasks, or the range; x2 there means that CTC had to see each frame twice. "
+        "Frame period and speed as measured there; memory: the peak of training and evaluation, the most over seeds; "
+        "GMACs of the upstream and wall times per second of audio, the least over seeds: other work on the machine "
+        "only adds to them. The first table has means over tasks, or the range; x2: each frame was repeated for CTC. "
         f"Measured on {devices(summary)}."
     )
