@@ -191,7 +191,7 @@ LEFT_BEHIND = {
         for kind in ("alpha", "boundaries")
     ],
     "docs/how-to/hugging-face.md": ["ofa_half/model.safetensors"],
-    "docs/how-to/learned-rate.md": ["result/downstream/sid_adaptive/states-2.ckpt"],
+    "docs/how-to/learned-rate.md": ["result/downstream/pr_adaptive/states-2.ckpt"],
     "docs/how-to/own-corpus.md": [f"result/downstream/{name}/states-2.ckpt" for name in ("my_speakers", "my_asr")],
     "docs/how-to/pretraining.md": ["base_features/index.jsonl", "tiny/checkpoints/checkpoint_last.pt"],
     "docs/how-to/reference-checkpoint.md": ["ofa_base.safetensors", "ofa_base_16.safetensors"],
