@@ -1,7 +1,9 @@
 """The benchmarks measure what they say, and the pages show what they measured."""
 
+import csv
 import dataclasses
 import importlib.metadata
+import pathlib
 import runpy
 import subprocess
 import sys
@@ -13,7 +15,20 @@ from paths import ROOT
 from sweep_rows import row as point_row
 from sweep_rows import write_sweep
 
-from benchmarks import corpus, cost_curve, downstream, evidence, extract, long, memory, report, rows, targets, upstreams
+from benchmarks import (
+    corpus,
+    cost_curve,
+    downstream,
+    evidence,
+    extract,
+    long,
+    memory,
+    mini_corpus,
+    report,
+    rows,
+    targets,
+    upstreams,
+)
 from benchmarks.peers import PEERS, RUNTIMES, Batch, can_run
 from s3prl_ofa.superb.compat.shims import apply_shims
 
@@ -177,6 +192,29 @@ def test_upstreams_of_the_evidence(tmp_path, monkeypatch):
     assert shown[learned].upstream_ms == pytest.approx(found[f"tiny, {learned}, sid"])
     timed = upstreams.points(folder / "results.jsonl")[f"tiny, {learned}, sid"]
     assert (timed.rate, timed.value) == ("lambd", 1.0)
+
+
+def test_mini_corpus(mini_librispeech, tmp_path, monkeypatch):
+    """Promise: from LibriSpeech's train-clean-5 anyone gets the splits that the results were computed on."""
+    with (mini_librispeech / "utterances.tsv").open(newline="") as file:
+        utterances = list(csv.DictReader(file, delimiter="\t"))
+    for each in utterances:
+        folder = tmp_path / "train-clean-5" / each["speaker"] / each["chapter"]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{each['utterance']}.flac").touch()
+        (folder / f"{each['speaker']}-{each['chapter']}.trans.txt").touch()
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["mini_corpus", str(tmp_path / "train-clean-5"), str(out)])
+    for _ in range(2):
+        mini_corpus.main()
+    found = {path.stem: path.parts[-4] for path in out.glob("LibriSpeech/*/*/*/*.flac")}
+    assert found == {each["utterance"]: f"{each['text_split']}-mini" for each in utterances}
+    listed = [line.split() for line in (out / "VoxCeleb1" / "veri_test_class.txt").read_text().splitlines()]
+    parts = [{"train": "1", "dev": "2", "test": "3"}[each["speaker_split"]] for each in utterances]
+    assert [part for part, _ in listed] == parts
+    assert [pathlib.Path(name).stem for _, name in listed] == [each["utterance"] for each in utterances]
+    for part, name in listed:
+        assert (out / "VoxCeleb1" / ("test" if part == "3" else "dev") / "wav" / name).is_file()
 
 
 def test_memory_of_each_rate(tmp_path, monkeypatch):
