@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.report import table, title, with_tables
 from benchmarks.rows import RESULTS, Row, read
+from benchmarks.run_again import run_again
 from benchmarks.upstreams import name_of
 from s3prl_ofa.io.files import read_json
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE
@@ -82,17 +83,6 @@ def what_was_run() -> str:
         f"{len(evidence().finished)} points: {'; '.join(tasks)}. Scores are means and standard deviations over seeds. "
         f"{tables.about_intervals(evidence())}GMACs are the upstream's, per second of audio; x2: each frame was "
         f"repeated for CTC. Computed on {tables.devices(evidence())}."
-    )
-
-
-def how_long() -> str:
-    """The hours of all points, each as long as the fastest of its setting: others ran beside more work."""
-    durations = {row["point"]: row["duration_s"] for row in evidence().finished}
-    settings = evidence().settings["points"]
-    hours = sum(min(map(durations.__getitem__, points)) * len(points) for points in settings) / 3600
-    return (
-        f"The points took {hours:.1f} hours of a core, or {hours / 2:.1f} hours two at a time, counting for each the "
-        "fastest seed of its setting, which finds its features in the cache."
     )
 
 
@@ -331,7 +321,7 @@ def validation() -> str:
 
 TABLES: dict[str, Callable[[], str | None]] = {
     "what was run": what_was_run,
-    "how long": how_long,
+    "run again": lambda: run_again(evidence().finished),
     "headline": headline,
     "where it pays": where_it_pays,
     "overview": overview,

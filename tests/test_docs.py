@@ -16,7 +16,7 @@ import yaml
 from paths import ROOT
 from sweep_rows import row, write_sweep
 
-from benchmarks import evidence, report, superb_small
+from benchmarks import evidence, report, run_again, superb_small
 from s3prl_ofa.cli import COMMANDS
 from s3prl_ofa.superb.upstream.output_frames import usual_output_frames
 from s3prl_ofa.sweep.grid.schema import KNOWN
@@ -129,6 +129,22 @@ def test_where_rates_settled(tmp_path, monkeypatch):
     assert apart == "The frame periods of pr are 40.0 to 44.0 ms, 10% apart."
     nearest = [line for line in evidence.TABLES["learned rates"]().splitlines() if "| lambd 0.75 |" in line]
     assert len(nearest) == 2
+
+
+def test_a_second_run(tmp_path, monkeypatch):
+    """The clock runs while any point runs, and not between sessions; scores are compared point by point, and over the
+    seeds of a setting; points that only one run has are left out."""
+    moments = {1: ("10:10", 600), 2: ("10:15", 600), 3: ("12:00", 1800)}  # the first two side by side
+    rows = [row("pr", "lambd", 0.5, seed, lambd_start=None) for seed in moments]
+    again = [
+        each | {"score": each["score"] + change, "finished": f"2026-01-01T{end}:00+00:00", "duration_s": seconds}
+        for each, change, (end, seconds) in zip(rows, (0.02, -0.03, 0.04), moments.values(), strict=True)
+    ]
+    monkeypatch.setattr(run_again, "AGAIN", tmp_path / "again.jsonl")
+    run_again.AGAIN.write_text("".join(json.dumps(each) + "\n" for each in again))
+    found = run_again.run_again([*rows, row("pr", "lambd", 1.0, 1)])
+    assert "AMD EPYC, 3 of the 4 points took 0.8 hours" in found  # 15 and 30 minutes
+    assert found.endswith("| pr | 3 | 4.0 | 1.0 |")
 
 
 def rows_of(file: str, **chosen: str) -> list[dict[str, str]]:
