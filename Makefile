@@ -9,6 +9,8 @@ LAMBDS ?= 0 0.5 1
 PYTHON_IN_VENV := .venv/bin/python
 # Tests run in two processes of one thread each: more threads would only compete for the cores.
 TEST_PROCESSES ?= 2
+# Options of pytest. Continuous integration measures coverage; it makes the tests a third slower.
+COVERAGE ?=
 
 .PHONY: demo test test-slow docs venv clean
 
@@ -21,7 +23,7 @@ test:
 	@$(PYTHON_IN_VENV) -m ruff check .
 	@$(PYTHON_IN_VENV) -m ruff format --check .
 	@$(PYTHON_IN_VENV) -m mypy
-	@OMP_NUM_THREADS=1 $(PYTHON_IN_VENV) -m pytest -n $(TEST_PROCESSES) -m "not slow" --cov --cov-fail-under=90
+	@OMP_NUM_THREADS=1 $(PYTHON_IN_VENV) -m pytest -n $(TEST_PROCESSES) -m "not slow" $(COVERAGE)
 
 test-slow:
 	@.ci/venv test

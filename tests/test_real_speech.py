@@ -21,6 +21,7 @@ def waves(mini_librispeech):
     return [soundfile.read(path, dtype="float32")[0] for path in paths]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("period", [20.0, 27.5, 40.0, 62.5, 90.0, 150.0])
 def test_the_frame_period_is_met_exactly(model, waves, period):
     """Promise: on real speech the number of frames is the requested one for every utterance that can reach it, and

@@ -104,6 +104,7 @@ def speech(mini_librispeech, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_real_alignments(mini_librispeech, speech, capsys):
     """All 1,476 aligned utterances, the other 43 listed; phones of 83 ms, or 98 ms with long pauses as segments."""
     assert len((speech / "ctm" / "left_out.tsv").read_text().splitlines()) == 43
@@ -121,6 +122,7 @@ def test_real_alignments(mini_librispeech, speech, capsys):
     assert period == pytest.approx(97.8, abs=0.5)
 
 
+@pytest.mark.slow
 def test_real_speech_without_labels(speech, tmp_path, capsys):
     """Segments found without labels meet phone boundaries better than a uniform segmentation of the same
     rate, at 40 ms and clearly at 20 ms."""

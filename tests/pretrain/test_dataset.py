@@ -209,6 +209,7 @@ def test_crops_do_not_depend_on_workers_or_stops(corpus):
     assert batches(OFAPretrainingTask(cfg), 2, 2, skip=1) == second[1:]
 
 
+@pytest.mark.slow
 def test_a_reused_loader_follows_the_epochs(corpus):
     """Workers use the crops of a new epoch."""
     cfg = OFATaskConfig(data=str(corpus), max_sample_size=8_000, seed=5, max_update=1)

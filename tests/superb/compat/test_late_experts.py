@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.paths import ROOT
 
 CODE = """
@@ -23,6 +25,7 @@ print(isinstance(upstream, UpstreamExpert))
 """
 
 
+@pytest.mark.slow
 def test_the_hub_imports_transformers_when_it_is_used(tmp_path, monkeypatch):
     """Promise: S3PRL starts without transformers, and an upstream from the Hugging Face Hub is S3PRL's own."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -174,6 +174,7 @@ def test_other_starts_of_several_processes_are_refused(settled, monkeypatch, env
         settled(environment, **options)
 
 
+@pytest.mark.slow
 def test_a_refusal_leaves_nothing(settled, trained, monkeypatch, capfd):
     """One sentence, and no folder."""
     monkeypatch.chdir(trained)
