@@ -54,6 +54,21 @@ def test_every_rate_shares_it(known, waves, golden_model, cached_model, convolve
             torch.testing.assert_close(state, plain, **CLOSE)
 
 
+@torch.no_grad()
+def test_autocast_has_rows_of_its_own(waves, golden_model, cached_model, convolved):
+    """Rows computed under autocast are not taken for those without it, nor the other way round."""
+    model, cache = cached_model
+    kinds = [torch.autocast("cpu", torch.bfloat16, enabled=enabled) for enabled in (False, True)]
+    for ran in (len(waves), 0):
+        for autocast in kinds:
+            with autocast:
+                expected, _ = cache.compute(waves)
+                convolved.clear()
+                rows, _ = model.front_end_rows(waves)
+            assert len(convolved) == ran and rows.dtype == expected.dtype
+            torch.testing.assert_close(rows, expected, **CLOSE)
+
+
 def test_timing_runs_the_front_end(waves, cached_model, convolved):
     """While an upstream is timed its front end runs, though all is there, and how long the cache itself took is known;
     the time of a batch of which some is read does not count."""
