@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 from s3prl_ofa.checkpoint.safe_loading import patched_attributes
+from s3prl_ofa.model.ofa import OFAWav2Vec2
 from s3prl_ofa.superb.compat import shims
 from s3prl_ofa.superb.feature_cache.audio import AudioCache
 from s3prl_ofa.superb.feature_cache.cache import FeatureCache, wanted_layers
@@ -31,8 +32,13 @@ def open_caches(runner: Any, folder: str, limit_gb: float, stack: contextlib.Exi
         layers = wanted_layers(args.upstream_feature_selection, args.upstream_layer_selection, expert.config.layers)
         cache = FeatureCache(folder, limit_gb, expert.model, expert.options.extract_rate, layers)
         expert.cache = stack.enter_context(cache)
-    front_end = stack.enter_context(FrontEndCache(folder, limit_gb, expert.model))
-    stack.enter_context(patched_attributes(expert.model, front_end_rows=front_end.front_end_rows))
-    expert.front_end_cache = front_end
+    expert.front_end_cache = share_front_end(expert.model, folder, limit_gb, stack)
     audio = stack.enter_context(AudioCache(folder, limit_gb))
     stack.enter_context(patched_attributes(shims, load_speech=audio.load))
+
+
+def share_front_end(model: OFAWav2Vec2, folder: str, limit_gb: float, stack: contextlib.ExitStack) -> FrontEndCache:
+    """Lets a model read the output of its front end from a cache until ``stack`` is closed."""
+    cache = stack.enter_context(FrontEndCache(folder, limit_gb, model))
+    stack.enter_context(patched_attributes(model, front_end_rows=cache.front_end_rows))
+    return cache

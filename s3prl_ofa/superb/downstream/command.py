@@ -18,7 +18,6 @@ from s3prl_ofa.output import is_quiet
 from s3prl_ofa.superb.downstream import processes
 from s3prl_ofa.superb.downstream.checkpoints import TEMPORARIES, check_free, made_folder
 from s3prl_ofa.superb.downstream.parser import OurOptions, divide
-from s3prl_ofa.superb.feature_cache.cache import default_folder
 from s3prl_ofa.superb.learned_rate.rate import AdaptiveRate
 from s3prl_ofa.superb.upstream.expert import Measured, unwrapped
 
@@ -77,8 +76,7 @@ def run_downstream(args: argparse.Namespace, ours: OurOptions) -> Measured | Non
             if args.past_exp is None and model_config_file and os.path.isfile(model_config_file):
                 backup(model_config_file, args.expdir)
         make_deterministic(args)
-        cache = None if ours.cache_gb is None else (ours.cache_folder or default_folder(), ours.cache_gb)
-        runner = DownstreamRunner(args, config, trained or {}, stack, cache)
+        runner = DownstreamRunner(args, config, trained or {}, stack, ours.cache)
         getattr(runner, args.mode)()
         if is_leader_process():
             runner.meter.write()

@@ -26,12 +26,13 @@ from s3prl_ofa.superb.compat import plain_names
 from s3prl_ofa.superb.compat.caches import secure_caches
 from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
 from s3prl_ofa.superb.downstream import fine_tuning, processes
+from s3prl_ofa.superb.downstream.caches import share_front_end
 from s3prl_ofa.superb.downstream.checkpoints import initial_states, newest_readable, past_checkpoints
 from s3prl_ofa.superb.downstream.parser import OurOptions
 from s3prl_ofa.superb.learned_rate.training import at_max_lambd, check_change, initial_frame_period
 from s3prl_ofa.superb.registration import ENTRIES
 from s3prl_ofa.superb.tasks import configs, experiment_data, speakers
-from s3prl_ofa.superb.tasks.ctc_feasibility import check_ctc
+from s3prl_ofa.superb.tasks.ctc_feasibility import check_ctc, has_ctc
 from s3prl_ofa.superb.tasks.labels import settle_labels
 from s3prl_ofa.superb.upstream.output_frames import check_trained, options_for
 from s3prl_ofa.superb.upstream.rate_options import FLOAT32, NATIVE, RateOptions, read_model_config
@@ -243,7 +244,11 @@ def check_training(args: argparse.Namespace, ours: OurOptions, config: Config, o
     if args.upstream_trainable:
         fine_tuning.FineTuning.of(config).check_layers(upstream.model.config)
     upstream.options = at_max_lambd(options)
-    check = check_ctc(args.downstream, config, upstream.to(args.device))
+    upstream.to(args.device)
+    with contextlib.ExitStack() as stack:
+        if ours.cache is not None and has_ctc(args.downstream):
+            share_front_end(upstream.model, *ours.cache, stack)
+        check = check_ctc(args.downstream, config, upstream)
     if check is None:
         return options
     reached = f"at lambd {options.lambd_max:g}, which an adaptive rate may reach: " if options.adaptive else ""

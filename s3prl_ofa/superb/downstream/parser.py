@@ -7,6 +7,7 @@ from typing import Any
 
 from s3prl_ofa.arguments.run_downstream import ADAPTIVE, AUTO, FINE_TUNING, ROOTS, option
 from s3prl_ofa.errors import UsageError
+from s3prl_ofa.superb.feature_cache.cache import default_folder
 from s3prl_ofa.superb.upstream.rate_options import ADAPTIVE_KEYS, OLD_NAME, OPTION_NAMES, RATE_KEYS, RateOptions
 
 
@@ -34,6 +35,11 @@ class OurOptions:
         # reports at once what is out of range; only -g or the experiment may tell whether the rate is adaptive
         adaptive = self.rate.keys() & set(ADAPTIVE_KEYS) and not self.rate.keys() & set(RATE_KEYS)
         RateOptions.layered({"output_frames": "native"}, {"lambd": ADAPTIVE} if adaptive else {}, self.rate)
+
+    @property
+    def cache(self) -> tuple[str, float] | None:
+        """The folder of the feature cache and its limit in GB, if one is wanted."""
+        return None if self.cache_gb is None else (self.cache_folder or str(default_folder()), self.cache_gb)
 
     @property
     def of_our_upstream(self) -> list[str]:

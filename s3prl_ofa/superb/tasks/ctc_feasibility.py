@@ -77,16 +77,20 @@ class CtcCheck:
         return found + remedy * self.too_many
 
 
+def has_ctc(downstream: str) -> bool:
+    """Whether ``check_ctc`` has something to check."""
+    return S3PRL_DOWNSTREAM.get(downstream, downstream) in CORPUS
+
+
 def check_ctc(downstream: str, config: dict[str, Any], upstream: Any) -> CtcCheck | None:
     """Checks the training set of asr or pr; None for another task.
 
     config: as ``resolve_config`` gives it. upstream: an ``UpstreamExpert``, of which ``model`` and ``options`` are
     used. At lambd 0 and for upsampled frames the audio itself is not needed.
     """
-    downstream = S3PRL_DOWNSTREAM.get(downstream, downstream)
-    if downstream not in CORPUS:
+    if not has_ctc(downstream):
         return None
-    labels = labeled(downstream, config, "train")
+    labels = labeled(S3PRL_DOWNSTREAM.get(downstream, downstream), config, "train")
     if not labels:
         raise UsageError("the training set is empty; expected utterances in the train split")
     # the dataset has verified them, so nothing is decoded here

@@ -12,6 +12,7 @@ from paths import CKPT
 from superb_corpora import SPEAKERS
 
 from s3prl_ofa import cli
+from s3prl_ofa.model.frontend import FrontEnd
 from s3prl_ofa.superb.compat import shims
 from s3prl_ofa.superb.downstream.command import run_downstream
 from s3prl_ofa.superb.downstream.parser import divide
@@ -90,6 +91,18 @@ def test_train_on_upsampled_frames(task, command, seen_frames):
     assert command("-m", "train", "-d", task, "-p", "exp", "--lambd", "0.5", "--output-frames", "upsampled") == 0
     assert seen_frames and all(found == whole for found, whole in seen_frames)
     assert stored_rate("exp/states-2.ckpt") == RateOptions(lambd=0.5, output_frames="upsampled")
+
+
+def test_the_check_for_ctc_uses_the_cache(command, monkeypatch):
+    """Counting the frames of the training utterances leaves their front ends in the feature cache, where the training
+    finds them, and the check of another one at another rate."""
+    convolved, forward = [], FrontEnd.forward
+    monkeypatch.setattr(FrontEnd, "forward", lambda *args: (convolved.extend(map(len, args[1])), forward(*args))[1])
+    for lambd, expected in (("0.5", 1 + 6 + 2), ("0.4", 1)):  # noise, with which S3PRL learns the width; training; dev
+        convolved.clear()
+        options = ("--lambd", lambd, "--cache-gb", "0.1", "--feature-cache", "features")
+        assert command("-m", "train", "-d", "pr", "-p", f"exp{lambd}", *options) == 0
+        assert len(convolved) == expected
 
 
 def test_evaluate_at_another_rate_and_say_so(command, caplog, seen_frames):
