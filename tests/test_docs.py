@@ -131,6 +131,14 @@ def test_where_rates_settled(tmp_path, monkeypatch):
     assert len(nearest) == 2
 
 
+def test_rows_name_no_machine():
+    """Committed rows of sweeps give checkpoints below the project's folder, not where one machine had them."""
+    for path in (evidence.EVIDENCE / "results.jsonl", run_again.AGAIN):
+        for line in path.read_text("utf-8").splitlines():
+            checkpoint = pathlib.Path(json.loads(line)["checkpoint"])
+            assert not checkpoint.is_absolute(), (path, checkpoint)
+
+
 def test_a_second_run(tmp_path, monkeypatch):
     """The clock runs while any point runs, and not between sessions; scores are compared point by point, and over the
     seeds of a setting; points that only one run has are left out."""
