@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import re
 import shutil
 
 from s3prl_ofa.io.files import atomic_write
@@ -9,14 +10,16 @@ from s3prl_ofa.io.locks import InUse, locked
 
 LOCK, USERS, USED, KEY, WRITING = ".lock", ".users", "bytes", "key.json", ".writing"
 SUFFIX = ".safetensors"
-HALF_WRITTEN = (f".{USED}.*", f"*/.{pathlib.Path(KEY).stem}.*", f"*/*/.*{SUFFIX}")  # what a killed process leaves
+NAME = re.compile("[0-9a-f]{32}")  # of a section
+HALF_WRITTEN = (f".{pathlib.Path(KEY).stem}.*", f"*/.*{SUFFIX}")  # what a killed process leaves in a section
 
 
 class Quota:
     """Counts the bytes of all entries below ``folder`` in its file ``bytes``, and keeps them within ``limit``.
 
-    Entries are in sections, subfolders that may be deleted. A killed process may leave the count too high; the first
-    process to open the folder recounts and removes half-written files.
+    Entries are in sections, subfolders that may be deleted; whatever else is in the folder is left alone and not
+    counted. A killed process may leave the count too high; the first process to open the folder recounts and removes
+    half-written files.
 
     locks: keeps the folder in use until it is closed.
     """
@@ -25,9 +28,10 @@ class Quota:
         self.folder, self.limit, self.lock = folder, limit, folder / LOCK
         with locked(self.lock, wait=True):
             with contextlib.suppress(InUse), locked(folder / USERS, wait=False):
-                for path in (path for pattern in HALF_WRITTEN for path in folder.glob(pattern)):
+                half_written = (path for each in self.sections() for name in HALF_WRITTEN for path in each.glob(name))
+                for path in (*folder.glob(f".{USED}.*"), *half_written):
                     path.unlink(missing_ok=True)
-                self.write(size_of(folder))
+                self.write(sum(map(size_of, self.sections())))
             locks.enter_context(locked(folder / USERS, wait=True, shared=True))
 
     def reserve(self, size: int, keep: pathlib.Path) -> bool:
@@ -38,7 +42,7 @@ class Quota:
         with locked(self.lock, wait=True):
             used = int((self.folder / USED).read_text())
             if used + size > self.limit and (not size or size_of(keep) + size <= self.limit):
-                for section in sorted(self.folder.glob("[!.]*/"), key=last_opened):
+                for section in sorted(self.sections(), key=last_opened):
                     if used + size > self.limit and section != keep:
                         used -= delete(section)
             if not size and used > self.limit:
@@ -46,6 +50,9 @@ class Quota:
             fits = used + size <= self.limit
             self.write(used + size if fits else used)
             return fits
+
+    def sections(self) -> list[pathlib.Path]:
+        return [path for path in self.folder.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]
 
     def write(self, used: int) -> None:
         atomic_write(self.folder / USED, f"{used}\n")
@@ -84,10 +91,10 @@ def trim(section: pathlib.Path, excess: int) -> int:
     return freed
 
 
-def size_of(folder: pathlib.Path) -> int:
-    """The size in bytes of all entries below a folder."""
+def size_of(section: pathlib.Path) -> int:
+    """The size in bytes of all entries of a section."""
     total = 0
-    for path in folder.rglob(f"*{SUFFIX}"):
+    for path in section.rglob(f"*{SUFFIX}"):
         with contextlib.suppress(OSError):
             total += path.stat().st_size
     return total

@@ -96,6 +96,23 @@ def test_a_section_in_use_stays(alike, golden_model, opened, tmp_path, ran):
     assert not holder.section.exists() and 0 < on_disk(folder) <= full
 
 
+def test_other_files_in_the_folder_stay(alike, golden_model, opened, tmp_path):
+    """A folder that also holds other things keeps them: they are neither counted nor deleted, whether the cache is full,
+    is opened with less room, or looks for what a killed process left."""
+    folder, waves = tmp_path / "features", alike(4)
+    others = [folder / name for name in ("LibriSpeech/1.flac", "models/a/.b.safetensors", "model.safetensors")]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(10**6))
+    for lambd in (0.001, 0.002):  # the first makes room for the second
+        with opened(limit=3 * 10**4, lambd=lambd) as cache:
+            ask(cache, waves, golden_model, lambd=lambd)
+            assert counted(folder) == on_disk(cache.section) > 0
+    with opened(limit=1) as cache:
+        assert counted(folder) == on_disk(cache.section) == 0
+    assert all(path.stat().st_size == 10**6 for path in others)
+
+
 BROKEN = {
     "empty": lambda content: b"",
     "half": lambda content: content[: len(content) // 2],
