@@ -26,7 +26,7 @@ from s3prl_ofa.superb.compat import plain_names
 from s3prl_ofa.superb.compat.caches import secure_caches
 from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
 from s3prl_ofa.superb.downstream import fine_tuning, processes
-from s3prl_ofa.superb.downstream.caches import share_front_end
+from s3prl_ofa.superb.downstream.caches import open_caches
 from s3prl_ofa.superb.downstream.checkpoints import initial_states, newest_readable, past_checkpoints
 from s3prl_ofa.superb.downstream.parser import OurOptions
 from s3prl_ofa.superb.learned_rate.training import at_max_lambd, check_change, initial_frame_period
@@ -235,7 +235,7 @@ def settle_rate(args: argparse.Namespace, ours: OurOptions, trained: States | No
 
 
 def check_training(args: argparse.Namespace, ours: OurOptions, config: Config, options: RateOptions) -> RateOptions:
-    """Loads the upstream once before anything is written, and for CTC compares the numbers of frames and labels.
+    """Loads the upstream once before the experiment is written, and for CTC compares the numbers of frames and labels.
 
     Returns the options with ``repeat`` settled; SpecAug's widths in ``config`` are scaled to the frame period.
     """
@@ -243,11 +243,11 @@ def check_training(args: argparse.Namespace, ours: OurOptions, config: Config, o
     upstream = entry(args.upstream_ckpt, refresh=args.upstream_refresh, model_config=options.to_yaml())
     if args.upstream_trainable:
         fine_tuning.FineTuning.of(config).check_layers(upstream.model.config)
-    upstream.options = at_max_lambd(options)
     upstream.to(args.device)
     with contextlib.ExitStack() as stack:
         if ours.cache is not None and has_ctc(args.downstream):
-            share_front_end(upstream.model, *ours.cache, stack)
+            open_caches(args, config, upstream, *ours.cache, stack)
+        upstream.options = at_max_lambd(options)
         check = check_ctc(args.downstream, config, upstream)
     if check is None:
         return options

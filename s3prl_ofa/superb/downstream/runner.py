@@ -64,7 +64,7 @@ class DownstreamRunner(s3prl_runner.Runner):
         if self.learned_rate:
             train_rate(self, self.learned_rate)
         if cache is not None:
-            open_caches(self, *cache, stack)
+            open_caches(args, config, self.upstream.model, *cache, stack)
         self.meter = Meter(self, self.scores)
         if args.local_rank is not None:
             self.intercept_training_loader(functools.partial(processes.divided_loader, args.downstream))

@@ -1,6 +1,7 @@
 """ASR, PR and SID through S3PRL's training loop, on a few synthetic utterances, at any rate."""
 
 import importlib
+import json
 import logging
 import pathlib
 import re
@@ -8,6 +9,7 @@ import re
 import pytest
 import torch
 import yaml
+from cached import on_disk
 from paths import CKPT
 from superb_corpora import SPEAKERS
 
@@ -103,6 +105,17 @@ def test_the_check_for_ctc_uses_the_cache(command, monkeypatch):
         options = ("--lambd", lambd, "--cache-gb", "0.1", "--feature-cache", "features")
         assert command("-m", "train", "-d", "pr", "-p", f"exp{lambd}", *options) == 0
         assert len(convolved) == expected
+
+
+def test_the_check_for_ctc_keeps_hidden_states(command):
+    """Where the cache has less room than the last time, the check makes it by deleting front ends, not the hidden states
+    that the training is about to read."""
+    cache = ("--lambd", "0.5", "--feature-cache", "features", "--cache-gb")
+    assert command("-m", "train", "-d", "pr", "-p", "exp", *cache, "0.1") == 0
+    (key,) = (path for path in pathlib.Path("features").glob("*/key.json") if "rate" in json.loads(path.read_text()))
+    size = on_disk(key.parent)
+    assert command("-m", "train", "-d", "pr", "-p", "again", *cache, f"{size / 10**9}") == 0
+    assert on_disk(key.parent) == size == on_disk("features") > 0
 
 
 def test_evaluate_at_another_rate_and_say_so(command, caplog, seen_frames):
