@@ -2,13 +2,15 @@
 
     python -m benchmarks.evidence && python docs/drawings.py
 
-They come from the sweep in results/evidence (its results.jsonl and, for intervals, points/*/utterances.json), the
-probes and the training. Tables are between marks, as in report.py; a test checks the pages.
+They come from the sweep in results/evidence (its results.jsonl and, for intervals, points/*/utterances.json), its
+second run, the times and memory of the upstreams, the probes and the training. Tables are between marks, as in
+report.py; a test checks the pages.
 """
 
 import csv
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import pathlib
@@ -57,7 +59,7 @@ def evidence() -> Summary:
 def summary_of(folder: pathlib.Path) -> Summary:
     """The report, with upstreams timed on a quiet machine instead of in points that ran side by side."""
     found = summarize(folder, TOLERANCE)
-    times = {row.contender: 1000 * row.median_s / row.audio_s for row in timed()}
+    times = {row.contender: 1000 * row.median_s / row.audio_s for row in last_run(UPSTREAMS)}
     upstream_ms = [times.get(name_of(each), math.nan) for each in found.settings.itertuples()]
     settings = found.settings.assign(upstream_ms=upstream_ms)
     settings["total_ms"] = settings["upstream_ms"] + settings["downstream_ms"]
@@ -66,9 +68,9 @@ def summary_of(folder: pathlib.Path) -> Summary:
     return dataclasses.replace(found, settings=settings, fronts=fronts)
 
 
-def timed() -> list[Row]:
-    """The last run of benchmarks.upstreams."""
-    rows = read(UPSTREAMS)
+def last_run(path: pathlib.Path) -> list[Row]:
+    """The rows of a benchmark's last run."""
+    rows = read(path)
     return [row for row in rows if row.run == max(each.run for each in rows)]
 
 
@@ -80,22 +82,23 @@ def what_was_run() -> str:
         seeds = " to ".join(dict.fromkeys(map(str, (min(counts), max(counts)))))
         tasks.append(f"{task} {seeds} seed{'s' * (max(counts) > 1)} and {settings['steps'].max():.0f} updates")
     return (
-        f"{len(evidence().finished)} points: {'; '.join(tasks)}. Scores are means and standard deviations over seeds. "
+        f"{len(evidence().finished)} runs: {'; '.join(tasks)}. Scores are means and standard deviations over seeds. "
         f"{tables.about_intervals(evidence())}GMACs are the upstream's, per second of audio; x2: each frame was "
         f"repeated for CTC. Computed on {tables.devices(evidence())}."
     )
 
 
 def headline() -> str:
-    """A line per task: the score at 20 ms, and score and speed at each other rate at which CTC sees frames once."""
+    """A line per task: the score at 20 ms, and score and speed at each other rate."""
     lines = []
     for task, settings in evidence().settings.groupby("task", sort=False):
-        curve = settings[(settings["kind"] == Kind.VARIABLE) & frames_once(settings)].sort_values("frame_period_ms")
+        curve = settings[settings["kind"] == Kind.VARIABLE].sort_values("frame_period_ms")
         if (base := base_of(settings)) is None or len(curve) < 2:
             continue
         parts = [f"{base.metric_name.removesuffix(' (%)')} {base.score:.1f}% at 20 ms per frame"]
         for one in curve[curve.index != base.Index].itertuples():
             faster = f"{base.total_ms / one.total_ms:.1f}x" + (" faster" if len(parts) == 1 else "")
+            faster += ", frames repeated" if max(one.repeats, default=1) > 1 else ""
             period = f"{one.frame_period_ms:.1f}".removesuffix(".0")
             parts.append(f"{one.score:.1f}% at {period} ms ({faster})")
         lines.append(f"* **{TASKS[task]}**: {', '.join(parts)}{why_not_words(base)}")
@@ -109,9 +112,11 @@ def why_not_words(setting: Any) -> str:
     return f"; words need more training (WER {sum(rates) / len(rates):.0f}% at 20 ms)" if rates else ""
 
 
-def frames_once(settings: Any) -> Any:
-    """Which settings see each frame once; if CTC sees it twice, that decides the score rather than the rate."""
-    return settings["repeats"].map(lambda repeats: max(repeats, default=1) == 1)
+def frames_once(settings: Any, kind: Kind) -> Any:
+    """The settings of a kind in which CTC sees each frame once; if it sees them twice, that decides the score rather
+    than the rate."""
+    once = settings["repeats"].map(lambda repeats: max(repeats, default=1) == 1)
+    return settings[once & (settings["kind"] == kind)].sort_values("frame_period_ms", kind="stable")
 
 
 def overview() -> str:
@@ -133,11 +138,10 @@ def best_of_one_checkpoint() -> str:
     signs = ours["higher_is_better"].map({True: 1, False: -1})
     on_dev = ours.assign(merit=signs * dev)
     names = [
-        f"{task} {', '.join(front(of_task, 'gmacs')['label'] + front(of_task, 'gmacs')['detail'])}"
-        for task, of_task in on_dev.groupby("task", sort=False)
+        f"{task} {', '.join(front(of_task, 'gmacs')['name'])}" for task, of_task in on_dev.groupby("task", sort=False)
     ]
     chosen = choices(on_the_front(ours, resampled_scores(EVIDENCE, settings), "gmacs"))
-    return f"{chosen}\n\nChosen on dev, the settings would be: {'; '.join(names)}."
+    return f"{chosen}\n\nSelecting on dev would give: {'; '.join(names)}."
 
 
 def best_of_all(cost: str) -> str:
@@ -156,9 +160,8 @@ def compared(kind: Kind) -> list[Choice]:
     settings = evidence().settings
     scores, found = resampled_scores(EVIDENCE, settings), []
     for _, of_task in settings.groupby("task", sort=False):
-        ours = of_task[(of_task["kind"] == Kind.VARIABLE) & frames_once(of_task)]
-        rivals = of_task[(of_task["kind"] == kind) & frames_once(of_task)]
-        for rival in rivals.itertuples():
+        ours = frames_once(of_task, Kind.VARIABLE)
+        for rival in frames_once(of_task, kind).itertuples():
             distance = (ours[ALIKE[kind]] - getattr(rival, ALIKE[kind])).abs()
             if not len(ours) or kind == Kind.EQUAL and distance.min() > 0:
                 continue
@@ -182,8 +185,9 @@ def beside_20_ms() -> str:
     settings = evidence().settings
     scores, lines = resampled_scores(EVIDENCE, settings), []
     for task, of_task in settings.groupby("task", sort=False):
-        base = base_of(of_task)
-        curve = of_task[(of_task["kind"] == Kind.VARIABLE) & frames_once(of_task)].sort_values("frame_period_ms")
+        if (base := base_of(of_task)) is None:
+            continue
+        curve = frames_once(of_task, Kind.VARIABLE)
         for one in curve[curve.index != base.Index].itertuples():
             found = choice(one, base, of_task, scores, "")
             lines.append([task, *cells(one), f"{found.faster:.2f}x", better(found), tables.p_text(found)])
@@ -194,6 +198,20 @@ def better(found: Choice) -> str:
     """By how much, with its interval."""
     ends = "" if found.interval is None else f" [{found.interval.low:.2f}, {found.interval.high:.2f}]"
     return f"{round(found.gain, 2) + 0.0:+.2f}{ends}"
+
+
+def pairs_of_speakers() -> str:
+    """Which pairs of settings of sid differ, of all of them."""
+    of_task = evidence().settings[evidence().settings["task"] == "sid"].sort_values("merit", ascending=False)
+    scores = resampled_scores(EVIDENCE, evidence().settings)
+    found = [choice(*pair, of_task, scores, "") for pair in itertools.combinations(of_task.itertuples(), 2)]
+    unlike = [each for each in found if each.interval is not None and each.interval.p < 0.05]
+    texts = [
+        f"{each.setting.label} and {each.rival.label} (by {each.gain:.1f}, p {each.interval.p:.3f})" for each in unlike
+    ]
+    return (
+        f"Of all {len(found)} pairs of settings {len(unlike)} differ with p < 0.05, not corrected: {'; '.join(texts)}."
+    )
 
 
 def where_rates_settled() -> str | None:
@@ -213,7 +231,7 @@ def where_rates_settled() -> str | None:
 
 
 def where_it_pays() -> str:
-    """The comparisons for phonemes in words."""
+    """The comparisons for phonemes, and what characters lose, in words."""
 
     def of_phonemes(kind: Kind) -> list[Choice]:
         return [found for found in compared(kind) if found.setting.task == "pr"]
@@ -225,28 +243,30 @@ def where_it_pays() -> str:
         ends = dict.fromkeys(f"{gain:.0f}" for gain in (gains[0], gains[-1]))
         return " to ".join(ends)
 
-    curves = evidence().settings[evidence().settings["kind"] == Kind.VARIABLE].groupby("task")
-    fastest = max(base_of(curve).total_ms / curve["total_ms"].min() for _, curve in curves)
-    memory = [row.peak_mib for row in read(MEMORY)]
+    curves = dict(list(evidence().settings[evidence().settings["kind"] == Kind.VARIABLE].groupby("task")))
+    fastest = max(base_of(curve).total_ms / curve["total_ms"].min() for curve in curves.values())
+    characters = sorted(curves["asr"]["merit"].max() - curves["asr"]["merit"])
+    memory = [row.peak_mib for row in last_run(MEMORY)]
     trained_for = " and ".join(f"{found.rival.frame_period_ms:.0f}" for found in of_phonemes(Kind.SPECIALIST))
     return (
-        f"**Compression saves** time (up to {fastest:.1f} times faster), memory (a batch takes up to "
-        f"{max(memory) / min(memory):.1f} times less) and storage, and lets one checkpoint serve several rates. For "
-        f"phonemes, it is {points(Kind.EXIT, 1)} points of the phone error rate (PER) better than the first layers "
-        "alone at equal cost, though the model was not trained for early exit. **It does not pay** if one rate is "
-        f"enough, because a model trained for that rate alone is {points(Kind.SPECIALIST, -1)} points better (at "
-        f"{trained_for} ms), or if you can afford the whole encoder: averaging its outputs is "
-        f"{points(Kind.POOLED, -1)} points better at the same frame period."
+        f"**Compression saves** time (up to {fastest:.1f} times faster), memory (a batch needs as little as "
+        f"{min(memory) / max(memory):.0%} of that at 20 ms) and storage, and one checkpoint serves every rate. For "
+        f"phonemes it is {points(Kind.EXIT, 1)} points of the phone error rate (PER) better than the first layers "
+        "alone at equal cost, though the model was not trained for early exit. **It costs** accuracy for characters: "
+        f"{characters[1]:.0f} to {characters[-1]:.0f} points of the character error rate. **For phonemes two "
+        "alternatives are better**: if one rate is enough, a model trained with average pooling for that rate alone "
+        f"({points(Kind.SPECIALIST, -1)} points at {trained_for} ms, at the same cost); if you can afford the whole "
+        f"encoder, averaging its outputs ({points(Kind.POOLED, -1)} points at the same frame period)."
     )
 
 
 def memory() -> str:
     """What a batch takes at each lambd, in words."""
-    rows = read(MEMORY)
+    rows = last_run(MEMORY)
     parts = [f"{row.peak_mib} MiB at {row.contender}" for row in rows]
     return (
         f"Beyond the loaded model, a batch of {rows[0].audio_s / 60:.0f} minutes of speech with all its hidden states "
-        f"takes {', '.join(parts)} (`python -m benchmarks.memory`)."
+        f"takes {', '.join(parts)} (`python -m benchmarks.memory CHECKPOINT AUDIO`)."
     )
 
 
@@ -277,7 +297,7 @@ def held_out_speakers() -> str:
     count = len(of_points[0]["utterances"])
     return (
         f"Speaker identification has all 28 speakers: {count - len(unheard)} of its {count} test utterances were heard "
-        f"in training, without labels. On the {len(unheard)} others, accuracy is {', '.join(accuracies)}."
+        f"in pretraining, without speaker labels. On the {len(unheard)} others, accuracy is {', '.join(accuracies)}."
     )
 
 
@@ -328,7 +348,8 @@ TABLES: dict[str, Callable[[], str | None]] = {
     "one checkpoint": best_of_one_checkpoint,
     "all models": lambda: best_of_all("gmacs"),
     "by time": lambda: best_of_all("total_ms"),
-    "timed on": lambda: title(timed()),
+    "pairs of speakers": pairs_of_speakers,
+    "timed on": lambda: title(last_run(UPSTREAMS)),
     "memory": memory,
     "beside 20 ms": beside_20_ms,
     "equal lengths": lambda: beside(Kind.EQUAL),

@@ -13,6 +13,7 @@ import argparse
 import collections
 import pathlib
 
+UTTERANCES = 1519
 DEV, TEST = {"32", "460", "669", "3664"}, {"1088", "3947", "7367", "8629"}  # speakers
 PART_OF_SEVEN = {3: "dev", 6: "test"}
 NUMBERS = {"train": 1, "dev": 2, "test": 3}  # in VoxCeleb1's list
@@ -24,10 +25,11 @@ def main() -> None:
     parser.add_argument("out", type=pathlib.Path)
     args = parser.parse_args()
     speakers = collections.defaultdict(list)
-    for path in sorted(args.source.resolve().glob("*/*/*.flac")):
+    paths = sorted(args.source.resolve().glob("*/*/*.flac"))
+    for path in paths:
         speakers[path.parts[-3]].append(path)
-    if missing := (DEV | TEST) - speakers.keys():
-        parser.error(f"{args.source} has no FLAC files of speakers {', '.join(sorted(missing))}: is it train-clean-5?")
+    if len(paths) != UTTERANCES or (DEV | TEST) - speakers.keys():
+        parser.error(f"{args.source} holds {len(paths)} FLAC files, expected the {UTTERANCES:,} of train-clean-5")
     listed = {}
     for number, speaker in enumerate(sorted(speakers, key=int), 1):
         text_part = "dev" if speaker in DEV else "test" if speaker in TEST else "train"
@@ -46,8 +48,8 @@ def main() -> None:
 
 def link(path: pathlib.Path, target: pathlib.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        path.symlink_to(target)
+    path.unlink(missing_ok=True)  # the source may have moved
+    path.symlink_to(target)
 
 
 if __name__ == "__main__":

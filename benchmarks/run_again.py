@@ -15,7 +15,7 @@ from benchmarks.report import table
 from benchmarks.rows import RESULTS
 
 AGAIN = RESULTS / "evidence_again.jsonl"
-SETTING = ["task", "rate", "value", "lambd_start"]
+SETTING = ["task", "model", "rate", "value", "lambd_start"]
 
 Rows = list[dict[str, Any]]
 
@@ -28,16 +28,17 @@ def run_again(evidence: Rows) -> str:
         [task.Index, str(task.points), f"{task.point:.1f}", f"{task.setting:.1f}"]
         for task in differences(evidence, rows).itertuples()
     ]
-    head = ["task", "points", "one point, at most", "mean of a setting, at most"]
+    head = ["task", "runs compared", "of one run", "of the mean of a setting"]
     return (
-        f"On two cores of another processor, {devices}, {len(rows)} of the {len(evidence)} points took "
-        f"{hours_by_the_clock(rows):.1f} hours by the clock, features included. By so many percentage points their "
-        f"scores differ from those above:\n\n{table(head, lines)}"
+        f"On two cores of another processor, {devices}, {len(rows)} of the {len(evidence)} runs took "
+        f"{wall_clock_hours(rows):.1f} hours, features included; the runs above took {wall_clock_hours(evidence):.1f} "
+        "hours, beside other work and in part with an earlier version. The largest differences between the scores of "
+        f"both, in percentage points:\n\n{table(head, lines)}"
     )
 
 
-def hours_by_the_clock(rows: Iterable[dict[str, Any]]) -> float:
-    """The time in which at least one point ran; pauses between sessions do not count."""
+def wall_clock_hours(rows: Iterable[dict[str, Any]]) -> float:
+    """The time in which at least one run was going on; pauses between sessions do not count."""
     ends = [(datetime.datetime.fromisoformat(row["finished"]).timestamp(), row["duration_s"]) for row in rows]
     total = until = 0.0
     for start, end in sorted((end - seconds, end) for end, seconds in ends):
@@ -47,7 +48,7 @@ def hours_by_the_clock(rows: Iterable[dict[str, Any]]) -> float:
 
 
 def differences(rows: Rows, others: Rows) -> pd.DataFrame:
-    """For each task how many points two runs share, and the most by which one of them and the mean of a setting's seeds
+    """For each task how many points two sweeps share, and the most by which one of them and the mean of a setting
     differ."""
     both = pd.DataFrame(rows).merge(pd.DataFrame(others), on="point", suffixes=("", "_other"))
     both["difference"] = (both["score_other"] - both["score"]) * both["unit"]

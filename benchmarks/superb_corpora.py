@@ -7,7 +7,7 @@ usage: superb_corpora.py MINI_COMMANDS MINI_LIBRISPEECH OUT [--limit N]
 |---|---|---|
 | speech_commands | the six keywords, as six of Speech Commands' ten; other words are pieces of orders | ks |
 | fluent_speech_commands_dataset | three keywords in a row, in the place of action, object and location | ic |
-| SNIPS | coffee orders, spelt as their size, drink and roast alone, because what was said is not known | sf |
+| SNIPS | coffee orders; only size, drink and roast are known, so the transcript holds these words alone | sf |
 | VoxCeleb1 | utterances of read speech; the speakers of test and dev are verified, in pairs at random | asv |
 | LibriMix | mixtures of two utterances of read speech, speakers as in its split by text | sd |
 | IEMOCAP_full_release | read speech, other readers in each session; women and men, slow and fast, as emotions | er |

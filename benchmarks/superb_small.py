@@ -23,7 +23,11 @@ LAMBDS = (0.0, 0.5, 1.0)
 TASKS = {  # the corpus, its test set, and the metrics that are shown
     "ks": ("six keywords, pieces of orders and noise", "78 clips", ("acc",)),
     "ic": ("three keywords in a row, all of them right; chance is 0.13", "80 commands", ("acc",)),
-    "sf": ("coffee orders, spelt as their slots alone", "22 orders", ("slot_type_f1", "slot_value_cer", "cer")),
+    "sf": (
+        "coffee orders, of which only the slots are transcribed",
+        "22 orders",
+        ("slot_type_f1", "slot_value_cer", "cer"),
+    ),
     "sd": ("mixtures of two readers (`--limit 20`)", "20 mixtures", ("der",)),
     "er": ("no emotions are known: women and men, slow and fast; chance is 0.36", "72 clips", ("acc",)),
     "asv": ("pairs of utterances of readers that were not trained on (`--limit 8`)", "521 pairs", ("EER",)),

@@ -204,8 +204,9 @@ def test_mini_corpus(mini_librispeech, tmp_path, monkeypatch):
         (folder / f"{each['utterance']}.flac").touch()
         (folder / f"{each['speaker']}-{each['chapter']}.trans.txt").touch()
     out = tmp_path / "out"
-    monkeypatch.setattr(sys, "argv", ["mini_corpus", str(tmp_path / "train-clean-5"), str(out)])
-    for _ in range(2):
+    for name in ("train-clean-5", "moved"):
+        source = (tmp_path / "train-clean-5").rename(tmp_path / name)
+        monkeypatch.setattr(sys, "argv", ["mini_corpus", str(source), str(out)])
         mini_corpus.main()
     found = {path.stem: path.parts[-4] for path in out.glob("LibriSpeech/*/*/*/*.flac")}
     assert found == {each["utterance"]: f"{each['text_split']}-mini" for each in utterances}
@@ -215,6 +216,18 @@ def test_mini_corpus(mini_librispeech, tmp_path, monkeypatch):
     assert [pathlib.Path(name).stem for _, name in listed] == [each["utterance"] for each in utterances]
     for part, name in listed:
         assert (out / "VoxCeleb1" / ("test" if part == "3" else "dev") / "wav" / name).is_file()
+
+
+def test_another_corpus_is_no_mini_corpus(tmp_path, monkeypatch, capsys):
+    """Promise: a folder that is not train-clean-5 is refused in one sentence, and nothing is written."""
+    for speaker in sorted(mini_corpus.DEV | mini_corpus.TEST):
+        (tmp_path / "train-other-500" / speaker / "1").mkdir(parents=True)
+        (tmp_path / "train-other-500" / speaker / "1" / f"{speaker}-1-0000.flac").touch()
+    monkeypatch.setattr(sys, "argv", ["mini_corpus", str(tmp_path / "train-other-500"), str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        mini_corpus.main()
+    assert "holds 8 FLAC files, expected the 1,519 of train-clean-5" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_memory_of_each_rate(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import dataclasses
 import json
 import math
 import pathlib
@@ -17,6 +18,7 @@ from paths import ROOT
 from sweep_rows import row, write_sweep
 
 from benchmarks import evidence, report, run_again, superb_small
+from benchmarks import rows as benchmark_rows
 from s3prl_ofa.cli import COMMANDS
 from s3prl_ofa.superb.upstream.output_frames import usual_output_frames
 from s3prl_ofa.sweep.grid.schema import KNOWN
@@ -99,6 +101,7 @@ def test_what_the_evidence_compares(tmp_path, monkeypatch):
             assert line.endswith(f"| {gain:+.2f} [{gain:.2f}, {gain:.2f}] | < 0.001 |")
     assert f"at 20 ms per frame, {100 * rows[1]['score']:.1f}% at" in evidence.headline()
     assert f"{100 * rows[2]['score']:.1f}% at 46.2 ms (" in evidence.headline()
+    assert evidence.headline().endswith("x, frames repeated)")
     gains = [100 * (rows[0]["score"] - each["score"]) for each in rows[1:3]]
     for line, label, gain in zip(evidence.beside_20_ms().splitlines()[2:], ("0.5", "0.75"), gains, strict=True):
         assert f"| lambd {label} |" in line and f"| {gain:+.2f} [{gain:.2f}, {gain:.2f}] |" in line
@@ -113,7 +116,7 @@ def test_what_dev_would_have_chosen(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "EVIDENCE", folder)
     shown = evidence.best_of_one_checkpoint()
     assert [f"| lambd {label} |" in shown for label in ("0", "0.5", "1")] == [True] * 3
-    assert shown.endswith("Chosen on dev, the settings would be: pr lambd 1, lambd 0; sid lambd 0.")
+    assert shown.endswith("Selecting on dev would give: pr lambd 1, lambd 0; sid lambd 0.")
     assert "lambd" not in evidence.best_of_all("gmacs")
 
 
@@ -141,18 +144,33 @@ def test_rows_name_no_machine():
 
 def test_a_second_run(tmp_path, monkeypatch):
     """The clock runs while any point runs, and not between sessions; scores are compared point by point, and over the
-    seeds of a setting; points that only one run has are left out."""
+    seeds of a setting, of which a model is a part; points that only one run has are left out."""
     moments = {1: ("10:10", 600), 2: ("10:15", 600), 3: ("12:00", 1800)}  # the first two side by side
     rows = [row("pr", "lambd", 0.5, seed, lambd_start=None) for seed in moments]
     again = [
         each | {"score": each["score"] + change, "finished": f"2026-01-01T{end}:00+00:00", "duration_s": seconds}
         for each, change, (end, seconds) in zip(rows, (0.02, -0.03, 0.04), moments.values(), strict=True)
     ]
+    rows.append(row("pr", "lambd", 0.5, 1, "fixed2", lambd_start=None))
+    again.append(again[0] | rows[-1] | {"score": rows[-1]["score"] - 0.02, "finished": again[0]["finished"]})
+    again[-1]["duration_s"] = again[0]["duration_s"]
     monkeypatch.setattr(run_again, "AGAIN", tmp_path / "again.jsonl")
     run_again.AGAIN.write_text("".join(json.dumps(each) + "\n" for each in again))
     found = run_again.run_again([*rows, row("pr", "lambd", 1.0, 1)])
-    assert "AMD EPYC, 3 of the 4 points took 0.8 hours" in found  # 15 and 30 minutes
-    assert found.endswith("| pr | 3 | 4.0 | 1.0 |")
+    assert "AMD EPYC, 4 of the 5 runs took 0.8 hours" in found  # 15 and 30 minutes
+    assert found.endswith("| pr | 4 | 4.0 | 2.0 |")
+
+
+def test_the_last_run_of_a_benchmark_counts(tmp_path, monkeypatch):
+    """Memory is that of the last run in the file, to which every run is added."""
+    rows = evidence.last_run(evidence.MEMORY)
+    monkeypatch.setattr(evidence, "MEMORY", tmp_path / "memory.csv")
+    for run, factor in (("2026-01-01T00:00:00", 3), ("2026-01-02T00:00:00", 2)):
+        more = [dataclasses.replace(each, run=run, peak_mib=factor * each.peak_mib) for each in rows]
+        benchmark_rows.write(more, evidence.MEMORY)
+    assert (
+        evidence.memory().count("MiB") == len(rows) and f" {2 * rows[0].peak_mib} MiB at lambd 0," in evidence.memory()
+    )
 
 
 def rows_of(file: str, **chosen: str) -> list[dict[str, str]]:

@@ -77,6 +77,14 @@ def test_the_front(tmp_path):
     ]
 
 
+def test_costs_that_read_the_same(tmp_path):
+    """Of settings on the front whose costs are shown as the same number, the table has the best."""
+    rows = [*ROWS, costing("uniform", 0.75, 0.2501, 20.5), costing("uniform", 0.25, 0.25049, 20.0)]
+    found = summarize(write_sweep(tmp_path, rows), 0.05).fronts["gmacs"]
+    assert [choice.limit for choice in found] == [f"{cost:.3f} GMACs / s" for cost in (0.2, 0.25, 0.5)]
+    assert labels(found) == ["lambd 1", "uniform 0.25", "pool 2"] and found[1].rival.label == "uniform 0.75"
+
+
 def test_higher_may_be_better(tmp_path):
     """For an accuracy the front goes up."""
     rows = [row("sid", "lambd", lambd, 1, score=score) for lambd, score in ((0.0, 0.6), (0.5, 0.7), (1.0, 0.5))]

@@ -22,8 +22,8 @@ def open_caches(
     limit_gb: float,
     stack: contextlib.ExitStack,
 ) -> None:
-    """Lets a run of our upstream use a cache until ``stack`` is closed: of decoded audio, of the front end's output, and,
-    unless the rate is being learned, of the hidden states of the layers that the runner selects.
+    """Lets a run of our upstream use a cache until ``stack`` is closed: of decoded audio, of the front end's output,
+    and, unless the rate is being learned, of the hidden states of the layers that the runner selects.
 
     None of them for training that cuts utterances at random: it would fill the cache and rarely find a cut again.
     """

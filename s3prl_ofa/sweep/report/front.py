@@ -39,12 +39,13 @@ def front(settings: pd.DataFrame, cost: str) -> pd.DataFrame:
 
 
 def on_the_front(settings: pd.DataFrame, scores: dict[int, np.ndarray], cost: str) -> list[Choice]:
-    """A choice for each setting on the front of each task: it is the best within its own cost."""
-    return [
-        best_of(of_task[of_task[cost] <= value], of_task, scores, COSTS[cost].format(value))
-        for _, of_task in settings.groupby("task", sort=False)
-        for value in front(of_task, cost)[cost]
-    ]
+    """A choice for each setting on the front of each task: it is the best within its own cost. Of settings whose costs
+    are shown as the same number, the best one."""
+    found = []
+    for _, of_task in settings.groupby("task", sort=False):
+        limits = {COSTS[cost].format(value): value for value in front(of_task, cost)[cost]}
+        found += [best_of(of_task[of_task[cost] <= value], of_task, scores, text) for text, value in limits.items()]
+    return found
 
 
 def within_budget(settings: pd.DataFrame, scores: dict[int, np.ndarray], budget: dict[str, float]) -> list[Choice]:

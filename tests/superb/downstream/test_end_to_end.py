@@ -108,8 +108,8 @@ def test_the_check_for_ctc_uses_the_cache(command, monkeypatch):
 
 
 def test_the_check_for_ctc_keeps_hidden_states(command):
-    """Where the cache has less room than the last time, the check makes it by deleting front ends, not the hidden states
-    that the training is about to read."""
+    """Where the cache has less room than the last time, the check deletes front ends, and not the hidden states that
+    training is about to read."""
     cache = ("--lambd", "0.5", "--feature-cache", "features", "--cache-gb")
     assert command("-m", "train", "-d", "pr", "-p", "exp", *cache, "0.1") == 0
     (key,) = (path for path in pathlib.Path("features").glob("*/key.json") if "rate" in json.loads(path.read_text()))

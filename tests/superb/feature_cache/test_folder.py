@@ -97,8 +97,8 @@ def test_a_section_in_use_stays(alike, golden_model, opened, tmp_path, ran):
 
 
 def test_other_files_in_the_folder_stay(alike, golden_model, opened, tmp_path):
-    """A folder that also holds other things keeps them: they are neither counted nor deleted, whether the cache is full,
-    is opened with less room, or looks for what a killed process left."""
+    """A folder that also holds other things keeps them: they are neither counted nor deleted, whether the cache is
+    full, is opened with less room, or looks for what a killed process left."""
     folder, waves = tmp_path / "features", alike(4)
     others = [folder / name for name in ("LibriSpeech/1.flac", "models/a/.b.safetensors", "model.safetensors")]
     for path in others:
