@@ -13,6 +13,7 @@ import numpy as np
 import soundfile
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 import s3prl_ofa
@@ -140,7 +141,8 @@ def score_cost(figure: Figure) -> None:
                 axes.plot(twice["gmacs"], twice["score"], marker[0], **open_markers)
             for one in chosen.itertuples() if kind == Kind.VARIABLE else ():
                 period, place, below = f"{one.frame_period_ms:.0f} ", (one.gmacs, one.score), {"xytext": (-1, -9)}
-                axes.annotate(period, place, **below, textcoords="offset points", ha="right", fontsize=7, color=color)
+                label = axes.annotate(period, place, **below, textcoords="offset points", ha="right", fontsize=7)
+                label.set(color=color, zorder=5, path_effects=[withStroke(linewidth=2, foreground="white")])
         title, ylabel = text.split("\n")
         axes.set_title(title, fontsize=10)
         axes.set(xlabel="upstream GMACs per second of audio", ylabel=ylabel, xlim=(0, 1.1 * of_task["gmacs"].max()))
