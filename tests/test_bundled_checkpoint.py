@@ -85,6 +85,36 @@ def test_its_training_comes_with_it():
     assert all(float(last[f"dev_accuracy_{lambd}"]) > 0.5 for lambd in ("0", "0.5", "1"))
 
 
+def test_figures_of_its_training(bundled):
+    """README and card give the size, the settings and the duration of the training that the files have."""
+    parameters = sum(parameter.numel() for parameter in bundled.parameters()) / 1e6
+    with CHECKPOINT.with_suffix(".csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    card, readme = (" ".join((ROOT / name).read_text("utf-8").split()) for name in ("MODEL_CARD.md", "README.md"))
+    assert f"float16, {CHECKPOINT.stat().st_size / 1e6:.1f} MB, {parameters:.1f} million parameters" in card
+    assert f"| {parameters:.1f} M | 20 to 85 ms |" in readme
+    assert round(95 / parameters) == 11 and "one eleventh the size of Base" in card
+    channels = [layer[0] for layer in bundled.config.conv_layers]
+    assert f"seven convolutions of {min(channels)} to {max(channels)} channels" in " ".join(card.split())
+    assert f"six encoder layers of width {bundled.config.dim}" in card and bundled.config.layers == 6
+    assert f"It took {float(last['seconds']) / 60:.1f} minutes" in card and f"{int(last['update']):,} updates" in card
+
+
+def test_figures_of_its_corpus(mini_librispeech):
+    """README, card and results give the hours that the checkpoint and the tasks are trained on."""
+    with (mini_librispeech / "utterances.tsv").open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+    def hours(column: str, *splits: str) -> float:
+        return sum(int(row["samples"]) for row in rows if row[column] in splits) / SAMPLE_RATE / 3600
+
+    texts = [" ".join((ROOT / name).read_text("utf-8").split()) for name in ("MODEL_CARD.md", "docs/results.md")]
+    assert f"of a fixed split, {hours('text_split', 'train', 'dev'):.1f} hours" in texts[0]
+    assert f"pr and asr train on {hours('text_split', 'train'):.1f} hours" in texts[1]
+    assert f"sid trains on {hours('speaker_split', 'train'):.1f} hours of all 28 speakers" in texts[1]
+    assert len({row["speaker"] for row in rows}) == 28
+
+
 def test_its_frame_period(heard):
     """On speakers that it has not heard, lambd 1 gives a mean frame period from 70 to 95 ms."""
     out, _ = heard
