@@ -22,6 +22,7 @@ from benchmarks import rows as benchmark_rows
 from s3prl_ofa.cli import COMMANDS
 from s3prl_ofa.superb.upstream.output_frames import usual_output_frames
 from s3prl_ofa.sweep.grid.schema import KNOWN
+from s3prl_ofa.sweep.report.settings import Kind
 
 DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -71,6 +72,38 @@ def test_pages_show_the_evidence(page):
     text = page.read_text("utf-8")
     assert text == report.with_tables(text, evidence.TABLES), "run python -m benchmarks.evidence"
     assert len(report.PLACE.findall(text)) == text.count("<!-- table") > 0
+
+
+def test_discussion_of_the_results():
+    """The figures between the tables are those of the rows, too."""
+    settings = evidence.evidence().settings
+    pr = {one.label: one for one in settings[settings["task"] == "pr"].itertuples()}
+    text = " ".join((DOCS / "results.md").read_text("utf-8").split())
+    base, half, short, ms60, pooled = (pr[name] for name in ("lambd 0", "lambd 0.5", "lambd 0.97", "60 ms", "pool 3"))
+    chosen = [found for found in evidence.compared(Kind.SPECIALIST) if found.setting.task == "pr"]
+    gains = {found.rival.label: -found.gain for found in chosen}
+    ours = [one for one in pr.values() if one.kind in (Kind.VARIABLE, Kind.LEARNED) and one.gmacs < base.gmacs]
+    for one in pr.values():
+        if one.kind in (Kind.EQUAL, Kind.EXIT) and one.gmacs >= short.gmacs - 1e-9:
+            assert one.score > min(each.score for each in ours if each.gmacs <= one.gmacs + 1e-9)
+    assert f"the lowest PER between {short.gmacs:.3f} and {half.gmacs:.2f} GMACs" in text
+    assert f"at 60 ms, for {ms60.gmacs / base.gmacs:.2f} of the arithmetic and less than half of the time" in text.lower()
+    assert ms60.total_ms / base.total_ms < 0.5 and abs(ms60.score - base.score) < 0.1
+    faster = f"{pr['fixed3'].total_ms / ms60.total_ms - 1:.0%}"
+    assert (
+        f"only 60 ms is, {faster} faster than `fixed3` and almost 4 points worse" in text and 3.5 < gains["fixed3"] < 4
+    )
+    assert f"pooling after the whole encoder, for {pr['fixed3'].gmacs / pooled.gmacs:.2f} of the arithmetic" in text
+    assert abs(pr["fixed3"].score - pooled.score) < 0.2 and 5 < gains["fixed2"] < 6
+    assert (
+        f"it has {pr['fixed4'].score:.1f} and lambd 0.97 has {short.score:.1f} at {short.frame_period_ms:.0f} ms"
+        in text
+    )
+    lines = (RESULTS / "tiny_s3prl.jsonl").read_text("utf-8").splitlines()
+    twice = {one["value"]: 100 * one["score"] for one in map(json.loads, lines) if one["repeat"] == 2}
+    assert f"PER was {twice[80.0]:.1f}% at 80 ms and {twice[0.98]:.1f}% at lambd 0.98" in text
+    assert f"costs this checkpoint {twice[0.98] - short.score:.0f} to {twice[80.0] - short.score:.0f} points" in text
+    assert f"instead of {short.score:.1f}% at 78 ms" in text
 
 
 def test_what_the_evidence_compares(tmp_path, monkeypatch):
