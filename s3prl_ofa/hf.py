@@ -184,12 +184,12 @@ class OFAWav2Vec2ForCTC(OFAPreTrainedModel):
         return_dict: bool | None = None,
         **options: Any,
     ) -> CTCOutput | tuple:
-        """Logits, and with labels (batch, longest), padded with -100, the CTC loss. options: as in OFAWav2Vec2Model."""
+        """Logits, and with labels (batch, longest), padded with negative numbers, the CTC loss. options: as in OFAWav2Vec2Model."""
         hidden = self.ofa_wav2vec2(input_values, attention_mask, return_dict=True, **options)
         logits = self.lm_head(self.dropout(hidden.last_hidden_state))
         loss = None
         if labels is not None:
-            known = labels != IGNORED
+            known = labels >= 0
             if int(labels.max()) >= self.config.vocab_size:
                 raise ValueError(f"labels must be below vocab_size {self.config.vocab_size}, found {int(labels.max())}")
             loss = F.ctc_loss(

@@ -87,7 +87,9 @@ def test_discussion_of_the_results():
         if one.kind in (Kind.EQUAL, Kind.EXIT) and one.gmacs >= short.gmacs - 1e-9:
             assert one.score > min(each.score for each in ours if each.gmacs <= one.gmacs + 1e-9)
     assert f"the lowest PER between {short.gmacs:.3f} and {half.gmacs:.2f} GMACs" in text
-    assert f"at 60 ms, for {ms60.gmacs / base.gmacs:.2f} of the arithmetic and less than half of the time" in text.lower()
+    assert (
+        f"at 60 ms, for {ms60.gmacs / base.gmacs:.2f} of the arithmetic and less than half of the time" in text.lower()
+    )
     assert ms60.total_ms / base.total_ms < 0.5 and abs(ms60.score - base.score) < 0.1
     faster = f"{pr['fixed3'].total_ms / ms60.total_ms - 1:.0%}"
     assert (

@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     settings = {
         **rate,
         "allow_beyond_one": args.allow_beyond_one,
-        **window,
+        "window_s": window.get("window_s"),  # here and when older folders have none: without windows
+        "overlap_s": window.get("overlap_s"),
         "layer": args.layer if args.layer in (ALL, WEIGHTED) else layers if len(layers) > 1 else layers[0],
         **mix,
         "dtype": args.dtype,
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     with open_store(args.out, settings, args.force, must_lock=slots is not None) as store:
         # For all files first: if one has the name of another file's features, nothing may be done.
         todo = [utterance for utterance in utterances if not store.is_finished(utterance)]
+        store.forget(todo)
         tally = Tally(store, args.frame_period_ms)
         left = list(with_seconds(utterances, todo, output_format.suffix, tally.fail))
         dead = {}

@@ -16,7 +16,7 @@ from s3prl_ofa.cli import guarded
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.extract.extraction import Extraction
 from s3prl_ofa.extract.inputs import Utterance
-from s3prl_ofa.extract.store import ERRORS, Store, read_index
+from s3prl_ofa.extract.store import ERRORS, WORK, Store, read_index
 from s3prl_ofa.extract.tally import Tally
 from s3prl_ofa.extract.writers import get_format
 from s3prl_ofa.io.files import read_json
@@ -26,7 +26,7 @@ from s3prl_ofa.jobs.slots import process_environment
 from s3prl_ofa.signals import wait_for
 
 COMMAND = "s3prl-ofa extract"
-WORK, LOG = "work.json", "run.log"
+LOG = "run.log"
 
 
 class ShardProcess:

@@ -17,8 +17,8 @@ from typing import Any
 from s3prl_ofa.device import AUTO, resolve_device
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.extract.inputs import Utterance, make_shards
-from s3prl_ofa.extract.shard import WORK, ShardProcess
-from s3prl_ofa.extract.store import ERRORS, INDEX, SHARDS, read_index, read_rows
+from s3prl_ofa.extract.shard import ShardProcess
+from s3prl_ofa.extract.store import ERRORS, INDEX, SHARDS, SUBMITIT, WORK, read_index, read_rows
 from s3prl_ofa.extract.tally import Tally
 from s3prl_ofa.io.files import printable, write_json
 from s3prl_ofa.jobs.slots import POLL_SECONDS, run_in_slots, stop_processes, visible_gpus
@@ -28,7 +28,6 @@ from s3prl_ofa.progress import Progress
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # to run a shard
-SUBMITIT = "submitit"  # the folder for what it writes, beside the shards'
 
 
 def shard_slots(args: argparse.Namespace) -> "LocalSlots | SlurmSlots | None":

@@ -7,11 +7,13 @@ merged into those of the output folder when all shards have ended, or at the nex
 
 import contextlib
 import dataclasses
+import filecmp
 import json
 import logging
+import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from s3prl_ofa.errors import UsageError
@@ -23,8 +25,10 @@ from s3prl_ofa.io.output_folder import LOCK, SETTINGS, check_settings, locked_fo
 
 logger = logging.getLogger(__name__)
 
-INDEX, ERRORS, SHARDS = "index.jsonl", "errors.jsonl", "shards"
-RESULTS = (FEATURES, TIMES, INDEX, ERRORS, SHARDS)
+INDEX, ERRORS = "index.jsonl", "errors.jsonl"
+RESULTS = (FEATURES, TIMES, INDEX, ERRORS)
+SHARDS, SUBMITIT = "shards", "submitit"  # in SHARDS a folder per shard with its WORK, and what submitit writes
+WORK = "work.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,19 +42,28 @@ class Store:
     def is_finished(self, utterance: Utterance) -> bool:
         """Whether the utterance's features exist and its audio has not changed since.
 
-        A file of the same size and time in another place is taken for the same file, moved. Raises UsageError when the
-        name belongs to the features of another file.
+        A file of the same size and time in another place is the same file, moved or copied, unless the earlier one is
+        still there and differs. Raises UsageError when the name belongs to the features of another file.
         """
         row = self.finished.get(utterance.name)
         if row is None:
             return False
-        if (row["size"], row["mtime_ns"]) == (utterance.size, utterance.mtime_ns):
+        unchanged = (row["size"], row["mtime_ns"]) == (utterance.size, utterance.mtime_ns)
+        if unchanged and is_copy(row["audio"], utterance.path):
             return all(path.is_file() for path in files_of(self.folder, row["file"]))
         if row["audio"] != str(utterance.path) and utterance.size >= 0:
             raise UsageError(
                 f"{utterance.name} was already made from {row['audio']}; give another --out, or --force to start again"
             )
         return False
+
+    def forget(self, utterances: Iterable[Utterance]) -> None:
+        """Removes what is made again from the index, which would keep it if its audio can no longer be used."""
+        names = self.finished.keys() & {utterance.name for utterance in utterances}
+        if names:
+            for name in names:
+                del self.finished[name]
+            write_rows(self.folder / INDEX, self.finished)
 
     def add(self, row: dict[str, Any]) -> None:
         """Records an utterance as finished; its files must be in place."""
@@ -59,6 +72,11 @@ class Store:
     def add_error(self, utterance: Utterance, reason: str) -> None:
         row = {"name": printable(utterance.name), "audio": printable(utterance.path), "error": reason}
         append_line(self.records / ERRORS, row)
+
+
+def is_copy(earlier: str, path: pathlib.Path) -> bool:
+    """Whether a file is the earlier one, or may be: that one is gone, or has the same content."""
+    return earlier == str(path) or not os.path.exists(earlier) or filecmp.cmp(earlier, path, shallow=False)
 
 
 def append_line(path: pathlib.Path, row: dict[str, Any]) -> None:
@@ -79,6 +97,7 @@ def open_store(folder: pathlib.Path, settings: dict[str, Any], force: bool, must
             raise UsageError(f"--out {folder} holds other files; expected an empty folder or one of an earlier extract")
         wait_for_shards(folder)
         if check_settings(folder, settings, RESULTS, force) is None or force:
+            remove_shards(folder)
             remove_results(folder, RESULTS)
             write_settings(folder, settings)
         (folder / ERRORS).unlink(missing_ok=True)
@@ -86,7 +105,17 @@ def open_store(folder: pathlib.Path, settings: dict[str, Any], force: bool, must
 
 
 def shard_folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(folder.glob(f"{SHARDS}/[0-9]*"), key=lambda path: (len(path.name), path.name))
+    found = (path.parent for path in folder.glob(f"{SHARDS}/[0-9]*/{WORK}"))
+    return sorted(found, key=lambda path: (len(path.name), path.name))
+
+
+def remove_shards(folder: pathlib.Path) -> None:
+    """Removes what shards have left, but no files of others in a folder of that name."""
+    for path in (*shard_folders(folder), folder / SHARDS / SUBMITIT):
+        (path / INDEX).unlink(missing_ok=True)  # first: what a kill leaves must not look finished to a later shard
+        shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (folder / SHARDS).rmdir()
 
 
 def wait_for_shards(folder: pathlib.Path) -> None:
@@ -114,6 +143,10 @@ def read_index(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     rows = read_rows(folder / INDEX)
     for shard in shard_folders(folder):
         rows.update(read_rows(shard / INDEX))
-    atomic_write(folder / INDEX, "".join(json.dumps(row) + "\n" for row in rows.values()))
-    shutil.rmtree(folder / SHARDS, ignore_errors=True)
+    write_rows(folder / INDEX, rows)
+    remove_shards(folder)
     return rows
+
+
+def write_rows(path: pathlib.Path, rows: dict[str, dict[str, Any]]) -> None:
+    atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows.values()))

@@ -22,11 +22,11 @@ def apply_linear(module: nn.Module, rows: Tensor, gelu: bool = False) -> Tensor:
     """What ``module`` gives for rows (rows, in), followed by a GELU if asked; faster for a plain ``nn.Linear``.
 
     Rows of a padded batch (batch, frames, in), whose shape may have to be exported, are not made faster. A module that
-    another library has substituted, or one with hooks, is called like any module.
+    another library has substituted, or one with hooks or a ``forward`` of its own, is called like any module.
     """
     of_all = nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks
     hooks = module._forward_hooks or module._forward_pre_hooks or of_all
-    if type(module) is nn.Linear and not hooks and rows.dim() == 2:
+    if type(module) is nn.Linear and "forward" not in vars(module) and not hooks and rows.dim() == 2:
         weights = module.weight, module.bias
         if uses_onednn(rows, *weights) or (gelu and uses_cublas(rows, *weights)):
             return linear(rows, *weights, gelu=gelu)

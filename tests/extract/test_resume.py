@@ -1,6 +1,7 @@
 """``s3prl-ofa extract`` stopped, killed and started again: finished files stay, and results do not mix."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,8 +31,6 @@ def test_resume(extract, audio_folder, make_wave, tmp_path, capsys):
     assert extract(audio_folder, "--lambd", 0.5) == 0
     assert "3 of 5 files extracted" in capsys.readouterr().err
     assert read_index(out)["a.flac"]["seconds"] == 0.4
-    assert len((out / "index.jsonl").read_text().splitlines()) == 7  # the old rows stay until the next start
-    assert extract(audio_folder, "--lambd", 0.5) == 0
     assert len((out / "index.jsonl").read_text().splitlines()) == 5
 
 
@@ -83,7 +82,8 @@ def test_torn_index_and_leftovers(extract, audio_folder, tmp_path, capsys):
 
 
 def test_other_settings_are_refused(extract, audio_folder, tmp_path, capsys):
-    """Another checkpoint, rate, layer, dtype or format in the same folder is refused by name; --force starts again."""
+    """Another checkpoint, rate, layer, dtype, format or window in the same folder is refused by name; --force starts
+    again."""
     assert extract(audio_folder, "--lambd", 0.5) == 0
     other = tmp_path / "other.safetensors"
     shape = {"dim": 32, "ffn_dim": 64, "heads": 4, "layers": 2, "compressor": "cif"}
@@ -94,6 +94,7 @@ def test_other_settings_are_refused(extract, audio_folder, tmp_path, capsys):
         ("--lambd", 0.5, "--dtype", "bfloat16"): "dtype",
         ("--lambd", 0.5, "--format", "safetensors"): "format",
         ("--frame-period-ms", 40): "frame_period_ms",
+        ("--lambd", 0.5, "--window-s", 1, "--overlap-s", 0.2): "window_s",
     }.items():
         assert extract(audio_folder, *arguments) == 2
         said = capsys.readouterr().err
@@ -103,6 +104,49 @@ def test_other_settings_are_refused(extract, audio_folder, tmp_path, capsys):
     assert extract(audio_folder, "--lambd", 0.6, "--format", "safetensors", "--force") == 0
     assert {path.suffix for path in (tmp_path / "out" / "features").rglob("*.*")} == {".safetensors"}
     assert {row["lambd"] for row in read_index(tmp_path / "out").values()} == {0.6}
+    assert extract(audio_folder, "--window-s", 1, "--overlap-s", 0.2, "--force") == 0
+    capsys.readouterr()
+    assert extract(audio_folder) == 2
+    assert "holds results made with window_s 1.0, not None; give --force" in capsys.readouterr().err
+
+
+def test_other_audio_of_the_same_size_and_time(extract, make_wave, tmp_path, capsys):
+    """Clips of one length from archives without times: another one is refused, a copy is resumed, one that is gone was
+    moved."""
+    for number, folder in enumerate(("one", "two", "copy")):
+        (tmp_path / folder).mkdir()
+        soundfile.write(tmp_path / folder / "001.wav", make_wave(0.3, number % 2), SAMPLE_RATE)
+        os.utime(tmp_path / folder / "001.wav", (0, 0))
+    assert extract(tmp_path / "one") == 0
+    capsys.readouterr()
+    assert extract(tmp_path / "two") == 2
+    assert f"001.wav was already made from {tmp_path / 'one' / '001.wav'}; give another" in capsys.readouterr().err
+    for _ in range(2):
+        assert extract(tmp_path / "copy") == 0
+        assert "0 of 1 files extracted" in capsys.readouterr().err
+        shutil.rmtree(tmp_path / "one", ignore_errors=True)
+
+
+def test_a_file_that_can_no_longer_be_used(extract, audio_folder, tmp_path):
+    """Audio that has changed and is broken now has no row, so that nobody reads its old features; the others keep
+    theirs."""
+    assert extract(audio_folder) == 0
+    rows = read_index(tmp_path / "out")
+    name = next(name for name in rows if name.endswith(".wav"))
+    (audio_folder / name).write_bytes(b"broken")
+    assert extract(audio_folder) == 1
+    assert read_index(tmp_path / "out") == {key: row for key, row in rows.items() if key != name}
+
+
+def test_other_files_in_a_folder_of_shards(extract, audio_folder, tmp_path):
+    """What someone else has put into the output folder's ``shards`` stays there."""
+    assert extract(audio_folder) == 0
+    others = [tmp_path / "out" / "shards" / name for name in ("000.tar", "7/000.tar")]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert extract(audio_folder) == extract(audio_folder, "--force") == 0
+    assert all(path.exists() for path in others)
 
 
 def test_same_model_in_another_format(extract, audio_folder, golden_model, tmp_path, capsys):
