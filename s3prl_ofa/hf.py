@@ -16,7 +16,6 @@ from transformers.utils import ModelOutput
 from s3prl_ofa.checkpoint.huggingface import OFA_TYPE
 from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
 
-IGNORED = -100  # transformers' label for padding
 RATES = ("lambd", "frame_period_ms")
 
 
@@ -184,7 +183,10 @@ class OFAWav2Vec2ForCTC(OFAPreTrainedModel):
         return_dict: bool | None = None,
         **options: Any,
     ) -> CTCOutput | tuple:
-        """Logits, and with labels (batch, longest), padded with negative numbers, the CTC loss. options: as in OFAWav2Vec2Model."""
+        """Logits, and with labels (batch, longest), padded with negative numbers, the CTC loss.
+
+        options: as in OFAWav2Vec2Model.
+        """
         hidden = self.ofa_wav2vec2(input_values, attention_mask, return_dict=True, **options)
         logits = self.lm_head(self.dropout(hidden.last_hidden_state))
         loss = None

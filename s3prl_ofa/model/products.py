@@ -11,9 +11,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
 # Each weight's copy in oneDNN's layout, with the function that made it and what it was made from: a weak reference to
-# the storage, so that another at the same address is not taken for it, and the version, which counts changes in place.
-# A copy is dropped with its weight.
+# the storage, so that another at the same address is not taken for it, the version, which counts changes in place, and
+# some of the numbers, because changes through ``weight.data``, as of merged adapters, are not counted. A copy is
+# dropped with its weight.
 _packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+SAMPLED = 64  # numbers of a weight
 # These products are not part of torch's public interface; without them, torch's own linear layers are used.
 HAS_PRODUCTS = all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
 
@@ -106,11 +108,17 @@ def packed(weight: Tensor, pack: Callable[[Tensor], Any]) -> Any:
     if type(weight) is not nn.Parameter or weight.requires_grad or weight.is_inference():
         return pack(weight.detach())
     source = StorageWeakRef(weight.untyped_storage()), weight._version, pack
-    found, copy = _packed.get(weight, (None, None))
-    if found is None or found[0].cdata != source[0].cdata or found[1:] != source[1:]:
+    numbers = weight.detach().flatten()[:: weight.numel() // SAMPLED | 1]
+    found, seen, copy = _packed.get(weight, (None, None, None))
+    if found is None or found[0].cdata != source[0].cdata or found[1:] != source[1:] or differ(numbers, seen):
         copy = pack(weight.detach())
-        _packed[weight] = source, copy
+        _packed[weight] = source, numbers.clone(), copy
     return copy
+
+
+def differ(numbers: Tensor, seen: Tensor) -> bool:
+    """Whether a sample of a weight has changed; on a GPU, where looking would wait for it, it is taken not to have."""
+    return numbers.device.type == "cpu" and not torch.equal(numbers, seen)
 
 
 class Int8Linear(nn.Linear):

@@ -49,6 +49,18 @@ def set_data(layer: nn.Linear) -> None:
     layer.weight.data = 2 * layer.weight.data
 
 
+def merge_adapter(layer: nn.Linear) -> None:
+    layer.weight.data += 0.1 * torch.randn(layer.weight.shape)
+
+
+def scale_data(layer: nn.Linear) -> None:
+    layer.weight.data.mul_(1.5)
+
+
+def copy_average(layer: nn.Linear) -> None:
+    layer.weight.data.copy_(0.5 * layer.weight.data)
+
+
 @torch.no_grad()
 def step(layer: nn.Linear) -> None:
     layer.weight.add_(0.1)
@@ -74,7 +86,9 @@ def assign(layer: nn.Linear) -> None:
     layer.requires_grad_(False)
 
 
-@pytest.mark.parametrize("change", [set_data, step, optimizer_step, there_and_back, load, assign])
+@pytest.mark.parametrize(
+    "change", [set_data, merge_adapter, scale_data, copy_average, step, optimizer_step, there_and_back, load, assign]
+)
 def test_a_changed_weight_is_packed_again(layer, change):
     """Promise: no product with a weight as it was before it changed."""
     rows = torch.randn(20, 48)
@@ -90,9 +104,9 @@ def test_a_weight_is_packed_once_and_forgotten_with_its_model(layer):
     before = len(products._packed)
     rows = torch.randn(20, 48)
     apply_linear(layer, rows)
-    packed = products._packed[layer.weight][1]
+    packed = products._packed[layer.weight][-1]
     apply_linear(layer, rows)
-    assert products._packed[layer.weight][1] is packed and len(products._packed) == before + 1
+    assert products._packed[layer.weight][-1] is packed and len(products._packed) == before + 1
     twin = copy.deepcopy(layer)
     apply_linear(twin, rows)
     assert len(products._packed) == before + 2
@@ -122,6 +136,9 @@ def test_hooks_and_modules_of_others_are_called(layer):
 
     layer.__class__ = Doubled
     assert torch.equal(apply_linear(layer, rows), 2 * plain(layer, rows))
+    layer.__class__ = nn.Linear
+    layer.forward = lambda rows: 3 * plain(layer, rows)
+    assert torch.equal(apply_linear(layer, rows), 3 * plain(layer, rows))
 
 
 def test_training_and_autocast_do_not_use_them(layer, monkeypatch):
