@@ -91,18 +91,27 @@ def read_tensor(path: pathlib.Path) -> Tensor:
     return tensor
 
 
-def write(folder: str | os.PathLike, relative: str | os.PathLike, boundaries: Tensor, frames: int) -> None:
-    """Writes both files of an entry below ``folder``, each completely or not at all.
+def write(folder: str | os.PathLike, relative: str | os.PathLike, boundaries: Tensor, frames: int) -> bool:
+    """Writes both files of an entry below ``folder``, each completely or not at all; False if they are there already.
 
     boundaries: (segments,), see ``alpha_of``. The same content gives the same bytes. Raises GuidanceError, OSError.
     """
     boundaries = boundaries.long().clone()
-    alpha, target = alpha_of(boundaries, frames), guidance_path(pathlib.Path(folder, BOUNDARIES), relative)
-    with atomic_path(target) as new_boundaries:
-        new_boundaries.write_bytes(saved(boundaries))
-        with atomic_path(guidance_path(pathlib.Path(folder, ALPHA), relative)) as new_alpha:
-            new_alpha.write_bytes(saved(alpha))
-            target.unlink(missing_ok=True)  # after a kill between the two, the pair must not look complete
+    contents = saved(boundaries), saved(alpha_of(boundaries, frames))
+    target, other = (guidance_path(pathlib.Path(folder, name), relative) for name in (BOUNDARIES, ALPHA))
+    if is_written(folder, relative) and contents == (target.read_bytes(), other.read_bytes()):
+        return False
+    with atomic_path(target) as new_boundaries, atomic_path(other) as new_alpha:
+        new_boundaries.write_bytes(contents[0])
+        new_alpha.write_bytes(contents[1])
+        target.unlink(missing_ok=True)  # after a kill between the two, the pair must not look complete
+    return True
+
+
+def remove(folder: str | os.PathLike, relative: str | os.PathLike) -> None:
+    """Removes both files of an entry, where they exist."""
+    for name in (BOUNDARIES, ALPHA):
+        guidance_path(pathlib.Path(folder, name), relative).unlink(missing_ok=True)
 
 
 def saved(tensor: Tensor) -> bytes:

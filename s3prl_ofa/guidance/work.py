@@ -120,19 +120,26 @@ def call(entry: Entry) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Write:
-    """Segments one utterance and writes its guidance."""
+    """Segments one utterance and writes its guidance; of an utterance that is left out, it removes an earlier one."""
 
     make: Callable[[Entry], Tensor]  # gives boundaries (segments,)
     folder: pathlib.Path
 
     def __call__(self, entry: Entry) -> int | str:
-        """The number of segments, or the reason why the utterance is left out."""
+        """The number of segments, 0 if they are there already, or the reason why the utterance is left out."""
+        result = self.write(entry)
+        if isinstance(result, str):
+            with contextlib.suppress(OSError):
+                layout.remove(self.folder, entry.relative)
+        return result
+
+    def write(self, entry: Entry) -> int | str:
         frames = num_frames(entry.samples)
         if not frames:
             return f"too short: {entry.samples} samples, at least {layout.FRAMES.receptive_field} are needed"
         try:
             boundaries = self.make(entry)
-            layout.write(self.folder, entry.relative, boundaries, frames)
+            written = layout.write(self.folder, entry.relative, boundaries, frames)
         except UsageError:
             raise
         except (ValueError, RuntimeError) as error:  # RuntimeError: torch's errors, such as out of memory
@@ -142,18 +149,22 @@ class Write:
             if error.errno != errno.ENAMETOOLONG:
                 raise
             return "its name is too long for an output file"
-        return len(boundaries)
+        return written and len(boundaries)
 
 
 def write_all(
-    entries: list[Entry], make: Callable[[Entry], Tensor], folder: pathlib.Path, jobs: int, force: bool
+    entries: list[Entry], make: Callable[[Entry], Tensor], folder: pathlib.Path, jobs: int, again: bool
 ) -> int:
-    """Writes what is missing, and reports what was left out and why. Returns the exit status."""
-    todo = [entry for entry in entries if force or not layout.is_written(folder, entry.relative)]
+    """Writes what is missing, or with ``again`` what is missing or differs, and reports what was left out and why.
+
+    Returns the exit status.
+    """
+    todo = [entry for entry in entries if again or not layout.is_written(folder, entry.relative)]
     results = list(zip(todo, each(Write(make, folder), todo, jobs, "guidance"), strict=True))
-    done = [(entry, segments) for entry, segments in results if isinstance(segments, int)]
+    done = [(entry, segments) for entry, segments in results if isinstance(segments, int) and segments]
     left_out = [(entry, reason) for entry, reason in results if isinstance(reason, str)]
-    line = f"{folder}: {len(done)} of {len(entries)} utterances written, {len(entries) - len(todo)} already done"
+    already = len(entries) - len(done) - len(left_out)
+    line = f"{folder}: {len(done)} of {len(entries)} utterances written, {already} already done"
     if done:
         milliseconds = 1000 * sum(entry.samples for entry, _ in done) / SAMPLE_RATE
         line += f"; the mean segment is {milliseconds / sum(segments for _, segments in done):.1f} ms long"

@@ -40,19 +40,35 @@ def test_parallel_equals_serial(many, tmp_path):
 
 
 def test_whole_pairs_are_skipped(many, tmp_path, capsys):
-    """An incomplete pair is made again, a complete one is left alone, --force makes all again."""
+    """A pair that is incomplete, or is not what the alignments say, is made again; the others are left alone."""
     ctm, manifest = many(5)
     options = ("ctm", ctm, "--manifest", manifest, "--out", tmp_path / "out", "--jobs", 1)
     assert guidance(*options) == 0
     before = contents(tmp_path / "out")
-    kept, half = tmp_path / "out" / "alpha" / "v1.0" / "u.0.pt", tmp_path / "out" / "boundaries" / "v1.1" / "u.1.pt"
-    kept.write_bytes(b"touched")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.pt")}
+    touched, half = tmp_path / "out" / "alpha" / "v1.0" / "u.0.pt", tmp_path / "out" / "boundaries" / "v1.1" / "u.1.pt"
+    touched.write_bytes(b"touched")
     half.unlink()
     assert guidance(*options) == 0
-    assert "1 of 5 utterances written, 4 already done" in capsys.readouterr().out
-    assert kept.read_bytes() == b"touched" and half.exists()
-    assert guidance(*options, "--force") == 0
+    assert "2 of 5 utterances written, 3 already done" in capsys.readouterr().out
     assert contents(tmp_path / "out") == before
+    same = {path.stem for path, moment in times.items() if path.stat().st_mtime_ns == moment}
+    assert same == {"u.2", "u.3", "u.4"}
+
+
+def test_other_alignments(tmp_path, capsys):
+    """Guidance of an earlier CTM does not stay: changed utterances are made again, and one that the new CTM lacks has
+    none."""
+    manifest = write_manifest(tmp_path / "train.tsv", tmp_path / "audio", {"a.flac": 16_000, "b.flac": 16_000})
+    phones, words = [(0.0, 0.2, "A"), (0.2, 0.5, "B")], [(0.0, 0.5, "AB")]
+    ctm = write_ctm(tmp_path / "x.ctm", {"a": phones, "b": phones})
+    options = ("ctm", ctm, "--manifest", manifest, "--out", tmp_path / "out")
+    assert guidance(*options) == 0
+    write_ctm(ctm, {"a": words})
+    assert guidance(*options) == 1
+    assert "1 of 2 utterances written, 0 already done" in capsys.readouterr().out
+    assert read_boundaries(tmp_path / "out" / "boundaries", "a.flac").tolist()[0] == 25
+    assert not list((tmp_path / "out").rglob("b.pt"))
 
 
 def test_settings_are_not_mixed(many, tmp_path, capsys):
