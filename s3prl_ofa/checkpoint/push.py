@@ -21,10 +21,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def push(ckpt: str | os.PathLike, repository: str, private: bool = False, revision: str | None = None) -> str:
-    """Uploads weights, config.json and a model card to a repository, created if new, and returns its address.
+    """Uploads weights, config.json and, unless there is one, a model card to a repository, created if new.
 
-    ckpt: of any known format. private: make a new repository private. revision: the branch to write to, created if new.
-    The token is that of ``hf auth login`` or ``HF_TOKEN``. Raises CheckpointError, and UsageError if the Hub refuses.
+    Returns the repository's address. ckpt: of any known format. private: make a new repository private. revision: the
+    branch to write to, created if new. The token is that of ``hf auth login`` or ``HF_TOKEN``. Raises CheckpointError,
+    and UsageError if the Hub refuses.
     """
     from huggingface_hub import HfApi, errors
 
@@ -40,6 +41,8 @@ def push(ckpt: str | os.PathLike, repository: str, private: bool = False, revisi
             url = api.create_repo(repository, private=private, exist_ok=True)
             if revision is not None:
                 api.create_branch(repository, branch=revision, exist_ok=True)
+            if api.file_exists(repository, CARD, revision=revision):  # it may have been written by hand
+                (folder / CARD).unlink()
             api.upload_folder(
                 repo_id=repository, folder_path=folder, revision=revision, commit_message="Checkpoint by s3prl-ofa push"
             )

@@ -1,17 +1,17 @@
 """Finds a checkpoint: a bundled one, a local file or folder, a repository on the Hugging Face Hub, or a URL."""
 
 import hashlib
+import http.client
 import os
 import pathlib
 import re
 import urllib.parse
-
-import torch
+import urllib.request
 
 from s3prl_ofa.checkpoint.huggingface import CONFIG, PREPROCESSOR, PROCESSOR, WEIGHTS
 from s3prl_ofa.errors import CheckpointError
 from s3prl_ofa.io.files import atomic_path, cache_folder
-from s3prl_ofa.output import is_quiet
+from s3prl_ofa.progress import Progress
 from s3prl_ofa.resources import PACKAGE
 
 # The checkpoints that come with this package, by name.
@@ -86,8 +86,13 @@ def downloaded(url: str, refresh: bool) -> pathlib.Path:
         name = pathlib.PurePosixPath(urllib.parse.urlsplit(url).path).name or "checkpoint"
         path = cache_folder() / "checkpoints" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
         if refresh or not path.is_file():
-            with atomic_path(path) as temporary:
-                torch.hub.download_url_to_file(url, os.fspath(temporary), progress=not is_quiet())
-    except (OSError, ValueError) as error:
+            with atomic_path(path) as temporary, Progress(unit="B", unit_scale=True, desc=name) as bar:
+
+                def advance(blocks: int, size: int, total: int) -> None:
+                    bar.total = total if total > 0 else None
+                    bar.update(blocks * size - bar.n)
+
+                urllib.request.urlretrieve(url, temporary, advance)  # which notices a connection that was cut
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise CheckpointError(f"{url} cannot be downloaded ({error})") from error
     return path

@@ -132,6 +132,7 @@ def build(model: "OFAWav2Vec2") -> "gradio.Blocks":
         label = f"frame {frame + 1} of {len(current.times)}: {start:.3f} to {end:.3f} s"
         return pixels(current, frame), gradio.Audio(to_int16(current.frame_audio(frame)), label=label, visible=True)
 
+    only = model.config.frame_period_ms  # of a model without a compressor
     names = view.examples()
     choices = [(f"voice {int(name[3:7])}: {text}", name) for name, text in names.items()]
     with gradio.Blocks(title="s3prl-ofa", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
@@ -151,12 +152,13 @@ def build(model: "OFAWav2Vec2") -> "gradio.Blocks":
             for letter, start in zip("AB", STARTS, strict=True):
                 with gradio.Column(min_width=480, elem_classes="side", elem_id=f"side-{letter}"):
                     slider = gradio.Slider(
-                        *PERIODS,
-                        value=start if model.compressor else PERIODS[0],
+                        PERIODS[0],
+                        max(PERIODS[1], only),
+                        value=start if model.compressor else only,
                         step=1,
                         label=f"{letter}: frame period (ms)",
                         interactive=model.compressor is not None,
-                        info=None if model.compressor else "this checkpoint has no compressor: 20 ms only",
+                        info=None if model.compressor else f"this checkpoint has no compressor: {only:g} ms only",
                     )
                     image = gradio.Image(format="png", show_label=False, interactive=False, buttons=["fullscreen"])
                     frame = gradio.Audio(autoplay=True, interactive=False, visible=False, buttons=[])

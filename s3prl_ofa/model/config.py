@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 Samples = TypeVar("Samples", int, "Tensor")
 
 SAMPLE_RATE = 16_000  # Hz
+MOST_POOLED = 1000  # frames averaged into one: 20 s
 MIN_FRAME_PERIOD_MS = 20.0  # the frame period of the convolutional front end
 # (channels, kernel, stride) of the seven convolutions of wav2vec 2.0 (arXiv 2006.11477): receptive field 400, hop 320
 WAV2VEC2_CONV_LAYERS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
@@ -72,6 +73,8 @@ class ModelConfig:
         for name in ("heads", "pos_conv_groups"):
             if self.dim % getattr(self, name):
                 raise ValueError(f"dim {self.dim} must be a multiple of {name} {getattr(self, name)}")
+        if self.pooling > MOST_POOLED:
+            raise ValueError(f"pooling must be at most {MOST_POOLED}, found {self.pooling}")
         if self.pooling > 1 and self.compressor != "none":
             raise ValueError(f"pooling must be 1 with a compressor, found {self.pooling}")
         if not self.projection and self.conv_dim != self.dim:

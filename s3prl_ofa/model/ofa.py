@@ -32,7 +32,7 @@ from s3prl_ofa.model.products import apply_linear
 from s3prl_ofa.model.rate import check_frame_period, check_lambd, solve_lambd, wanted_frames
 from s3prl_ofa.model.storage import write_safetensors
 from s3prl_ofa.model.waves import check_waves, normalize_wave, without_padding
-from s3prl_ofa.model.windows import OVERLAP_S, check_window, encode_in_windows
+from s3prl_ofa.model.windows import MOST_FRAMES, OVERLAP_S, check_window, encode_in_windows
 
 logger = logging.getLogger(__name__)
 
@@ -258,7 +258,8 @@ class OFAWav2Vec2(nn.Module):
         if window_s is None:
             hidden_states = self.encoder(rows, lengths, states)
         else:
-            window, overlap = (torch.round(value / periods_s).long() for value in (window_s, overlap_s))
+            frames = (torch.round(value / periods_s) for value in (window_s, overlap_s))
+            window, overlap = (count.clamp(max=MOST_FRAMES).long() for count in frames)
             window = window.clamp(min=1)
             hidden_states = encode_in_windows(
                 self.encoder, rows, lengths, states, window, torch.minimum(overlap, window - 1)

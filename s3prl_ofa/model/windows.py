@@ -6,6 +6,7 @@ see the whole utterance, so the number of frames and their times are those witho
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from s3prl_ofa.model.encoder import Encoder
 from s3prl_ofa.model.packing import positions_of, starts_of
 
+MOST_FRAMES = 2**31  # of a window; times in seconds that would be more mean the whole utterance
 OVERLAP_S = 4.0  # 2 to 10 s made no difference on read speech
 # Frames that the encoder gets at once, one window at least: on a CPU few, which takes less memory and is no slower; on
 # a GPU enough to keep kernel launches few.
@@ -21,7 +23,8 @@ ROWS_AT_A_TIME = {"cpu": 2048, "cuda": 8192}
 
 def check_window(window_s: float | None, overlap_s: float) -> None:
     """Raises ValueError if the windows do not advance."""
-    if window_s is not None and not 0 <= overlap_s < window_s < math.inf:
+    numbers = all(isinstance(value, Real) for value in (window_s, overlap_s))
+    if window_s is not None and not (numbers and 0 <= overlap_s < window_s < math.inf):
         raise ValueError(
             f"window_s must be finite and greater than overlap_s, which must be 0 or more; found {window_s!r} and "
             f"{overlap_s!r}"

@@ -1,5 +1,6 @@
 """Where a checkpoint may be: the Hugging Face Hub (a stand-in), a URL, the home folder, a folder with our own file."""
 
+import http.server
 import json
 import pathlib
 import shutil
@@ -119,6 +120,15 @@ def test_pickles_are_taken_only_without_safetensors(hub, tmp_path, reference):
         load("user/pickle")
 
 
+def test_push_keeps_a_card(hub):
+    """A repository's README.md, which someone may have written, stays; the weights are replaced."""
+    push(CKPT, "user/ofa")
+    files = hub.repositories["user/ofa"]["main"]
+    files |= {"README.md": b"by hand", "model.safetensors": b"old"}
+    push(CKPT, "user/ofa")
+    assert files["README.md"] == b"by hand" and files["model.safetensors"] != b"old"
+
+
 def test_push_is_refused(hub, monkeypatch):
     with pytest.raises(UsageError, match="expected the name of a repository, USER/NAME"):
         push(CKPT, "ofa")
@@ -157,6 +167,20 @@ def test_url(served, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=f"^{address}/none.pt cannot be downloaded .*404"):
         load(f"{address}/none.pt")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["ref_tiny.pt"]
+
+
+def test_a_download_that_is_cut(served, tmp_path, monkeypatch):
+    """Half a file is never kept: one message says so, and the next call gets the whole."""
+    address, _ = served
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            http.server.SimpleHTTPRequestHandler, "copyfile", lambda self, file, to: to.write(file.read(5000))
+        )
+        with pytest.raises(CheckpointError, match=rf"^{address}/ref_tiny.pt cannot be downloaded \(.*5000 out of \d+"):
+            load(f"{address}/ref_tiny.pt")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert load(f"{address}/ref_tiny.pt").config.layers == 2
 
 
 @pytest.mark.slow

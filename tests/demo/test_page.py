@@ -65,6 +65,18 @@ def test_plain_checkpoint(make_wave):
     assert page.pixels(seen).shape[1:] == (WIDTH, 3)
 
 
+def test_pooling_checkpoint(make_wave):
+    """A model with average pooling before its encoder is shown at its own rate."""
+    import gradio
+
+    from s3prl_ofa.model import ModelConfig, OFAWav2Vec2
+
+    model = OFAWav2Vec2(ModelConfig(dim=32, ffn_dim=64, heads=4, layers=1, pooling=2))
+    sliders = [block for block in page.build(model).blocks.values() if isinstance(block, gradio.Slider)]
+    assert [slider.value for slider in sliders] == [40, 40] and "40 ms only" in sliders[0].info
+    assert len(view.view_at(model, view.analyse(model, make_wave(1.0)), sliders[0].value).times) == 25
+
+
 def test_other_hosts_are_refused(golden_model):
     """A request for another host name is refused (DNS rebinding), and every response forbids the page to load from
     other hosts."""

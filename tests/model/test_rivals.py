@@ -77,6 +77,8 @@ def test_pooling_in_a_config():
     """It excludes a compressor; a config without it is what versions before it wrote."""
     with pytest.raises(ValueError, match="pooling must be 1 with a compressor, found 2"):
         ModelConfig(pooling=2, compressor="cif")
+    with pytest.raises(ValueError, match="pooling must be at most 1000, found 1000000"):
+        ModelConfig(pooling=10**6)
     with pytest.raises(ValueError, match="pooling must be a whole number above 0, found 0"):
         ModelConfig(pooling=0)
     assert "pooling" not in ModelConfig().to_dict()

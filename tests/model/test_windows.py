@@ -82,11 +82,20 @@ def test_how_many_windows_the_encoder_gets_at_once(bundled, minute, frames, monk
     torch.testing.assert_close(out.hidden_states, expected.hidden_states, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("window_s", "overlap_s"), [(0.0, 0.0), (4.0, 4.0), (10.0, -1.0), (float("inf"), 4.0)])
+@pytest.mark.parametrize(
+    ("window_s", "overlap_s"),
+    [(0.0, 0.0), (4.0, 4.0), (10.0, -1.0), (float("inf"), 4.0), ("9", 1.0), (9.0, None)],
+)
 def test_refused(bundled, minute, window_s, overlap_s):
-    """Windows that do not advance."""
+    """Windows that do not advance, or are no numbers."""
     with pytest.raises(ValueError, match="window_s must be finite and greater than overlap_s"):
         bundled.extract([minute], window_s=window_s, overlap_s=overlap_s)
+
+
+def test_longer_than_any_audio(bundled, minute):
+    """A window of more frames than an integer holds is the whole utterance."""
+    found = bundled.extract([minute[:50_000]], window_s=1e18, overlap_s=4e17).hidden_states[-1]
+    torch.testing.assert_close(found, bundled.extract([minute[:50_000]]).hidden_states[-1], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("layers", [[6], [0, 3], [3, 0], (1,)])
