@@ -319,7 +319,9 @@ def trained(**states: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def names(plain):
     """A function (module) -> what the expressions below this heading of the table may use."""
-    common = {item.__name__: item for item in (fairseq, ours, sound, trained, zipped, load, read_checkpoint)}
+    common = {
+        item.__name__: item for item in (fairseq, ours, sound, trained, zipped, load, read_checkpoint, checkpoint_path)
+    }
     common |= {item.__name__: item for item in (OFAWav2Vec2, ModelConfig, argparse, dataclasses, importlib, json)}
     common |= {item.__name__: item for item in (hostile_files, hostile_pickles, pathlib, pretraining, safetensors)}
     common |= {item.__name__: item for item in (superb_corpora, sweep_rows, torch)}

@@ -1,11 +1,22 @@
 """YAML from a user's file or option, bounded in size: with aliases a few lines can expand without limit."""
 
+import re
+
 import yaml
 
 from s3prl_ofa.checkpoint.plain_values import plain
 
 
-class UniqueKeys(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as in YAML 1.2; PyYAML would read a text."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+class UniqueKeys(Loader):
     """YAML that refuses duplicate keys, of which PyYAML would silently take the last."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
@@ -18,7 +29,7 @@ class UniqueKeys(yaml.SafeLoader):
         return node
 
 
-def read_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> object:
+def read_yaml(text: str, loader: type[yaml.SafeLoader] = Loader) -> object:
     """The plain values in the text. Raises ValueError, on one line, if it is not YAML or too large."""
     try:
         loaded = yaml.load(text, loader)

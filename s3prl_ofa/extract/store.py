@@ -14,7 +14,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.extract.inputs import Utterance
@@ -40,22 +40,9 @@ class Store:
     finished: dict[str, dict[str, Any]]  # rows of the index by name
 
     def is_finished(self, utterance: Utterance) -> bool:
-        """Whether the utterance's features exist and its audio has not changed since.
-
-        A file of the same size and time in another place is the same file, moved or copied, unless the earlier one is
-        still there and differs. Raises UsageError when the name belongs to the features of another file.
-        """
+        """Whether the utterance's features exist and its audio has not changed since; raises what ``is_of`` raises."""
         row = self.finished.get(utterance.name)
-        if row is None:
-            return False
-        unchanged = (row["size"], row["mtime_ns"]) == (utterance.size, utterance.mtime_ns)
-        if unchanged and is_copy(row["audio"], utterance.path):
-            return all(path.is_file() for path in files_of(self.folder, row["file"]))
-        if row["audio"] != str(utterance.path) and utterance.size >= 0:
-            raise UsageError(
-                f"{utterance.name} was already made from {row['audio']}; give another --out, or --force to start again"
-            )
-        return False
+        return is_of(row, utterance) and all(path.is_file() for path in files_of(self.folder, row["file"]))
 
     def forget(self, utterances: Iterable[Utterance]) -> None:
         """Removes what is made again from the index, which would keep it if its audio can no longer be used."""
@@ -72,6 +59,24 @@ class Store:
     def add_error(self, utterance: Utterance, reason: str) -> None:
         row = {"name": printable(utterance.name), "audio": printable(utterance.path), "error": reason}
         append_line(self.records / ERRORS, row)
+
+
+def is_of(row: dict[str, Any] | None, utterance: Utterance) -> TypeGuard[dict[str, Any]]:
+    """Whether there is a row, of the utterance's audio as it is now.
+
+    A file of the same size and time in another place is the same file, moved or copied, unless the earlier one is still
+    there and differs. Raises UsageError when the row is of another file.
+    """
+    if row is None:
+        return False
+    unchanged = (row["size"], row["mtime_ns"]) == (utterance.size, utterance.mtime_ns)
+    if unchanged and is_copy(row["audio"], utterance.path):
+        return True
+    if row["audio"] != str(utterance.path) and utterance.size >= 0:
+        raise UsageError(
+            f"{utterance.name} was already made from {row['audio']}; give another --out, or --force to start again"
+        )
+    return False
 
 
 def is_copy(earlier: str, path: pathlib.Path) -> bool:

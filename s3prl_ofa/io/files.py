@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import pathlib
@@ -146,3 +147,13 @@ def printable(path: str | os.PathLike) -> str:
 def cache_folder() -> pathlib.Path:
     """Where the package keeps what it can recompute: ``~/.cache/s3prl_ofa``, or below ``XDG_CACHE_HOME``."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache", "s3prl_ofa")
+
+
+def digest(path: pathlib.Path) -> str:
+    """SHA-256 of a file, or of all files in a folder (a Hugging Face checkpoint)."""
+    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            total.update(hashlib.file_digest(opened, "sha256").digest())
+    return total.hexdigest()

@@ -38,7 +38,7 @@ def locked_folder(folder: pathlib.Path, name: str, temporary: Sequence[str], mus
         except OSError as error:
             raise UsageError(f"{name} cannot be written ({error.strerror}); expected a folder to write to") from None
         for path in (path for pattern in temporary for path in folder.glob(pattern)):
-            if TEMPORARY_NAME.fullmatch(path.name):
+            if TEMPORARY_NAME.fullmatch(path.name) and not path.is_dir():
                 logger.info("removing %s, which a killed process left half written", path)
                 path.unlink(missing_ok=True)
         yield

@@ -258,8 +258,8 @@ class OFAWav2Vec2(nn.Module):
         if window_s is None:
             hidden_states = self.encoder(rows, lengths, states)
         else:
-            frames = (torch.round(value / periods_s) for value in (window_s, overlap_s))
-            window, overlap = (count.clamp(max=MOST_FRAMES).long() for count in frames)
+            counts = (torch.round(value / periods_s) for value in (window_s, overlap_s))
+            window, overlap = (count.clamp(max=MOST_FRAMES).long() for count in counts)
             window = window.clamp(min=1)
             hidden_states = encode_in_windows(
                 self.encoder, rows, lengths, states, window, torch.minimum(overlap, window - 1)

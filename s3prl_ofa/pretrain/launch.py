@@ -206,7 +206,7 @@ def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: st
             check_architecture(cfg, init)
         return True
 
-    lock = locked_folder(out, f"out={out}", ["checkpoints/.*"]) if leads else contextlib.nullcontext()
+    lock = locked_folder(out, f"out={out}", ["checkpoints/.checkpoint*"]) if leads else contextlib.nullcontext()
     with lock, writing(out):
         if init is not None:
             if not last.exists():

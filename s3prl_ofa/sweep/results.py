@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator
 
 from s3prl_ofa.io.files import atomic_path, read_json, write_json
-from s3prl_ofa.sweep.job import Job, Row
+from s3prl_ofa.sweep.job import FAILED, FINISHED, SCORING, Job, Row
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class PointFolder:
         self.experiment = path / "experiment"  # S3PRL's folder
         self.log = path / "run.log"  # the commands and what they printed
         self.trained = path / "trained.json"  # training is done
+        self.evaluated = path / "evaluated.json"  # SHA-256 of what each evaluation of the point has measured, by file
         self.utterances = path / "utterances.json"  # of the test split: sums and counts of each, as measured
         self.result = path / "result.json"  # the point's row: it has finished or failed
         self.lock = path / ".point.lock"
@@ -54,14 +55,19 @@ def point_folders(out: pathlib.Path) -> list[PointFolder]:
 
 def collect(out: pathlib.Path) -> dict[str, Row]:
     """All rows, by point. A row in ``results.jsonl`` is kept if the point has no result of its own, because its folder
-    was deleted or is on another machine."""
+    was deleted or is on another machine, or if it has failed here and finished there."""
     rows = {}
     for place, row in [*numbered_lines(out), *point_rows(out)]:
         if row is None:
             logger.warning("%s, %s is not a row of a sweep and is skipped", out, place)
-        else:
+        elif row["state"] != FAILED or not is_finished(rows.get(row["point"]), row):
             rows[row["point"]] = row
     return rows
+
+
+def is_finished(row: Row | None, other: Row) -> bool:
+    """Whether a row is of a point that has finished, scored as in the other row."""
+    return row is not None and row["state"] == FINISHED and all(row.get(key) == other.get(key) for key in SCORING)
 
 
 def write_results(out: pathlib.Path) -> dict[str, Row]:

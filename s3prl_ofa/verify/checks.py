@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -176,18 +177,20 @@ def states_of(model: OFAWav2Vec2, wave: Tensor, lambd: float) -> Sequence[Tensor
 
 
 def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest RMS error of a hidden state relative to its RMS; infinity if the number of frames differs."""
+    """The largest RMS error of a hidden state relative to its RMS; infinity if the number of frames differs or a value
+    is not finite."""
     errors = []
     for one, other in zip(found, expected, strict=True):
         if one.shape != other.shape:
-            return float("inf")
+            return math.inf
         one, other = one.double(), other.double()
         errors.append(float((one - other).norm() / other.norm()))
-    return max(errors)
+    return max(errors) if all(map(math.isfinite, errors)) else math.inf
 
 
 def compared(name: str, what: str, error: float, allowed: float) -> Check:
-    found = "another number of frames" if error == float("inf") else f"relative error {error:.1e}"
+    unlike = "another number of frames, or values that are not finite"
+    found = unlike if error == math.inf else f"relative error {error:.1e}"
     text = f"{what}: {found} (at most {allowed:g})"
     finite = error if np.isfinite(error) else None  # JSON has no infinity
     return Check(name, PASSED if error <= allowed else FAILED, text, {"relative_error": finite, "allowed": allowed})

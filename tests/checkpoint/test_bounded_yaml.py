@@ -20,6 +20,14 @@ from s3prl_ofa.sweep.grid.schema import read_grid
 BOMB = "a: &a [1]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in itertools.pairwise("abcdefghijklm")
 )
+
+
+def test_numbers():
+    """1e-3 is a number, as in YAML 1.2; so is what PyYAML itself takes for one, and nothing else."""
+    found = read_yaml("[1e-3, -2E+5, 1.e3, 1.5e-3, 1.0e-3, 7, .5, e5, 1e, 1e5x, '1e-3', 0x1e3]")
+    assert found == [1e-3, -2e5, 1e3, 1.5e-3, 1.0e-3, 7, 0.5, "e5", "1e", "1e5x", "1e-3", 0x1E3]
+
+
 HOSTILE = {
     "aliases": BOMB,
     "in itself": "&a {lambd: *a}",

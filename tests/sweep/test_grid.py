@@ -77,6 +77,7 @@ def test_prepared(good):
     assert (asr.metric, asr.dev_split, asr.test_split) == ("wer", "dev-clean", "test-clean")
     assert len(asr.checkpoint_sha256) == 64
     assert [divisor(12, wanted) for wanted in (5, 12, 100, 1)] == [4, 12, 12, 1]
+    assert [divisor(10_007, 500), divisor(1234, 100)] == [10_007, 617]  # and not at every step or every second one
 
 
 BAD = {
@@ -210,6 +211,14 @@ BAD = {
     ),
     "more GPUs than there are": (lambda grid: grid.update(executor={"gpus": 400}), "executor.gpus is 400"),
     "no Slurm": (lambda grid: grid.update(executor={"kind": "slurm"}), "executor.kind: slurm cannot be used here"),
+    "a partition here": (
+        lambda grid: grid.update(executor={"partition": "gpu"}),
+        "executor: partition is for kind: slurm, found kind: local",
+    ),
+    "asr without data": (
+        lambda grid: grid["tasks"]["asr"].update(overrides={"downstream_expert": {"modelrc": {}}}),
+        "tasks.asr",
+    ),
     "no time": (lambda grid: grid.update(executor={"hours": 0}), "executor.hours should be greater than 0"),
 }
 

@@ -5,10 +5,12 @@ import json
 import os
 import signal
 import sys
+import types
 
 import pytest
 
-from s3prl_ofa.io.files import DiskFull
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.io.files import DiskFull, digest
 from s3prl_ofa.jobs.slurm import ProcessJob
 from s3prl_ofa.sweep.job import Job
 from s3prl_ofa.sweep.results import PointFolder, collect
@@ -82,7 +84,7 @@ def test_how_a_point_ended(code, state, words, folder, tmp_path, monkeypatch):
 def test_a_full_disk_is_not_the_points_failure(folder, monkeypatch, capsys):
     """One sentence in its log, and it is left to be resumed."""
 
-    def call(arguments):
+    def call(job, arguments):
         raise DiskFull(28, "No space left on device", "/full/states-2.ckpt")
 
     monkeypatch.setattr(point, "run_downstream", call)
@@ -107,7 +109,7 @@ def test_a_row_does_not_depend_on_a_kill_after_training(interrupted, folder, mon
     folder.log.touch()
     calls = []
 
-    def call(arguments):
+    def call(job, arguments):
         split = arguments[arguments.index("-t") + 1] if "-t" in arguments else "train"
         if interrupted and split == "dev" and "dev" not in calls:
             calls.append(split)
@@ -126,7 +128,35 @@ def test_a_row_does_not_depend_on_a_kill_after_training(interrupted, folder, mon
     row = json.loads(folder.result.read_text())
     assert row["peak_memory_mb"] == 900.0 and row["duration_s"] == 20.0 and row["score"] == 0.5
     point.work(folder, dataclasses.replace(JOB, metric="loss"), [])  # whose metric was a slip
-    assert json.loads(folder.result.read_text())["score"] == 2.0 and calls[-1] == "test"
+    assert json.loads(folder.result.read_text())["score"] == 2.0 and calls.count("test") == 1
+    other = json.dumps({"scores": {"acc": 0.1}, "frames": 10, "options": {"repeat": 1}, "peak_memory_mb": 1.0})
+    (folder.experiment / "measured_test.json").write_text(other)  # by someone's own evaluation, at another rate
+    point.work(folder, JOB, [])
+    assert json.loads(folder.result.read_text())["score"] == 0.5 and calls.count("test") == 2
+
+
+def test_a_checkpoint_that_changes(folder, tmp_path, monkeypatch):
+    """Training and evaluations get the point's checkpoint, wherever it was when the training began; another file in its
+    place is refused before each of them, so that a row never names weights that it was not made with."""
+    calls, checkpoint = [], tmp_path / "checkpoint_last.pt"
+    checkpoint.write_bytes(b"weights")
+    job = dataclasses.replace(JOB, checkpoint=str(checkpoint), checkpoint_sha256=digest(checkpoint))
+
+    def call(name, arguments):
+        calls.append(arguments.arguments)
+        if len(calls) == 2:
+            checkpoint.write_bytes(b"better weights")
+        folder.experiment.mkdir(exist_ok=True)
+        found = {"frames": 10, "options": None, "scores": {"acc": 0.5}}
+        (folder.experiment / f"measured_{'dev' if len(calls) == 2 else 'train'}.json").write_text(json.dumps(found))
+
+    parser = types.SimpleNamespace(parse_args=lambda arguments: types.SimpleNamespace(arguments=arguments))
+    monkeypatch.setattr(point, "build_command_parser", lambda name: parser)
+    monkeypatch.setattr(point, "run_command", call)
+    with pytest.raises(UsageError, match=f"{checkpoint} has changed since the sweep was started; start it again"):
+        point.work(folder, job, [])
+    assert [arguments[arguments.index("-k") + 1] for arguments in calls] == [str(checkpoint)] * 2
+    assert "train" in calls[0] and "dev" in calls[1] and not folder.result.exists()
 
 
 def test_outcomes_of_utterances(folder):

@@ -38,6 +38,15 @@ def test_a_point_is_there_once(tmp_path):
         assert write_results(tmp_path) == {"elsewhere": row("elsewhere", score=1), "a": row("a", score=2)}
 
 
+def test_a_failure_does_not_replace_a_row(tmp_path):
+    """A point that has finished elsewhere stays finished where it has failed, unless it is scored otherwise now."""
+    (tmp_path / "results.jsonl").write_text(json.dumps(row("a", score=1, metric="acc")) + "\n")
+    end(tmp_path, row("a", "failed", metric="acc"))
+    assert write_results(tmp_path) == {"a": row("a", score=1, metric="acc")}
+    end(tmp_path, row("a", "failed", metric="loss"))
+    assert write_results(tmp_path)["a"]["state"] == "failed"
+
+
 @pytest.mark.parametrize("cut", range(1, 40, 6))
 def test_a_cut_line_is_passed_over(cut, tmp_path, caplog):
     """A file or a result that somebody's disk cut off, at any byte, costs that row alone, and this is logged."""

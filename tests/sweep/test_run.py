@@ -234,6 +234,22 @@ def test_no_folder(voices, tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "text"), [("grid.yaml", "mine: 1\n"), ("results.jsonl", "mine\n")])
+def test_a_folder_with_files_of_others(name, text, voices, tmp_path, capsys):
+    """A file under the name of one of ours is not replaced, and hidden files of others are not taken for leftovers."""
+    out = tmp_path / "out"
+    out.mkdir()
+    others = [out / other for other in (".gitlab-ci.template.yml", ".vimrc.20240101", ".cfg.settings/x")]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (out / name).write_text(text)
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid_of(voices)))
+    assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--out", str(out)]) == 2
+    assert f"{out / name} is no" in capsys.readouterr().err and (out / name).read_text() == text
+    assert all(path.exists() for path in others)
+
+
 @pytest.mark.slow
 def test_failed_and_tried_again(voices, tmp_path, capsys):
     """A point that fails is listed with the end of its log and status 1, is left alone the next time, and --retry runs

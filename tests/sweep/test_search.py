@@ -60,7 +60,7 @@ def test_the_best_layer_on_dev_is_tested(grid, interrupted, tmp_path, monkeypatc
     folder.save(job)
     scores = {"layer_0/dev": 0.2, "layer_1/dev": 0.6, "layer_2/dev": 0.6, "layer_1/test": 0.3}
 
-    def evaluate(arguments: list[str]) -> None:
+    def evaluate(_, arguments: list[str]) -> None:
         given = dict(zip(arguments[::2], arguments[1::2], strict=True))
         experiment = pathlib.Path(given["-p"])
         place = f"{experiment.name}/{given['-t']}"

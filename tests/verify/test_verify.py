@@ -113,6 +113,14 @@ def test_features_that_bfloat16_changes(changed):
     assert check_dtype(subject, torch.float64, 1e-3).state == check_padding(subject).state == "passed"
 
 
+def test_features_that_are_not_finite(changed):
+    """A model whose features overflow fails every comparison; a NaN is not taken for a small error."""
+    names = [f"encoder.layers.0.{name}.weight" for name in ("fc1", "fc2")]
+    subject = changed({name: 1e25 * read_checkpoint(CKPT).weights[name] for name in names})
+    found = [check_padding(subject), check_dtype(subject, torch.float64, 1e-3)]
+    assert [one.state for one in found] == ["failed"] * 2 and "not finite" in found[0].text
+
+
 def test_features_that_padding_changes(changed, monkeypatch):
     """A model whose features depend on their batch fails."""
     subject = changed()

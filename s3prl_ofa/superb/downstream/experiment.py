@@ -208,9 +208,15 @@ def settle(args: argparse.Namespace, ours: OurOptions, config: Config, trained: 
     if args.past_exp is None:
         # an evaluation (-i) may go to the folder of a training, whose config stays
         name = "config.yaml" if args.mode == "train" else f"config_{args.mode}.yaml"
-        args.config = os.path.join(args.expdir, name)
+        target = pathlib.Path(args.expdir, name)
         if is_leader_process():
-            write_yaml(args.config, resolved)
+            text = yaml.safe_dump(resolved, sort_keys=False)
+            if args.config and target.exists() and target.samefile(args.config) and text != target.read_text("utf-8"):
+                raise UsageError(
+                    f"-c {args.config} is where the experiment keeps its own config; give a copy elsewhere"
+                )
+            atomic_write(target, text)
+        args.config = str(target)
 
 
 def settle_rate(args: argparse.Namespace, ours: OurOptions, trained: States | None) -> RateOptions:
@@ -271,8 +277,4 @@ def check_training(args: argparse.Namespace, ours: OurOptions, config: Config, o
 def save_settings(args: argparse.Namespace, config: Config) -> None:
     """Saves the settings of this run to the experiment's folder, as S3PRL does."""
     for name, values in (("args", vars(args)), ("config", config)):
-        write_yaml(os.path.join(args.expdir, f"{name}_{get_time_tag()}.yaml"), values, sort_keys=True)
-
-
-def write_yaml(path: str | os.PathLike, values: dict[str, Any], sort_keys: bool = False) -> None:
-    atomic_write(path, yaml.safe_dump(values, sort_keys=sort_keys))
+        atomic_write(os.path.join(args.expdir, f"{name}_{get_time_tag()}.yaml"), yaml.safe_dump(values))

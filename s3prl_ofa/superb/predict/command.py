@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import hashlib
 import itertools
 import json
 import pathlib
@@ -14,8 +13,8 @@ from s3prl_ofa.errors import UsageError
 from s3prl_ofa.extract.command import check_rate
 from s3prl_ofa.extract.inputs import Utterance, find_utterances, with_seconds
 from s3prl_ofa.extract.pipeline import loaded_batches
-from s3prl_ofa.extract.store import append_line, read_rows
-from s3prl_ofa.io.files import atomic_path, atomic_write, printable
+from s3prl_ofa.extract.store import append_line, is_of, read_rows
+from s3prl_ofa.io.files import atomic_path, atomic_write, digest, printable
 from s3prl_ofa.io.output_folder import check_settings, locked_folder, remove_results, write_settings
 from s3prl_ofa.output import tell
 from s3prl_ofa.superb.compat.task_names import S3PRL_DOWNSTREAM
@@ -42,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         finished: dict[str, dict[str, Any]] = {}
         if args.out is not None:
             finished = stack.enter_context(open_results(args.out, experiment, args.force))
-        kept = {one.name: finished[one.name] for one in utterances if is_finished(one, finished.get(one.name))}
+        kept = {one.name: row for one in utterances if is_of(row := finished.get(one.name), one)}
         errors: dict[Utterance, str] = {}
         todo = [one for one in utterances if one.name not in kept]
         left = list(with_seconds(utterances, todo, "", errors.__setitem__))
@@ -65,19 +64,14 @@ def run(args: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
-def is_finished(utterance: Utterance, row: dict[str, Any] | None) -> bool:
-    """Whether there is a row of this very file."""
-    return row is not None and (row["size"], row["mtime_ns"]) == (utterance.size, utterance.mtime_ns)
-
-
 @contextlib.contextmanager
 def open_results(out: pathlib.Path, experiment: Experiment, force: bool) -> Iterator[dict[str, dict[str, Any]]]:
     """Locks the folder and yields the rows of earlier runs by name.
 
-    Raises UsageError if they are of another checkpoint or rate; with ``force`` they are removed.
+    Raises UsageError if they are of another experiment, upstream or rate; with ``force`` they are removed.
     """
-    with experiment.checkpoint.open("rb") as file:
-        settings = {"rate": experiment.rate, "experiment": hashlib.file_digest(file, "sha256").hexdigest()}
+    upstream = experiment.runner.upstream.model.model.fingerprint()
+    settings = {"rate": experiment.rate, "experiment": digest(experiment.checkpoint), "upstream": upstream}
     with locked_folder(out, f"--out {out}", ()):
         if check_settings(out, settings, (ROWS, SCORES), force) is None or force:
             remove_results(out, (ROWS, SCORES))

@@ -32,6 +32,7 @@ def write_manifests(output: Output, audio: pathlib.Path, valid_fraction: float, 
     strange = {path: reason for path in found if (reason := unlistable(path.relative_to(root).as_posix()))}
     output.left_out |= strange
     samples = output.usable((path for path in found if path not in strange), root.name)
+    paths[-1].unlink(missing_ok=True)  # what a kill leaves of two divisions must not look complete
     for path, files in zip(paths, divide(list(samples), valid_fraction, seed), strict=True):
         write_manifest(path, root, {file: samples[file] for file in files})
         hours = sum(samples[file] for file in files) / SAMPLE_RATE / 3600

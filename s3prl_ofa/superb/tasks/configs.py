@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from s3prl_ofa.checkpoint.bounded_yaml import read_yaml
+from s3prl_ofa.checkpoint.bounded_yaml import Loader, read_yaml
 from s3prl_ofa.errors import UsageError
 from s3prl_ofa.model.config import MIN_FRAME_PERIOD_MS
 from s3prl_ofa.resources import folder
@@ -57,7 +57,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     return config
 
 
-def read_yaml_file(path: pathlib.Path, expected: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+def read_yaml_file(path: pathlib.Path, expected: str, loader: type[yaml.SafeLoader] = Loader) -> Any:
     """The plain values in a file. Raises UsageError if it cannot be read or is not YAML."""
     try:
         return read_yaml(path.read_text("utf-8"), loader)
@@ -86,12 +86,13 @@ def fill(value: Any, roots: DataRoots, path: pathlib.Path) -> Any:
 def vocabulary(name: str, beside: pathlib.Path, roots: dict[str, str | None]) -> str:
     """The absolute path of the vocabulary that an option gives, or else of the config's.
 
-    S3PRL's own configs give a path relative to a checkout. A vocabulary below ``prepared`` replaces ours of that name.
+    A file beside the config comes first, so that one in the working folder never takes the place of ours. S3PRL's own
+    configs give a path relative to a checkout. A vocabulary below ``prepared`` replaces ours of that name.
     """
     if roots.get("vocabulary"):
         return existing(roots["vocabulary"], "--vocabulary")
     path = pathlib.Path(name).expanduser()
-    candidates = [path, beside / path, folder(CONFIGS) / path.name]
+    candidates = [beside / path, path, folder(CONFIGS) / path.name]
     found = next((candidate.resolve() for candidate in candidates if candidate.is_file()), None)
     if found is None:
         raise UsageError(f"there is no vocabulary {name}, neither here nor in {beside}")

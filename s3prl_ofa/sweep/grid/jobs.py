@@ -20,6 +20,7 @@ import torch
 from s3prl_ofa.checkpoint import checkpoint_path, is_remote, load
 from s3prl_ofa.device import AUTO
 from s3prl_ofa.errors import CheckpointError, UsageError
+from s3prl_ofa.io.files import digest
 from s3prl_ofa.resources import folder
 from s3prl_ofa.superb.compat.plain_names import check_config, check_downstream, is_split
 from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM, mapping_at, resolve_config
@@ -166,16 +167,6 @@ def absolute(path: str) -> str:
     return path if is_remote(path) else os.path.realpath(checkpoint_path(path))
 
 
-def digest(path: pathlib.Path) -> str:
-    """SHA-256 of a file, or of all files in a folder (a Hugging Face checkpoint)."""
-    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            total.update(hashlib.file_digest(opened, "sha256").digest())
-    return total.hexdigest()
-
-
 def base_config(grid: Grid, name: str, task: Task) -> dict[str, Any]:
     """S3PRL's config for a task with data, steps and overrides filled in; the learning rate is left to each point."""
     where = f"tasks.{name}"
@@ -222,7 +213,7 @@ def check_scores(name: str, task: Task, expert: dict[str, Any]) -> None:
         return
     splits = EVALUATION_SPLITS.get(name, SPLITS)
     if name == "asr":
-        splits = [key for key, value in expert["datarc"].items() if isinstance(value, list)]
+        splits = [key for key, value in mapping_at(expert, "datarc").items() if isinstance(value, list)]
     metrics = expert.get("metric") or KNOWN[name].metrics
     for key, choices in {"dev": splits, "test": splits, "metric": [*metrics, "loss"]}.items():
         found = getattr(task, key)
@@ -231,8 +222,10 @@ def check_scores(name: str, task: Task, expert: dict[str, Any]) -> None:
 
 
 def divisor(steps: int, wanted: int) -> int:
-    """The largest divisor of ``steps`` up to ``wanted``."""
-    return next(every for every in range(min(steps, wanted), 0, -1) if steps % every == 0)
+    """The largest divisor of ``steps`` up to ``wanted``, or the next one above if that would be less than a quarter."""
+    divisors = [every for every in range(1, steps + 1) if steps % every == 0]
+    largest = max(every for every in divisors if every <= wanted)
+    return largest if 4 * largest >= min(wanted, steps) else min(every for every in divisors if every > wanted)
 
 
 def put(config: dict[str, Any], key: str, value: Any, where: str) -> None:

@@ -231,6 +231,13 @@ class Executor(Section):
     qos: Text | None = None
     setup: OneOrMore[Text] = ()
 
+    @model_validator(mode="after")
+    def needs_slurm(self) -> "Executor":
+        for name in ("partition", "hours", "memory_gb", "account", "qos", "setup"):
+            if name in self.model_fields_set and self.kind != "slurm":
+                raise ValueError(f"{name} is for kind: slurm, found kind: {self.kind}")
+        return self
+
 
 class Grid(Axes):
     checkpoints: dict[Name, OFACheckpoint] = {}

@@ -19,7 +19,15 @@ from s3prl_ofa.progress import Progress
 from s3prl_ofa.sweep.grid.jobs import prepare
 from s3prl_ofa.sweep.grid.schema import read_grid
 from s3prl_ofa.sweep.job import FAILED, FINISHED, Job, Row
-from s3prl_ofa.sweep.results import POINTS, RESULTS, PointFolder, collect, point_folders, write_results
+from s3prl_ofa.sweep.results import (
+    POINTS,
+    RESULTS,
+    PointFolder,
+    collect,
+    numbered_lines,
+    point_folders,
+    write_results,
+)
 from s3prl_ofa.sweep.run.launcher import Launcher
 from s3prl_ofa.sweep.run.point import KILLED
 
@@ -41,12 +49,25 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.grid}: {error}") from None
     if args.dry_run:
         return dry_run(jobs, collect(out), launcher.parallel)
-    with locked_folder(out, f"--out {out}", temporary=(".*",), must_lock=True):
+    temporaries = [f".{pathlib.Path(name).stem}.*" for name in (GRID, RESULTS)]
+    with locked_folder(out, f"--out {out}", temporaries, must_lock=True):
+        check_ours(out, args.grid)
         with atomic_path(out / GRID) as temporary:
             temporary.write_bytes(args.grid.read_bytes())
         left = lay_out(jobs, out, args.retry)
         killed = run_points(launcher, left, len(jobs) - len(left), out)
         return conclude(out, jobs, killed)
+
+
+def check_ours(out: pathlib.Path, grid: pathlib.Path) -> None:
+    """Raises UsageError if a folder without points has files under the names of ours, which would be replaced."""
+    if (out / POINTS).exists():
+        return
+    copy = out / GRID
+    if copy.exists() and copy.read_bytes() != grid.read_bytes():
+        raise UsageError(f"{copy} is not of an earlier sweep, as there are no points; give another --out")
+    if any(row is None for _, row in numbered_lines(out)):
+        raise UsageError(f"{out / RESULTS} is no list of rows, nor of an earlier sweep; give another --out")
 
 
 def dry_run(jobs: dict[str, Job], rows: dict[str, Row], parallel: int) -> int:

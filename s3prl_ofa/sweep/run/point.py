@@ -27,7 +27,8 @@ import yaml
 from s3prl_ofa.arguments.run_downstream import option
 from s3prl_ofa.checkpoint.experiment import states_files
 from s3prl_ofa.cli import build_command_parser, guarded, run_command
-from s3prl_ofa.io.files import DiskFull, atomic_path, read_json, write_json
+from s3prl_ofa.errors import UsageError
+from s3prl_ofa.io.files import DiskFull, atomic_path, digest, read_json, write_json
 from s3prl_ofa.io.locks import locked
 from s3prl_ofa.jobs.slots import process_environment
 from s3prl_ofa.model.config import SAMPLE_RATE
@@ -44,6 +45,7 @@ CACHE_GB = "--cache-gb"  # of this process and of run_downstream
 DISK_FULL = 74  # exit status, as in sysexits.h; the point can be resumed
 # with the last three Slurm and submitit announce the end of a job
 FROM_OUTSIDE = ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+BEGUN = "begun"  # in PointFolder.evaluated: if the file is there, only the note of its digest was not made any more
 KILLED = "killed"  # how a point ends that has no row yet: it is resumed the next time
 NOT_IN_ROW = {"split", "batches", "frames", "options", "peak_memory_mb"}  # of what was measured on the test split
 PACKAGES = ("torch", "s3prl")  # whose versions are in a row
@@ -140,14 +142,13 @@ def work(folder: PointFolder, job: Job, cache: list[str]) -> None:
         return conclude(folder, job, experiment, time.monotonic() - start, layer=layer)
     experiment = folder.experiment
     if not folder.trained.exists():
-        run_downstream(["-a", "-m", "train", *new_experiment(folder, job, experiment), *cache])
+        run_downstream(job, ["-a", "-m", "train", *new_experiment(folder, job, experiment), *cache])
         write_json(folder.trained, {"seconds": time.monotonic() - start})
     trained = read_json(folder.trained)["seconds"]
     start = time.monotonic()
     for split in filter(None, (job.dev_split, job.test_split)):
-        if not measured_path(experiment, split).exists():
-            past = str(chosen_checkpoint(experiment, job))
-            run_downstream(["-m", "evaluate", "-e", past, "-t", split, "--device", job.device, *cache])
+        past = ["-e", str(chosen_checkpoint(experiment, job)), *checkpoint_arguments(job), "--device", job.device]
+        evaluate(folder, job, experiment, split, [*past, *cache])
     conclude(folder, job, experiment, trained + time.monotonic() - start)
 
 
@@ -158,17 +159,28 @@ def search(folder: PointFolder, job: Job, cache: list[str]) -> tuple[int, pathli
     def experiment(layer: int) -> pathlib.Path:
         return folder.experiment / f"layer_{layer}"
 
-    def evaluate(layer: int, split: str) -> float:
-        if not (path := measured_path(experiment(layer), split)).exists():
-            arguments = new_experiment(folder, job, experiment(layer))
-            run_downstream(["-m", "evaluate", *arguments, "-l", str(layer), "-t", split, *cache])
-        return score_in(read_json(path), job)
+    def score(layer: int, split: str) -> float:
+        arguments = [*new_experiment(folder, job, experiment(layer)), "-l", str(layer), *cache]
+        return score_in(evaluate(folder, job, experiment(layer), split, arguments), job)
 
     layers = job.config["runner"].get(SEARCH_LAYERS) or range(count_hidden_states(job))
-    on_dev = {layer: evaluate(layer, job.dev_split) for layer in layers}
+    on_dev = {layer: score(layer, job.dev_split) for layer in layers}
     best = (max if job.higher_is_better else min)(on_dev, key=on_dev.__getitem__)
-    evaluate(best, job.test_split)
+    score(best, job.test_split)
     return best, experiment(best)
+
+
+def evaluate(folder: PointFolder, job: Job, experiment: pathlib.Path, split: str, arguments: list[str]) -> Row:
+    """What is measured on a split, unless the point has measured it already: what someone else has measured there, for
+    example at another rate, does not count."""
+    path = measured_path(experiment, split)
+    name, done = str(path.relative_to(folder.path)), read_json(folder.evaluated) if folder.evaluated.exists() else {}
+    if not path.exists() or done.get(name) not in (BEGUN, digest(path)):
+        path.unlink(missing_ok=True)
+        write_json(folder.evaluated, {**done, name: BEGUN})
+        run_downstream(job, ["-m", "evaluate", *arguments, "-t", split])
+    write_json(folder.evaluated, {**done, name: digest(path)})
+    return read_json(path)
 
 
 def count_hidden_states(job: Job) -> int:
@@ -197,7 +209,10 @@ def keep_utterances(folder: PointFolder, job: Job, experiment: pathlib.Path) -> 
         write_json(folder.utterances, {"utterances": scores["utterances"], **scores[job.metric]}, indent=None)
 
 
-def run_downstream(arguments: list[str]) -> None:
+def run_downstream(job: Job, arguments: list[str]) -> None:
+    """Raises UsageError if the checkpoint is not the one that the point was made for."""
+    if job.checkpoint_sha256 is not None and digest(pathlib.Path(job.checkpoint)) != job.checkpoint_sha256:
+        raise UsageError(f"{job.checkpoint} has changed since the sweep was started; start it again")
     print(f"$ {COMMAND} {shlex.join(arguments)}", flush=True)
     run_command("run_downstream", build_command_parser("run_downstream").parse_args(arguments))
 
@@ -205,12 +220,15 @@ def run_downstream(arguments: list[str]) -> None:
 def new_experiment(folder: PointFolder, job: Job, experiment: pathlib.Path) -> list[str]:
     """The arguments of a new experiment of the point. With ``-a`` a training resumes from S3PRL's last checkpoint."""
     arguments = ["-u", job.upstream, "-d", job.task, "-c", str(folder.config)]
-    arguments += ["-p", str(experiment), "--seed", str(job.seed), "--device", job.device]
-    if job.checkpoint is not None:
-        arguments += ["-k", job.checkpoint]
+    arguments += ["-p", str(experiment), "--seed", str(job.seed), "--device", job.device, *checkpoint_arguments(job)]
     for name, value in job.rate_options.items():
         arguments += [option(name), str(value)]
     return arguments
+
+
+def checkpoint_arguments(job: Job) -> list[str]:
+    """Also for an evaluation: since the training the checkpoint may have moved."""
+    return [] if job.checkpoint is None else ["-k", job.checkpoint]
 
 
 def chosen_checkpoint(experiment: pathlib.Path, job: Job) -> pathlib.Path:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from cached import on_disk
-from paths import CKPT
+from paths import CKPT, ROOT
 from superb_corpora import SPEAKERS
 
 from s3prl_ofa import cli
@@ -116,6 +116,16 @@ def test_the_check_for_ctc_keeps_hidden_states(command):
     size = on_disk(key.parent)
     assert command("-m", "train", "-d", "pr", "-p", "again", *cache, f"{size / 10**9}") == 0
     assert on_disk(key.parent) == size == on_disk("features") > 0
+
+
+def test_the_users_config_in_the_experiments_folder_stays(command, capsys):
+    """A config that the user keeps under the name of the experiment's own is not replaced by what it resolves to."""
+    pathlib.Path("exp").mkdir()
+    text = (ROOT / "downstream_configs" / "pr_mini.yaml").read_text()
+    pathlib.Path("exp/config.yaml").write_text(f"# by hand\n{text}")
+    assert command("-m", "train", "-d", "pr", "-p", "exp", "-c", "exp/config.yaml") == 2
+    assert "-c exp/config.yaml is where the experiment keeps its own config" in capsys.readouterr().err
+    assert pathlib.Path("exp/config.yaml").read_text() == f"# by hand\n{text}"
 
 
 def test_evaluate_at_another_rate_and_say_so(command, caplog, seen_frames):

@@ -238,6 +238,28 @@ def test_another_rate_resuming_and_bad_files(experiments, tmp_path, audio_folder
     assert cli.main([*command, "--force", "--lambd", "0"]) == 1
 
 
+def test_predictions_of_others_stay(experiments, tmp_path, make_wave, capsys):
+    """Another file of the same name, and another upstream, are refused: earlier predictions are neither replaced nor
+    taken for those of the new one."""
+    for number, day in enumerate(("day1", "day2")):
+        (tmp_path / day).mkdir()
+        soundfile.write(tmp_path / day / "a.wav", make_wave(0.5 + number), 16_000)
+    options = ["--out", str(tmp_path / "out")]
+    command = ["predict", str(experiments("asr") / "states-2.ckpt")]
+    assert cli.main([*command, str(tmp_path / "day1"), *options]) == 0
+    rows = (tmp_path / "out" / "predictions.jsonl").read_text()
+    capsys.readouterr()
+    assert cli.main([*command, str(tmp_path / "day2"), *options]) == 2
+    assert f"a.wav was already made from {tmp_path / 'day1' / 'a.wav'}; give another --out" in capsys.readouterr().err
+    model = load(CKPT)
+    with torch.no_grad():
+        model.encoder.layers[0].fc1.weight.mul_(2)
+    model.save(tmp_path / "other.safetensors")
+    assert cli.main([*command, str(tmp_path / "day1"), "-k", str(tmp_path / "other.safetensors"), *options]) == 2
+    assert "holds results made with upstream " in capsys.readouterr().err
+    assert (tmp_path / "out" / "predictions.jsonl").read_text() == rows
+
+
 def test_predict_needs_no_corpus_but_an_experiment(experiments, tmp_path, audio_folder, capsys):
     assert cli.main(["predict", str(tmp_path / "none"), str(audio_folder)]) == 2
     assert "there is neither a checkpoint nor a folder with states-*.ckpt" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -15,6 +16,7 @@ from superb_corpora import SENTENCES, make_corpora, noise
 
 from s3prl_ofa import cli
 from s3prl_ofa.io.scan import scan
+from s3prl_ofa.superb.prepare import manifest
 from s3prl_ofa.superb.prepare.lexicon import LetterToSound, phone_names, pronounce
 from s3prl_ofa.superb.prepare.manifest import divide
 from s3prl_ofa.superb.prepare.speaker_list import make_list
@@ -216,6 +218,32 @@ def test_half_a_manifest_is_not_overwritten(there, tmp_path, out, make_wave, cap
     assert (out / there).read_text() == "mine" and len(list(out.iterdir())) == 1
     assert prepare("manifest", tmp_path / "audio", "--out", out, "--force") == 0
     assert (out / there).read_text() != "mine" and len(list(out.iterdir())) == 2
+
+
+def test_a_manifest_that_is_killed(tmp_path, out, make_wave, monkeypatch, capsys):
+    """Killed between its two files, a new division does not look complete beside a half of the old one."""
+    (tmp_path / "audio").mkdir()
+    for index in range(4):
+        soundfile.write(tmp_path / "audio" / f"{index}.wav", make_wave(0.1), 16_000)
+    assert prepare("manifest", tmp_path / "audio", "--out", out) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "write_manifest", killed_after(manifest.write_manifest, 1))
+        assert prepare("manifest", tmp_path / "audio", "--out", out, "--force", "--seed", 2) != 0
+    capsys.readouterr()
+    assert prepare("manifest", tmp_path / "audio", "--out", out) == 2
+    assert "train.tsv already exists, valid.tsv does not; --force replaces both" in capsys.readouterr().err
+
+
+def killed_after(function, calls: int):
+    """The function, whose process dies at the call after so many."""
+    count = itertools.count()
+
+    def call(*arguments):
+        if next(count) == calls:
+            raise SystemError
+        return function(*arguments)
+
+    return call
 
 
 def test_origins_are_not_overwritten(corpora, out, capsys):

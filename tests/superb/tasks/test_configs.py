@@ -190,6 +190,15 @@ def test_own_configs_are_used_as_they_are(roots, tmp_path):
     assert config["downstream_expert"]["datarc"]["dict_path"] == str(tmp_path / "mine.dict")
 
 
+def test_a_vocabulary_in_the_working_folder(roots, tmp_path, monkeypatch):
+    """A stray file with the name of a vocabulary does not take the place of the one of our config or of --prepared."""
+    expected = [configs.resolve_config(task, None, True, roots) for task in ("asr", "pr")]
+    monkeypatch.chdir(tmp_path)
+    for name in ("char.dict", "phoneme.txt"):
+        (tmp_path / name).write_text("A 1\n")
+    assert [configs.resolve_config(task, None, True, roots) for task in ("asr", "pr")] == expected
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
