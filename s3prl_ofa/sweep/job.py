@@ -85,7 +85,8 @@ class Job(Point):
     """A point that can be run.
 
     config: S3PRL's whole config. config_sha256: of the config without its learning rate, which all points of a task
-    share. checkpoint_sha256: None for a URL and for no checkpoint. unit: what turns a score into percent.
+    share. checkpoint_sha256: None for a URL and for no checkpoint. data_sha256: of the lists, lexicons and vocabularies
+    that the config names; None in files of earlier versions. unit: what turns a score into percent.
     """
 
     checkpoint_sha256: str | None
@@ -97,6 +98,7 @@ class Job(Point):
     dev_split: str | None
     test_split: str
     device: str
+    data_sha256: str | None = None
 
     @property
     def settings(self) -> Row:
@@ -119,7 +121,7 @@ class Job(Point):
     def name(self) -> str:
         """The name of the point's folder, also in its row. It ends in a hash of the settings that decide the training,
         so that a folder never mixes trainings."""
-        ignored = {"model", *SCORING} | ({"checkpoint"} if self.checkpoint_sha256 else set())
+        ignored = {"model", "data_sha256", *SCORING} | ({"checkpoint"} if self.checkpoint_sha256 else set())
         deciding = {key: value for key, value in self.settings.items() if key not in ignored}
         digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
         return f"{self.label}-{digest[:HASH_LENGTH]}"
@@ -131,6 +133,10 @@ class Job(Point):
         """FINISHED or FAILED where the row is of this point and scored as the point is now; else None."""
         is_current = row is not None and all(row.get(key) == self.settings[key] for key in SCORING)
         return row["state"] if is_current else None
+
+    def has_other_data(self, earlier: str | None) -> bool:
+        """Whether an earlier ``data_sha256`` of the point, if it is known, is another one than now."""
+        return None not in (earlier, self.data_sha256) and earlier != self.data_sha256
 
 
 def exact(number: float) -> str:

@@ -1,5 +1,6 @@
 """Sweeps through real S3PRL, on the bundled audio: run, killed at chosen moments, failed and tried again."""
 
+import json
 import os
 import pathlib
 import random
@@ -17,7 +18,10 @@ from s3prl_ofa import cli
 from s3prl_ofa.io import locks
 from s3prl_ofa.io.locks import locked
 from s3prl_ofa.io.output_folder import LOCK
-from s3prl_ofa.sweep.results import FEATURES, collect, numbered_lines
+from s3prl_ofa.sweep.grid.jobs import prepare
+from s3prl_ofa.sweep.grid.schema import read_grid
+from s3prl_ofa.sweep.results import FEATURES, PointFolder, collect, numbered_lines
+from s3prl_ofa.sweep.run import command
 
 CKPT = str(ROOT / "tests" / "golden" / "ref_tiny.pt")
 KILLER = pathlib.Path(__file__).parent / "killer"
@@ -232,6 +236,28 @@ def test_no_folder(voices, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "file" / "out")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_data_under_the_same_names(finished, voices, tmp_path, monkeypatch, caplog):
+    """A point that was begun with another list of speakers is named, and what it has stays."""
+    root, out, grid = tmp_path / "voices", tmp_path / "out", tmp_path / "grid.yaml"
+    shutil.copytree(voices, root)
+    grid.write_text(yaml.safe_dump(grid_of(root, rates={"lambd": 1})))
+    (job,) = prepare(read_grid(grid)).values()
+    folder = PointFolder(out / "points" / job.name)
+    folder.save(job)
+    folder.experiment.mkdir()
+    if finished:
+        folder.result.write_text(json.dumps(job.row("finished", score=0.5)))
+    monkeypatch.setattr(command.Launcher, "run", lambda *_, **__: (end for end in ()))
+    for lines, warnings in ((lambda text: text, 0), (lambda text: text[: text.rindex("3 ")], 1)):
+        listed = root / "veri_test_class.txt"
+        listed.write_text(lines(listed.read_text()))
+        caplog.clear()
+        cli.main(["sweep", str(grid), "--out", str(out)])
+        assert caplog.text.count(f"1 points, such as {job.name}, were begun with other lists") == warnings
+    assert folder.experiment.exists() and folder.result.exists() is finished
 
 
 @pytest.mark.parametrize(("name", "text"), [("grid.yaml", "mine: 1\n"), ("results.jsonl", "mine\n")])

@@ -22,7 +22,7 @@ from s3prl_ofa.device import AUTO
 from s3prl_ofa.errors import CheckpointError, UsageError
 from s3prl_ofa.io.files import digest
 from s3prl_ofa.resources import folder
-from s3prl_ofa.superb.compat.plain_names import check_config, check_downstream, is_split
+from s3prl_ofa.superb.compat.plain_names import check_config, check_downstream, entries, is_split
 from s3prl_ofa.superb.tasks.configs import S3PRL_DOWNSTREAM, mapping_at, resolve_config
 from s3prl_ofa.superb.tasks.data_roots import SPLITS
 from s3prl_ofa.superb.tasks.experiment_data import EVALUATION_SPLITS
@@ -85,6 +85,7 @@ def prepare(grid: Grid) -> dict[str, Job]:
     checkpoint_digests = check_checkpoints(grid)
     configs = {name: base_config(grid, name, task) for name, task in grid.tasks.items()}
     config_digests = {name: config_digest(config, grid.data.values()) for name, config in configs.items()}
+    data_digests = {name: data_digest(config) for name, config in configs.items()}
     jobs = {}
     for point in points_of(grid):
         task, known, config = grid.tasks[point.task], KNOWN.get(point.task), copy.deepcopy(configs[point.task])
@@ -102,6 +103,7 @@ def prepare(grid: Grid) -> dict[str, Job]:
             dev_split=task.dev,
             test_split=task.test,
             device=grid.device,
+            data_sha256=data_digests[point.task],
         )
         jobs[job.name] = job
     return jobs
@@ -115,6 +117,14 @@ def config_digest(config: dict[str, Any], roots: Iterable[str]) -> str:
     for path in sorted({*paths, str(folder("downstream_configs"))}, key=len, reverse=True):
         text = text.replace(json.dumps(path)[1:-1], os.path.basename(path))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def data_digest(config: dict[str, Any]) -> str:
+    """SHA-256 of the files that a config names: lists, lexicons and vocabularies, but no audio."""
+    values = [item for _, value in entries(config) for item in (value if isinstance(value, list) else [value])]
+    named = [pathlib.Path(item) for item in values if isinstance(item, str) and os.path.isabs(item)]
+    files = [file for path in named for file in (sorted(path.glob("*.csv")) if path.is_dir() else [path])]
+    return hashlib.sha256("".join(digest(file) for file in files if file.is_file()).encode()).hexdigest()
 
 
 def check_baselines(grid: Grid) -> None:

@@ -111,9 +111,13 @@ def lay_out(jobs: dict[str, Job], out: pathlib.Path, retry: bool) -> dict[str, P
             with contextlib.suppress(OSError):
                 folder.path.rmdir()  # only if nothing else is in it
     rows = write_results(out)
-    left = {}
+    left, of_other_data = {}, []
     for name, job in jobs.items():
         folder, state = PointFolder(out / POINTS / name), job.state(rows.get(name))
+        is_begun = folder.experiment.exists() and folder.settings.exists()
+        begun = rows.get(name) or (vars(folder.job()) if is_begun else {})
+        if job.has_other_data(begun.get("data_sha256")):
+            of_other_data.append(name)
         if state == FINISHED:
             continue
         folder.save(job)
@@ -124,6 +128,12 @@ def lay_out(jobs: dict[str, Job], out: pathlib.Path, retry: bool) -> dict[str, P
         left[name] = folder
         if is_locked(folder.lock):
             logger.warning("%s is still running, started by an earlier sweep; waiting for it to end", name)
+    if of_other_data:
+        logger.warning(
+            "%d points, such as %s, were begun with other lists, lexicons or vocabularies than the data has now; to "
+            "run them again, delete their folders in %s and their lines in %s",
+            *(len(of_other_data), of_other_data[0], out / POINTS, out / RESULTS),
+        )
     return left
 
 
