@@ -37,6 +37,7 @@ CHECKED_SECTIONS = ("task.", "model.", "criterion.", "optimizer.", "lr_scheduler
 NEEDED = {"task": "audio_pretraining", "model": "wav2vec2", "criterion": "wav2vec", "optimizer": "adam"}
 LAST = "checkpoint_last.pt"
 INIT = "init.pt"
+SAVED = "config"  # the folder in which hydra saves the settings
 # the log goes to hydra_train.log alone
 QUIET = ("common.no_progress_bar=true", "++hydra.job_logging.handlers.console.level=ERROR")
 LONGEST_REASON = 500  # characters; the reason may list hundreds of weights
@@ -123,7 +124,7 @@ def short_settings(short: dict[str, str], out: pathlib.Path) -> list[str]:
         f"checkpoint.save_dir={quoted(out / 'checkpoints')}",
         f"common.tensorboard_logdir={quoted(out / 'tensorboard')}",
         f"hydra.run.dir={quoted(out)}",
-        "hydra.output_subdir=config",
+        f"hydra.output_subdir={SAVED}",
         "hydra.job.chdir=false",
     ]
     for name in ("data", "guidance"):
@@ -208,6 +209,8 @@ def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: st
 
     lock = locked_folder(out, f"out={out}", ["checkpoints/.checkpoint*"]) if leads else contextlib.nullcontext()
     with lock, writing(out):
+        if leads and last.exists():
+            report_other_data(out, settings)
         if init is not None:
             if not last.exists():
                 write_init(init, out / INIT)
@@ -215,6 +218,19 @@ def train(config: pathlib.Path, settings: list[str], out: pathlib.Path, init: st
         hydra_main([f"--config-dir={config.parent}", f"--config-name={config.stem}", *settings], is_wanted)
     if leads:
         tell(f"trained: {last}\nfeatures from it: s3prl-ofa extract AUDIO --ckpt {last} --lambd 0.5 --out features")
+
+
+def report_other_data(out: pathlib.Path, settings: list[str]) -> None:
+    """Says so if a training that is resumed, or finished, had other data or guidance than the settings give."""
+    try:
+        began = yaml.safe_load((out / SAVED / "overrides.yaml").read_text("utf-8")) or []
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    for start, name in {"++task.data=": "data", "++task.alpha_root=": "guidance"}.items():
+        then, now = ({text for text in texts if text.startswith(start)} for texts in (began, settings))
+        if then != now:
+            was, given = (" and ".join(text.removeprefix(start) for text in texts) or "none" for texts in (then, now))
+            print(f"{out} was trained with {name} {was}, and now gets {given}", file=sys.stderr)
 
 
 def check_complete(cfg: Any) -> None:

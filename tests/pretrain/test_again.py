@@ -61,6 +61,12 @@ def test_a_finished_training_again(corpus, tmp_path, capsys, end):
     assert run_here([*arguments, "optimization.lr=[0.5]"]) == 0  # not what it was trained with
     assert content(out) == before
     assert times == {path: path.stat().st_mtime_ns for path in last.parent.iterdir()}
+    assert "was trained with" not in capsys.readouterr().err
+    (tmp_path / "moved").symlink_to(corpus)
+    moved = command(tmp_path, tmp_path / "moved", out, ending, **sections)
+    assert run_here(moved) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "was trained with" in line]
+    assert [line.split()[4] for line in told] == ["data", "guidance"] and all("/moved" in line for line in told)
     assert run_here([*arguments[:-1], more]) == 0
     assert read_checkpoint(last)["optimizer_history"][-1]["num_updates"] > updates
 
