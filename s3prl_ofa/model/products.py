@@ -108,12 +108,20 @@ def packed(weight: Tensor, pack: Callable[[Tensor], Any]) -> Any:
     if type(weight) is not nn.Parameter or weight.requires_grad or weight.is_inference():
         return pack(weight.detach())
     source = StorageWeakRef(weight.untyped_storage()), weight._version, pack
-    numbers = weight.detach().flatten()[:: weight.numel() // SAMPLED | 1]
+    numbers = sample(weight)
     found, seen, copy = _packed.get(weight, (None, None, None))
     if found is None or found[0].cdata != source[0].cdata or found[1:] != source[1:] or differ(numbers, seen):
         copy = pack(weight.detach())
         _packed[weight] = source, numbers.clone(), copy
     return copy
+
+
+def sample(weight: Tensor) -> Tensor:
+    """A view of numbers at equal distances; an odd distance, so that they are of different columns."""
+    if not weight.is_contiguous():
+        return weight.detach().flatten()[:SAMPLED]
+    step = max(1, (weight.numel() // SAMPLED - 1) | 1)
+    return weight.as_strided((min(SAMPLED, weight.numel()),), (step,))
 
 
 def differ(numbers: Tensor, seen: Tensor) -> bool:
