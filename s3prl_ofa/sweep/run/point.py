@@ -160,7 +160,7 @@ def search(folder: PointFolder, job: Job, cache: list[str]) -> tuple[int, pathli
         return folder.experiment / f"layer_{layer}"
 
     def score(layer: int, split: str) -> float:
-        arguments = [*new_experiment(folder, job, experiment(layer)), "-l", str(layer), *cache]
+        arguments = [*new_experiment(folder, job, experiment(layer)), *cache, "-l", str(layer)]
         return score_in(evaluate(folder, job, experiment(layer), split, arguments), job)
 
     layers = job.config["runner"].get(SEARCH_LAYERS) or range(count_hidden_states(job))
