@@ -29,8 +29,9 @@ def run_again(evidence: Rows) -> str:
         for task in differences(evidence, rows).itertuples()
     ]
     head = ["task", "runs compared", "of one run", "of the mean of a setting"]
+    which = f"{len(rows)} of the {len(evidence)} runs" if len(rows) < len(evidence) else f"the {len(rows)} runs"
     return (
-        f"On two cores of another processor, {devices}, {len(rows)} of the {len(evidence)} runs took "
+        f"On two cores of another processor, {devices}, {which} took "
         f"{wall_clock_hours(rows):.1f} hours, features included; the runs above took {wall_clock_hours(evidence):.1f} "
         "hours, beside other work and in part with an earlier version. The largest differences between the scores of "
         f"both, in percentage points:\n\n{table(head, lines)}"
