@@ -96,6 +96,7 @@ def test_guidance_and_prepare(tmp_path, make_wave):
     assert cli.main(list(map(str, again))) == 0
     before = content(out)
     assert len(before) == 3
+    ctm.write_text("".join(f"a 1 {0.2 * number:.2f} 0.2 x\n" for number in range(150)))
     voices = tmp_path / "voices"
     for number in range(30):
         (voices / f"speaker{number}").mkdir(parents=True)
