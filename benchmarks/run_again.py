@@ -39,7 +39,7 @@ def run_again(evidence: Rows) -> str:
 
 
 def wall_clock_hours(rows: Iterable[dict[str, Any]]) -> float:
-    """The time in which at least one run was going on; pauses between sessions do not count."""
+    """The time in which at least one run was going on; pauses between launches do not count."""
     ends = [(datetime.datetime.fromisoformat(row["finished"]).timestamp(), row["duration_s"]) for row in rows]
     total = until = 0.0
     for start, end in sorted((end - seconds, end) for end, seconds in ends):

@@ -178,7 +178,7 @@ def test_rows_name_no_machine():
 
 
 def test_a_second_run(tmp_path, monkeypatch):
-    """The clock runs while any point runs, and not between sessions; scores are compared point by point, and over the
+    """The clock runs while any point runs, and not between launches; scores are compared point by point, and over the
     seeds of a setting, of which a model is a part; points that only one run has are left out."""
     moments = {1: ("10:10", 600), 2: ("10:15", 600), 3: ("12:00", 1800)}  # the first two side by side
     rows = [row("pr", "lambd", 0.5, seed, lambd_start=None) for seed in moments]
