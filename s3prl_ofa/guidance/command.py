@@ -72,7 +72,7 @@ def from_alignments(args: argparse.Namespace, read: Callable[..., Any], settings
     with locked_folder(args.out, f"--out {args.out}", TEMPORARY):
         check_settings(args.out, settings, RESULTS, args.force)
         write_settings(args.out, settings)
-        return write_all(entries, make, args.out, jobs_of(args), again=True)  # the alignments may have changed
+        return write_all(entries, make, args.out, jobs_of(args), again=True, force=args.force)  # alignments change
 
 
 def segment(args: argparse.Namespace) -> int:
@@ -98,7 +98,7 @@ def segment(args: argparse.Namespace) -> int:
             settings["penalty"] = make_penalty(codes, sample(), args.longest, rate["period_ms"])
         write_settings(args.out, settings)
         make = FromSpeech(source, codes, settings["penalty"], args.longest)
-        return write_all(entries, make, args.out, jobs, again=args.force)
+        return write_all(entries, make, args.out, jobs, again=False, force=args.force)
 
 
 def codes_of(args: argparse.Namespace, source: Any, sample: Callable[[], Any]) -> "np.ndarray":

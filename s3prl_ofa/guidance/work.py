@@ -120,15 +120,16 @@ def call(entry: Entry) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Write:
-    """Segments one utterance and writes its guidance; of an utterance that is left out, it removes an earlier one."""
+    """Segments one utterance and writes its guidance. force: remove that of an utterance that is left out."""
 
     make: Callable[[Entry], Tensor]  # gives boundaries (segments,)
     folder: pathlib.Path
+    force: bool
 
     def __call__(self, entry: Entry) -> int | str:
         """The number of segments, 0 if they are there already, or the reason why the utterance is left out."""
         result = self.write(entry)
-        if isinstance(result, str):
+        if isinstance(result, str) and self.force:
             with contextlib.suppress(OSError):
                 layout.remove(self.folder, entry.relative)
         return result
@@ -153,14 +154,14 @@ class Write:
 
 
 def write_all(
-    entries: list[Entry], make: Callable[[Entry], Tensor], folder: pathlib.Path, jobs: int, again: bool
+    entries: list[Entry], make: Callable[[Entry], Tensor], folder: pathlib.Path, jobs: int, again: bool, force: bool
 ) -> int:
     """Writes what is missing, or with ``again`` what is missing or differs, and reports what was left out and why.
 
-    Returns the exit status.
+    force: remove earlier guidance of what is left out. Returns the exit status.
     """
-    todo = [entry for entry in entries if again or not layout.is_written(folder, entry.relative)]
-    results = list(zip(todo, each(Write(make, folder), todo, jobs, "guidance"), strict=True))
+    todo = [entry for entry in entries if again or force or not layout.is_written(folder, entry.relative)]
+    results = list(zip(todo, each(Write(make, folder, force), todo, jobs, "guidance"), strict=True))
     done = [(entry, segments) for entry, segments in results if isinstance(segments, int) and segments]
     left_out = [(entry, reason) for entry, reason in results if isinstance(reason, str)]
     already = len(entries) - len(done) - len(left_out)

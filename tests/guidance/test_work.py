@@ -57,8 +57,8 @@ def test_whole_pairs_are_skipped(many, tmp_path, capsys):
 
 
 def test_other_alignments(tmp_path, capsys):
-    """Guidance of an earlier CTM does not stay: changed utterances are made again, and one that the new CTM lacks has
-    none."""
+    """Guidance of an earlier CTM does not count as done: changed utterances are made again. One that the new CTM lacks
+    is left out and keeps its guidance, which may be of another CTM for the same folder, unless --force is given."""
     manifest = write_manifest(tmp_path / "train.tsv", tmp_path / "audio", {"a.flac": 16_000, "b.flac": 16_000})
     phones, words = [(0.0, 0.2, "A"), (0.2, 0.5, "B")], [(0.0, 0.5, "AB")]
     ctm = write_ctm(tmp_path / "x.ctm", {"a": phones, "b": phones})
@@ -68,6 +68,9 @@ def test_other_alignments(tmp_path, capsys):
     assert guidance(*options) == 1
     assert "1 of 2 utterances written, 0 already done" in capsys.readouterr().out
     assert read_boundaries(tmp_path / "out" / "boundaries", "a.flac").tolist()[0] == 25
+    assert (tmp_path / "out" / "left_out.tsv").read_text().startswith("b.flac\t")
+    assert len(list((tmp_path / "out").rglob("b.pt"))) == 2
+    assert guidance(*options, "--force") == 1
     assert not list((tmp_path / "out").rglob("b.pt"))
 
 
